@@ -1,0 +1,4 @@
+//! lameduck: a sidecar proxy that makes unmodified apps shut down gracefully.
+
+pub mod config;
+pub mod drain;

@@ -1,0 +1,3 @@
+//! `lameduck`.
+
+fn main() {}
