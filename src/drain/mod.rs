@@ -1,3 +1,9 @@
 //! The drain: a pure machine, the gate that counts, the task that runs both, and the ledger of who is in flight.
 
+pub mod gate;
+pub mod ledger;
 pub mod machine;
+
+mod atomic {
+    pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+}

@@ -1,0 +1,174 @@
+//! Admission and the in-flight count. Phase and count share one atomic word, so that nothing is admitted
+//! after "drained": whoever is let in has been counted, and whoever closes the gate has seen the count at 0.
+
+// By way of `super`, so that tests/gate_loom.rs can put loom's atomics in their place.
+use super::atomic::{AtomicBool, AtomicU64, Ordering};
+use super::machine::Phase;
+
+const PHASE_SHIFT: u32 = 56;
+const COUNT: u64 = (1 << PHASE_SHIFT) - 1;
+
+/// Lets work in, counts it, and says when the last of it has ended.
+pub struct Gate {
+    /// The phase in the top byte, the number in flight below it.
+    word: AtomicU64,
+    /// How many of those in flight are held back while the app restarts.
+    held: AtomicU64,
+    /// Client connections over which a request could still come.
+    connections: AtomicU64,
+    /// New work waits: the app restarts.
+    holding: AtomicBool,
+    /// Called when the last running one ended, or the last connection closed, while somebody waits for that.
+    on_idle: Box<dyn Fn() + Send + Sync>,
+}
+
+/// The gate has closed: the drain is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Refused;
+
+/// One request or tunnel in flight, from its first byte to the last byte of its answer.
+#[must_use = "dropping it says that the work has ended"]
+pub struct InFlight<'g>(&'g Gate);
+
+/// One open client connection.
+#[must_use = "dropping it says that no request can come over the connection any more"]
+pub struct Connected<'g>(&'g Gate);
+
+/// One request that waits for the app's restart to be over.
+#[must_use = "dropping it says that the request goes on"]
+pub struct Held<'g>(&'g Gate);
+
+impl Gate {
+    /// An open gate. `on_idle` must be quick and must not call back into the gate.
+    pub fn new(on_idle: impl Fn() + Send + Sync + 'static) -> Self {
+        Self {
+            word: AtomicU64::new(0),
+            held: AtomicU64::new(0),
+            connections: AtomicU64::new(0),
+            holding: AtomicBool::new(false),
+            on_idle: Box::new(on_idle),
+        }
+    }
+
+    /// Counts one more in flight, unless the drain is over.
+    pub fn admit(&self) -> Result<InFlight<'_>, Refused> {
+        let mut word = self.word.load(Ordering::Relaxed);
+        loop {
+            if phase_of(word) == Phase::Drained {
+                return Err(Refused);
+            }
+            match self.word.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Relaxed) {
+                Ok(_) => return Ok(InFlight(self)),
+                Err(seen) => word = seen,
+            }
+        }
+    }
+
+    /// Counts an open connection.
+    pub fn connect(&self) -> Connected<'_> {
+        self.connections.fetch_add(1, Ordering::AcqRel);
+        Connected(self)
+    }
+
+    /// Counts one of those in flight as held; none when `most` are held already.
+    pub fn hold_back(&self, most: u64) -> Option<Held<'_>> {
+        if self.held.fetch_add(1, Ordering::AcqRel) >= most {
+            self.held.fetch_sub(1, Ordering::AcqRel);
+            return None;
+        }
+        self.tell_if_idle();
+        Some(Held(self))
+    }
+
+    /// The phase as last published.
+    pub fn phase(&self) -> Phase {
+        phase_of(self.word.load(Ordering::Acquire))
+    }
+
+    /// Requests and tunnels in flight, held ones included.
+    pub fn in_flight(&self) -> u64 {
+        self.word.load(Ordering::Acquire) & COUNT
+    }
+
+    /// Those in flight that are held back.
+    pub fn held(&self) -> u64 {
+        self.held.load(Ordering::Acquire)
+    }
+
+    /// Open client connections over which a request could still come.
+    pub fn connections(&self) -> u64 {
+        self.connections.load(Ordering::Acquire)
+    }
+
+    /// Whether new work waits because the app restarts.
+    pub fn holding(&self) -> bool {
+        self.holding.load(Ordering::Acquire)
+    }
+
+    /// Makes new work wait, or lets it go on; the caller wakes those who wait.
+    pub fn set_holding(&self, on: bool) {
+        self.holding.store(on, Ordering::Release);
+    }
+
+    /// Publishes a phase. `Drained` goes by [`Gate::close`].
+    pub fn set_phase(&self, phase: Phase) {
+        let mut word = self.word.load(Ordering::Relaxed);
+        while let Err(seen) =
+            self.word.compare_exchange_weak(word, with_phase(word, phase), Ordering::AcqRel, Ordering::Relaxed)
+        {
+            word = seen;
+        }
+    }
+
+    /// Closes the gate if nothing is in flight; says whether it did.
+    pub fn close(&self) -> bool {
+        let mut word = self.word.load(Ordering::Acquire);
+        while word & COUNT == 0 {
+            let closed = with_phase(word, Phase::Drained);
+            match self.word.compare_exchange_weak(word, closed, Ordering::AcqRel, Ordering::Acquire) {
+                Ok(_) => return true,
+                Err(seen) => word = seen,
+            }
+        }
+        false
+    }
+
+    /// Tells the drain when somebody may be waiting for this: always outside of plain serving.
+    fn tell_if_idle(&self) {
+        if self.phase() != Phase::Serving || self.holding() {
+            (self.on_idle)();
+        }
+    }
+}
+
+impl Drop for InFlight<'_> {
+    fn drop(&mut self) {
+        let before = self.0.word.fetch_sub(1, Ordering::AcqRel);
+        let last = (before & COUNT) - 1 <= self.0.held.load(Ordering::Acquire);
+        if last && (phase_of(before) != Phase::Serving || self.0.holding()) {
+            (self.0.on_idle)();
+        }
+    }
+}
+
+impl Drop for Connected<'_> {
+    fn drop(&mut self) {
+        if self.0.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.0.tell_if_idle();
+        }
+    }
+}
+
+impl Drop for Held<'_> {
+    fn drop(&mut self) {
+        self.0.held.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+fn phase_of(word: u64) -> Phase {
+    Phase::from_u8((word >> PHASE_SHIFT) as u8)
+}
+
+fn with_phase(word: u64, phase: Phase) -> u64 {
+    (word & COUNT) | ((phase as u64) << PHASE_SHIFT)
+}

@@ -1,0 +1,56 @@
+//! The gate counts what it let in, and lets nothing in once it has closed.
+
+use lameduck::drain::gate::{Gate, Refused};
+use lameduck::drain::machine::Phase;
+use std::sync::atomic::Ordering;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+
+#[test]
+fn nothing_is_admitted_once_closed() {
+    let gate = Gate::new(|| {});
+    let one = gate.admit().unwrap();
+    gate.set_phase(Phase::Draining);
+    assert!(!gate.close(), "one is in flight");
+    drop(one);
+    assert!(gate.close());
+    assert_eq!(gate.admit().err(), Some(Refused));
+    assert_eq!((gate.phase(), gate.in_flight()), (Phase::Drained, 0));
+    gate.set_phase(Phase::Serving);
+    assert!(gate.admit().is_ok(), "a resume opens it again");
+}
+
+#[test]
+fn the_last_one_out_tells_only_while_somebody_waits() {
+    let told = Arc::new(AtomicU32::new(0));
+    let count = told.clone();
+    let gate = Gate::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    drop(gate.admit());
+    assert_eq!(told.load(Ordering::Relaxed), 0, "serving: nobody waits");
+    let (one, two) = (gate.admit(), gate.admit());
+    gate.set_phase(Phase::Draining);
+    drop(one);
+    assert_eq!(told.load(Ordering::Relaxed), 0, "one is left");
+    drop(two);
+    assert_eq!(told.load(Ordering::Relaxed), 1);
+}
+
+#[test]
+fn held_requests_do_not_keep_a_restart_waiting() {
+    let told = Arc::new(AtomicU32::new(0));
+    let count = told.clone();
+    let gate = Gate::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    });
+    gate.set_holding(true);
+    let (runs, waits) = (gate.admit(), gate.admit());
+    let held = gate.hold_back(1);
+    assert!(held.is_some() && gate.hold_back(1).is_none(), "bounded in number");
+    told.store(0, Ordering::Relaxed);
+    drop(runs);
+    assert_eq!(told.load(Ordering::Relaxed), 1, "only the held one is left");
+    drop((held, waits));
+    assert_eq!((gate.in_flight(), gate.held()), (0, 0));
+}
