@@ -300,15 +300,18 @@ impl Machine {
 
     /// A native sidecar's signal: the app has exited or the grace is used up, so nothing is worth waiting for.
     fn exit(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
-        if self.phase() < Phase::Forcing {
-            if self.drain().is_none() {
-                let window = quiet_window(counts);
-                self.state = State::Drain(Drain::new(now, Trigger::Signal, window, &self.settings));
-            }
-            if let State::Drain(drain) = &mut self.state {
-                drain.forced = Some(now);
-                drain.enter(Phase::Forcing, effects);
-            }
+        if self.restarting() {
+            effects.push(Effect::Release);
+        }
+        if self.drain().is_none() {
+            let window = quiet_window(counts);
+            self.state = State::Drain(Drain::new(now, Trigger::Signal, window, &self.settings));
+        }
+        if let State::Drain(drain) = &mut self.state
+            && drain.phase < Phase::Forcing
+        {
+            drain.forced = Some(now);
+            drain.enter(Phase::Forcing, effects);
         }
         effects.push(Effect::Exit);
     }
