@@ -132,6 +132,7 @@ impl Sim {
     }
 
     fn run(&mut self) {
+        self.step(self.start, Event::Tick);
         for _ in 0..self.random.below(80) {
             let pause = self.random.pick(&[5, 500, 5_000]);
             let until = self.now + self.random.ms(pause);
@@ -249,7 +250,7 @@ impl Sim {
 
     /// One step, what it must keep to, and the data plane's answer. Whether there were effects.
     fn step(&mut self, at: Instant, event: Event) -> bool {
-        let before = (self.machine.phase(), self.machine.round(), self.machine.deadline());
+        let before = (self.machine.phase(), self.machine.round());
         let effects = self.machine.step(at, event, &self.counts);
         self.latest = self.latest.max(at);
         self.now = self.latest;
@@ -270,7 +271,7 @@ impl Sim {
             self.seen.insert(format!("{effect:?}").split(' ').next().unwrap_or_default().to_owned());
             self.check(*effect, event);
         }
-        self.check_deadline(event, before.2);
+        self.check_deadline(event);
         let resumed = event == Event::Resume && before.0 > Phase::Serving;
         self.promise(self.machine.round() == before.1 + u32::from(resumed), "each resume is a round");
         self.check_state();
@@ -289,7 +290,9 @@ impl Sim {
             self.hook = Some((self.now, self.window()));
         }
         if let (None, Some(began)) = (&self.drain, self.machine.began()) {
-            let window = self.hook.filter(|hook| hook.0 == began).map_or(self.window(), |hook| hook.1);
+            let by_hook = self.machine.trigger() == Some(Trigger::AppHook);
+            let window = self.hook.filter(|_| by_hook).map_or(self.window(), |hook| hook.1);
+            self.promise(!by_hook || self.hook.is_some_and(|hook| hook.0 == began), "T0 is the first hook's");
             let deadline = self.machine.deadline();
             self.drain = Some(Noted {
                 began,
@@ -382,14 +385,13 @@ impl Sim {
         self.promise(drain.stops == 1 || drain.exiting, "no end without stopping the listener");
     }
 
-    fn check_deadline(&mut self, event: Event, before: Option<Instant>) {
+    fn check_deadline(&mut self, event: Event) {
         let Some(drain) = &mut self.drain else { return };
         let old = drain.deadline;
         drain.deadline = self.machine.deadline();
         let new = drain.deadline;
         let by_platform = matches!(event, Event::Begin(by) if !matches!(by, Trigger::Operator { .. }));
-        let moved = before.is_some() && new != old || old.is_none() && new.is_some();
-        self.promise(!moved || by_platform, "only a deletion moves the deadline");
+        self.promise(new == old || by_platform, "only a deletion moves the deadline");
         let hook = matches!(event, Event::Begin(Trigger::Hook | Trigger::SidecarHook | Trigger::Signal));
         if hook && self.phase < Phase::Forcing {
             let within = new.is_some_and(|new| new <= self.now + self.settings.deadline());

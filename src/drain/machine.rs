@@ -426,7 +426,7 @@ impl Drain {
                 self.deadline = Some(anew);
             }
             Trigger::Signal => {
-                self.deadline = Some(self.deadline.map_or(anew, |deadline| deadline.min(anew)))
+                self.deadline = Some(self.deadline.map_or(anew, |deadline| deadline.min(anew)));
             }
             _ => {}
         }
