@@ -121,3 +121,402 @@ pub enum Effect {
     /// End the process at once, within 1.5 s.
     Exit,
 }
+
+/// Both hooks of a deleted pod fire together (5 ms apart on a real cluster): an app's hook that is alone for so long
+/// means a restart.
+const OTHER_HOOK: Duration = Duration::from_secs(2);
+
+/// Cutting what is left takes a moment. What cannot be cut is not waited for any longer than this.
+const FORCING: Duration = Duration::from_secs(1);
+
+/// The drain's state. Whoever runs it feeds a `Tick` when in flight falls to 0, when the last connection or the
+/// listener has closed, and at `wake_at`; and carries out what `step` returns, in order.
+#[derive(Debug)]
+pub struct Machine {
+    settings: DrainSettings,
+    sidecar: Sidecar,
+    state: State,
+    round: u32,
+    /// The latest time seen, so that time never runs backwards in here.
+    latest: Option<Instant>,
+}
+
+#[derive(Debug)]
+enum State {
+    Serving,
+    Restart(Restart),
+    Drain(Drain),
+}
+
+/// The app's hook came, so far alone.
+#[derive(Debug)]
+struct Restart {
+    arrived: Instant,
+    /// The quiet window, in case it turns out to be a drain.
+    window: Duration,
+    /// The other hook didn't come: requests are held.
+    holding: bool,
+    hook_released: Option<Instant>,
+    /// The app's port is closed.
+    gone: bool,
+}
+
+#[derive(Debug)]
+struct Drain {
+    /// Never `Serving`.
+    phase: Phase,
+    trigger: Trigger,
+    began: Instant,
+    /// No arrival for so long means that the callers have heard.
+    window: Duration,
+    deadline: Option<Instant>,
+    /// The deadline is already a deletion hook's: the kubelet may call twice.
+    hooked: bool,
+    /// The listener was told to close.
+    stopped: bool,
+    forced: Option<Instant>,
+    /// Connections left at the last look while nothing ran; 0 while something did.
+    idle: u64,
+}
+
+impl Machine {
+    /// A machine that serves. `sidecar` decides what a signal and the app's hook mean.
+    pub fn new(settings: DrainSettings, sidecar: Sidecar) -> Self {
+        Self { settings, sidecar, state: State::Serving, round: 0, latest: None }
+    }
+
+    /// The phase that was last entered. While the app restarts it is `Serving`.
+    pub fn phase(&self) -> Phase {
+        self.drain().map_or(Phase::Serving, |drain| drain.phase)
+    }
+
+    /// How many drains were resumed so far.
+    pub fn round(&self) -> u32 {
+        self.round
+    }
+
+    /// What began the drain; none without one. `AppHook` if the sidecar's hook came soon after the app's.
+    pub fn trigger(&self) -> Option<Trigger> {
+        self.drain().map(|drain| drain.trigger)
+    }
+
+    /// T0, when the drain began; none without one.
+    pub fn began(&self) -> Option<Instant> {
+        self.drain().map(|drain| drain.began)
+    }
+
+    /// When Forcing begins at the latest; none without a drain, or if it may take as long as it takes.
+    pub fn deadline(&self) -> Option<Instant> {
+        self.drain().and_then(|drain| drain.deadline)
+    }
+
+    /// Whether requests are held because only the app restarts.
+    pub fn restarting(&self) -> bool {
+        matches!(&self.state, State::Restart(restart) if restart.holding)
+    }
+
+    /// Feeds one event; returns what is to be done now, in order.
+    /// A `now` before an earlier one counts as that one.
+    pub fn step(&mut self, now: Instant, event: Event, counts: &Counts) -> Vec<Effect> {
+        let now = self.latest.map_or(now, |latest| latest.max(now));
+        self.latest = Some(now);
+        let mut effects = Vec::new();
+        match event {
+            Event::Begin(Trigger::Signal) if self.sidecar == Sidecar::Native => {
+                self.exit(now, counts, &mut effects);
+                return effects;
+            }
+            Event::Begin(trigger) => self.begin(now, trigger, counts, &mut effects),
+            Event::AppGone => self.app_gone(),
+            Event::AppBack => self.app_back(&mut effects),
+            Event::Resume => self.resume(&mut effects),
+            Event::Force => self.force(now, counts, &mut effects),
+            Event::Tick => {}
+        }
+        match &mut self.state {
+            State::Serving => {}
+            State::Restart(restart) => {
+                if restart.advance(now, counts, &self.settings, &mut effects) {
+                    self.state = State::Serving;
+                }
+            }
+            State::Drain(drain) => drain.advance(now, counts, &self.settings, &mut effects),
+        }
+        effects
+    }
+
+    /// When a `Tick` is needed at the latest, perhaps at once; none if only events and counts matter.
+    pub fn wake_at(&self, counts: &Counts) -> Option<Instant> {
+        match &self.state {
+            State::Serving => None,
+            State::Restart(restart) => restart.wake_at(self.latest, counts, &self.settings),
+            State::Drain(drain) => drain.wake_at(counts, &self.settings),
+        }
+    }
+
+    fn drain(&self) -> Option<&Drain> {
+        match &self.state {
+            State::Drain(drain) => Some(drain),
+            State::Serving | State::Restart(_) => None,
+        }
+    }
+
+    fn begin(&mut self, now: Instant, trigger: Trigger, counts: &Counts, effects: &mut Vec<Effect>) {
+        // Without a sidecar's own hook there is no telling: the pod goes.
+        let alone = trigger == Trigger::AppHook && self.sidecar == Sidecar::None;
+        let trigger = if alone { Trigger::Hook } else { trigger };
+        let deletion = !matches!(trigger, Trigger::Operator { .. });
+        match &mut self.state {
+            State::Drain(drain) => drain.again(now, trigger, &self.settings),
+            State::Serving if trigger == Trigger::AppHook => {
+                self.state = State::Restart(Restart::new(now, quiet_window(counts)));
+            }
+            State::Restart(_) if trigger == Trigger::AppHook => {}
+            State::Restart(Restart { holding: false, arrived, window, .. }) if deletion => {
+                let (arrived, window) = (*arrived, *window);
+                self.start(arrived, Trigger::AppHook, window, effects);
+            }
+            State::Serving | State::Restart(_) => self.start(now, trigger, quiet_window(counts), effects),
+        }
+    }
+
+    fn start(&mut self, began: Instant, trigger: Trigger, window: Duration, effects: &mut Vec<Effect>) {
+        if self.restarting() {
+            effects.push(Effect::Release);
+        }
+        let mut drain = Drain::new(began, trigger, window, &self.settings);
+        drain.enter(Phase::LameDuck, effects);
+        self.state = State::Drain(drain);
+    }
+
+    fn force(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
+        if self.drain().is_none() {
+            self.start(now, Trigger::Signal, quiet_window(counts), effects);
+        }
+        if let State::Drain(drain) = &mut self.state {
+            drain.force(now, effects);
+        }
+    }
+
+    /// A native sidecar's signal: the app has exited or the grace is used up, so nothing is worth waiting for.
+    fn exit(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
+        if self.restarting() {
+            effects.push(Effect::Release);
+        }
+        if self.drain().is_none() {
+            let window = quiet_window(counts);
+            self.state = State::Drain(Drain::new(now, Trigger::Signal, window, &self.settings));
+        }
+        if let State::Drain(drain) = &mut self.state
+            && drain.phase < Phase::Forcing
+        {
+            drain.forced = Some(now);
+            drain.enter(Phase::Forcing, effects);
+        }
+        effects.push(Effect::Exit);
+    }
+
+    fn resume(&mut self, effects: &mut Vec<Effect>) {
+        match &self.state {
+            State::Drain(drain) => {
+                effects.push(Effect::Enter(Phase::Serving));
+                effects.extend(drain.stopped.then_some(Effect::Listen));
+                self.round += 1;
+            }
+            State::Restart(restart) if restart.holding => {
+                effects.push(Effect::Release);
+                // Nothing else would ever answer it.
+                effects.extend(restart.hook_released.is_none().then_some(Effect::ReleaseHook));
+            }
+            State::Serving | State::Restart(_) => return,
+        }
+        self.state = State::Serving;
+    }
+
+    fn app_gone(&mut self) {
+        if let State::Restart(restart) = &mut self.state {
+            restart.gone = true;
+        }
+    }
+
+    /// The kubelet stops the app only once its hook has returned, so a port that blinked before was no restart.
+    fn app_back(&mut self, effects: &mut Vec<Effect>) {
+        let State::Restart(restart) = &mut self.state else { return };
+        if restart.gone && restart.hook_released.is_some() {
+            effects.push(Effect::Release);
+            self.state = State::Serving;
+        } else {
+            restart.gone = false;
+        }
+    }
+}
+
+impl Restart {
+    fn new(arrived: Instant, window: Duration) -> Self {
+        Self { arrived, window, holding: false, hook_released: None, gone: false }
+    }
+
+    /// Whether nothing came of it: the app was never stopped.
+    fn advance(
+        &mut self,
+        now: Instant,
+        counts: &Counts,
+        settings: &DrainSettings,
+        effects: &mut Vec<Effect>,
+    ) -> bool {
+        if !self.holding {
+            if now >= later(self.arrived, OTHER_HOOK) {
+                self.holding = true;
+                effects.push(Effect::Hold);
+            }
+            // The counts are older than the hold: `wake_at` asks for new ones at once.
+            return false;
+        }
+        let Some(released) = self.hook_released else {
+            if counts.running == 0 || now >= later(self.arrived, settings.restart_grace) {
+                self.hook_released = Some(now);
+                effects.push(Effect::ReleaseHook);
+            }
+            return false;
+        };
+        let over = !self.gone && now >= later(released, settings.grace);
+        effects.extend(over.then_some(Effect::Release));
+        over
+    }
+
+    fn wake_at(&self, now: Option<Instant>, counts: &Counts, settings: &DrainSettings) -> Option<Instant> {
+        match self.hook_released {
+            _ if !self.holding => Some(later(self.arrived, OTHER_HOOK)),
+            None if counts.running == 0 => now,
+            None => Some(later(self.arrived, settings.restart_grace)),
+            Some(_) if self.gone => None,
+            Some(released) => Some(later(released, settings.grace)),
+        }
+    }
+}
+
+impl Drain {
+    fn new(began: Instant, trigger: Trigger, window: Duration, settings: &DrainSettings) -> Self {
+        let deadline = match trigger {
+            Trigger::Operator { timeout } => timeout.map(|timeout| later(began, timeout)),
+            _ => Some(later(began, settings.deadline())),
+        };
+        Self {
+            phase: Phase::LameDuck,
+            trigger,
+            began,
+            window,
+            deadline,
+            hooked: matches!(trigger, Trigger::Hook | Trigger::AppHook | Trigger::SidecarHook),
+            stopped: false,
+            forced: None,
+            idle: 0,
+        }
+    }
+
+    /// Another trigger: only the deadline may change, as the kubelet's grace begins with a deletion.
+    fn again(&mut self, now: Instant, trigger: Trigger, settings: &DrainSettings) {
+        if self.phase >= Phase::Forcing {
+            return;
+        }
+        let anew = later(now, settings.deadline());
+        match trigger {
+            Trigger::Hook | Trigger::SidecarHook if !self.hooked => {
+                self.hooked = true;
+                self.deadline = Some(anew);
+            }
+            Trigger::Signal => {
+                self.deadline = Some(self.deadline.map_or(anew, |deadline| deadline.min(anew)));
+            }
+            _ => {}
+        }
+    }
+
+    fn enter(&mut self, phase: Phase, effects: &mut Vec<Effect>) {
+        self.phase = phase;
+        effects.push(Effect::Enter(phase));
+    }
+
+    fn stop_listening(&mut self, effects: &mut Vec<Effect>) {
+        self.enter(Phase::Draining, effects);
+        self.stopped = true;
+        effects.push(Effect::StopListening);
+    }
+
+    fn force(&mut self, now: Instant, effects: &mut Vec<Effect>) {
+        if self.phase == Phase::LameDuck {
+            self.stop_listening(effects);
+        }
+        if self.phase == Phase::Draining {
+            self.forced = Some(now);
+            self.enter(Phase::Forcing, effects);
+        }
+    }
+
+    /// Goes as far as time and the counts allow.
+    fn advance(
+        &mut self,
+        now: Instant,
+        counts: &Counts,
+        settings: &DrainSettings,
+        effects: &mut Vec<Effect>,
+    ) {
+        let due = self.deadline.is_some_and(|deadline| now >= deadline);
+        if self.phase == Phase::LameDuck && !due && now >= self.lame_duck_end(counts, settings) {
+            self.stop_listening(effects);
+            let left =
+                self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
+            effects.push(Effect::EndStreams { spread: settings.stream_spread.min(left) });
+        }
+        let at_rest = counts.running + counts.held == 0 && !counts.listening;
+        let empty = at_rest && counts.connections == 0;
+        // The last work may end at the deadline itself: then nothing is left to force.
+        if due && !(empty && self.phase == Phase::Draining) {
+            self.force(now, effects);
+        }
+        let given_up = self.forced.is_some_and(|forced| now >= later(forced, FORCING));
+        match self.phase {
+            Phase::Draining | Phase::Forcing if empty || given_up => self.enter(Phase::Drained, effects),
+            Phase::Draining => self.close_idle(if at_rest { counts.connections } else { 0 }, effects),
+            _ => {}
+        }
+    }
+
+    /// Once each time that everything has come to rest, and again for connections that came since.
+    fn close_idle(&mut self, idle: u64, effects: &mut Vec<Effect>) {
+        if idle > self.idle {
+            effects.push(Effect::CloseIdle);
+        }
+        self.idle = idle;
+    }
+
+    /// The first moment at which it is long enough and quiet, or too long.
+    fn lame_duck_end(&self, counts: &Counts, settings: &DrainSettings) -> Instant {
+        let least = later(self.began, settings.lame_duck);
+        let quiet = counts.last_arrival.map_or(least, |arrival| later(arrival, self.window));
+        least.max(quiet).min(later(self.began, settings.lame_duck_max()))
+    }
+
+    fn wake_at(&self, counts: &Counts, settings: &DrainSettings) -> Option<Instant> {
+        match self.phase {
+            Phase::LameDuck => {
+                let end = self.lame_duck_end(counts, settings);
+                Some(self.deadline.map_or(end, |deadline| deadline.min(end)))
+            }
+            Phase::Draining => self.deadline,
+            Phase::Forcing => self.forced.map(|forced| later(forced, FORCING)),
+            Phase::Serving | Phase::Drained => None,
+        }
+    }
+}
+
+/// For random arrivals no call within seven mean gaps is 99.9 % sure to be the callers' silence (e⁻⁷).
+fn quiet_window(counts: &Counts) -> Duration {
+    let gap = counts.mean_gap.unwrap_or_default();
+    gap.saturating_mul(7).clamp(Duration::from_secs(1), Duration::from_secs(10))
+}
+
+/// `at + wait`; a century instead of what the clock cannot hold.
+fn later(at: Instant, wait: Duration) -> Instant {
+    at + wait.min(Duration::from_secs(100 * 365 * 86_400))
+}
