@@ -2,3 +2,6 @@
 
 pub mod config;
 pub mod drain;
+pub mod metrics;
+pub mod proxy;
+pub mod upstream;

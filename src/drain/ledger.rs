@@ -2,7 +2,7 @@
 //! The entry is also the handle by which the drain and the sweeper reach a connection's task.
 
 use std::net::SocketAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Waker};
 use std::time::Instant;
@@ -126,6 +126,8 @@ pub struct LedgerRow {
 #[derive(Debug)]
 pub struct Ledger {
     entries: Mutex<Slab<Arc<Entry>>>,
+    /// Connections that were given to this thread and have not closed.
+    open: AtomicUsize,
     /// Coarse time in milliseconds, kept by the sweeper.
     clock: AtomicU64,
     began: Instant,
@@ -133,7 +135,12 @@ pub struct Ledger {
 
 impl Default for Ledger {
     fn default() -> Self {
-        Self { entries: Mutex::default(), clock: AtomicU64::new(1), began: Instant::now() }
+        Self {
+            entries: Mutex::default(),
+            open: AtomicUsize::new(0),
+            clock: AtomicU64::new(1),
+            began: Instant::now(),
+        }
     }
 }
 
@@ -156,11 +163,22 @@ impl std::ops::Deref for Place {
 impl Drop for Place {
     fn drop(&mut self) {
         lock(&self.ledger.entries).remove(self.key);
+        self.ledger.open.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl Ledger {
-    /// Enters a new connection.
+    /// Connections that this thread has or is about to get.
+    pub fn open(&self) -> usize {
+        self.open.load(Ordering::Relaxed)
+    }
+
+    /// A connection is on its way to this thread, which will [`Ledger::enter`] it.
+    pub fn assign(&self) {
+        self.open.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Enters a new connection, which was assigned before.
     pub fn enter(self: &Arc<Self>, peer: SocketAddr) -> Place {
         let entry = Arc::new(Entry {
             peer,
@@ -238,6 +256,7 @@ mod tests {
     #[test]
     fn rows_show_what_runs_without_its_query() {
         let ledger = Arc::new(Ledger::default());
+        ledger.assign();
         let place = ledger.enter(([127, 0, 0, 1], 9).into());
         let mut rows = Vec::new();
         ledger.collect(&mut rows);
@@ -254,6 +273,7 @@ mod tests {
     #[test]
     fn a_passed_deadline_is_seen_by_the_sweep_only_once() {
         let ledger = Arc::new(Ledger::default());
+        ledger.assign();
         let place = ledger.enter(([127, 0, 0, 1], 9).into());
         place.set_deadline(1);
         ledger.sweep();

@@ -1,0 +1,274 @@
+//! Every metric's name and label in one place. Counting is a plain add in the thread's own shard; the names, the sum
+//! over shards and the text format are made when somebody asks.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
+
+/// How a request ended. What a drain ends is told apart, since the verdict counts it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Ended {
+    /// The last byte of the app's answer was written.
+    #[default]
+    Complete,
+    /// The client went away first.
+    ClientGone,
+    /// The client sent what is not HTTP, too much or too slowly; it got a 4xx, 501 or 505.
+    Rejected,
+    /// The app closed the connection before its answer was whole.
+    AppGone,
+    /// The app could not be reached within `--upstream-wait`.
+    AppDown,
+    /// The app's answer is not HTTP.
+    AppBroken,
+    /// Nothing moved for `--body-timeout`.
+    TimedOut,
+    /// Past a bound: too many held, or the drain was over. 503.
+    Refused,
+    /// An event stream ended on an event boundary, for a drain.
+    EventsEnded,
+    /// A WebSocket was sent Close 1001, for a drain.
+    WebSocketEnded,
+    /// At the deadline: never sent to the app. 503.
+    Unsent,
+    /// At the deadline: the app has it and has not answered. 504.
+    Unanswered,
+    /// At the deadline: the answer was half sent, or a tunnel was open.
+    Cut,
+}
+
+impl Ended {
+    /// All of them, in order.
+    pub const ALL: [Self; 13] = [
+        Self::Complete,
+        Self::ClientGone,
+        Self::Rejected,
+        Self::AppGone,
+        Self::AppDown,
+        Self::AppBroken,
+        Self::TimedOut,
+        Self::Refused,
+        Self::EventsEnded,
+        Self::WebSocketEnded,
+        Self::Unsent,
+        Self::Unanswered,
+        Self::Cut,
+    ];
+
+    /// As it stands in the access log and in the label `ended`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Complete => "complete",
+            Self::ClientGone => "client-gone",
+            Self::Rejected => "rejected",
+            Self::AppGone => "app-gone",
+            Self::AppDown => "app-down",
+            Self::AppBroken => "app-broken",
+            Self::TimedOut => "timed-out",
+            Self::Refused => "refused",
+            Self::EventsEnded => "events-ended",
+            Self::WebSocketEnded => "websocket-ended",
+            Self::Unsent => "unsent",
+            Self::Unanswered => "unanswered",
+            Self::Cut => "cut",
+        }
+    }
+}
+
+/// Upper bounds of the duration histogram, in milliseconds.
+const BOUNDS_MS: [u64; 14] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 60_000];
+
+/// One thread's counters. Only its thread writes them; padded so that two threads never share a cache line.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub struct Shard {
+    /// Answers by status / 100; 0 for requests that got none.
+    statuses: [AtomicU64; 6],
+    ended: [AtomicU64; Ended::ALL.len()],
+    durations: [AtomicU64; BOUNDS_MS.len() + 1],
+    duration_us: AtomicU64,
+    /// Body and head bytes from clients.
+    pub received: AtomicU64,
+    /// Body and head bytes to clients.
+    pub sent: AtomicU64,
+    /// Connections and requests that arrived, probes apart.
+    pub arrivals: AtomicU64,
+    /// When the last of them arrived, in microseconds of the plane's clock; 0 for never.
+    pub last_arrival_us: AtomicU64,
+    /// Client connections accepted.
+    pub accepted: AtomicU64,
+    /// Connections made to the app.
+    pub connects: AtomicU64,
+    /// Requests sent once more on a new connection.
+    pub retries: AtomicU64,
+}
+
+/// Adds to a counter that only one thread writes: cheaper than an atomic add.
+pub fn add(counter: &AtomicU64, n: u64) {
+    counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
+}
+
+impl Shard {
+    /// Counts a request that ended.
+    pub fn request(&self, status: u16, ended: Ended, took: Duration) {
+        add(&self.statuses[usize::from(status / 100).min(5)], 1);
+        add(&self.ended[ended as usize], 1);
+        let ms = took.as_millis() as u64;
+        let bucket = BOUNDS_MS.iter().position(|bound| ms < *bound).unwrap_or(BOUNDS_MS.len());
+        add(&self.durations[bucket], 1);
+        add(&self.duration_us, took.as_micros() as u64);
+    }
+}
+
+/// How many requests ended in each way, over all threads.
+pub fn ended(shards: &[std::sync::Arc<Shard>]) -> [u64; Ended::ALL.len()] {
+    std::array::from_fn(|way| shards.iter().map(|shard| shard.ended[way].load(Ordering::Relaxed)).sum())
+}
+
+/// What is true now rather than counted.
+#[derive(Clone, Debug, Default)]
+pub struct Now {
+    /// Requests and tunnels in flight.
+    pub in_flight: u64,
+    /// Those of them that are held.
+    pub held: u64,
+    /// Open client connections.
+    pub connections: u64,
+    /// The phase's number, 0 for serving to 4 for drained.
+    pub phase: u64,
+    /// The readiness verdict.
+    pub ready: bool,
+    /// Drains that ended: clean, and with something cut.
+    pub drains: [u64; 2],
+    /// How long the last drain took, in seconds.
+    pub last_drain: Option<f64>,
+    /// Access log lines that were dropped because nobody read them fast enough.
+    pub log_dropped: u64,
+}
+
+/// All metrics in Prometheus' text format, version 0.0.4.
+pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
+    let sum = |pick: &dyn Fn(&Shard) -> &AtomicU64| -> u64 {
+        shards.iter().map(|shard| pick(shard).load(Ordering::Relaxed)).sum()
+    };
+    let codes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
+    let by_code: Vec<_> =
+        codes.iter().enumerate().map(|(n, code)| (Some(("code", *code)), sum(&|shard| &shard.statuses[n]))).collect();
+    let ways = ended(shards);
+    let by_end: Vec<_> = Ended::ALL.iter().map(|way| (Some(("ended", way.name())), ways[*way as usize])).collect();
+    let drains = [(Some(("verdict", "clean")), now.drains[0]), (Some(("verdict", "cut")), now.drains[1])];
+    let mut families = vec![
+        counters("lameduck_requests_total", "Requests by the answer's status class.", &by_code),
+        counters("lameduck_requests_ended_total", "Requests by how they ended.", &by_end),
+        durations(shards),
+        counter("lameduck_received_bytes_total", "Bytes received from clients.", sum(&|shard| &shard.received)),
+        counter("lameduck_sent_bytes_total", "Bytes sent to clients.", sum(&|shard| &shard.sent)),
+        counter("lameduck_connections_total", "Client connections accepted.", sum(&|shard| &shard.accepted)),
+        counter("lameduck_upstream_connects_total", "Connections made to the app.", sum(&|shard| &shard.connects)),
+        counter("lameduck_upstream_retries_total", "Requests sent once more.", sum(&|shard| &shard.retries)),
+        counters("lameduck_drains_total", "Drains that ended.", &drains),
+        counter("lameduck_access_log_dropped_total", "Access log lines dropped.", now.log_dropped),
+        gauge("lameduck_in_flight", "Requests and tunnels in flight.", now.in_flight as f64),
+        gauge("lameduck_held", "Requests held while the app restarts.", now.held as f64),
+        gauge("lameduck_connections", "Open client connections.", now.connections as f64),
+        gauge("lameduck_phase", "0 serving, 1 lame duck, 2 draining, 3 forcing, 4 drained.", now.phase as f64),
+        gauge("lameduck_ready", "1 while /readyz answers 200.", f64::from(u8::from(now.ready))),
+    ];
+    if let Some(seconds) = now.last_drain {
+        families.push(gauge("lameduck_last_drain_seconds", "How long the last drain took.", seconds));
+    }
+    prometheus::TextEncoder::new().encode_to_string(&families).unwrap_or_default()
+}
+
+type Labelled = (Option<(&'static str, &'static str)>, u64);
+
+fn counter(name: &str, help: &str, value: u64) -> MetricFamily {
+    counters(name, help, &[(None, value)])
+}
+
+fn counters(name: &str, help: &str, values: &[Labelled]) -> MetricFamily {
+    let metrics = values.iter().map(|(label, value)| {
+        let mut counter = Counter::default();
+        counter.set_value(*value as f64);
+        let mut metric = labelled(*label);
+        metric.set_counter(counter);
+        metric
+    });
+    family(name, help, MetricType::COUNTER, metrics.collect())
+}
+
+fn gauge(name: &str, help: &str, value: f64) -> MetricFamily {
+    let mut gauge = Gauge::default();
+    gauge.set_value(value);
+    let mut metric = labelled(None);
+    metric.set_gauge(gauge);
+    family(name, help, MetricType::GAUGE, vec![metric])
+}
+
+fn durations(shards: &[std::sync::Arc<Shard>]) -> MetricFamily {
+    let mut below = 0;
+    let mut buckets = Vec::new();
+    for at in 0..=BOUNDS_MS.len() {
+        below += shards.iter().map(|shard| shard.durations[at].load(Ordering::Relaxed)).sum::<u64>();
+        let mut bucket = Bucket::default();
+        bucket.set_cumulative_count(below);
+        bucket.set_upper_bound(BOUNDS_MS.get(at).map_or(f64::INFINITY, |ms| *ms as f64 / 1e3));
+        buckets.push(bucket);
+    }
+    let us: u64 = shards.iter().map(|shard| shard.duration_us.load(Ordering::Relaxed)).sum();
+    let mut histogram = Histogram::default();
+    histogram.set_sample_count(below);
+    histogram.set_sample_sum(us as f64 / 1e6);
+    histogram.set_bucket(buckets);
+    let mut metric = labelled(None);
+    metric.set_histogram(histogram);
+    let help = "From a request's first byte to the last byte of its answer.";
+    family("lameduck_request_duration_seconds", help, MetricType::HISTOGRAM, vec![metric])
+}
+
+fn labelled(label: Option<(&str, &str)>) -> Metric {
+    let mut metric = Metric::default();
+    if let Some((name, value)) = label {
+        let mut pair = LabelPair::default();
+        pair.set_name(name.to_owned());
+        pair.set_value(value.to_owned());
+        metric.set_label(vec![pair]);
+    }
+    metric
+}
+
+fn family(name: &str, help: &str, kind: MetricType, metrics: Vec<Metric>) -> MetricFamily {
+    let mut family = MetricFamily::default();
+    family.set_name(name.to_owned());
+    family.set_help(help.to_owned());
+    family.set_field_type(kind);
+    family.set_metric(metrics);
+    family
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn shards_add_up_in_the_text() {
+        let shards = [Arc::new(Shard::default()), Arc::new(Shard::default())];
+        for shard in &shards {
+            shard.request(200, Ended::Complete, Duration::from_millis(3));
+        }
+        let text = render(&shards, &Now { in_flight: 1, ..Now::default() });
+        for line in [
+            "lameduck_requests_total{code=\"2xx\"} 2",
+            "lameduck_requests_ended_total{ended=\"complete\"} 2",
+            "lameduck_request_duration_seconds_bucket{le=\"0.005\"} 2",
+            "lameduck_request_duration_seconds_bucket{le=\"+Inf\"} 2",
+            "lameduck_request_duration_seconds_sum 0.006",
+            "lameduck_in_flight 1",
+        ] {
+            assert!(text.contains(line), "{line} is not in:\n{text}");
+        }
+    }
+}

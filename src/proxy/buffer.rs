@@ -1,0 +1,136 @@
+//! Byte buffers, and a store of them per thread so that idle connections hold none.
+
+use std::cell::RefCell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::AsyncRead;
+
+/// What a buffer has room for at first, in bytes.
+const SIZE: usize = 16 * 1024;
+/// What it grows to while a body fills it at each read.
+const MOST: usize = 128 * 1024;
+/// Buffers that the store keeps.
+const KEPT: usize = 64;
+
+/// Bytes that were read and not yet used.
+#[derive(Debug, Default)]
+pub struct Buffer {
+    bytes: Vec<u8>,
+    start: usize,
+}
+
+impl Buffer {
+    /// What was read and not yet used.
+    pub fn unread(&self) -> &[u8] {
+        &self.bytes[self.start..]
+    }
+
+    /// The first `n` bytes have been used.
+    pub fn consume(&mut self, n: usize) {
+        self.start += n;
+        debug_assert!(self.start <= self.bytes.len());
+        if self.start == self.bytes.len() {
+            self.bytes.clear();
+            self.start = 0;
+        }
+    }
+
+    /// Nothing is left unread.
+    pub fn is_empty(&self) -> bool {
+        self.start == self.bytes.len()
+    }
+
+    /// Reads once, into room for at least a byte; 0 is the end. Takes its room from `store` only when bytes are there
+    /// to be read and has given it back when none are.
+    pub fn poll_fill<R: AsyncRead + Unpin>(
+        &mut self,
+        cx: &mut Context<'_>,
+        reader: &mut R,
+        store: &Store,
+    ) -> Poll<io::Result<usize>> {
+        if self.bytes.capacity() == 0 {
+            self.bytes = store.take();
+        }
+        if self.bytes.len() == self.bytes.capacity() {
+            self.make_room();
+        }
+        let read = poll_append(cx, reader, &mut self.bytes);
+        if self.bytes.is_empty() && !matches!(read, Poll::Ready(Ok(n)) if n > 0) {
+            store.give(std::mem::take(&mut self.bytes));
+        }
+        read
+    }
+
+    /// [`Buffer::poll_fill`] as a future.
+    pub async fn fill<R: AsyncRead + Unpin>(&mut self, reader: &mut R, store: &Store) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_fill(cx, reader, store)).await
+    }
+
+    /// Gives the room back if nothing is unread.
+    pub fn release(&mut self, store: &Store) {
+        if self.is_empty() && self.bytes.capacity() > 0 {
+            self.start = 0;
+            store.give(std::mem::take(&mut self.bytes));
+        }
+    }
+
+    fn make_room(&mut self) {
+        if self.start > 0 {
+            self.bytes.drain(..self.start);
+            self.start = 0;
+        } else {
+            self.bytes.reserve_exact(self.bytes.len());
+        }
+    }
+
+    /// A body filled all of it at one read: larger reads cost less.
+    pub fn grow(&mut self) {
+        if self.is_empty() && self.bytes.capacity() < MOST {
+            self.start = 0;
+            self.bytes = Vec::with_capacity((self.bytes.capacity() * 2).max(SIZE));
+        }
+    }
+
+    /// Bytes that one read could have brought at most.
+    pub fn capacity(&self) -> usize {
+        self.bytes.capacity()
+    }
+}
+
+/// Reads once into the vector's spare capacity.
+fn poll_append<R: AsyncRead + Unpin>(
+    cx: &mut Context<'_>,
+    reader: &mut R,
+    bytes: &mut Vec<u8>,
+) -> Poll<io::Result<usize>> {
+    let before = bytes.len();
+    // The crate forbids unsafe code, and a vector's spare room can't be lent without: `bytes::BufMut` does it for us.
+    let mut read = std::pin::pin!(tokio::io::AsyncReadExt::read_buf(reader, bytes));
+    let n = ready!(Pin::new(&mut read).as_mut().poll(cx))?;
+    debug_assert_eq!(bytes.len(), before + n);
+    Poll::Ready(Ok(n))
+}
+
+/// Buffers of one thread that nobody uses now.
+#[derive(Debug, Default)]
+pub struct Store {
+    free: RefCell<Vec<Vec<u8>>>,
+}
+
+impl Store {
+    /// An empty vector with room.
+    pub fn take(&self) -> Vec<u8> {
+        self.free.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(SIZE))
+    }
+
+    /// Keeps the vector's room for the next one, if it is of the usual size.
+    pub fn give(&self, mut bytes: Vec<u8>) {
+        let mut free = self.free.borrow_mut();
+        if bytes.capacity() == SIZE && free.len() < KEPT {
+            bytes.clear();
+            free.push(bytes);
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! One client connection: its requests one after the other, idle times between them, and how it closes.
+
+use std::future::{Future, poll_fn};
+use std::mem::MaybeUninit;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::buffer::Buffer;
+use super::error::{self, Failure};
+use super::forward::{self, Client, Exchange, Finish, Flow, forward};
+use super::headers::{self, Reject, Request, Sender, Upgrade};
+use super::linger::linger;
+use super::plane::Worker;
+use super::upgrade;
+use crate::drain::gate::InFlight;
+use crate::drain::ledger::{Class, Place};
+use crate::metrics::{Ended, add};
+
+/// A connection that was just accepted has its first request on the way: a drain gives it so long to come.
+const FRESH: Duration = Duration::from_secs(1);
+/// An answer of our own to a failed request may take so long to be written.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How a connection closes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Close {
+    /// The peer has gone already.
+    Gone,
+    /// Our end first, then theirs, bounded, so that the last answer isn't lost.
+    Linger,
+    /// At once and visibly: an answer was cut.
+    Reset,
+}
+
+/// Serves a connection until it closes.
+pub async fn serve(mut stream: TcpStream, peer: SocketAddr, worker: Rc<Worker>) {
+    let plane = worker.plane.clone();
+    let place = worker.ledger.enter(peer);
+    let connected = plane.gate.connect();
+    add(&worker.shard.accepted, 1);
+    worker.arrival(Instant::now());
+    let close = {
+        let (reader, writer) = stream.split();
+        let peer = peer.ip().to_canonical().to_string();
+        let mut client = Client { reader, writer, buf: Buffer::default(), peer };
+        let mut serving = pin!(serve_requests(&mut client, &worker, &place));
+        // Every wake-up by the drain or the sweeper comes by this task's waker.
+        poll_fn(|cx| {
+            place.register(cx);
+            serving.as_mut().poll(cx)
+        })
+        .await
+    };
+    drop(place);
+    match close {
+        Close::Gone => {}
+        Close::Reset => forward::reset_on_close(&stream),
+        Close::Linger => {
+            plane.lingering.fetch_add(1, Ordering::AcqRel);
+            let _ = stream.shutdown().await;
+            drop(connected);
+            linger(stream, &worker).await;
+            plane.lingering.fetch_sub(1, Ordering::AcqRel);
+        }
+    }
+}
+
+async fn serve_requests<R, W>(client: &mut Client<R, W>, worker: &Worker, place: &Place) -> Close
+where
+    R: AsyncRead + AsRef<TcpStream> + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let mut accepted = Some(Instant::now());
+    loop {
+        if let Some(close) = first_byte(client, worker, place, accepted.take()).await {
+            return close;
+        }
+        place.set_deadline(0);
+        let Ok(in_flight) = worker.plane.gate.admit() else {
+            return refuse(client, 503, "shutting down; the request was not processed, send it again", false).await;
+        };
+        if let Some(close) = one_request(client, worker, place, in_flight).await {
+            return close;
+        }
+        place.end();
+    }
+}
+
+/// Waits for a request's first byte, holding no buffer. `Some`: there will be none.
+async fn first_byte<R, W>(
+    client: &mut Client<R, W>,
+    worker: &Worker,
+    place: &Place,
+    accepted: Option<Instant>,
+) -> Option<Close>
+where
+    R: AsyncRead + AsRef<TcpStream> + Unpin,
+{
+    if !client.buf.is_empty() {
+        return None;
+    }
+    let plane = &worker.plane;
+    let Client { reader, buf, .. } = client;
+    let mut armed = false;
+    poll_fn(|cx| {
+        match buf.poll_fill(cx, reader, &worker.store) {
+            Poll::Ready(Ok(n)) if n > 0 => return Poll::Ready(None),
+            Poll::Ready(Ok(_)) => return Poll::Ready(Some(Close::Linger)),
+            Poll::Ready(Err(_)) => return Poll::Ready(Some(Close::Gone)),
+            Poll::Pending => {}
+        }
+        if plane.closing_idle() {
+            let fresh = accepted.is_some_and(|at| at.elapsed() < FRESH) && !plane.forced();
+            if !fresh && !has_unread(reader.as_ref()) {
+                return Poll::Ready(Some(Close::Linger));
+            }
+            place.set_deadline(worker.deadline(FRESH));
+        } else if place.expired() {
+            return Poll::Ready(Some(Close::Linger));
+        } else if !armed {
+            place.set_deadline(worker.deadline(plane.settings.limits.idle_timeout));
+            armed = true;
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// Asks the kernel itself: what it has received may not have been reported yet.
+fn has_unread(client: &TcpStream) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    matches!(SockRef::from(client).peek(&mut byte), Ok(n) if n > 0)
+}
+
+/// One request, whose first byte is here. `Some`: the connection closes.
+async fn one_request<R, W>(
+    client: &mut Client<R, W>,
+    worker: &Worker,
+    place: &Place,
+    in_flight: InFlight<'_>,
+) -> Option<Close>
+where
+    R: AsyncRead + AsRef<TcpStream> + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let since = Instant::now();
+    let mut head = worker.store.take();
+    let request = match read_head(client, worker, place, &mut head).await {
+        Ok(request) => request,
+        Err(None) => return Some(Close::Gone),
+        Err(Some(reject)) => {
+            let ended = if reject.status == 503 { Ended::Unsent } else { Ended::Rejected };
+            worker.shard.request(reject.status, ended, since.elapsed());
+            return Some(refuse(client, reject.status, reject.why, false).await);
+        }
+    };
+    // Probes are neither work nor arrivals.
+    let in_flight = if request.probe { None } else { Some(in_flight) };
+    if in_flight.is_some() {
+        worker.arrival(since);
+    }
+    let unread = client.buf.unread();
+    place.begin(&unread[request.method.clone()], &unread[request.target.clone()], since);
+    let line = worker.plane.settings.access_log.then(|| AccessLine::new(unread, &request, &client.peer));
+    client.buf.consume(request.len);
+
+    let exchange = Exchange { worker, place, request: &request, flow: Flow::default() };
+    let finish = forward(client, &exchange, head).await;
+    let (ended, close) = match finish {
+        Ok(Finish::Answered(ended)) => (ended, exchange.flow.close.get().then_some(Close::Linger)),
+        Ok(Finish::Upgraded(app, app_buf)) => {
+            let websocket = request.upgrade == Upgrade::WebSocket;
+            place.set_class(if websocket { Class::WebSocket } else { Class::Tunnel });
+            let ended = upgrade::tunnel(client, &exchange, app, app_buf).await;
+            (ended, Some(if ended == Ended::Cut { Close::Reset } else { Close::Linger }))
+        }
+        Err(failure) => {
+            let (ended, close) = fail(client, &exchange, failure).await;
+            (ended, Some(close))
+        }
+    };
+    let flow = &exchange.flow;
+    add(&worker.shard.received, flow.received.get() + request.len as u64);
+    add(&worker.shard.sent, flow.sent.get());
+    worker.shard.request(flow.status.get(), ended, since.elapsed());
+    if let Some(line) = line {
+        line.write(flow, ended, since.elapsed());
+    }
+    close
+}
+
+/// Reads a request's head; the app's version of it stands in `head` then. `None`: the client went away.
+async fn read_head<R, W>(
+    client: &mut Client<R, W>,
+    worker: &Worker,
+    place: &Place,
+    head: &mut Vec<u8>,
+) -> Result<Request, Option<Reject>>
+where
+    R: AsyncRead + Unpin,
+{
+    let plane = &worker.plane;
+    let mut looked = 0;
+    loop {
+        if looked == 0 || headers::ends_within(client.buf.unread(), looked) {
+            let sender = Sender { peer: &client.peer, forwarded: plane.settings.forwarded };
+            head.clear();
+            if let Some(request) = headers::request(client.buf.unread(), sender, head).map_err(Some)? {
+                return Ok(request);
+            }
+        }
+        if looked == 0 {
+            place.set_deadline(worker.deadline(plane.settings.limits.head_timeout));
+        }
+        looked = client.buf.unread().len();
+        if looked >= plane.settings.limits.head {
+            return Err(Some(Reject { status: 431, why: "the request's head is too large" }));
+        }
+        let Client { reader, buf, .. } = client;
+        let read = poll_fn(|cx| match buf.poll_fill(cx, reader, &worker.store) {
+            Poll::Ready(read) => Poll::Ready(Ok(read)),
+            Poll::Pending if place.expired() => {
+                Poll::Ready(Err(Reject { status: 408, why: "the request's head came too slowly" }))
+            }
+            Poll::Pending if plane.forced() => {
+                Poll::Ready(Err(Reject { status: 503, why: "shutting down; the request was not complete" }))
+            }
+            Poll::Pending => Poll::Pending,
+        });
+        match read.await.map_err(Some)? {
+            Ok(0) | Err(_) => return Err(None),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Ends a request that failed: with an answer where one is still possible, else with a visible cut.
+async fn fail<R, W: AsyncWrite + Unpin>(
+    client: &mut Client<R, W>,
+    exchange: &Exchange<'_>,
+    failure: Failure,
+) -> (Ended, Close) {
+    let verdict = failure.verdict(exchange.flow.progress.get());
+    let close = match verdict.status {
+        Some(status) => {
+            exchange.flow.status.set(status);
+            refuse(client, status, verdict.why, exchange.request.head_only).await
+        }
+        None if failure == Failure::ClientGone => Close::Gone,
+        None => Close::Reset,
+    };
+    (verdict.ended, close)
+}
+
+/// Writes an answer of our own, after which the connection closes.
+async fn refuse<R, W: AsyncWrite + Unpin>(
+    client: &mut Client<R, W>,
+    status: u16,
+    why: &str,
+    head_only: bool,
+) -> Close {
+    let answer = error::answer(status, why, head_only);
+    match tokio::time::timeout(LAST_WORD, client.writer.write_all(&answer)).await {
+        Ok(Ok(())) => Close::Linger,
+        _ => Close::Reset,
+    }
+}
+
+/// What the access log says of a request beyond what its flow knows.
+struct AccessLine {
+    method: String,
+    path: String,
+    peer: String,
+}
+
+impl AccessLine {
+    fn new(head: &[u8], request: &Request, peer: &str) -> Self {
+        let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&head[range]).into_owned();
+        let mut path = text(request.target.clone());
+        path.truncate(path.find('?').unwrap_or(path.len()));
+        Self { method: text(request.method.clone()), path, peer: peer.to_owned() }
+    }
+
+    fn write(&self, flow: &Flow, ended: Ended, took: Duration) {
+        tracing::info!(
+            target: "access",
+            method = self.method,
+            path = self.path,
+            status = flow.status.get(),
+            received = flow.received.get(),
+            sent = flow.sent.get(),
+            ms = took.as_millis() as u64,
+            ended = ended.name(),
+            peer = self.peer,
+        );
+    }
+}

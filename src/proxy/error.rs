@@ -1,0 +1,122 @@
+//! What can go wrong with a request, and the answer it gets.
+
+use crate::metrics::Ended;
+
+/// Why a request did not end by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The client closed or reset its connection.
+    ClientGone,
+    /// The client's body breaks its coding.
+    BadBody,
+    /// The app closed or reset its connection; `unanswered` when before any byte of an answer.
+    AppGone {
+        /// Nothing of the answer had come.
+        unanswered: bool,
+    },
+    /// Nobody listens at the app's address.
+    AppDown,
+    /// The app's address can't be reached or resolved.
+    AppUnreachable,
+    /// The app's answer can't be read.
+    AppBroken(&'static str),
+    /// Nothing moved for too long.
+    TimedOut,
+    /// Too many are held already.
+    HeldTooMany,
+    /// The drain's deadline has passed.
+    Forced,
+}
+
+/// How far a request had come when it failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Progress {
+    /// The app has nothing of it.
+    #[default]
+    Unsent,
+    /// The app has it, or a part of it.
+    Sent,
+    /// The answer has begun to go to the client.
+    Answering,
+}
+
+/// The answer of our own to a failed request: status, what ended it, and why, in words.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verdict {
+    /// The status to answer with; none where no whole answer is possible any more.
+    pub status: Option<u16>,
+    /// For metrics and the access log.
+    pub ended: Ended,
+    /// The answer's text.
+    pub why: &'static str,
+}
+
+impl Failure {
+    /// The answer, by how far the request had come. A half-sent answer never gets a clean end.
+    pub fn verdict(self, progress: Progress) -> Verdict {
+        let (status, ended, why) = match (self, progress) {
+            (Self::ClientGone, _) => (None, Ended::ClientGone, ""),
+            (Self::BadBody, _) => (Some(400), Ended::Rejected, "the request's body can't be read"),
+            (Self::AppGone { .. }, _) => {
+                (Some(502), Ended::AppGone, "the app closed the connection without a whole answer")
+            }
+            (Self::AppDown, _) => (Some(503), Ended::AppDown, "the app does not accept connections"),
+            (Self::AppUnreachable, _) => (Some(502), Ended::AppDown, "the app's address can't be reached"),
+            (Self::AppBroken(why), _) => (Some(502), Ended::AppBroken, why),
+            (Self::TimedOut, Progress::Unsent) => (Some(408), Ended::TimedOut, "the request came too slowly"),
+            (Self::TimedOut, _) => (Some(408), Ended::TimedOut, "the request's body came too slowly"),
+            (Self::HeldTooMany, _) => (Some(503), Ended::Refused, "too many requests wait for the app's restart"),
+            (Self::Forced, Progress::Unsent) => {
+                (Some(503), Ended::Unsent, "shutting down; the request was not processed, send it again")
+            }
+            (Self::Forced, Progress::Sent) => {
+                (Some(504), Ended::Unanswered, "shutting down; the app did not answer in time")
+            }
+            (Self::Forced, Progress::Answering) => (None, Ended::Cut, ""),
+        };
+        Verdict { status: status.filter(|_| progress < Progress::Answering), ended, why }
+    }
+}
+
+/// A whole answer of our own. The connection closes after it.
+pub fn answer(status: u16, why: &str, head_only: bool) -> Vec<u8> {
+    let reason = match status {
+        400 => "Bad Request",
+        408 => "Request Timeout",
+        431 => "Request Header Fields Too Large",
+        501 => "Not Implemented",
+        502 => "Bad Gateway",
+        503 => "Service Unavailable",
+        504 => "Gateway Timeout",
+        505 => "HTTP Version Not Supported",
+        _ => "",
+    };
+    let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
+    let text = format!("lameduck: {why}\n");
+    let body = if head_only { "" } else { &text };
+    format!(
+        "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
+         {retry}Connection: close\r\n\r\n{body}",
+        text.len()
+    )
+    .into_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_the_deadline_the_answer_tells_whether_the_app_has_the_request() {
+        let status = |progress| Failure::Forced.verdict(progress).status;
+        assert_eq!(status(Progress::Unsent), Some(503));
+        assert_eq!(status(Progress::Sent), Some(504));
+        assert_eq!(status(Progress::Answering), None, "a half-sent answer is cut, never ended");
+    }
+
+    #[test]
+    fn a_503_asks_to_come_again() {
+        let answer = String::from_utf8(answer(503, "x", false)).unwrap();
+        assert!(answer.contains("\r\nRetry-After: 1\r\n") && answer.contains("\r\nConnection: close\r\n"), "{answer}");
+    }
+}

@@ -1,0 +1,246 @@
+//! Listening sockets and the threads behind them: one thread accepts and gives each connection to the thread that
+//! has the fewest.
+
+use std::io;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+use tokio::io::unix::AsyncFd;
+use tokio::runtime::LocalRuntime;
+use tokio::sync::{mpsc, watch};
+use tokio::task::spawn_local;
+
+use super::conn;
+use super::plane::{Plane, Worker};
+use crate::drain::machine::Phase;
+
+/// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
+const BACKLOG: i32 = 4096;
+/// How often deadlines are looked at.
+const SWEEP: Duration = Duration::from_millis(250);
+/// After an accept that failed for want of files or memory, and while there are too many connections.
+const BACK_OFF: Duration = Duration::from_millis(50);
+/// Handshakes that had begun get so long to end before a listening socket closes.
+const HANDSHAKES: Duration = Duration::from_millis(20);
+
+/// A listening socket. `[::]` takes IPv4 too; where there is no IPv6, it is `0.0.0.0` instead.
+pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
+    match bind_exactly(addr) {
+        Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() => {
+            bind_exactly((Ipv4Addr::UNSPECIFIED, addr.port()).into()).map_err(|_| error)
+        }
+        bound => bound,
+    }
+}
+
+fn bind_exactly(addr: SocketAddr) -> io::Result<TcpListener> {
+    let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
+    if addr.is_ipv6() {
+        socket.set_only_v6(!addr.ip().is_unspecified())?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&addr.into())?;
+    socket.listen(BACKLOG)?;
+    Ok(socket.into())
+}
+
+/// Opens and closes the listening sockets, from any thread.
+#[derive(Clone)]
+pub struct Switch {
+    on: watch::Sender<bool>,
+    open: Arc<AtomicUsize>,
+}
+
+impl Switch {
+    /// Takes what is in the accept queues, then closes the listening sockets.
+    pub fn close(&self) {
+        self.on.send_replace(false);
+    }
+
+    /// Listens again at the same addresses.
+    pub fn listen(&self) {
+        self.on.send_replace(true);
+    }
+
+    /// Whether a listening socket is still open.
+    pub fn is_listening(&self) -> bool {
+        self.open.load(Ordering::Acquire) > 0
+    }
+}
+
+type Accepted = (TcpStream, SocketAddr);
+
+/// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
+pub fn start(
+    plane: &Arc<Plane>,
+    listeners: Vec<TcpListener>,
+    on_closed: impl Fn() + Send + Clone + 'static,
+) -> io::Result<Switch> {
+    let switch = Switch { on: watch::Sender::new(true), open: Arc::new(AtomicUsize::new(listeners.len())) };
+    let (senders, receivers): (Vec<_>, Vec<_>) =
+        (0..plane.ledgers.len()).map(|_| mpsc::unbounded_channel::<Accepted>()).unzip();
+    let acceptor = Acceptor { plane: plane.clone(), threads: senders, switch: switch.clone() };
+    let mut accept = Some((acceptor, listeners));
+    for (number, receiver) in receivers.into_iter().enumerate() {
+        let (plane, accept, on_closed) = (plane.clone(), accept.take(), on_closed.clone());
+        std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
+            run_thread(Worker::new(plane, number), receiver, accept, on_closed);
+        })?;
+    }
+    Ok(switch)
+}
+
+fn run_thread(
+    worker: Worker,
+    mut receiver: mpsc::UnboundedReceiver<Accepted>,
+    accept: Option<(Acceptor, Vec<TcpListener>)>,
+    on_closed: impl Fn() + Clone + 'static,
+) {
+    let runtime = match LocalRuntime::new() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            tracing::error!(%error, "a data-plane thread could not start");
+            std::process::exit(1);
+        }
+    };
+    runtime.block_on(async move {
+        let worker = Rc::new(worker);
+        spawn_local(sweep(worker.clone()));
+        if let Some((acceptor, listeners)) = accept {
+            let acceptor = Rc::new(acceptor);
+            for listener in listeners {
+                spawn_local(acceptor.clone().run(listener, on_closed.clone()));
+            }
+        }
+        while let Some((stream, peer)) = receiver.recv().await {
+            match tokio::net::TcpStream::from_std(stream) {
+                Ok(stream) => drop(spawn_local(conn::serve(stream, peer, worker.clone()))),
+                Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
+            }
+        }
+    });
+}
+
+/// One look per tick at every connection's deadline instead of a timer for each.
+async fn sweep(worker: Rc<Worker>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        worker.ledger.sweep();
+        if worker.plane.phase() == Phase::Drained {
+            worker.pool.clear();
+        } else {
+            worker.pool.retire();
+        }
+    }
+}
+
+struct Acceptor {
+    plane: Arc<Plane>,
+    threads: Vec<mpsc::UnboundedSender<Accepted>>,
+    switch: Switch,
+}
+
+impl Acceptor {
+    /// Accepts until told to stop, then waits to be told to listen again.
+    async fn run(self: Rc<Self>, listener: TcpListener, on_closed: impl Fn()) {
+        let mut on = self.switch.on.subscribe();
+        let addr = listener.local_addr();
+        let mut listener = Some(listener);
+        loop {
+            if let Some(listener) = listener.take() {
+                let closed = self.accept(listener, &mut on).await;
+                if let Err(error) = closed {
+                    tracing::error!(%error, "a listening socket failed");
+                }
+                self.switch.open.fetch_sub(1, Ordering::AcqRel);
+                on_closed();
+            }
+            if on.wait_for(|on| *on).await.is_err() {
+                return;
+            }
+            match addr.as_ref().map(|addr| bind(*addr)) {
+                Ok(Ok(again)) => {
+                    self.switch.open.fetch_add(1, Ordering::AcqRel);
+                    listener = Some(again);
+                }
+                failed => {
+                    tracing::error!(?failed, "can't listen again after a resume; trying once a second");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn accept(&self, listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
+        let listener = AsyncFd::new(listener)?;
+        loop {
+            let mut ready = tokio::select! {
+                biased;
+                off = on.wait_for(|on| !*on) => {
+                    let _ = off;
+                    break;
+                }
+                ready = listener.readable() => ready?,
+            };
+            match ready.try_io(|listener| listener.get_ref().accept()) {
+                Ok(Ok(accepted)) => self.give(accepted),
+                Ok(Err(error)) => self.back_off(&error).await,
+                Err(_would_block) => {}
+            }
+            if self.open_connections() >= self.plane.settings.limits.connections {
+                tokio::time::sleep(BACK_OFF).await;
+            }
+        }
+        // New handshakes are ignored from here on, those that had begun may end: their clients believe themselves
+        // connected, and closing would reset them. Ignored ones are refused when they ask again.
+        let listener = listener.into_inner();
+        if let Err(error) = SockRef::from(&listener).attach_filter(&IGNORE_SYN) {
+            tracing::debug!(%error, "no filter on the listening socket");
+        }
+        tokio::time::sleep(HANDSHAKES).await;
+        loop {
+            match listener.accept() {
+                Ok(accepted) => self.give(accepted),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
+                Err(_) => return Ok(()),
+            }
+        }
+    }
+
+    /// To the thread with the fewest connections.
+    fn give(&self, (stream, peer): Accepted) {
+        let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
+        let fewest = (0..self.threads.len()).min_by_key(|thread| self.plane.ledgers[*thread].open());
+        if let (Ok(()), Some(thread)) = (ready, fewest) {
+            self.plane.ledgers[thread].assign();
+            let _ = self.threads[thread].send((stream, peer));
+        }
+    }
+
+    fn open_connections(&self) -> usize {
+        self.plane.ledgers.iter().map(|ledger| ledger.open()).sum()
+    }
+
+    /// A peer that left before it was accepted is nobody's fault; anything else won't be better at once.
+    async fn back_off(&self, error: &io::Error) {
+        if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
+            tracing::warn!(%error, "accept failed");
+            tokio::time::sleep(BACK_OFF).await;
+        }
+    }
+}
+
+/// Classic BPF over a TCP header: drop when of SYN and ACK only SYN is set (RFC 9293 §3.1), else keep all of it.
+const IGNORE_SYN: [SockFilter; 5] = [
+    SockFilter::new(0x30, 0, 0, 13),         // load the flags' byte
+    SockFilter::new(0x54, 0, 0, 0x12),       // mask all but SYN and ACK
+    SockFilter::new(0x15, 0, 1, 0x02),       // only SYN?
+    SockFilter::new(0x06, 0, 0, 0),          // drop
+    SockFilter::new(0x06, 0, 0, 0xffff_ffff), // keep
+];

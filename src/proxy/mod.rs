@@ -1,0 +1,13 @@
+//! The data plane: one thread per core, one task per connection.
+
+pub mod body;
+pub mod buffer;
+pub mod conn;
+pub mod error;
+pub mod forward;
+pub mod frames;
+pub mod headers;
+pub mod linger;
+pub mod listen;
+pub mod plane;
+pub mod upgrade;

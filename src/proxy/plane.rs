@@ -1,0 +1,156 @@
+//! What the threads of the data plane share, and what each has for itself.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use crate::config::Settings;
+use crate::drain::gate::Gate;
+use crate::drain::ledger::{Ledger, LedgerRow};
+use crate::drain::machine::Phase;
+use crate::metrics::{Shard, add};
+use crate::proxy::buffer::Store;
+use crate::proxy::linger::Undelivered;
+use crate::upstream::Pool;
+
+/// Shared by all threads; what changes in it is a few words that the drain writes.
+pub struct Plane {
+    /// As validated.
+    pub settings: Settings,
+    /// Admission and counts.
+    pub gate: Gate,
+    /// One ledger a thread.
+    pub ledgers: Vec<Arc<Ledger>>,
+    /// One shard of counters a thread.
+    pub shards: Vec<Arc<Shard>>,
+    /// Closed connections that still wait for their peer's end.
+    pub lingering: AtomicU64,
+    began: Instant,
+    /// Idle connections close: nothing runs and nobody can come in.
+    closing_idle: AtomicBool,
+    /// Long-lived streams end, each within so many milliseconds; `u64::MAX` while they need not.
+    stream_spread_ms: AtomicU64,
+}
+
+const STREAMS_STAY: u64 = u64::MAX;
+
+impl Plane {
+    /// A plane for `settings.threads` threads. `on_idle` is the gate's.
+    pub fn new(settings: Settings, on_idle: impl Fn() + Send + Sync + 'static) -> Self {
+        let threads = settings.threads.max(1);
+        Self {
+            settings,
+            gate: Gate::new(on_idle),
+            ledgers: (0..threads).map(|_| Arc::default()).collect(),
+            shards: (0..threads).map(|_| Arc::default()).collect(),
+            lingering: AtomicU64::new(0),
+            began: Instant::now(),
+            closing_idle: AtomicBool::new(false),
+            stream_spread_ms: AtomicU64::new(STREAMS_STAY),
+        }
+    }
+
+    /// The phase; what it means for a connection is looked up where it matters.
+    pub fn phase(&self) -> Phase {
+        self.gate.phase()
+    }
+
+    /// Everything ends now.
+    pub fn forced(&self) -> bool {
+        self.phase() >= Phase::Forcing
+    }
+
+    /// Publishes a phase to every connection. A new round forgets what the last one told them.
+    pub fn set_phase(&self, phase: Phase) {
+        if phase == Phase::Serving {
+            self.closing_idle.store(false, Ordering::Release);
+            self.stream_spread_ms.store(STREAMS_STAY, Ordering::Release);
+        }
+        self.gate.set_phase(phase);
+        self.wake_all();
+    }
+
+    /// Lets new requests wait, or go on.
+    pub fn set_holding(&self, on: bool) {
+        self.gate.set_holding(on);
+        self.wake_all();
+    }
+
+    /// Idle connections close.
+    pub fn close_idle(&self) {
+        self.closing_idle.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Whether an idle connection is to close.
+    pub fn closing_idle(&self) -> bool {
+        self.closing_idle.load(Ordering::Acquire) || self.forced()
+    }
+
+    /// WebSockets and event streams end, each at random within `spread`.
+    pub fn end_streams(&self, spread: Duration) {
+        self.stream_spread_ms.store(spread.as_millis() as u64, Ordering::Release);
+        self.wake_all();
+    }
+
+    /// Within what time a stream is to end, once it is to end at all.
+    pub fn streams_end(&self) -> Option<Duration> {
+        let ms = self.stream_spread_ms.load(Ordering::Acquire);
+        (ms != STREAMS_STAY).then(|| Duration::from_millis(ms))
+    }
+
+    /// What runs, oldest first.
+    pub fn ledger(&self) -> Vec<LedgerRow> {
+        let mut rows = Vec::new();
+        self.ledgers.iter().for_each(|ledger| ledger.collect(&mut rows));
+        rows.sort_by_key(|row| std::cmp::Reverse(row.age_ms));
+        rows
+    }
+
+    /// Connections and requests that arrived so far, and when the last did.
+    pub fn arrivals(&self) -> (u64, Option<Instant>) {
+        let sum = self.shards.iter().map(|shard| shard.arrivals.load(Ordering::Relaxed)).sum();
+        let last = self.shards.iter().map(|shard| shard.last_arrival_us.load(Ordering::Relaxed)).max();
+        (sum, last.filter(|us| *us > 0).map(|us| self.began + Duration::from_micros(us)))
+    }
+
+    fn wake_all(&self) {
+        self.ledgers.iter().for_each(|ledger| ledger.wake_all());
+    }
+}
+
+/// One thread's own.
+pub struct Worker {
+    /// What all threads share.
+    pub plane: Arc<Plane>,
+    /// This thread's connections.
+    pub ledger: Arc<Ledger>,
+    /// This thread's counters.
+    pub shard: Arc<Shard>,
+    /// Connections to the app that rest.
+    pub pool: Pool,
+    /// Buffers that rest.
+    pub store: Store,
+    /// What closing connections still wait for.
+    pub undelivered: Undelivered,
+}
+
+impl Worker {
+    /// The thread with this number.
+    pub fn new(plane: Arc<Plane>, number: usize) -> Self {
+        let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
+        Self { plane, ledger, shard, pool: Pool::default(), store: Store::default(), undelivered: Undelivered::default() }
+    }
+
+    /// A connection or request has arrived, for the quiet rule.
+    pub fn arrival(&self, now: Instant) {
+        add(&self.shard.arrivals, 1);
+        let us = now.duration_since(self.plane.began).as_micros() as u64;
+        self.shard.last_arrival_us.store(us.max(1), Ordering::Relaxed);
+    }
+
+    /// A deadline for a ledger entry, so long from now.
+    pub fn deadline(&self, after: Duration) -> u64 {
+        self.ledger.now_ms() + after.as_millis() as u64
+    }
+}

@@ -1,0 +1,152 @@
+//! Tunnels: an upgraded connection, bytes both ways until both sides have ended. A WebSocket is told to go by a
+//! Close frame on a frame boundary; any other tunnel can only run on until the deadline.
+
+use std::cell::Cell;
+use std::future::{pending, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio::sync::Notify;
+
+use super::buffer::Buffer;
+use super::error::Failure;
+use super::forward::{Client, Exchange};
+use super::frames::{Frames, close_to_app, close_to_client};
+use super::headers::Upgrade;
+use crate::metrics::Ended;
+use crate::upstream::Stream;
+
+/// Both sides have so long to answer a Close of ours.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// What the two directions know of each other.
+#[derive(Default)]
+struct Ends {
+    /// The drain wants the tunnel to end.
+    told: Cell<bool>,
+    /// A direction got its Close from us.
+    ours: Cell<bool>,
+    ours_sent: Notify,
+    sent: Cell<u64>,
+    received: Cell<u64>,
+}
+
+/// Relays until both sides have ended, or the drain ends it.
+pub async fn tunnel<R, W>(
+    client: &mut Client<R, W>,
+    exchange: &Exchange<'_>,
+    mut app: Stream,
+    mut app_buf: Buffer,
+) -> Ended
+where
+    R: AsyncRead + AsRef<TcpStream> + Unpin,
+    W: AsyncWrite + Unpin,
+{
+    let ends = Ends::default();
+    let websocket = exchange.request.upgrade == Upgrade::WebSocket;
+    let (mut app_reader, mut app_writer) = app.split();
+    let Client { reader, writer, buf, .. } = client;
+    let to_app: &[u8] = &close_to_app();
+    let to_client: &[u8] = &close_to_client();
+    let up = direction(exchange, &ends, reader, buf, &mut app_writer, websocket.then_some(to_app), &ends.received);
+    let down =
+        direction(exchange, &ends, &mut app_reader, &mut app_buf, writer, websocket.then_some(to_client), &ends.sent);
+    let both = async {
+        let (mut up, mut down) = (pin!(up), pin!(down));
+        let (mut up_over, mut down_over) = (false, false);
+        poll_fn(|cx| {
+            up_over = up_over || up.as_mut().poll(cx).is_ready();
+            down_over = down_over || down.as_mut().poll(cx).is_ready();
+            if up_over && down_over { Poll::Ready(Ok(())) } else { Poll::Pending }
+        })
+        .await
+    };
+    let told = async {
+        if !websocket {
+            return pending().await;
+        }
+        exchange.stream_end().await;
+        ends.told.set(true);
+        ends.ours_sent.notified().await;
+        tokio::time::sleep(CLOSING).await;
+        Ok(())
+    };
+    exchange.place.set_deadline(0);
+    // `told` first: it sets what the directions look at in the same poll.
+    let ended = exchange
+        .bounded(async {
+            tokio::select! {
+                biased;
+                ended = told => ended,
+                ended = both => ended,
+            }
+        })
+        .await;
+    exchange.flow.sent.set(exchange.flow.sent.get() + ends.sent.get());
+    exchange.flow.received.set(exchange.flow.received.get() + ends.received.get());
+    match ended {
+        Err(Failure::Forced) => Ended::Cut,
+        _ if ends.ours.get() => Ended::WebSocketEnded,
+        _ => Ended::Complete,
+    }
+}
+
+/// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, the sink gets
+/// that frame at the next boundary, and what the source still sends is read and dropped until it closes too.
+async fn direction<S, D>(
+    exchange: &Exchange<'_>,
+    ends: &Ends,
+    source: &mut S,
+    buf: &mut Buffer,
+    sink: &mut D,
+    close: Option<&[u8]>,
+    moved: &Cell<u64>,
+) where
+    S: AsyncRead + Unpin,
+    D: AsyncWrite + Unpin,
+{
+    let mut frames = Frames::default();
+    let mut closed_by_us = false;
+    loop {
+        let unread = buf.unread();
+        let boundary = if close.is_some() { frames.follow(unread) } else { 0 };
+        moved.set(moved.get() + unread.len() as u64);
+        // A frame that has begun goes on to its end; what follows the boundary then is dropped.
+        let ending = ends.told.get() && !closed_by_us;
+        let pass = match (closed_by_us, ending && boundary > 0) {
+            (true, _) => 0,
+            (false, true) => boundary,
+            (false, false) => unread.len(),
+        };
+        if sink.write_all(&unread[..pass]).await.is_err() {
+            return;
+        }
+        let n = buf.unread().len();
+        buf.consume(n);
+        if frames.closed() && frames.at_boundary() && closed_by_us {
+            return;
+        }
+        let at_boundary = boundary > 0 || frames.at_boundary();
+        if let Some(close) = close.filter(|_| ending && at_boundary && !frames.closed()) {
+            closed_by_us = true;
+            ends.ours.set(true);
+            ends.ours_sent.notify_one();
+            if sink.write_all(close).await.is_err() {
+                return;
+            }
+        }
+        let waits_to_end = close.is_some() && !closed_by_us && !ends.told.get();
+        let read = poll_fn(|cx| match buf.poll_fill(cx, source, &exchange.worker.store) {
+            Poll::Ready(read) => Poll::Ready(read.unwrap_or(0)),
+            Poll::Pending if waits_to_end && ends.told.get() => Poll::Ready(usize::MAX),
+            Poll::Pending => Poll::Pending,
+        });
+        if read.await == 0 {
+            let _ = sink.shutdown().await;
+            return;
+        }
+    }
+}
