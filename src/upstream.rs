@@ -66,11 +66,15 @@ impl Stream {
         }
     }
 
-    /// The app has not closed it, nor sent what nobody asked for. Costs no system call while nothing has arrived.
+    /// Ready once the app has closed it, or sent what nobody asked for.
+    pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        let mut byte = [0];
+        Pin::new(&mut self.split().0).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
+    }
+
+    /// Fit for another request. Costs no system call while nothing has arrived.
     fn is_alive(&mut self) -> bool {
-        let (mut byte, mut cx) = ([0], Context::from_waker(Waker::noop()));
-        let mut buf = ReadBuf::new(&mut byte);
-        Pin::new(&mut self.split().0).poll_read(&mut cx, &mut buf).is_pending()
+        self.poll_end(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 }
 

@@ -9,7 +9,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
-use tokio::io::unix::AsyncFd;
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
@@ -82,48 +81,52 @@ pub fn start(
     on_closed: impl Fn() + Send + Clone + 'static,
 ) -> io::Result<Switch> {
     let switch = Switch { on: watch::Sender::new(true), open: Arc::new(AtomicUsize::new(listeners.len())) };
-    let (senders, receivers): (Vec<_>, Vec<_>) =
-        (0..plane.ledgers.len()).map(|_| mpsc::unbounded_channel::<Accepted>()).unzip();
-    let acceptor = Acceptor { plane: plane.clone(), threads: senders, switch: switch.clone() };
-    let mut accept = Some((acceptor, listeners));
-    for (number, receiver) in receivers.into_iter().enumerate() {
-        let (plane, accept, on_closed) = (plane.clone(), accept.take(), on_closed.clone());
-        std::thread::Builder::new().name(format!("data-{number}")).spawn(move || {
-            run_thread(Worker::new(plane, number), receiver, accept, on_closed);
-        })?;
+    let mut others = Vec::new();
+    for number in 1..plane.ledgers.len() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        others.push(sender);
+        spawn_thread(plane, number, |worker| serve_given(worker, receiver))?;
     }
+    let (acceptor_plane, acceptor_switch) = (plane.clone(), switch.clone());
+    spawn_thread(plane, 0, move |worker| async move {
+        let acceptor = Rc::new(Acceptor { plane: acceptor_plane, worker, others, switch: acceptor_switch });
+        for listener in listeners {
+            spawn_local(acceptor.clone().run(listener, on_closed.clone()));
+        }
+        std::future::pending().await
+    })?;
     Ok(switch)
 }
 
-fn run_thread(
-    worker: Worker,
-    mut receiver: mpsc::UnboundedReceiver<Accepted>,
-    accept: Option<(Acceptor, Vec<TcpListener>)>,
-    on_closed: impl Fn() + Clone + 'static,
-) {
-    let runtime = match LocalRuntime::new() {
-        Ok(runtime) => runtime,
+/// Starts a thread with a runtime of its own, which lives as long as the process.
+fn spawn_thread<F: Future<Output = ()>>(
+    plane: &Arc<Plane>,
+    number: usize,
+    work: impl FnOnce(Rc<Worker>) -> F + Send + 'static,
+) -> io::Result<()> {
+    let plane = plane.clone();
+    let run = move || match LocalRuntime::new() {
+        Ok(runtime) => runtime.block_on(async move {
+            let worker = Rc::new(Worker::new(plane, number));
+            spawn_local(sweep(worker.clone()));
+            work(worker).await;
+        }),
         Err(error) => {
             tracing::error!(%error, "a data-plane thread could not start");
             std::process::exit(1);
         }
     };
-    runtime.block_on(async move {
-        let worker = Rc::new(worker);
-        spawn_local(sweep(worker.clone()));
-        if let Some((acceptor, listeners)) = accept {
-            let acceptor = Rc::new(acceptor);
-            for listener in listeners {
-                spawn_local(acceptor.clone().run(listener, on_closed.clone()));
-            }
+    std::thread::Builder::new().name(format!("data-{number}")).spawn(run).map(drop)
+}
+
+/// Serves the connections that the accepting thread gives to this one.
+async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Accepted>) {
+    while let Some((stream, peer)) = given.recv().await {
+        match tokio::net::TcpStream::from_std(stream) {
+            Ok(stream) => drop(spawn_local(conn::serve(stream, peer, worker.clone()))),
+            Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
         }
-        while let Some((stream, peer)) = receiver.recv().await {
-            match tokio::net::TcpStream::from_std(stream) {
-                Ok(stream) => drop(spawn_local(conn::serve(stream, peer, worker.clone()))),
-                Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
-            }
-        }
-    });
+    }
 }
 
 /// One look per tick at every connection's deadline instead of a timer for each.
@@ -142,7 +145,8 @@ async fn sweep(worker: Rc<Worker>) {
 
 struct Acceptor {
     plane: Arc<Plane>,
-    threads: Vec<mpsc::UnboundedSender<Accepted>>,
+    worker: Rc<Worker>,
+    others: Vec<mpsc::UnboundedSender<Accepted>>,
     switch: Switch,
 }
 
@@ -178,20 +182,15 @@ impl Acceptor {
     }
 
     async fn accept(&self, listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
-        let listener = AsyncFd::new(listener)?;
+        let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
-            let mut ready = tokio::select! {
+            tokio::select! {
                 biased;
-                off = on.wait_for(|on| !*on) => {
-                    let _ = off;
-                    break;
-                }
-                ready = listener.readable() => ready?,
-            };
-            match ready.try_io(|listener| listener.get_ref().accept()) {
-                Ok(Ok(accepted)) => self.give(accepted),
-                Ok(Err(error)) => self.back_off(&error).await,
-                Err(_would_block) => {}
+                _ = on.wait_for(|on| !*on) => break,
+                accepted = listener.accept() => match accepted {
+                    Ok((stream, peer)) => self.give(stream, peer),
+                    Err(error) => self.back_off(&error).await,
+                },
             }
             if self.open_connections() >= self.plane.settings.limits.connections {
                 tokio::time::sleep(BACK_OFF).await;
@@ -199,27 +198,39 @@ impl Acceptor {
         }
         // New handshakes are ignored from here on, those that had begun may end: their clients believe themselves
         // connected, and closing would reset them. Ignored ones are refused when they ask again.
-        let listener = listener.into_inner();
+        let listener = listener.into_std()?;
         if let Err(error) = SockRef::from(&listener).attach_filter(&IGNORE_SYN) {
             tracing::debug!(%error, "no filter on the listening socket");
         }
         tokio::time::sleep(HANDSHAKES).await;
         loop {
             match listener.accept() {
-                Ok(accepted) => self.give(accepted),
+                Ok((stream, peer)) => {
+                    if stream.set_nonblocking(true).is_ok() {
+                        self.give(tokio::net::TcpStream::from_std(stream)?, peer);
+                    }
+                }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
                 Err(_) => return Ok(()),
             }
         }
     }
 
-    /// To the thread with the fewest connections.
-    fn give(&self, (stream, peer): Accepted) {
-        let ready = stream.set_nonblocking(true).and_then(|()| stream.set_nodelay(true));
-        let fewest = (0..self.threads.len()).min_by_key(|thread| self.plane.ledgers[*thread].open());
-        if let (Ok(()), Some(thread)) = (ready, fewest) {
-            self.plane.ledgers[thread].assign();
-            let _ = self.threads[thread].send((stream, peer));
+    /// To the thread with the fewest connections; this one is the first.
+    fn give(&self, stream: tokio::net::TcpStream, peer: SocketAddr) {
+        let ledgers = &self.plane.ledgers;
+        let fewest = (0..ledgers.len()).min_by_key(|thread| ledgers[*thread].open()).unwrap_or(0);
+        if stream.set_nodelay(true).is_err() {
+            return; // it has been reset already
+        }
+        ledgers[fewest].assign();
+        match fewest.checked_sub(1) {
+            None => drop(spawn_local(conn::serve(stream, peer, self.worker.clone()))),
+            Some(other) => {
+                if let Ok(stream) = stream.into_std() {
+                    let _ = self.others[other].send((stream, peer));
+                }
+            }
         }
     }
 
