@@ -1,4 +1,5 @@
 //! lameduck: a sidecar proxy that makes unmodified apps shut down gracefully.
 
+pub mod cli;
 pub mod config;
 pub mod drain;
