@@ -57,7 +57,14 @@ pub(super) struct ProxyArgs {
     #[arg(long, env = "LAMEDUCK_UPSTREAM", value_name = "ADDR", help_heading = "App")]
     pub upstream: UpstreamAddr,
     /// What SIGTERM means to this proxy
-    #[arg(long, env = "LAMEDUCK_SIDECAR", value_enum, default_value = "none", help_heading = "Drain")]
+    #[arg(
+        long,
+        env = "LAMEDUCK_SIDECAR",
+        value_name = "MODE",
+        value_enum,
+        default_value = "none",
+        help_heading = "Drain"
+    )]
     pub sidecar: Sidecar,
     #[command(flatten)]
     pub common: CommonArgs,
@@ -116,7 +123,7 @@ pub(super) struct AddressArgs {
     #[arg(long, env = "LAMEDUCK_CONTROL_LISTEN", value_name = "ADDR", value_parser = values::loopback_or_off)]
     pub control_listen: Option<Switch>,
     /// What GET /drain on the probe port must show in its Lameduck-Token header; without it every such call is
-    /// refused
+    /// refused; better set by its variable, as other users can read a command line
     #[arg(long, env = "LAMEDUCK_TOKEN", value_name = "TEXT", hide_env_values = true, value_parser = values::token)]
     pub token: Option<String>,
 }
@@ -142,7 +149,7 @@ pub(super) struct DrainTimes {
           value_parser = values::time)]
     pub stream_spread: Duration,
     /// /readyz during a drain [default: kept while a pod is deleted, failed for an operator and outside Kubernetes]
-    #[arg(long, env = "LAMEDUCK_DRAIN_READINESS", value_enum)]
+    #[arg(long, env = "LAMEDUCK_DRAIN_READINESS", value_name = "MODE", value_enum)]
     pub drain_readiness: Option<DrainReadiness>,
 }
 
@@ -174,7 +181,7 @@ pub(super) struct AppArgs {
           value_parser = values::time)]
     pub upstream_wait: Duration,
     /// What the app gets to see as X-Forwarded-For, -Proto and -Host
-    #[arg(long, env = "LAMEDUCK_FORWARDED", value_enum, default_value = "append")]
+    #[arg(long, env = "LAMEDUCK_FORWARDED", value_name = "MODE", value_enum, default_value = "append")]
     pub forwarded: Forwarded,
 }
 
@@ -227,7 +234,7 @@ pub(super) struct LogArgs {
     #[arg(long, env = "LAMEDUCK_ACCESS_LOG", value_parser = BoolishValueParser::new())]
     pub access_log: bool,
     /// How a line is written
-    #[arg(long, env = "LAMEDUCK_LOG_FORMAT", value_enum, default_value = "auto")]
+    #[arg(long, env = "LAMEDUCK_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "auto")]
     pub log_format: LogFormat,
     /// error, warn, info, debug or trace
     #[arg(long, env = "LAMEDUCK_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
