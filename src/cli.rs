@@ -110,10 +110,14 @@ where
     parse_at(args, &Surroundings::look())
 }
 
+/// Whether this runs in a pod: Kubernetes gives `KUBERNETES_SERVICE_HOST` to every container.
+pub fn in_pod() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
+}
+
 /// What the defaults depend on.
 #[derive(Clone, Debug, Default)]
 struct Surroundings {
-    /// Kubernetes gives `KUBERNETES_SERVICE_HOST` to every container.
     in_pod: bool,
     /// `PORT`, which `run` takes over.
     port: Option<String>,
@@ -132,7 +136,7 @@ impl Surroundings {
         let uid = rustix::process::getuid().as_raw();
         control_candidates.push(format!("/tmp/lameduck-{uid}.sock").into());
         Self {
-            in_pod: std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty()),
+            in_pod: in_pod(),
             port: std::env::var("PORT").ok().filter(|port| !port.is_empty()),
             control_candidates,
             cores: std::thread::available_parallelism().map_or(1, usize::from),

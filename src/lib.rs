@@ -3,4 +3,5 @@
 pub mod cli;
 pub mod config;
 pub mod drain;
+pub mod readiness;
 pub mod telemetry;
