@@ -1,5 +1,6 @@
 //! lameduck: a sidecar proxy that makes unmodified apps shut down gracefully.
 
+pub mod admin;
 pub mod cli;
 pub mod config;
 pub mod drain;
