@@ -1,0 +1,241 @@
+//! The probe listener (kubelet, Prometheus, hooks) and the control listeners (operators): routes → handlers.
+//!
+//! It lives on a thread of its own, so that it answers while the data plane is saturated, and closes last.
+
+mod serve;
+mod sockets;
+
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderName, HeaderValue};
+use hyper::{HeaderMap, Request, Response, StatusCode};
+use serde::Serialize;
+use serde_json::json;
+use std::net::IpAddr;
+use std::time::Duration;
+use subtle::ConstantTimeEq;
+
+use http_body_util::Full;
+
+pub use self::sockets::{Bound, bind};
+use crate::drain::control::{Control, LedgerRow, Outcome, Status};
+use crate::drain::machine::Trigger;
+use crate::readiness::Verdict;
+
+/// What the listeners show and steer. The functions run on the admin thread only.
+pub struct Admin {
+    /// The drain.
+    pub control: Control,
+    /// What `/readyz` answers now.
+    pub ready: Box<dyn Fn() -> Verdict + Send + Sync>,
+    /// Who is in flight now.
+    pub ledger: Box<dyn Fn() -> Vec<LedgerRow> + Send + Sync>,
+    /// Prometheus' text format, 0.0.4.
+    pub metrics: Box<dyn Fn() -> String + Send + Sync>,
+}
+
+/// Where a request came in.
+#[derive(Clone, Debug)]
+enum Door {
+    /// Anybody may ask; `/drain` wants the token.
+    Probe { token: Option<String> },
+    /// The socket's mode says who may ask.
+    ControlSocket,
+    /// Everything on this machine may ask, but no web page that a browser on it shows.
+    ControlTcp,
+}
+
+type Answer = Response<Full<Bytes>>;
+type Ask = Request<Incoming>;
+
+const TOKEN: HeaderName = HeaderName::from_static("lameduck-token");
+/// An operator's longest timeout: far from overflow when times are added.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+impl Admin {
+    async fn answer(&self, door: &Door, ask: &Ask) -> Answer {
+        match door {
+            Door::Probe { token } => self.probe(token.as_deref(), ask).await,
+            Door::ControlTcp if !from_this_machine(ask.headers()) => {
+                text(StatusCode::FORBIDDEN, "control answers only to a loopback Host and to no web page")
+            }
+            Door::ControlSocket | Door::ControlTcp => self.control(ask).await,
+        }
+    }
+
+    async fn probe(&self, token: Option<&str>, ask: &Ask) -> Answer {
+        match (ask.method().as_str(), path(ask)) {
+            ("GET" | "HEAD", "/livez") => text(StatusCode::OK, "ok"),
+            ("GET" | "HEAD", "/readyz") => self.readyz(),
+            ("GET" | "HEAD", "/metrics") => self.metrics(),
+            ("GET", "/drain") => self.hook(token, ask).await,
+            (_, "/livez" | "/readyz" | "/metrics") => wrong_method("GET, HEAD"),
+            (_, "/drain") => wrong_method("GET"),
+            _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /drain"),
+        }
+    }
+
+    async fn control(&self, ask: &Ask) -> Answer {
+        match (ask.method().as_str(), path(ask)) {
+            ("GET" | "HEAD", "/status") => self.status(),
+            ("GET" | "HEAD", "/ledger") => json(StatusCode::OK, &(self.ledger)()),
+            ("GET" | "HEAD", "/metrics") => self.metrics(),
+            ("POST", "/drain") => self.operator(ask).await,
+            ("POST", "/resume") => {
+                self.control.resume().await;
+                json(StatusCode::OK, &json!({ "outcome": "resumed" }))
+            }
+            (_, "/status" | "/ledger" | "/metrics") => wrong_method("GET, HEAD"),
+            (_, "/drain" | "/resume") => wrong_method("POST"),
+            _ => text(
+                StatusCode::NOT_FOUND,
+                "there are GET /status, /ledger, /metrics and POST /drain, /resume",
+            ),
+        }
+    }
+
+    fn readyz(&self) -> Answer {
+        match (self.ready)() {
+            Verdict::Ready => text(StatusCode::OK, "ok"),
+            Verdict::NotReady(reasons) => {
+                let lines: Vec<String> = reasons.iter().map(ToString::to_string).collect();
+                text(StatusCode::SERVICE_UNAVAILABLE, &lines.join("\n"))
+            }
+        }
+    }
+
+    fn metrics(&self) -> Answer {
+        let body = (self.metrics)();
+        answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", body.into())
+    }
+
+    fn status(&self) -> Answer {
+        #[derive(Serialize)]
+        struct Reply {
+            #[serde(flatten)]
+            status: Status,
+            ready: bool,
+            reasons: Vec<String>,
+        }
+        let (ready, reasons) = match (self.ready)() {
+            Verdict::Ready => (true, vec![]),
+            Verdict::NotReady(reasons) => (false, reasons.iter().map(ToString::to_string).collect()),
+        };
+        json(StatusCode::OK, &Reply { status: self.control.status(), ready, reasons })
+    }
+
+    /// The blocking preStop hook. The kubelet ignores the answer's status, so a refusal is loud in the log instead.
+    async fn hook(&self, token: Option<&str>, ask: &Ask) -> Answer {
+        let Some(token) = token else {
+            tracing::warn!("refused /drain: no token is configured (--token)");
+            return text(StatusCode::FORBIDDEN, "no token is configured: start lameduck with --token");
+        };
+        let shown = ask.headers().get(TOKEN).map_or(&b""[..], HeaderValue::as_bytes);
+        if !bool::from(shown.ct_eq(token.as_bytes())) {
+            tracing::warn!("refused /drain: its Lameduck-Token is missing or wrong");
+            return text(StatusCode::FORBIDDEN, "the Lameduck-Token header is missing or wrong");
+        }
+        let trigger = match parameters(ask, ["hook"]) {
+            Ok([None | Some("")]) => Trigger::Hook,
+            Ok([Some("app")]) => Trigger::AppHook,
+            Ok([Some("sidecar")]) => Trigger::SidecarHook,
+            Ok([Some(_)]) => return text(StatusCode::BAD_REQUEST, "hook is app or sidecar, or left out"),
+            Err(refusal) => return refusal,
+        };
+        ended(self.control.drain(trigger).await)
+    }
+
+    async fn operator(&self, ask: &Ask) -> Answer {
+        let [timeout, wait] = match parameters(ask, ["timeout", "wait"]) {
+            Ok(values) => values,
+            Err(refusal) => return refusal,
+        };
+        let time = |text| humantime::parse_duration(text).ok().filter(|t| !t.is_zero() && *t <= LONGEST);
+        let timeout = match timeout.map(time) {
+            Some(None) => return text(StatusCode::BAD_REQUEST, "timeout is a time over 0, as in 30s"),
+            Some(some) => some,
+            None => None,
+        };
+        let trigger = Trigger::Operator { timeout };
+        match wait {
+            None | Some("true") => ended(self.control.drain(trigger).await),
+            Some("false") => {
+                let control = self.control.clone();
+                tokio::spawn(async move { control.drain(trigger).await });
+                json(StatusCode::ACCEPTED, &json!({ "outcome": "begun" }))
+            }
+            Some(_) => text(StatusCode::BAD_REQUEST, "wait is true or false"),
+        }
+    }
+}
+
+/// A browser can be led here by a name that its page's owner rebinds to 127.0.0.1; its requests then carry that name
+/// as Host, and an Origin when they could change something.
+fn from_this_machine(headers: &HeaderMap) -> bool {
+    let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
+    let name = match host.rsplit_once(':') {
+        Some((name, port)) if port.bytes().all(|b| b.is_ascii_digit()) => name,
+        _ => host,
+    };
+    let ip = name.strip_prefix('[').and_then(|name| name.strip_suffix(']')).unwrap_or(name);
+    let loopback =
+        name.eq_ignore_ascii_case("localhost") || ip.parse().is_ok_and(|ip: IpAddr| ip.is_loopback());
+    loopback && !headers.contains_key(header::ORIGIN)
+}
+
+/// The path with one leading slash: kubelets have called `//drain` (kubernetes/kubernetes, hooks whose path has its
+/// slash already).
+fn path(ask: &Ask) -> &str {
+    let path = ask.uri().path();
+    let rest = path.trim_start_matches('/');
+    if rest.len() == path.len() { path } else { &path[path.len() - rest.len() - 1..] }
+}
+
+/// The values of these query parameters; any other one is refused, since a typo must not start another kind of drain.
+fn parameters<'a, const N: usize>(ask: &'a Ask, names: [&str; N]) -> Result<[Option<&'a str>; N], Answer> {
+    let mut values = [None; N];
+    for pair in ask.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
+        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+        let Some(n) = names.iter().position(|known| *known == name) else {
+            let known = names.join(", ");
+            return Err(text(StatusCode::BAD_REQUEST, &format!("unknown parameter; there is {known}")));
+        };
+        values[n] = Some(value);
+    }
+    Ok(values)
+}
+
+fn ended(outcome: Outcome) -> Answer {
+    let body = match outcome {
+        Outcome::Drained { verdict } => json!({ "outcome": "drained", "verdict": verdict }),
+        Outcome::AppMayStop => json!({ "outcome": "app-may-stop" }),
+        Outcome::Resumed => json!({ "outcome": "resumed" }),
+    };
+    json(StatusCode::OK, &body)
+}
+
+fn wrong_method(allowed: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+fn text(status: StatusCode, line: &str) -> Answer {
+    answer(status, "text/plain; charset=utf-8", format!("{line}\n").into())
+}
+
+fn json(status: StatusCode, value: &impl Serialize) -> Answer {
+    match serde_json::to_vec(value) {
+        Ok(mut body) => {
+            body.push(b'\n');
+            answer(status, "application/json", body.into())
+        }
+        Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, &why.to_string()),
+    }
+}
+
+fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}

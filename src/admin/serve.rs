@@ -1,0 +1,140 @@
+//! The loops that accept and serve. One request per connection: with nothing kept open, every bound is simple.
+
+use std::convert::Infallible;
+use std::io;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
+
+use super::{Admin, Bound, Door};
+
+/// Open connections; past it callers wait in the kernel's queue.
+const PROBE_CONNECTIONS: u32 = 256;
+const CONTROL_CONNECTIONS: u32 = 64;
+/// From the accept to the head's last byte.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+/// From the answer to its last byte on the socket.
+const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
+/// Bytes of a request's head.
+const HEAD: usize = 16 << 10;
+/// After `shutdown`, for the answers that are being written: the hook's callers wait for theirs.
+const LAST_ANSWERS: Duration = Duration::from_millis(500);
+/// After a failed accept (no file descriptor is free).
+const BACK_OFF: Duration = Duration::from_millis(50);
+
+impl Bound {
+    /// Serves until `shutdown`, then for at most half a second more until the answers under way are written, and
+    /// removes the control socket. Wants a runtime with I/O and time.
+    ///
+    /// # Errors
+    /// When the runtime can't take the sockets.
+    pub async fn serve(self, admin: Admin, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+        let Self { probe, control, control_tcp, token, file } = self;
+        let admin = Arc::new(admin);
+        let stop = watch::Sender::new(false);
+        let tcp = async |listener: Option<std::net::TcpListener>, limit, door| {
+            let Some(listener) = listener else { return Ok(()) };
+            let listener = TcpListener::from_std(listener)?;
+            let accept = async move || listener.accept().await.map(|(stream, _)| stream);
+            serve_all(accept, limit, door, Arc::clone(&admin), stop.subscribe()).await;
+            Ok(())
+        };
+        let unix = async |listener| {
+            let listener = UnixListener::from_std(listener)?;
+            let accept = async move || listener.accept().await.map(|(stream, _)| stream);
+            let (admin, stop) = (Arc::clone(&admin), stop.subscribe());
+            serve_all(accept, CONTROL_CONNECTIONS, Door::ControlSocket, admin, stop).await;
+            Ok(())
+        };
+        let end = async {
+            shutdown.await;
+            stop.send_replace(true);
+            Ok::<_, io::Error>(())
+        };
+        let served = tokio::try_join!(
+            tcp(probe, PROBE_CONNECTIONS, Door::Probe { token }),
+            tcp(control_tcp, CONTROL_CONNECTIONS, Door::ControlTcp),
+            unix(control),
+            end,
+        );
+        drop(file);
+        served.map(|_| ())
+    }
+}
+
+async fn serve_all<S>(
+    accept: impl AsyncFn() -> io::Result<S>,
+    limit: u32,
+    door: Door,
+    admin: Arc<Admin>,
+    mut stop: watch::Receiver<bool>,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let places = Arc::new(Semaphore::new(limit as usize));
+    let connection_stop = stop.clone();
+    let accept_all = async {
+        while let Ok(place) = Arc::clone(&places).acquire_owned().await {
+            match accept().await {
+                Ok(stream) => {
+                    let (door, admin, stop) = (door.clone(), Arc::clone(&admin), connection_stop.clone());
+                    tokio::spawn(serve_one(stream, door, admin, stop, place));
+                }
+                Err(_) => tokio::time::sleep(BACK_OFF).await,
+            }
+        }
+    };
+    tokio::select! {
+        () = accept_all => {}
+        _ = stop.wait_for(|stop| *stop) => {}
+    }
+    drop(accept);
+    // All places free: all connections have ended.
+    let _ = tokio::time::timeout(LAST_ANSWERS, places.acquire_many(limit)).await;
+}
+
+async fn serve_one<S>(
+    stream: S,
+    door: Door,
+    admin: Arc<Admin>,
+    mut stop: watch::Receiver<bool>,
+    _place: OwnedSemaphorePermit,
+) where
+    S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
+{
+    let answered = Notify::new();
+    let service = service_fn(async |ask| {
+        let answer = admin.answer(&door, &ask).await;
+        answered.notify_one();
+        Ok::<_, Infallible>(answer)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    let mut connection = pin!(connection);
+    let mut unread = pin!(async {
+        answered.notified().await;
+        tokio::time::sleep(WRITE_TIMEOUT).await;
+    });
+    let mut stopping = false;
+    loop {
+        tokio::select! {
+            _ = connection.as_mut() => return,
+            () = unread.as_mut() => return,
+            _ = stop.wait_for(|stop| *stop), if !stopping => {
+                stopping = true;
+                connection.as_mut().graceful_shutdown();
+            }
+        }
+    }
+}

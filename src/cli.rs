@@ -1,0 +1,310 @@
+//! What was typed → what it means. No sockets.
+
+mod args;
+mod values;
+
+#[cfg(test)]
+mod tests;
+
+use std::ffi::OsString;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
+use tracing::Level;
+
+pub use self::args::LogFormat;
+use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub};
+use crate::config::{DrainSettings, Limits, ReadySettings, Settings, Sidecar, UpstreamAddr, parse_listen};
+
+/// What is to be done.
+#[derive(Debug)]
+pub enum Command {
+    /// `lameduck proxy`.
+    Proxy {
+        /// Checked.
+        settings: Box<Settings>,
+        /// For `telemetry`.
+        log: LogSettings,
+    },
+    /// `lameduck run`.
+    Run {
+        /// Checked. The upstream is `localhost` with `--app-port`, or port 0: a free one is still to be chosen.
+        settings: Box<Settings>,
+        /// For `telemetry`.
+        log: LogSettings,
+        /// The app.
+        app: AppCommand,
+    },
+    /// `lameduck drain`.
+    Drain {
+        /// The control socket.
+        control: PathBuf,
+        /// From now to Forcing; none waits for as long as it takes.
+        timeout: Option<Duration>,
+        /// Whether to wait for the drain's end.
+        wait: bool,
+    },
+    /// `lameduck resume`.
+    Resume {
+        /// The control socket.
+        control: PathBuf,
+    },
+    /// `lameduck status`.
+    Status {
+        /// The control socket.
+        control: PathBuf,
+        /// What to show.
+        view: StatusView,
+    },
+}
+
+/// The app that `lameduck run` starts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppCommand {
+    /// `--app-port`: the app listens there whatever its `PORT` says.
+    pub port: Option<u16>,
+    /// How long it may take until it listens.
+    pub start_timeout: Duration,
+    /// The program and its arguments; at least one.
+    pub command: Vec<OsString>,
+}
+
+/// What `lameduck status` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatusView {
+    /// For people, with the oldest requests in flight.
+    Human {
+        /// Anew each second.
+        watch: bool,
+    },
+    /// One JSON object per line.
+    Json {
+        /// Anew each second.
+        watch: bool,
+    },
+    /// Nothing but the exit code.
+    Ready,
+}
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogSettings {
+    /// `--log-format`.
+    pub format: LogFormat,
+    /// `--log-level`: lines less severe than this are left out.
+    pub level: Level,
+}
+
+/// Reads the command line (program name first) and the environment.
+///
+/// # Errors
+/// What clap prints: `--help` and `--version` too. Its `exit()` knows stream and exit code (2 for usage).
+pub fn parse<I, T>(args: I) -> Result<Command, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    parse_at(args, &Surroundings::look())
+}
+
+/// Whether this runs in a pod: Kubernetes gives `KUBERNETES_SERVICE_HOST` to every container.
+pub fn in_pod() -> bool {
+    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
+}
+
+/// What the defaults depend on.
+#[derive(Clone, Debug, Default)]
+struct Surroundings {
+    in_pod: bool,
+    /// `PORT`, which `run` takes over.
+    port: Option<String>,
+    /// Where the control socket may be, best first.
+    control_candidates: Vec<PathBuf>,
+    /// Cores that this process may use.
+    cores: usize,
+}
+
+impl Surroundings {
+    fn look() -> Self {
+        let mut control_candidates = vec![PathBuf::from("/run/lameduck/control.sock")];
+        if let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
+            control_candidates.push(Path::new(&dir).join("lameduck.sock"));
+        }
+        let uid = rustix::process::getuid().as_raw();
+        control_candidates.push(format!("/tmp/lameduck-{uid}.sock").into());
+        Self {
+            in_pod: in_pod(),
+            port: std::env::var("PORT").ok().filter(|port| !port.is_empty()),
+            control_candidates,
+            cores: std::thread::available_parallelism().map_or(1, usize::from),
+        }
+    }
+
+    /// The first place where a socket can be made; its directory may still be missing.
+    fn control_to_serve(&self) -> PathBuf {
+        let usable = |path: &&PathBuf| {
+            let dir = path.parent().unwrap_or(Path::new("/"));
+            writable(dir) || (!dir.exists() && dir.parent().is_some_and(writable))
+        };
+        self.control_candidates.iter().find(usable).unwrap_or(&self.control_candidates[0]).clone()
+    }
+
+    /// The first place where there is a socket; else the one where it should be.
+    fn control_to_call(&self, args: ControlArgs) -> PathBuf {
+        let found = || self.control_candidates.iter().find(|path| path.exists()).cloned();
+        args.control.or_else(found).unwrap_or_else(|| self.control_to_serve())
+    }
+}
+
+fn writable(dir: &Path) -> bool {
+    use rustix::fs::Access;
+    dir.is_dir() && rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok()
+}
+
+fn parse_at<I, T>(args: I, around: &Surroundings) -> Result<Command, clap::Error>
+where
+    I: IntoIterator<Item = T>,
+    T: Into<OsString> + Clone,
+{
+    let cli = Cli::try_parse_from(args)?;
+    mean(cli.command, around).map_err(|why| Cli::command().error(ErrorKind::ValueValidation, why))
+}
+
+fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
+    Ok(match typed {
+        Sub::Proxy(args) => {
+            let log = log_settings(&args.common);
+            let listen = [parse_listen(":4880")?];
+            let settings = settings(args.common, &listen, args.upstream, args.sidecar, around)?;
+            Command::Proxy { settings: Box::new(settings), log }
+        }
+        Sub::Run(args) => run(*args, around)?,
+        Sub::Drain(args) => Command::Drain {
+            control: around.control_to_call(args.control),
+            timeout: args.timeout,
+            wait: !args.no_wait,
+        },
+        Sub::Resume(args) => Command::Resume { control: around.control_to_call(args) },
+        Sub::Status(args) => {
+            let view = match (args.ready, args.json) {
+                (true, _) => StatusView::Ready,
+                (false, true) => StatusView::Json { watch: args.watch },
+                (false, false) => StatusView::Human { watch: args.watch },
+            };
+            Command::Status { control: around.control_to_call(args.control), view }
+        }
+    })
+}
+
+fn run(args: RunArgs, around: &Surroundings) -> Result<Command, String> {
+    let log = log_settings(&args.common);
+    let listen = match &around.port {
+        Some(port) => match port.parse() {
+            Ok(port @ 1..) => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+            Ok(0) | Err(_) => {
+                return Err(format!(
+                    "PORT is '{port}', which is no port: set it to a number, or give --listen"
+                ));
+            }
+        },
+        None => parse_listen(":4880")?,
+    };
+    // The name, not an address: an app may listen on ::1 or on 127.0.0.1 only.
+    let upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port: args.app_port.unwrap_or(0) };
+    let settings = settings(args.common, &[listen], upstream, Sidecar::None, around)?;
+    let app = AppCommand { port: args.app_port, start_timeout: args.start_timeout, command: args.command };
+    Ok(Command::Run { settings: Box::new(settings), log, app })
+}
+
+fn log_settings(common: &CommonArgs) -> LogSettings {
+    LogSettings { format: common.log.log_format, level: common.log.log_level }
+}
+
+fn settings(
+    common: CommonArgs,
+    default_listen: &[SocketAddr],
+    upstream: UpstreamAddr,
+    sidecar: Sidecar,
+    around: &Surroundings,
+) -> Result<Settings, String> {
+    let CommonArgs { addresses, drain, ready, app, limits, log } = common;
+    let lame_duck = Duration::from_secs(if around.in_pod { 5 } else { 0 });
+    let control_listen = around.in_pod.then(|| SocketAddr::from(([127, 0, 0, 1], 4882)));
+    let settings = Settings {
+        listen: if addresses.listen.is_empty() { default_listen.to_vec() } else { addresses.listen },
+        upstream,
+        probe_listen: addresses.probe_listen.0,
+        control: addresses.control.unwrap_or_else(|| around.control_to_serve()),
+        control_listen: addresses.control_listen.map_or(control_listen, |switch| switch.0),
+        token: addresses.token,
+        sidecar,
+        drain: DrainSettings {
+            lame_duck: drain.lame_duck.unwrap_or(lame_duck),
+            grace: drain.grace,
+            reserve: drain.reserve,
+            restart_grace: drain.restart_grace,
+            stream_spread: drain.stream_spread,
+            readiness: drain.drain_readiness,
+        },
+        ready: ReadySettings {
+            check: ready.ready_check,
+            timeout: ready.ready_timeout,
+            warm_up: ready.warm_up,
+            warm_up_count: ready.warm_up_count,
+        },
+        upstream_wait: app.upstream_wait,
+        forwarded: app.forwarded,
+        access_log: log.access_log,
+        limits: Limits {
+            head: limits.max_head,
+            head_timeout: limits.head_timeout,
+            body_timeout: limits.body_timeout,
+            idle_timeout: limits.idle_timeout,
+            connections: limits.max_connections as usize,
+            held: limits.max_held,
+        },
+        threads: limits.threads.map_or(around.cores, usize::from),
+        termination_log: log.termination_log,
+    };
+    settings.drain.check()?;
+    check_addresses(&settings)?;
+    Ok(settings)
+}
+
+/// Refuses one port for two of our addresses, and an app that is this proxy itself.
+fn check_addresses(settings: &Settings) -> Result<(), String> {
+    let listen = settings.listen.iter().map(|addr| ("--listen", *addr));
+    let probe = settings.probe_listen.map(|addr| ("--probe-listen", addr));
+    let control = settings.control_listen.map(|addr| ("--control-listen", addr));
+    let ours: Vec<_> = listen.chain(probe).chain(control).collect();
+    for (n, (flag, addr)) in ours.iter().enumerate() {
+        if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| overlap(*earlier, *addr)) {
+            return Err(format!("{flag} {addr} is taken by {other} already: give it another port"));
+        }
+    }
+    let UpstreamAddr::Tcp { host, port } = &settings.upstream else { return Ok(()) };
+    let mut hosts: Vec<IpAddr> = host.parse().into_iter().collect();
+    if host == "localhost" {
+        hosts = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+    }
+    for (flag, addr) in ours {
+        // An unspecified address of ours is met at loopback; any other address may be another machine's.
+        let met = |ip: &IpAddr| ip.is_loopback() || *ip == addr.ip().to_canonical();
+        if hosts.iter().filter(|ip| met(ip)).any(|ip| overlap(addr, SocketAddr::new(*ip, *port))) {
+            let app = &settings.upstream;
+            return Err(format!(
+                "the app's address {app} is the proxy's own {flag}: give one of them another port"
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// Whether both can't be bound at once. Unspecified means IPv6 and IPv4; port 0 is always a new one.
+fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
+    let (ip_a, ip_b) = (a.ip().to_canonical(), b.ip().to_canonical());
+    a.port() == b.port() && a.port() != 0 && (ip_a == ip_b || ip_a.is_unspecified() || ip_b.is_unspecified())
+}

@@ -1,0 +1,285 @@
+//! What can be typed: clap's types, one struct per heading of `--help`.
+
+use std::ffi::OsString;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use tracing::Level;
+
+use super::values::{self, Switch};
+use crate::config::{DrainReadiness, Forwarded, ReadyCheck, Sidecar, UpstreamAddr, WarmUp, parse_listen};
+
+const EXIT_CODES: &str = "\
+Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
+  drain:  3 = drained, but something was cut
+  status: with --ready, 1 = not ready
+  run:    the app's own code (128 + N when signal N ended it)";
+
+/// A sidecar proxy that makes unmodified apps shut down gracefully.
+#[derive(Debug, Parser)]
+#[command(name = "lameduck", version, after_help = EXIT_CODES, max_term_width = 110)]
+pub(super) struct Cli {
+    #[command(subcommand)]
+    pub command: Sub,
+}
+
+#[derive(Debug, Subcommand)]
+pub(super) enum Sub {
+    /// Stand in front of an app: a sidecar, or the front door
+    ///
+    /// Every flag can also be set by its environment variable; the flag wins. Durations are written 5s or 1m30s.
+    #[command(after_help = EXIT_CODES)]
+    Proxy(Box<ProxyArgs>),
+    /// Start an app and stand in front of it, in one container
+    ///
+    /// Listens on the inherited PORT, gives the app a free one as its PORT, waits until it listens, and forwards
+    /// signals. On SIGTERM it drains first; then the app gets its SIGTERM. Every flag can also be set by its
+    /// environment variable; the flag wins. Durations are written 5s or 1m30s.
+    #[command(after_help = EXIT_CODES)]
+    Run(Box<RunArgs>),
+    /// Drain a running proxy and wait until nothing is in flight
+    #[command(after_help = EXIT_CODES)]
+    Drain(DrainArgs),
+    /// End a drain: listen again and serve on
+    #[command(after_help = EXIT_CODES)]
+    Resume(ControlArgs),
+    /// Show what a running proxy does and who is in flight
+    #[command(after_help = EXIT_CODES)]
+    Status(StatusArgs),
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ProxyArgs {
+    /// The app: host:port or unix:/path; a name is resolved at each connect
+    #[arg(long, env = "LAMEDUCK_UPSTREAM", value_name = "ADDR", help_heading = "App")]
+    pub upstream: UpstreamAddr,
+    /// What SIGTERM means to this proxy
+    #[arg(
+        long,
+        env = "LAMEDUCK_SIDECAR",
+        value_name = "MODE",
+        value_enum,
+        default_value = "none",
+        help_heading = "Drain"
+    )]
+    pub sidecar: Sidecar,
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct RunArgs {
+    #[command(flatten)]
+    pub common: CommonArgs,
+    /// The app's port, for an app that doesn't read PORT [default: a free port, given to the app as PORT]
+    #[arg(long, env = "LAMEDUCK_APP_PORT", value_name = "PORT", help_heading = "App",
+          value_parser = value_parser!(u16).range(1..))]
+    pub app_port: Option<u16>,
+    /// The app must listen within this time; else it is ended, and the exit code is 1
+    #[arg(long, env = "LAMEDUCK_START_TIMEOUT", value_name = "TIME", help_heading = "App",
+          default_value = "60s", value_parser = values::time_over_zero)]
+    pub start_timeout: Duration,
+    /// The app and its arguments
+    #[arg(last = true, required = true, value_name = "CMD", help_heading = "App")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct CommonArgs {
+    #[command(flatten)]
+    pub addresses: AddressArgs,
+    #[command(flatten)]
+    pub drain: DrainTimes,
+    #[command(flatten)]
+    pub ready: ReadyArgs,
+    #[command(flatten)]
+    pub app: AppArgs,
+    #[command(flatten)]
+    pub limits: LimitArgs,
+    #[command(flatten)]
+    pub log: LogArgs,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Addresses")]
+pub(super) struct AddressArgs {
+    /// Where clients come in, as in :4880 or 127.0.0.1:4880; repeat it, or separate by commas
+    /// [default: :4880; run: the inherited PORT, if set]
+    #[arg(long, env = "LAMEDUCK_LISTEN", value_name = "ADDR", value_delimiter = ',', value_parser = parse_listen)]
+    pub listen: Vec<SocketAddr>,
+    /// Where the kubelet and Prometheus ask: /livez, /readyz, /metrics and /drain; or 'off'
+    #[arg(long, env = "LAMEDUCK_PROBE_LISTEN", value_name = "ADDR", default_value = ":4881",
+          value_parser = values::listen_or_off)]
+    pub probe_listen: Switch,
+    /// The control socket, which drain, resume and status talk to
+    /// [default: /run/lameduck/control.sock, else $XDG_RUNTIME_DIR/lameduck.sock, else /tmp/lameduck-<uid>.sock]
+    #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH", value_parser = values::socket_path)]
+    pub control: Option<PathBuf>,
+    /// Control by TCP for the pod's other containers, on loopback only; or 'off'
+    /// [default: 127.0.0.1:4882 in a pod, else off]
+    #[arg(long, env = "LAMEDUCK_CONTROL_LISTEN", value_name = "ADDR", value_parser = values::loopback_or_off)]
+    pub control_listen: Option<Switch>,
+    /// What GET /drain on the probe port must show in its Lameduck-Token header; without it every such call is
+    /// refused; better set by its variable, as other users can read a command line
+    #[arg(long, env = "LAMEDUCK_TOKEN", value_name = "TEXT", hide_env_values = true, value_parser = values::token)]
+    pub token: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Drain")]
+pub(super) struct DrainTimes {
+    /// The least time that new connections are still served after a drain began [default: 5s in a pod, else 0s]
+    #[arg(long, env = "LAMEDUCK_LAME_DUCK", value_name = "TIME", value_parser = values::time)]
+    pub lame_duck: Option<Duration>,
+    /// From the drain's begin to the kill: the pod's terminationGracePeriodSeconds, compose's stop_grace_period
+    #[arg(long, env = "LAMEDUCK_GRACE", value_name = "TIME", default_value = "30s", value_parser = values::time)]
+    pub grace: Duration,
+    /// What of the grace is left to the app's own SIGTERM handling; running work is cut at grace - reserve
+    #[arg(long, env = "LAMEDUCK_RESERVE", value_name = "TIME", default_value = "5s", value_parser = values::time)]
+    pub reserve: Duration,
+    /// How long running requests may finish when only the app restarts
+    #[arg(long, env = "LAMEDUCK_RESTART_GRACE", value_name = "TIME", default_value = "10s",
+          value_parser = values::time)]
+    pub restart_grace: Duration,
+    /// WebSockets and event streams end at random within this time, so that not all clients return at once
+    #[arg(long, env = "LAMEDUCK_STREAM_SPREAD", value_name = "TIME", default_value = "5s",
+          value_parser = values::time)]
+    pub stream_spread: Duration,
+    /// /readyz during a drain [default: kept while a pod is deleted, failed for an operator and outside Kubernetes]
+    #[arg(long, env = "LAMEDUCK_DRAIN_READINESS", value_name = "MODE", value_enum)]
+    pub drain_readiness: Option<DrainReadiness>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Readiness")]
+pub(super) struct ReadyArgs {
+    /// How the app is asked: 'connect', or a path that must answer 2xx or 3xx
+    #[arg(long, env = "LAMEDUCK_READY_CHECK", value_name = "connect|/PATH", default_value = "connect")]
+    pub ready_check: ReadyCheck,
+    /// How long one check may take
+    #[arg(long, env = "LAMEDUCK_READY_TIMEOUT", value_name = "TIME", default_value = "1s",
+          value_parser = values::time_over_zero)]
+    pub ready_timeout: Duration,
+    /// A request to send to the app before the first ready, as in 'GET /'; repeat it, or separate by commas (write
+    /// a comma in a path as %2C)
+    #[arg(long, env = "LAMEDUCK_WARM_UP", value_name = "REQUEST", value_delimiter = ',')]
+    pub warm_up: Vec<WarmUp>,
+    /// How often each warm-up request is sent
+    #[arg(long, env = "LAMEDUCK_WARM_UP_COUNT", value_name = "N", default_value = "1",
+          value_parser = value_parser!(u32).range(1..=100_000))]
+    pub warm_up_count: u32,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "App")]
+pub(super) struct AppArgs {
+    /// How long a request waits for an app whose port is closed (it crashed, or restarts)
+    #[arg(long, env = "LAMEDUCK_UPSTREAM_WAIT", value_name = "TIME", default_value = "10s",
+          value_parser = values::time)]
+    pub upstream_wait: Duration,
+    /// What the app gets to see as X-Forwarded-For, -Proto and -Host
+    #[arg(long, env = "LAMEDUCK_FORWARDED", value_name = "MODE", value_enum, default_value = "append")]
+    pub forwarded: Forwarded,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Limits")]
+pub(super) struct LimitArgs {
+    /// Bytes of a request's or an answer's head, 8KiB to 16MiB; past it 431, or 502 for the app's
+    #[arg(long, env = "LAMEDUCK_MAX_HEAD", value_name = "BYTES", default_value = "64KiB",
+          value_parser = values::head_bytes)]
+    pub max_head: usize,
+    /// From a request's first byte to its head's last; past it 408
+    #[arg(long, env = "LAMEDUCK_HEAD_TIMEOUT", value_name = "TIME", default_value = "30s",
+          value_parser = values::time_over_zero)]
+    pub head_timeout: Duration,
+    /// How long a body may stand still; past it 408 or a visible cut
+    #[arg(long, env = "LAMEDUCK_BODY_TIMEOUT", value_name = "TIME", default_value = "60s",
+          value_parser = values::time_over_zero)]
+    pub body_timeout: Duration,
+    /// An idle kept connection is closed after this time
+    #[arg(long, env = "LAMEDUCK_IDLE_TIMEOUT", value_name = "TIME", default_value = "75s",
+          value_parser = values::time_over_zero)]
+    pub idle_timeout: Duration,
+    /// Open client connections; past it new ones wait in the kernel's queue
+    #[arg(long, env = "LAMEDUCK_MAX_CONNECTIONS", value_name = "N", default_value = "50000",
+          value_parser = value_parser!(u32).range(1..))]
+    pub max_connections: u32,
+    /// Requests held while the app restarts; past it 503
+    #[arg(long, env = "LAMEDUCK_MAX_HELD", value_name = "N", default_value = "1000")]
+    pub max_held: u64,
+    /// Data-plane threads [default: the cores that this process may use]
+    #[arg(long, env = "LAMEDUCK_THREADS", value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+}
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// human when stdout is a terminal, else json
+    Auto,
+    /// one JSON object per line
+    Json,
+    /// for people
+    Human,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(super) struct LogArgs {
+    /// Log one line per request
+    #[arg(long, env = "LAMEDUCK_ACCESS_LOG", value_parser = BoolishValueParser::new())]
+    pub access_log: bool,
+    /// How a line is written
+    #[arg(long, env = "LAMEDUCK_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "auto")]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug or trace
+    #[arg(long, env = "LAMEDUCK_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
+          value_parser = values::level)]
+    pub log_level: Level,
+    /// Where the drain's verdict goes for the kubelet to show, if that file exists
+    #[arg(
+        long,
+        env = "LAMEDUCK_TERMINATION_LOG",
+        value_name = "PATH",
+        default_value = "/dev/termination-log"
+    )]
+    pub termination_log: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct ControlArgs {
+    /// The proxy's control socket [default: the first of the proxy's own defaults that exists]
+    #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH", value_parser = values::socket_path)]
+    pub control: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct DrainArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Cut what still runs after this time [default: wait for as long as it takes]
+    #[arg(long, value_name = "TIME", value_parser = values::time_over_zero)]
+    pub timeout: Option<Duration>,
+    /// Only begin the drain
+    #[arg(long)]
+    pub no_wait: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Show it anew each second, until Ctrl-C
+    #[arg(long, conflicts_with = "ready")]
+    pub watch: bool,
+    /// As JSON, one object per line
+    #[arg(long, conflicts_with = "ready")]
+    pub json: bool,
+    /// Print nothing; exit 0 when ready, else 1 (a compose healthcheck)
+    #[arg(long)]
+    pub ready: bool,
+}

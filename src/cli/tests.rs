@@ -1,0 +1,223 @@
+//! What a user types, and what comes of it.
+
+use std::process::Command as Process;
+
+use super::*;
+use crate::config::{DrainReadiness, Forwarded, ReadyCheck, WarmUp};
+
+fn laptop() -> Surroundings {
+    Surroundings { control_candidates: vec!["/nowhere/c.sock".into()], cores: 3, ..Surroundings::default() }
+}
+
+fn pod() -> Surroundings {
+    Surroundings { in_pod: true, ..laptop() }
+}
+
+fn words(line: &str) -> Vec<String> {
+    line.split_whitespace().map(|word| word.replace('_', " ")).collect()
+}
+
+fn settings_of(line: &str, around: &Surroundings) -> Settings {
+    match parse_at(words(line), around).unwrap() {
+        Command::Proxy { settings, .. } | Command::Run { settings, .. } => *settings,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn refusal(line: &str) -> String {
+    let error = parse_at(words(line), &laptop()).unwrap_err();
+    assert_eq!(error.exit_code(), 2, "{line}");
+    error.to_string()
+}
+
+fn secs(n: u64) -> Duration {
+    Duration::from_secs(n)
+}
+
+#[test]
+fn a_proxy_on_a_laptop_has_the_documented_defaults() {
+    let s = settings_of("lameduck proxy --upstream :3000", &laptop());
+    assert_eq!(s.listen, ["[::]:4880".parse().unwrap()]);
+    assert_eq!(s.upstream.to_string(), "127.0.0.1:3000");
+    assert_eq!(s.probe_listen, Some("[::]:4881".parse().unwrap()));
+    assert_eq!(s.control, Path::new("/nowhere/c.sock"));
+    assert_eq!((s.control_listen, s.token, s.sidecar), (None, None, Sidecar::None));
+    let d = s.drain;
+    assert_eq!((d.lame_duck, d.grace, d.reserve), (secs(0), secs(30), secs(5)));
+    assert_eq!((d.restart_grace, d.stream_spread, d.readiness), (secs(10), secs(5), None));
+    assert_eq!((s.ready.check, s.ready.timeout), (ReadyCheck::Connect, secs(1)));
+    assert_eq!((s.ready.warm_up, s.ready.warm_up_count), (vec![], 1));
+    assert_eq!((s.upstream_wait, s.forwarded, s.access_log), (secs(10), Forwarded::Append, false));
+    let l = s.limits;
+    assert_eq!((l.head, l.connections, l.held), (64 << 10, 50_000, 1000));
+    assert_eq!((l.head_timeout, l.body_timeout, l.idle_timeout), (secs(30), secs(60), secs(75)));
+    assert_eq!((s.threads, s.termination_log), (3, "/dev/termination-log".into()));
+}
+
+#[test]
+fn a_pod_gets_a_lame_duck_and_control_on_loopback() {
+    let s = settings_of("lameduck proxy --upstream :3000", &pod());
+    assert_eq!((s.drain.lame_duck, s.control_listen), (secs(5), Some("127.0.0.1:4882".parse().unwrap())));
+    let s = settings_of("lameduck proxy --upstream :3000 --lame-duck 0 --control-listen off", &pod());
+    assert_eq!((s.drain.lame_duck, s.control_listen), (secs(0), None));
+}
+
+#[test]
+fn typed_values_reach_the_settings() {
+    let s = settings_of(
+        "lameduck proxy --upstream unix:/a.sock --listen :80,127.0.0.1:81 --listen [::1]:82 --probe-listen off \
+         --token s3cret --sidecar ordinary --grace 1m30s --drain-readiness keep --ready-check /healthz \
+         --warm-up GET_/ --warm-up HEAD_/x --warm-up-count 3 --forwarded replace --access-log --max-head 1MiB \
+         --threads 7 --control /c.sock",
+        &laptop(),
+    );
+    assert_eq!(s.listen.iter().map(|a| a.port()).collect::<Vec<_>>(), [80, 81, 82]);
+    assert_eq!(s.upstream.to_string(), "unix:/a.sock");
+    assert_eq!((s.probe_listen, s.token.as_deref(), s.sidecar), (None, Some("s3cret"), Sidecar::Ordinary));
+    assert_eq!((s.drain.grace, s.drain.readiness), (secs(90), Some(DrainReadiness::Keep)));
+    assert_eq!(s.ready.check, ReadyCheck::Path("/healthz".into()));
+    let warm = |method: &str, path: &str| WarmUp { method: method.into(), path: path.into() };
+    assert_eq!((s.ready.warm_up, s.ready.warm_up_count), (vec![warm("GET", "/"), warm("HEAD", "/x")], 3));
+    assert_eq!((s.forwarded, s.access_log, s.limits.head), (Forwarded::Replace, true, 1 << 20));
+    assert_eq!((s.threads, s.control), (7, "/c.sock".into()));
+}
+
+#[test]
+fn run_takes_over_the_inherited_port_and_everything_after_the_dashes() {
+    let around = Surroundings { port: Some("8080".into()), ..laptop() };
+    let line = "lameduck run --app-port 3000 --start-timeout 9s -- node server.js --listen x";
+    let Command::Run { settings, app, log } = parse_at(words(line), &around).unwrap() else { panic!() };
+    assert_eq!(settings.listen, ["[::]:8080".parse().unwrap()]);
+    assert_eq!(settings.upstream.to_string(), "localhost:3000");
+    assert_eq!((app.port, app.start_timeout), (Some(3000), secs(9)));
+    assert_eq!(app.command, ["node", "server.js", "--listen", "x"]);
+    assert_eq!(log, LogSettings { format: LogFormat::Auto, level: Level::INFO });
+    assert_eq!(settings_of("lameduck run --listen :9 -- x", &around).listen[0].port(), 9);
+    assert_eq!(settings_of("lameduck run -- x", &laptop()).listen[0].port(), 4880);
+    let around = Surroundings { port: Some("http".into()), ..laptop() };
+    let error = parse_at(words("lameduck run -- x"), &around).unwrap_err().to_string();
+    assert!(error.contains("PORT is 'http'"), "{error}");
+}
+
+#[test]
+fn the_clients_know_what_to_do() {
+    let parsed = |line: &str| format!("{:?}", parse_at(words(line), &laptop()).unwrap());
+    let control = "control: \"/c\"";
+    assert_eq!(
+        parsed("lameduck drain --control /c --timeout 30s --no-wait"),
+        format!("Drain {{ {control}, timeout: Some(30s), wait: false }}")
+    );
+    assert!(parsed("lameduck drain").contains("\"/nowhere/c.sock\", timeout: None, wait: true"));
+    assert_eq!(parsed("lameduck resume --control /c"), format!("Resume {{ {control} }}"));
+    assert!(parsed("lameduck status").contains("Human { watch: false }"));
+    assert!(parsed("lameduck status --watch --json").contains("Json { watch: true }"));
+    assert!(parsed("lameduck status --ready").contains("view: Ready"));
+    assert!(refusal("lameduck status --ready --watch").contains("cannot be used with"));
+}
+
+#[test]
+fn a_wrong_value_is_told_what_to_write_instead() {
+    for (flags, help) in [
+        ("--grace 5", "'5' has no unit: write 5s"),
+        ("--grace soon", "write 5s, 500ms or 1m30s"),
+        ("--grace 9999999999years", "'9999999999years'"),
+        ("--grace 400days", "over a year"),
+        ("--grace 10s --reserve 10s", "raise --grace"),
+        ("--ready-timeout 0", "must be over 0"),
+        ("--listen nowhere", "write :4880"),
+        ("--probe-listen no", "or off"),
+        ("--control-listen 0.0.0.0:4882", "write 127.0.0.1:4882"),
+        ("--max-head 5", "8KiB"),
+        ("--max-head 64KB", "write 64KiB"),
+        ("--max-connections 0", "1.."),
+        ("--token a_b", "visible ASCII"),
+        ("--ready-check healthz", "neither 'connect' nor a path"),
+        ("--log-level loud", "none of error"),
+        ("--sidecar maybe", "possible values: none, native, ordinary"),
+        ("--listen :4881", "--probe-listen [::]:4881 is taken by --listen"),
+        ("--listen :3000", "the proxy's own --listen"),
+    ] {
+        let error = refusal(&format!("lameduck proxy --upstream localhost:3000 {flags}"));
+        assert!(error.contains(help), "{flags}: {error}");
+    }
+    assert!(refusal("lameduck proxy").contains("--upstream <ADDR>"));
+    assert!(refusal("lameduck run --app-port 3000").contains("<CMD>"));
+    assert!(refusal(&format!("lameduck resume --control /{}", "x".repeat(107))).contains("108 bytes"));
+    // The same port on another machine is none of ours.
+    settings_of("lameduck proxy --upstream 192.0.2.1:4880", &laptop());
+}
+
+#[test]
+fn the_control_socket_goes_where_it_can_be_made_and_is_called_where_it_is() {
+    let dir = std::env::temp_dir().join(format!("lameduck-cli-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let (missing, here) = (dir.join("a/b/c.sock"), dir.join("new/c.sock"));
+    let around = Surroundings { control_candidates: vec![missing, here.clone()], ..laptop() };
+    assert_eq!(around.control_to_serve(), here);
+    let last = dir.join("last.sock");
+    std::fs::write(&last, "").unwrap();
+    let around = Surroundings { control_candidates: vec![here, last.clone()], ..laptop() };
+    assert_eq!(around.control_to_call(ControlArgs { control: None }), last);
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
+#[test]
+fn every_flag_of_the_proxy_stands_under_a_heading_with_its_variable() {
+    let headings = ["Addresses", "Drain", "Readiness", "App", "Limits", "Logging"];
+    let cli = Cli::command();
+    for name in ["proxy", "run"] {
+        let command = cli.find_subcommand(name).unwrap();
+        let mut used = std::collections::BTreeSet::new();
+        for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {
+            let heading = arg.get_help_heading().unwrap_or("none");
+            assert!(headings.contains(&heading), "{name} --{}: {heading}", arg.get_id());
+            assert!(arg.get_help().is_some(), "{name} --{} has no text", arg.get_id());
+            used.insert(heading);
+            let Some(long) = arg.get_long() else { continue };
+            let variable = format!("LAMEDUCK_{}", long.to_uppercase().replace('-', "_"));
+            assert_eq!(arg.get_env().and_then(|env| env.to_str()), Some(variable.as_str()));
+        }
+        assert_eq!(used.len(), headings.len(), "{name}");
+    }
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn help_tells_the_exit_codes() {
+    for line in ["lameduck --help", "lameduck drain --help", "lameduck run --help"] {
+        let error = parse_at(words(line), &laptop()).unwrap_err();
+        assert_eq!(error.exit_code(), 0);
+        assert!(error.to_string().contains("Exit codes: 0 = done, 1 = failed, 2 ="), "{line}");
+    }
+}
+
+/// The environment of this process must not change under other tests, so a child reads it.
+#[test]
+fn each_flag_can_come_from_the_environment_and_the_typed_one_wins() {
+    let child = Process::new(std::env::current_exe().unwrap())
+        .args(["--exact", "cli::tests::reads_its_environment", "--ignored", "--nocapture"])
+        .env("LAMEDUCK_UPSTREAM", "app:3000")
+        .env("LAMEDUCK_LISTEN", ":81,127.0.0.1:82")
+        .env("LAMEDUCK_WARM_UP", "GET /,/x")
+        .env("LAMEDUCK_ACCESS_LOG", "true")
+        .env("LAMEDUCK_GRACE", "1m")
+        .env("LAMEDUCK_RESERVE", "7s")
+        .env("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        .env("XDG_RUNTIME_DIR", "/run/user/1")
+        .output()
+        .unwrap();
+    assert!(child.status.success(), "{child:?}");
+}
+
+#[test]
+#[ignore = "run by the test above, with its environment"]
+fn reads_its_environment() {
+    let Ok(Command::Proxy { settings: s, .. }) = parse(words("lameduck proxy --reserve 8s")) else {
+        panic!()
+    };
+    assert_eq!(s.upstream.to_string(), "app:3000");
+    assert_eq!(s.listen.iter().map(|a| a.port()).collect::<Vec<_>>(), [81, 82]);
+    assert_eq!((s.ready.warm_up.len(), s.access_log), (2, true));
+    assert_eq!((s.drain.grace, s.drain.reserve, s.drain.lame_duck), (secs(60), secs(8), secs(5)));
+    assert_eq!(Surroundings::look().control_candidates[1], Path::new("/run/user/1/lameduck.sock"));
+}

@@ -1,0 +1,105 @@
+//! One value that was typed → what it means, or an error that says what to write instead.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use tracing::Level;
+
+use crate::config::parse_listen;
+
+/// An address, or none for `off`. (A bare `Option` would tell clap that the flag may be left out.)
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Switch(pub Option<SocketAddr>);
+
+/// Far past every platform's grace, and far from overflow when times are added.
+const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+
+pub(super) fn time(text: &str) -> Result<Duration, String> {
+    if !text.is_empty() && text != "0" && text.bytes().all(|b| b.is_ascii_digit()) {
+        return Err(format!("'{text}' has no unit: write {text}s or {text}ms"));
+    }
+    let time = if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) };
+    match time {
+        Ok(time) if time <= LONGEST => Ok(time),
+        Ok(_) => Err(format!("'{text}' is over a year")),
+        Err(why) => Err(format!("'{text}' is no time ({why}): write 5s, 500ms or 1m30s")),
+    }
+}
+
+pub(super) fn time_over_zero(text: &str) -> Result<Duration, String> {
+    match time(text)? {
+        Duration::ZERO => Err("must be over 0".to_owned()),
+        time => Ok(time),
+    }
+}
+
+pub(super) fn listen_or_off(text: &str) -> Result<Switch, String> {
+    if text == "off" {
+        return Ok(Switch(None));
+    }
+    parse_listen(text).map(|addr| Switch(Some(addr))).map_err(|why| format!("{why}, or off"))
+}
+
+/// Control has no password over TCP, so only the pod itself may reach it.
+pub(super) fn loopback_or_off(text: &str) -> Result<Switch, String> {
+    let switch = listen_or_off(text)?;
+    match switch.0 {
+        Some(addr) if !addr.ip().to_canonical().is_loopback() => {
+            let port = addr.port();
+            Err(format!(
+                "'{text}' can be reached from outside: control is loopback only, write 127.0.0.1:{port}"
+            ))
+        }
+        _ => Ok(switch),
+    }
+}
+
+pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
+    // `sun_path` holds 108 bytes with its closing NUL (unix(7)).
+    match text.len() {
+        0 => Err("is empty: give the control socket's path".to_owned()),
+        n if n > 107 => Err(format!("the path has {n} bytes; a unix socket's may have 107")),
+        _ => Ok(text.into()),
+    }
+}
+
+/// A token must fit a header value as it is; an empty one would let everyone in.
+pub(super) fn token(text: &str) -> Result<String, String> {
+    if text.is_empty() {
+        return Err("is empty: give it a value or leave it out".to_owned());
+    }
+    if !text.bytes().all(|b| b.is_ascii_graphic()) {
+        return Err("may hold only visible ASCII without spaces".to_owned());
+    }
+    Ok(text.to_owned())
+}
+
+/// 8 KiB is the least that hyper's buffer takes.
+pub(super) fn head_bytes(text: &str) -> Result<usize, String> {
+    const RANGE: std::ops::RangeInclusive<usize> = 8 << 10..=16 << 20;
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let unit = match text[digits..].trim() {
+        "" | "B" => Some(1),
+        "KiB" | "k" | "K" => Some(1 << 10),
+        "MiB" | "m" | "M" => Some(1 << 20),
+        _ => None,
+    };
+    let bytes = text[..digits].parse::<usize>().ok().zip(unit).and_then(|(n, unit)| n.checked_mul(unit));
+    match bytes {
+        Some(bytes) if RANGE.contains(&bytes) => Ok(bytes),
+        Some(_) => Err(format!("'{text}' is not between 8KiB and 16MiB")),
+        None => Err(format!("'{text}' is no number of bytes: write 64KiB, 1MiB or 65536")),
+    }
+}
+
+pub(super) fn level(text: &str) -> Result<Level, String> {
+    match text {
+        "error" => Ok(Level::ERROR),
+        "warn" => Ok(Level::WARN),
+        "info" => Ok(Level::INFO),
+        "debug" => Ok(Level::DEBUG),
+        "trace" => Ok(Level::TRACE),
+        other => Err(format!("'{other}' is none of error, warn, info, debug, trace")),
+    }
+}

@@ -1,0 +1,338 @@
+//! Whether `/readyz` says yes: a pure verdict with its reasons, and the questions to the app that it rests on.
+
+use std::fmt;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper::client::conn::http1;
+use hyper::{Request, Response, header};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
+
+use crate::config::{DrainReadiness, ReadyCheck, Sidecar, UpstreamAddr, WarmUp};
+use crate::drain::machine::{Phase, Trigger};
+
+/// One warm-up request may take this long: it exists because the first ones are slow.
+const WARM_UP_TIMEOUT: Duration = Duration::from_secs(30);
+
+/// What the verdict rests on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Inputs {
+    /// Where the drain stands.
+    pub phase: Phase,
+    /// What started the drain, if one runs.
+    pub trigger: Option<Trigger>,
+    /// Whether this is a pod: SIGTERM then means that it is deleted.
+    pub in_pod: bool,
+    /// How SIGTERM is meant.
+    pub sidecar: Sidecar,
+    /// The latest `check_app`.
+    pub app_up: bool,
+    /// Whether warm-up is done, or none was asked for.
+    pub warmed_up: bool,
+    /// `--drain-readiness`.
+    pub drain_readiness: Option<DrainReadiness>,
+    /// Only the app restarts: requests are held.
+    pub restarting: bool,
+}
+
+/// What `/readyz` answers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// 200.
+    Ready,
+    /// 503, with all that stands in the way.
+    NotReady(Vec<Reason>),
+}
+
+/// Why it isn't ready.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// The app's port is closed, or its check fails.
+    AppDown,
+    /// `--warm-up` isn't through yet.
+    WarmingUp,
+    /// The app's hook came alone.
+    AppRestarting,
+    /// A drain has begun that makes it unready at once.
+    LameDuck(Option<Trigger>),
+    /// New connections are refused.
+    Leaving(Phase),
+}
+
+impl fmt::Display for Reason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::AppDown => f.write_str("the app does not answer"),
+            Self::WarmingUp => f.write_str("warm-up is not done"),
+            Self::AppRestarting => f.write_str("the app restarts; requests are held"),
+            Self::LameDuck(Some(Trigger::Operator { .. })) => f.write_str("an operator began a drain"),
+            Self::LameDuck(Some(Trigger::Signal)) => f.write_str("a signal began a drain"),
+            Self::LameDuck(_) => f.write_str("a drain began"),
+            Self::Leaving(phase) => write!(f, "{}: new connections are refused", phase.name()),
+        }
+    }
+}
+
+/// The verdict. While a pod is deleted it stays ready until Draining, since kube-proxy falls back to pods that are
+/// terminating but ready when no others are left (Kubernetes: "ProxyTerminatingEndpoints", stable since 1.28).
+pub fn verdict(inputs: &Inputs) -> Verdict {
+    let mut reasons = Vec::new();
+    match inputs.phase {
+        Phase::Serving => {}
+        Phase::LameDuck if !stays_ready(inputs) => reasons.push(Reason::LameDuck(inputs.trigger)),
+        Phase::LameDuck => {}
+        leaving => reasons.push(Reason::Leaving(leaving)),
+    }
+    if inputs.restarting {
+        reasons.push(Reason::AppRestarting);
+    }
+    if !inputs.app_up {
+        reasons.push(Reason::AppDown);
+    }
+    if !inputs.warmed_up {
+        reasons.push(Reason::WarmingUp);
+    }
+    if reasons.is_empty() { Verdict::Ready } else { Verdict::NotReady(reasons) }
+}
+
+fn stays_ready(inputs: &Inputs) -> bool {
+    match (inputs.drain_readiness, inputs.trigger) {
+        (Some(choice), _) => choice == DrainReadiness::Keep,
+        (None, Some(Trigger::Hook | Trigger::AppHook | Trigger::SidecarHook)) => true,
+        (None, Some(Trigger::Signal)) => inputs.in_pod || inputs.sidecar != Sidecar::None,
+        (None, Some(Trigger::Operator { .. }) | None) => false,
+    }
+}
+
+/// Asks the app once; false when it doesn't answer within `timeout`. A name is tried at each address it has.
+pub async fn check_app(upstream: &UpstreamAddr, check: &ReadyCheck, timeout: Duration) -> bool {
+    let asked = async {
+        match check {
+            ReadyCheck::Connect => connect(upstream).await.is_ok(),
+            ReadyCheck::Path(path) => {
+                let status = ask(upstream, "GET", path, |answer| async move { answer.status() }).await;
+                status.is_some_and(|status| status.is_success() || status.is_redirection())
+            }
+        }
+    };
+    tokio::time::timeout(timeout, asked).await.unwrap_or(false)
+}
+
+/// Sends each request `count` times, one after the other, and reads the answers to their ends. Returns how many had
+/// no answer within 30 s or one of 5xx: the app is as warm as it gets then, so that is no reason not to be ready.
+pub async fn warm_up(upstream: &UpstreamAddr, requests: &[WarmUp], count: u32) -> u64 {
+    let mut failed = 0;
+    for _ in 0..count {
+        for WarmUp { method, path } in requests {
+            let asked = ask(upstream, method, path, |answer| async move {
+                let fine = !answer.status().is_server_error();
+                let mut body = answer.into_body();
+                while let Some(Ok(_)) = body.frame().await {}
+                fine
+            });
+            let answer = tokio::time::timeout(WARM_UP_TIMEOUT, asked).await;
+            failed += u64::from(answer != Ok(Some(true)));
+        }
+    }
+    failed
+}
+
+trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
+
+async fn connect(upstream: &UpstreamAddr) -> std::io::Result<Box<dyn Stream>> {
+    Ok(match upstream {
+        UpstreamAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
+        // RFC 6761, 6.3: always loopback; without the resolver, which a container without /etc/hosts may lack.
+        UpstreamAddr::Tcp { host, port } if host == "localhost" => {
+            let both = [SocketAddr::from((Ipv4Addr::LOCALHOST, *port)), (Ipv6Addr::LOCALHOST, *port).into()];
+            Box::new(TcpStream::connect(&both[..]).await?)
+        }
+        UpstreamAddr::Tcp { host, port } => Box::new(TcpStream::connect((host.as_str(), *port)).await?),
+    })
+}
+
+/// One HTTP/1.1 request on a connection of its own; none when no answer's head came.
+async fn ask<F, T>(
+    upstream: &UpstreamAddr,
+    method: &str,
+    path: &str,
+    read: impl FnOnce(Response<Incoming>) -> F,
+) -> Option<T>
+where
+    F: Future<Output = T>,
+{
+    let host = match upstream {
+        UpstreamAddr::Unix(_) => "localhost".to_owned(),
+        tcp @ UpstreamAddr::Tcp { .. } => tcp.to_string(),
+    };
+    let request = Request::builder()
+        .method(method)
+        .uri(path)
+        .header(header::HOST, host)
+        .header(header::USER_AGENT, concat!("lameduck-probe/", env!("CARGO_PKG_VERSION")))
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .ok()?;
+    let stream = connect(upstream).await.ok()?;
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
+    let exchange = async move {
+        let answer = sender.send_request(request).await.ok()?;
+        Some(read(answer).await)
+    };
+    // Both in this task: the connection ends once the exchange has dropped its sender.
+    tokio::join!(exchange, connection).0
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+
+    const SERVING: Inputs = Inputs {
+        phase: Phase::Serving,
+        trigger: None,
+        in_pod: false,
+        sidecar: Sidecar::None,
+        app_up: true,
+        warmed_up: true,
+        drain_readiness: None,
+        restarting: false,
+    };
+    const OPERATOR: Trigger = Trigger::Operator { timeout: None };
+    const HOOKS: [Trigger; 3] = [Trigger::Hook, Trigger::AppHook, Trigger::SidecarHook];
+
+    fn lame_duck(trigger: Trigger) -> Inputs {
+        Inputs { phase: Phase::LameDuck, trigger: Some(trigger), ..SERVING }
+    }
+
+    fn reasons(inputs: &Inputs) -> Vec<String> {
+        match verdict(inputs) {
+            Verdict::Ready => vec![],
+            Verdict::NotReady(reasons) => reasons.iter().map(ToString::to_string).collect(),
+        }
+    }
+
+    #[test]
+    fn serving_with_the_app_up_and_warm_is_ready() {
+        assert_eq!(verdict(&SERVING), Verdict::Ready);
+        assert_eq!(reasons(&Inputs { app_up: false, ..SERVING }), ["the app does not answer"]);
+        assert_eq!(reasons(&Inputs { warmed_up: false, ..SERVING }), ["warm-up is not done"]);
+        let restarting = Inputs { restarting: true, app_up: false, ..SERVING };
+        assert_eq!(reasons(&restarting), ["the app restarts; requests are held", "the app does not answer"]);
+    }
+
+    #[test]
+    fn a_pod_that_is_deleted_stays_ready_until_draining() {
+        let ordinary = Inputs { sidecar: Sidecar::Ordinary, ..lame_duck(Trigger::Signal) };
+        let wrapped = Inputs { in_pod: true, ..lame_duck(Trigger::Signal) };
+        for inputs in HOOKS.map(lame_duck).into_iter().chain([ordinary, wrapped]) {
+            assert_eq!(verdict(&inputs), Verdict::Ready, "{inputs:?}");
+            for phase in [Phase::Draining, Phase::Forcing, Phase::Drained] {
+                let why = format!("{}: new connections are refused", phase.name());
+                assert_eq!(reasons(&Inputs { phase, ..inputs }), [why]);
+            }
+            assert_eq!(reasons(&Inputs { app_up: false, ..inputs }).len(), 1);
+        }
+    }
+
+    #[test]
+    fn an_operator_and_a_signal_outside_kubernetes_make_it_unready_at_once() {
+        assert_eq!(reasons(&lame_duck(OPERATOR)), ["an operator began a drain"]);
+        assert_eq!(reasons(&lame_duck(Trigger::Signal)), ["a signal began a drain"]);
+        assert_eq!(reasons(&Inputs { in_pod: true, ..lame_duck(OPERATOR) }).len(), 1);
+    }
+
+    #[test]
+    fn drain_readiness_overrides_the_lame_duck_and_nothing_else() {
+        for trigger in HOOKS.into_iter().chain([OPERATOR, Trigger::Signal]) {
+            let choose = |choice| Inputs { drain_readiness: Some(choice), ..lame_duck(trigger) };
+            assert_eq!(verdict(&choose(DrainReadiness::Keep)), Verdict::Ready);
+            assert_eq!(reasons(&choose(DrainReadiness::Fail)).len(), 1);
+            let draining = Inputs { phase: Phase::Draining, ..choose(DrainReadiness::Keep) };
+            assert_eq!(reasons(&draining).len(), 1);
+        }
+    }
+
+    /// An app that answers every request with `answer`, and counts them.
+    async fn app(addr: &str, answer: &'static str) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
+        let listener = TcpListener::bind(addr).await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let (seen, requests) = tokio::sync::mpsc::unbounded_channel();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let seen = seen.clone();
+                tokio::spawn(async move {
+                    let mut head = vec![0; 4096];
+                    let n = stream.read(&mut head).await.unwrap_or(0);
+                    let _ = seen.send(String::from_utf8_lossy(&head[..n]).into_owned());
+                    let _ = stream.write_all(answer.as_bytes()).await;
+                    // Stays open: the caller must not depend on the close.
+                    while stream.read(&mut head).await.is_ok_and(|n| n > 0) {}
+                });
+            }
+        });
+        (port, requests)
+    }
+
+    async fn check(upstream: &str, check: &str) -> bool {
+        check_app(&upstream.parse().unwrap(), &check.parse().unwrap(), Duration::from_secs(5)).await
+    }
+
+    #[tokio::test]
+    async fn an_app_on_either_loopback_address_is_found_by_localhost() {
+        for addr in ["127.0.0.1:0", "[::1]:0"] {
+            let (port, _requests) = app(addr, "").await;
+            assert!(check(&format!("localhost:{port}"), "connect").await, "{addr}");
+        }
+        let closed = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap();
+        assert!(!check(&closed.to_string(), "connect").await);
+        assert!(!check("unix:/nowhere/app.sock", "connect").await);
+    }
+
+    #[tokio::test]
+    async fn a_path_check_wants_2xx_or_3xx() {
+        for (answer, ready) in [
+            ("HTTP/1.1 204 No Content\r\n\r\n", true),
+            ("HTTP/1.1 302 Found\r\nlocation: /\r\ncontent-length: 0\r\n\r\n", true),
+            ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", false),
+            ("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n", false),
+            ("SSH-2.0-OpenSSH\r\n", false),
+            // A body that never ends must not hold the verdict up.
+            ("HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", true),
+        ] {
+            let (port, mut requests) = app("127.0.0.1:0", answer).await;
+            assert_eq!(check(&format!("127.0.0.1:{port}"), "/healthz").await, ready, "{answer}");
+            let head = requests.recv().await.unwrap();
+            assert!(head.starts_with("GET /healthz HTTP/1.1\r\nhost: 127.0.0.1"), "{head}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_silent_app_is_down_after_the_timeout() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let upstream = listener.local_addr().unwrap().to_string().parse().unwrap();
+        let path = ReadyCheck::Path("/".into());
+        assert!(!check_app(&upstream, &path, Duration::from_millis(50)).await);
+    }
+
+    #[tokio::test]
+    async fn warm_up_sends_each_request_count_times_and_tells_failures() {
+        let (port, mut requests) = app("127.0.0.1:0", "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n").await;
+        let upstream = format!("127.0.0.1:{port}").parse().unwrap();
+        let wanted = ["GET /".parse().unwrap(), "HEAD /x".parse().unwrap()];
+        assert_eq!(warm_up(&upstream, &wanted, 2).await, 0);
+        for line in ["GET / ", "HEAD /x ", "GET / ", "HEAD /x "] {
+            assert!(requests.recv().await.unwrap().starts_with(line));
+        }
+        assert!(requests.try_recv().is_err());
+        let (port, _requests) = app("127.0.0.1:0", "HTTP/1.1 500 Oh\r\ncontent-length: 0\r\n\r\n").await;
+        assert_eq!(warm_up(&format!("127.0.0.1:{port}").parse().unwrap(), &wanted, 3).await, 6);
+    }
+}
