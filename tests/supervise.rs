@@ -15,7 +15,7 @@ use rustix::process::{Signal, getpgrp, getpid, kill_process};
 /// Longer than anything takes here, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Answers on the loopback address given, on `PORT`; ends by itself should a test leave it behind.
+/// Answers on `PORT`, on the address given or 127.0.0.1. Like all apps here it ends by itself in the end.
 const SERVER: &str = "setTimeout(() => process.exit(99), 60e3).unref();
     require('http').createServer((q, a) => a.end('ok')).listen(process.env.PORT, process.argv[1] || '127.0.0.1');";
 
@@ -26,12 +26,14 @@ fn alone<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         return runtime.block_on(async { tokio::time::timeout(PATIENCE, test()).await.expect("it hangs") });
     }
+    // Its output goes to a file: what a failed test leaves running would hold a pipe open.
+    let path = scratch(name).join("output");
+    let output = std::fs::File::create(&path).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
     command.args(["--exact", name, "--nocapture"]).env(INSIDE, "1").stdin(Stdio::null());
-    let output = command.output().unwrap();
-    let text =
-        format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success() && text.contains("1 passed"), "{text}");
+    let status = command.stdout(output.try_clone().unwrap()).stderr(output).status().unwrap();
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(status.success() && text.contains("1 passed"), "{text}");
 }
 
 async fn start(argv: &[&str]) -> App {
@@ -187,7 +189,8 @@ fn an_app_that_listens_on_another_port_is_told_which() {
         let (dir, other) = (scratch("other_port"), free_port().unwrap());
         let (port, up) = (other.to_string(), dir.join("up"));
         // Behind a wrapper, because the server is seldom the process that was started.
-        let script = "node -e \"require('http').createServer().listen($0, '::1', () => fs.writeFileSync('$1', ''))\"; :";
+        let script = "node -e \"setTimeout(process.exit, 60e3); require('http').createServer() \
+                      .listen($0, '::1', () => fs.writeFileSync('$1', ''))\"; :";
         let app = start(&["sh", "-c", script, &port, up.to_str().unwrap()]).await;
         until("the app listens", || up.exists()).await;
         let error = app.wait_listening(Duration::from_millis(100)).await.unwrap_err();
@@ -205,7 +208,8 @@ fn an_app_that_listens_on_another_port_is_told_which() {
 fn an_app_that_listens_on_another_address_is_told_so() {
     alone("an_app_that_listens_on_another_address_is_told_so", async || {
         let up = scratch("other_address").join("up");
-        let script = "require('http').createServer().listen(process.env.PORT, '127.0.0.2', \
+        let script = "setTimeout(process.exit, 60e3); \
+                      require('http').createServer().listen(process.env.PORT, '127.0.0.2', \
                       () => fs.writeFileSync(process.argv[1], ''))";
         let app = start(&["node", "-e", script, up.to_str().unwrap()]).await;
         until("the app listens", || up.exists()).await;
@@ -312,7 +316,9 @@ fn orphans_are_reaped_before_and_after_the_apps_own_exit() {
     alone("orphans_are_reaped_before_and_after_the_apps_own_exit", async || {
         // Two orphans in sessions of their own; each ends when its file is there.
         let dir = scratch("orphans");
-        let orphan = |file| format!("(setsid sh -c 'until test -e {file}; do sleep 0.02; done' &)");
+        let orphan = |file| {
+            format!("(setsid sh -c 'for i in $(seq 1000); do test -e {file} && exit; sleep 0.02; done' &)")
+        };
         let script =
             format!("cd {}; {}; {}; exec sleep 60", dir.display(), orphan("first"), orphan("second"));
         let app = start(&["sh", "-c", &script]).await;
@@ -337,7 +343,7 @@ fn signals_that_are_no_order_to_end_are_passed_on() {
         let app = start(&[
             "sh",
             "-c",
-            &format!("{traps} >$0; while :; do sleep 0.02; done"),
+            &format!("{traps} >$0; for i in $(seq 1000); do sleep 0.02; done"),
             heard.to_str().unwrap(),
         ])
         .await;
