@@ -9,3 +9,4 @@ pub mod proxy;
 pub mod upstream;
 pub mod readiness;
 pub mod telemetry;
+pub mod supervise;
