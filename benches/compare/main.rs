@@ -190,9 +190,10 @@ fn machine() -> String {
         String::from_utf8_lossy(&text).lines().next().map(str::to_owned)
     };
     let mut lines = vec![format!(
-        "{cores} cores, {}, Linux {}",
+        "{cores} cores, {}, Linux {}, load average before: {}",
         model.map_or("unknown CPU", |(_, name)| name),
-        read("/proc/sys/kernel/osrelease").trim()
+        read("/proc/sys/kernel/osrelease").trim(),
+        read("/proc/loadavg").split(' ').next().unwrap_or_default()
     )];
     lines.extend(["nginx", "haproxy", "wrk"].into_iter().filter_map(version));
     lines.join("\n")
