@@ -17,7 +17,8 @@ use subtle::ConstantTimeEq;
 use http_body_util::Full;
 
 pub use self::sockets::{Bound, bind};
-use crate::drain::control::{Control, LedgerRow, Outcome, Status};
+use crate::drain::control::{Control, Outcome, Status};
+use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Trigger;
 use crate::readiness::Verdict;
 

@@ -154,26 +154,42 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
         shards.iter().map(|shard| pick(shard).load(Ordering::Relaxed)).sum()
     };
     let codes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-    let by_code: Vec<_> =
-        codes.iter().enumerate().map(|(n, code)| (Some(("code", *code)), sum(&|shard| &shard.statuses[n]))).collect();
+    let by_code: Vec<_> = codes
+        .iter()
+        .enumerate()
+        .map(|(n, code)| (Some(("code", *code)), sum(&|shard| &shard.statuses[n])))
+        .collect();
     let ways = ended(shards);
-    let by_end: Vec<_> = Ended::ALL.iter().map(|way| (Some(("ended", way.name())), ways[*way as usize])).collect();
+    let by_end: Vec<_> =
+        Ended::ALL.iter().map(|way| (Some(("ended", way.name())), ways[*way as usize])).collect();
     let drains = [(Some(("verdict", "clean")), now.drains[0]), (Some(("verdict", "cut")), now.drains[1])];
     let mut families = vec![
         counters("lameduck_requests_total", "Requests by the answer's status class.", &by_code),
         counters("lameduck_requests_ended_total", "Requests by how they ended.", &by_end),
         durations(shards),
-        counter("lameduck_received_bytes_total", "Bytes received from clients.", sum(&|shard| &shard.received)),
+        counter(
+            "lameduck_received_bytes_total",
+            "Bytes received from clients.",
+            sum(&|shard| &shard.received),
+        ),
         counter("lameduck_sent_bytes_total", "Bytes sent to clients.", sum(&|shard| &shard.sent)),
         counter("lameduck_connections_total", "Client connections accepted.", sum(&|shard| &shard.accepted)),
-        counter("lameduck_upstream_connects_total", "Connections made to the app.", sum(&|shard| &shard.connects)),
+        counter(
+            "lameduck_upstream_connects_total",
+            "Connections made to the app.",
+            sum(&|shard| &shard.connects),
+        ),
         counter("lameduck_upstream_retries_total", "Requests sent once more.", sum(&|shard| &shard.retries)),
         counters("lameduck_drains_total", "Drains that ended.", &drains),
         counter("lameduck_access_log_dropped_total", "Access log lines dropped.", now.log_dropped),
         gauge("lameduck_in_flight", "Requests and tunnels in flight.", now.in_flight as f64),
         gauge("lameduck_held", "Requests held while the app restarts.", now.held as f64),
         gauge("lameduck_connections", "Open client connections.", now.connections as f64),
-        gauge("lameduck_phase", "0 serving, 1 lame duck, 2 draining, 3 forcing, 4 drained.", now.phase as f64),
+        gauge(
+            "lameduck_phase",
+            "0 serving, 1 lame duck, 2 draining, 3 forcing, 4 drained.",
+            now.phase as f64,
+        ),
         gauge("lameduck_ready", "1 while /readyz answers 200.", f64::from(u8::from(now.ready))),
     ];
     if let Some(seconds) = now.last_drain {

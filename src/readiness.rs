@@ -1,7 +1,6 @@
 //! Whether `/readyz` says yes: a pure verdict with its reasons, and the questions to the app that it rests on.
 
 use std::fmt;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
@@ -9,11 +8,10 @@ use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
 use hyper::{Request, Response, header};
 use hyper_util::rt::TokioIo;
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpStream, UnixStream};
 
 use crate::config::{DrainReadiness, ReadyCheck, Sidecar, UpstreamAddr, WarmUp};
 use crate::drain::machine::{Phase, Trigger};
+use crate::upstream;
 
 /// One warm-up request may take this long: it exists because the first ones are slow.
 const WARM_UP_TIMEOUT: Duration = Duration::from_secs(30);
@@ -109,12 +107,12 @@ fn stays_ready(inputs: &Inputs) -> bool {
 }
 
 /// Asks the app once; false when it doesn't answer within `timeout`. A name is tried at each address it has.
-pub async fn check_app(upstream: &UpstreamAddr, check: &ReadyCheck, timeout: Duration) -> bool {
+pub async fn check_app(addr: &UpstreamAddr, check: &ReadyCheck, timeout: Duration) -> bool {
     let asked = async {
         match check {
-            ReadyCheck::Connect => connect(upstream).await.is_ok(),
+            ReadyCheck::Connect => upstream::connect(addr).await.is_ok(),
             ReadyCheck::Path(path) => {
-                let status = ask(upstream, "GET", path, |answer| async move { answer.status() }).await;
+                let status = ask(addr, "GET", path, |answer| async move { answer.status() }).await;
                 status.is_some_and(|status| status.is_success() || status.is_redirection())
             }
         }
@@ -124,11 +122,11 @@ pub async fn check_app(upstream: &UpstreamAddr, check: &ReadyCheck, timeout: Dur
 
 /// Sends each request `count` times, one after the other, and reads the answers to their ends. Returns how many had
 /// no answer within 30 s or one of 5xx: the app is as warm as it gets then, so that is no reason not to be ready.
-pub async fn warm_up(upstream: &UpstreamAddr, requests: &[WarmUp], count: u32) -> u64 {
+pub async fn warm_up(addr: &UpstreamAddr, requests: &[WarmUp], count: u32) -> u64 {
     let mut failed = 0;
     for _ in 0..count {
         for WarmUp { method, path } in requests {
-            let asked = ask(upstream, method, path, |answer| async move {
+            let asked = ask(addr, method, path, |answer| async move {
                 let fine = !answer.status().is_server_error();
                 let mut body = answer.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
@@ -141,24 +139,9 @@ pub async fn warm_up(upstream: &UpstreamAddr, requests: &[WarmUp], count: u32) -
     failed
 }
 
-trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
-impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
-
-async fn connect(upstream: &UpstreamAddr) -> std::io::Result<Box<dyn Stream>> {
-    Ok(match upstream {
-        UpstreamAddr::Unix(path) => Box::new(UnixStream::connect(path).await?),
-        // RFC 6761, 6.3: always loopback; without the resolver, which a container without /etc/hosts may lack.
-        UpstreamAddr::Tcp { host, port } if host == "localhost" => {
-            let both = [SocketAddr::from((Ipv4Addr::LOCALHOST, *port)), (Ipv6Addr::LOCALHOST, *port).into()];
-            Box::new(TcpStream::connect(&both[..]).await?)
-        }
-        UpstreamAddr::Tcp { host, port } => Box::new(TcpStream::connect((host.as_str(), *port)).await?),
-    })
-}
-
 /// One HTTP/1.1 request on a connection of its own; none when no answer's head came.
 async fn ask<F, T>(
-    upstream: &UpstreamAddr,
+    addr: &UpstreamAddr,
     method: &str,
     path: &str,
     read: impl FnOnce(Response<Incoming>) -> F,
@@ -166,7 +149,7 @@ async fn ask<F, T>(
 where
     F: Future<Output = T>,
 {
-    let host = match upstream {
+    let host = match addr {
         UpstreamAddr::Unix(_) => "localhost".to_owned(),
         tcp @ UpstreamAddr::Tcp { .. } => tcp.to_string(),
     };
@@ -178,7 +161,7 @@ where
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .ok()?;
-    let stream = connect(upstream).await.ok()?;
+    let stream = upstream::connect(addr).await.ok()?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
     let exchange = async move {
         let answer = sender.send_request(request).await.ok()?;

@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -107,6 +107,26 @@ impl AsyncWrite for Writer<'_> {
     }
 }
 
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().split().0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().split().1).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().split().1).poll_shutdown(cx)
+    }
+}
+
 /// Connects to the app once; tries each address that its name has.
 pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
     let attempt = async {
@@ -115,6 +135,14 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
             UpstreamAddr::Tcp { host, port } => {
                 let stream = match host.parse() {
                     Ok(ip) => TcpStream::connect(SocketAddr::new(ip, *port)).await?,
+                    // Always loopback (RFC 6761 §6.3), so nobody has to be asked for it.
+                    Err(_) if host == "localhost" => {
+                        let both = [
+                            SocketAddr::from((Ipv4Addr::LOCALHOST, *port)),
+                            (Ipv6Addr::LOCALHOST, *port).into(),
+                        ];
+                        TcpStream::connect(&both[..]).await?
+                    }
                     Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
                 };
                 stream.set_nodelay(true)?;
@@ -122,7 +150,9 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
             }
         }
     };
-    tokio::time::timeout(CONNECT_TIMEOUT, attempt).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(CONNECT_TIMEOUT, attempt)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent.

@@ -2,9 +2,9 @@
 
 use lameduck::drain::gate::{Gate, Refused};
 use lameduck::drain::machine::Phase;
-use std::sync::atomic::Ordering;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering;
 
 #[test]
 fn nothing_is_admitted_once_closed() {

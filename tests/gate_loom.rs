@@ -11,11 +11,11 @@ mod machine {
 }
 
 use gate::Gate;
-use machine::Phase;
-use std::sync::atomic::Ordering;
 use loom::sync::Arc;
 use loom::sync::atomic::AtomicBool;
 use loom::thread;
+use machine::Phase;
+use std::sync::atomic::Ordering;
 
 #[test]
 fn nothing_is_admitted_after_drained() {

@@ -267,7 +267,10 @@ impl Runner {
             Effect::Enter(Phase::Drained) => self.drained(),
             Effect::Enter(phase) => self.enter(phase),
             Effect::Hold => {
-                tracing::info!(in_flight = self.plane.gate.in_flight(), "only the app restarts: new requests wait");
+                tracing::info!(
+                    in_flight = self.plane.gate.in_flight(),
+                    "only the app restarts: new requests wait"
+                );
                 self.plane.set_holding(true);
                 tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
             }
@@ -306,7 +309,10 @@ impl Runner {
             }
             Phase::LameDuck => {
                 let trigger = self.machine.trigger().map(trigger_name);
-                let deadline = self.machine.deadline().map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64());
+                let deadline = self
+                    .machine
+                    .deadline()
+                    .map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64());
                 tracing::info!(trigger, in_flight, connections, deadline_s = deadline, "drain began");
                 self.ended_before = metrics::ended(&self.plane.shards);
                 self.still = Some(Instant::now() + STILL);
@@ -329,8 +335,10 @@ impl Runner {
         }
         self.plane.close_idle();
         let after = metrics::ended(&self.plane.shards);
-        let ended: Vec<(Ended, u64)> =
-            Ended::ALL.iter().map(|way| (*way, after[*way as usize] - self.ended_before[*way as usize])).collect();
+        let ended: Vec<(Ended, u64)> = Ended::ALL
+            .iter()
+            .map(|way| (*way, after[*way as usize] - self.ended_before[*way as usize]))
+            .collect();
         let verdict = verdict(&ended);
         let count = |way: Ended| ended.iter().find(|(other, _)| *other == way).map_or(0, |(_, n)| *n);
         let took = self.machine.began().map_or(Duration::ZERO, |began| began.elapsed());
@@ -388,7 +396,12 @@ impl Runner {
         };
         let oldest: Vec<_> = rows.iter().take(NAMED).map(name).collect();
         let phase = self.machine.phase().name();
-        tracing::info!(phase, in_flight = self.plane.gate.in_flight(), oldest = oldest.join(", "), "still draining");
+        tracing::info!(
+            phase,
+            in_flight = self.plane.gate.in_flight(),
+            oldest = oldest.join(", "),
+            "still draining"
+        );
         self.still = Some(Instant::now() + STILL);
     }
 

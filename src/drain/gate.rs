@@ -113,9 +113,12 @@ impl Gate {
     /// Publishes a phase. `Drained` goes by [`Gate::close`].
     pub fn set_phase(&self, phase: Phase) {
         let mut word = self.word.load(Ordering::Relaxed);
-        while let Err(seen) =
-            self.word.compare_exchange_weak(word, with_phase(word, phase), Ordering::AcqRel, Ordering::Relaxed)
-        {
+        while let Err(seen) = self.word.compare_exchange_weak(
+            word,
+            with_phase(word, phase),
+            Ordering::AcqRel,
+            Ordering::Relaxed,
+        ) {
             word = seen;
         }
     }

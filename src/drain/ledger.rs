@@ -264,7 +264,10 @@ mod tests {
         place.begin(b"GET", b"/a?secret=1", Instant::now());
         place.set_class(Class::WebSocket);
         ledger.collect(&mut rows);
-        assert_eq!((rows[0].method.as_str(), rows[0].path.as_str(), rows[0].class), ("GET", "/a", "websocket"));
+        assert_eq!(
+            (rows[0].method.as_str(), rows[0].path.as_str(), rows[0].class),
+            ("GET", "/a", "websocket")
+        );
         place.end();
         drop(place);
         assert!(lock(&ledger.entries).is_empty());

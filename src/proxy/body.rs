@@ -127,7 +127,9 @@ impl Chunks {
             (State::DataCr, b'\r') => State::DataLf,
             (State::DataLf, b'\n') => State::Size,
             (State::TrailerStart, b'\r') => State::EndLf,
-            (State::TrailerStart | State::TrailerName, byte) if is_token(byte) => self.count(State::TrailerName)?,
+            (State::TrailerStart | State::TrailerName, byte) if is_token(byte) => {
+                self.count(State::TrailerName)?
+            }
             (State::TrailerName, b':') => State::TrailerValue,
             (State::TrailerValue, b'\r') => State::TrailerLf,
             (State::TrailerValue, byte) if is_text(byte) => self.count(State::TrailerValue)?,
@@ -249,7 +251,12 @@ mod tests {
             extension.as_bytes(),
         ];
         for bytes in broken {
-            assert_eq!(chunked(bytes), Err(Broken), "{}", String::from_utf8_lossy(&bytes[..bytes.len().min(20)]));
+            assert_eq!(
+                chunked(bytes),
+                Err(Broken),
+                "{}",
+                String::from_utf8_lossy(&bytes[..bytes.len().min(20)])
+            );
         }
     }
 

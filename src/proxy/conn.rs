@@ -85,7 +85,8 @@ where
         }
         place.set_deadline(0);
         let Ok(in_flight) = worker.plane.gate.admit() else {
-            return refuse(client, 503, "shutting down; the request was not processed, send it again", false).await;
+            return refuse(client, 503, "shutting down; the request was not processed, send it again", false)
+                .await;
         };
         if let Some(close) = one_request(client, worker, place, in_flight).await {
             return close;

@@ -65,7 +65,9 @@ impl Failure {
             (Self::AppBroken(why), _) => (Some(502), Ended::AppBroken, why),
             (Self::TimedOut, Progress::Unsent) => (Some(408), Ended::TimedOut, "the request came too slowly"),
             (Self::TimedOut, _) => (Some(408), Ended::TimedOut, "the request's body came too slowly"),
-            (Self::HeldTooMany, _) => (Some(503), Ended::Refused, "too many requests wait for the app's restart"),
+            (Self::HeldTooMany, _) => {
+                (Some(503), Ended::Refused, "too many requests wait for the app's restart")
+            }
             (Self::Forced, Progress::Unsent) => {
                 (Some(503), Ended::Unsent, "shutting down; the request was not processed, send it again")
             }
@@ -117,6 +119,9 @@ mod tests {
     #[test]
     fn a_503_asks_to_come_again() {
         let answer = String::from_utf8(answer(503, "x", false)).unwrap();
-        assert!(answer.contains("\r\nRetry-After: 1\r\n") && answer.contains("\r\nConnection: close\r\n"), "{answer}");
+        assert!(
+            answer.contains("\r\nRetry-After: 1\r\n") && answer.contains("\r\nConnection: close\r\n"),
+            "{answer}"
+        );
     }
 }

@@ -308,7 +308,9 @@ where
         exchange.write(writer, &out).await?;
         return Ok(Answered::Upgraded);
     }
-    let ended = if response.events && request.reopens && matches!(response.framing, Framing::Chunked | Framing::UntilClose)
+    let ended = if response.events
+        && request.reopens
+        && matches!(response.framing, Framing::Chunked | Framing::UntilClose)
     {
         flow.events.set(true);
         exchange.place.set_class(Class::EventStream);
@@ -334,10 +336,13 @@ async fn answer_head<A: AsyncRead + Unpin>(
     loop {
         if !buf.is_empty() && (looked == 0 || headers::ends_within(buf.unread(), looked)) {
             out.clear();
-            let head = headers::response(buf.unread(), request.head_only, out, |response| exchange.plan(response));
+            let head =
+                headers::response(buf.unread(), request.head_only, out, |response| exchange.plan(response));
             match head {
                 Ok(Some(response)) if response.status == 101 && request.upgrade == Upgrade::None => {
-                    return Err(Failure::AppBroken("the app answers 101 to a request that asks for no upgrade"));
+                    return Err(Failure::AppBroken(
+                        "the app answers 101 to a request that asks for no upgrade",
+                    ));
                 }
                 Ok(Some(response)) => return Ok(response),
                 Ok(None) => {}
@@ -438,7 +443,8 @@ where
     let mut end = pin!(exchange.stream_end());
     let ended = loop {
         content.clear();
-        let n = body.take(buf.unread(), |piece| content.extend_from_slice(piece)).map_err(app_broke_its_body)?;
+        let n =
+            body.take(buf.unread(), |piece| content.extend_from_slice(piece)).map_err(app_broke_its_body)?;
         buf.consume(n);
         if let Some(boundary) = events.last_boundary(&content).filter(|_| told) {
             content.truncate(boundary);

@@ -109,7 +109,9 @@ mod tests {
 
     #[test]
     fn boundaries_are_found_wherever_the_bytes_are_split() {
-        for (length, masked) in [(0, false), (1, true), (125, false), (126, true), (65535, true), (65536, false)] {
+        for (length, masked) in
+            [(0, false), (1, true), (125, false), (126, true), (65535, true), (65536, false)]
+        {
             let bytes = frame(2, masked, length);
             for cut in [0, 1, 2, 3, bytes.len() / 2, bytes.len() - 1] {
                 let mut frames = Frames::default();

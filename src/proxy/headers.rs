@@ -301,7 +301,11 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &
         return Ok((None, target));
     }
     let rest = match target.split_once("://") {
-        Some((scheme, rest)) if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") => rest,
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+        {
+            rest
+        }
         _ => return Err(bad("the request's target is no path")),
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -400,7 +404,8 @@ pub fn response(
 ) -> Result<Option<Response>, Reject> {
     let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
     let mut head = httparse::Response::new(&mut []);
-    let parsed = httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut head, buf, &mut fields);
+    let parsed =
+        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut head, buf, &mut fields);
     let len = match parsed {
         Ok(httparse::Status::Complete(len)) => len,
         Ok(httparse::Status::Partial) => return Ok(None),
@@ -518,7 +523,8 @@ fn parse_keep_alive(value: &[u8]) -> Option<Duration> {
 
 /// Health checks by their user agent: kubelet, AWS, Google Cloud, Envoy, Azure's front door, HAProxy-like ones.
 fn is_probe(agent: &[u8]) -> bool {
-    const PROBES: [&[u8]; 5] = [b"kube-probe/", b"ELB-HealthChecker/", b"GoogleHC/", b"Envoy/HC", b"Edge Health Probe"];
+    const PROBES: [&[u8]; 5] =
+        [b"kube-probe/", b"ELB-HealthChecker/", b"GoogleHC/", b"Envoy/HC", b"Edge Health Probe"];
     PROBES.iter().any(|probe| agent.starts_with(probe))
 }
 

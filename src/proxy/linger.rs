@@ -54,7 +54,9 @@ impl Undelivered {
         if looked.is_none_or(|at| at.elapsed() >= LOOK) {
             inodes.clear();
             for table in ["/proc/self/net/tcp", "/proc/self/net/tcp6"] {
-                inodes.extend(std::fs::read_to_string(table).unwrap_or_default().lines().filter_map(unacknowledged));
+                inodes.extend(
+                    std::fs::read_to_string(table).unwrap_or_default().lines().filter_map(unacknowledged),
+                );
             }
             *looked = Some(Instant::now());
         }
@@ -76,9 +78,16 @@ mod tests {
 
     #[test]
     fn a_send_queue_names_its_socket() {
-        let line = |queue: &str| format!("  0: 0100007F:1F90 0100007F:D2A4 01 {queue}:00000000 01:00000014 00000000     0        0 81234 2 0");
+        let line = |queue: &str| {
+            format!(
+                "  0: 0100007F:1F90 0100007F:D2A4 01 {queue}:00000000 01:00000014 00000000     0        0 81234 2 0"
+            )
+        };
         assert_eq!(unacknowledged(&line("0000002A")), Some(81234));
         assert_eq!(unacknowledged(&line("00000000")), None);
-        assert_eq!(unacknowledged("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when"), None);
+        assert_eq!(
+            unacknowledged("  sl  local_address rem_address   st tx_queue rx_queue tr tm->when"),
+            None
+        );
     }
 }

@@ -56,6 +56,11 @@ pub struct Switch {
 }
 
 impl Switch {
+    /// A switch for so many listening sockets, which are open.
+    pub fn new(sockets: usize) -> Self {
+        Self { on: watch::Sender::new(true), open: Arc::new(AtomicUsize::new(sockets)) }
+    }
+
     /// Takes what is in the accept queues, then closes the listening sockets.
     pub fn close(&self) {
         self.on.send_replace(false);
@@ -75,27 +80,29 @@ impl Switch {
 type Accepted = (TcpStream, SocketAddr);
 
 /// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
+///
+/// # Errors
+/// When a thread can't be started.
 pub fn start(
     plane: &Arc<Plane>,
     listeners: Vec<TcpListener>,
+    switch: Switch,
     on_closed: impl Fn() + Send + Clone + 'static,
-) -> io::Result<Switch> {
-    let switch = Switch { on: watch::Sender::new(true), open: Arc::new(AtomicUsize::new(listeners.len())) };
+) -> io::Result<()> {
     let mut others = Vec::new();
     for number in 1..plane.ledgers.len() {
         let (sender, receiver) = mpsc::unbounded_channel();
         others.push(sender);
         spawn_thread(plane, number, |worker| serve_given(worker, receiver))?;
     }
-    let (acceptor_plane, acceptor_switch) = (plane.clone(), switch.clone());
+    let accepting_plane = plane.clone();
     spawn_thread(plane, 0, move |worker| async move {
-        let acceptor = Rc::new(Acceptor { plane: acceptor_plane, worker, others, switch: acceptor_switch });
+        let acceptor = Rc::new(Acceptor { plane: accepting_plane, worker, others, switch });
         for listener in listeners {
             spawn_local(acceptor.clone().run(listener, on_closed.clone()));
         }
         std::future::pending().await
-    })?;
-    Ok(switch)
+    })
 }
 
 /// Starts a thread with a runtime of its own, which lives as long as the process.
@@ -249,9 +256,9 @@ impl Acceptor {
 
 /// Classic BPF over a TCP header: drop when of SYN and ACK only SYN is set (RFC 9293 §3.1), else keep all of it.
 const IGNORE_SYN: [SockFilter; 5] = [
-    SockFilter::new(0x30, 0, 0, 13),         // load the flags' byte
-    SockFilter::new(0x54, 0, 0, 0x12),       // mask all but SYN and ACK
-    SockFilter::new(0x15, 0, 1, 0x02),       // only SYN?
-    SockFilter::new(0x06, 0, 0, 0),          // drop
+    SockFilter::new(0x30, 0, 0, 13),          // load the flags' byte
+    SockFilter::new(0x54, 0, 0, 0x12),        // mask all but SYN and ACK
+    SockFilter::new(0x15, 0, 1, 0x02),        // only SYN?
+    SockFilter::new(0x06, 0, 0, 0),           // drop
     SockFilter::new(0x06, 0, 0, 0xffff_ffff), // keep
 ];

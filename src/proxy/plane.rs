@@ -139,7 +139,14 @@ impl Worker {
     /// The thread with this number.
     pub fn new(plane: Arc<Plane>, number: usize) -> Self {
         let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
-        Self { plane, ledger, shard, pool: Pool::default(), store: Store::default(), undelivered: Undelivered::default() }
+        Self {
+            plane,
+            ledger,
+            shard,
+            pool: Pool::default(),
+            store: Store::default(),
+            undelivered: Undelivered::default(),
+        }
     }
 
     /// A connection or request has arrived, for the quiet rule.

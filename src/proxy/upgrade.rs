@@ -51,9 +51,17 @@ where
     let Client { reader, writer, buf, .. } = client;
     let to_app: &[u8] = &close_to_app();
     let to_client: &[u8] = &close_to_client();
-    let up = direction(exchange, &ends, reader, buf, &mut app_writer, websocket.then_some(to_app), &ends.received);
-    let down =
-        direction(exchange, &ends, &mut app_reader, &mut app_buf, writer, websocket.then_some(to_client), &ends.sent);
+    let up =
+        direction(exchange, &ends, reader, buf, &mut app_writer, websocket.then_some(to_app), &ends.received);
+    let down = direction(
+        exchange,
+        &ends,
+        &mut app_reader,
+        &mut app_buf,
+        writer,
+        websocket.then_some(to_client),
+        &ends.sent,
+    );
     let both = async {
         let (mut up, mut down) = (pin!(up), pin!(down));
         let (mut up_over, mut down_over) = (false, false);

@@ -1,0 +1,331 @@
+//! The only place that wires: build → bound (addresses known) → run until the drain is over.
+
+use std::fmt::Display;
+use std::net::{SocketAddr, TcpListener};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+use tokio::sync::Notify;
+
+use crate::admin::{self, Admin};
+use crate::cli::{self, AppCommand, LogSettings};
+use crate::config::{Settings, Sidecar, UpstreamAddr};
+use crate::drain::control::{Control, Outcome, control};
+use crate::drain::machine::Trigger;
+use crate::metrics::{self, Now};
+use crate::proxy::listen::{self, Switch};
+use crate::proxy::plane::Plane;
+use crate::readiness::{self, Inputs, Verdict};
+use crate::signal::Signals;
+use crate::supervise::{self, App};
+use crate::telemetry;
+
+/// Exit codes beyond success, as `--help` lists them.
+const FAILED: u8 = 1;
+const CUT: u8 = 3;
+/// How often the app is asked whether it is up: until it is, and from then on.
+const ASK_AT_START: Duration = Duration::from_millis(50);
+const ASK: Duration = Duration::from_secs(1);
+/// Of the platform's grace, what is left for the process's own end after the last lingering connection.
+const MARGIN: Duration = Duration::from_secs(1);
+/// A native sidecar's SIGTERM: so long for what was cut to be written.
+const AT_ONCE: Duration = Duration::from_millis(300);
+
+/// `lameduck proxy`. Returns the exit code: 0 after a clean drain, 3 when something was cut, 1 when it can't start.
+pub fn proxy(settings: Settings, log: LogSettings) -> u8 {
+    start(settings, log, None)
+}
+
+/// `lameduck run`. Returns the app's exit code, or why it could not be started by the codes of a shell.
+pub fn run(settings: Settings, log: LogSettings, app: AppCommand) -> u8 {
+    start(settings, log, Some(app))
+}
+
+fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u8 {
+    let _flush = match telemetry::init(log) {
+        Ok(flush) => flush,
+        Err(error) => return cannot("set up the log", &error),
+    };
+    raise_open_files();
+    if let Some(command) = &app {
+        match command.port.map_or_else(supervise::free_port, Ok) {
+            Ok(port) => settings.upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port },
+            Err(error) => return cannot("find a free port for the app", &error),
+        }
+    }
+    let bound = match Bound::bind(settings) {
+        Ok(bound) => bound,
+        Err(code) => return code,
+    };
+    // The admin listeners, signals and the drain live on this thread; the data plane has its own.
+    match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build() {
+        Ok(runtime) => runtime.block_on(bound.run(app)),
+        Err(error) => cannot("start", &error),
+    }
+}
+
+/// Everything is bound: who connects from now on is served as soon as the threads run.
+struct Bound {
+    settings: Settings,
+    listeners: Vec<TcpListener>,
+    admin: admin::Bound,
+}
+
+impl Bound {
+    fn bind(settings: Settings) -> Result<Self, u8> {
+        let mut listeners = Vec::new();
+        for addr in &settings.listen {
+            let bound = listen::bind(*addr);
+            listeners.push(bound.map_err(|error| cannot(&format!("listen on {addr} (--listen)"), &error))?);
+        }
+        let admin =
+            admin::bind(&settings).map_err(|error| cannot("open the probe and control listeners", &error))?;
+        Ok(Self { settings, listeners, admin })
+    }
+
+    async fn run(self, app: Option<AppCommand>) -> u8 {
+        let Self { settings, listeners, admin } = self;
+        let mut signals = match Signals::new() {
+            Ok(signals) => signals,
+            Err(error) => return cannot("take signals over", &error),
+        };
+        log_addresses(&settings, &listeners, &admin);
+        let idle = Arc::new(Notify::new());
+        let (wake, switch) = (idle.clone(), Switch::new(listeners.len()));
+        let plane = Arc::new(Plane::new(settings, move || wake.notify_one()));
+        let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
+        tokio::spawn(runner.run());
+
+        let app_state = Arc::new(AppState::default());
+        tokio::spawn(app_state.clone().watch(plane.clone()));
+        let closing = Arc::new(Notify::new());
+        let (served, close) = (admin_state(&plane, &control, &app_state), closing.clone());
+        let admin = tokio::spawn(admin.serve(served, async move { close.notified().await }));
+
+        let closed = move || idle.notify_one();
+        let serve = || {
+            listen::start(&plane, listeners, switch, closed).map_err(|error| cannot("start a thread", &error))
+        };
+        let code = match app {
+            None => match serve() {
+                Ok(()) => {
+                    let code = drain_by_signals(&control, &mut signals).await;
+                    linger(&plane, &control).await;
+                    code
+                }
+                Err(code) => code,
+            },
+            Some(command) => run_app(&command, &plane, &control, &mut signals, serve).await,
+        };
+        closing.notify_one();
+        let _ = admin.await;
+        code
+    }
+}
+
+/// Starts the app, serves it, drains, stops it. Returns the process's exit code.
+async fn run_app(
+    command: &AppCommand,
+    plane: &Plane,
+    control: &Control,
+    signals: &mut Signals,
+    serve: impl FnOnce() -> Result<(), u8>,
+) -> u8 {
+    let UpstreamAddr::Tcp { port, .. } = &plane.settings.upstream else { return FAILED };
+    let reserve = plane.settings.drain.reserve;
+    let app = match App::start(&command.command, *port).await {
+        Ok(app) => app,
+        Err(error) => {
+            tracing::error!("{error}");
+            return error.exit_code();
+        }
+    };
+    tracing::info!(pid = app.pid(), port, "started the app");
+    let listening = tokio::select! {
+        listening = app.wait_listening(command.start_timeout) => listening,
+        signal = signals.next() => {
+            tracing::info!(signal, "stopped before the app listened");
+            return stop(&app, reserve).await;
+        }
+    };
+    if let Err(error) = listening {
+        tracing::error!("{error}");
+        stop(&app, reserve).await;
+        return error.exit_code();
+    }
+    if let Err(code) = serve() {
+        stop(&app, reserve).await;
+        return code;
+    }
+    tracing::info!(port, "the app listens");
+    tokio::select! {
+        code = app.exited() => {
+            tracing::error!(code, "the app exited by itself");
+            control.force();
+            let _ = tokio::time::timeout(reserve, control.drain(Trigger::Signal)).await;
+            stop(&app, reserve).await
+        }
+        _ = drain_by_signals(control, signals) => {
+            // The app's own SIGTERM and the tails of the last answers side by side: both have the reserve.
+            tokio::join!(stop(&app, reserve), linger(plane, control)).0
+        }
+    }
+}
+
+async fn stop(app: &App, reserve: Duration) -> u8 {
+    let began = Instant::now();
+    let exit = app.terminate(reserve).await;
+    if exit.killed {
+        tracing::warn!(
+            seconds = began.elapsed().as_secs_f64(),
+            "the app outlived its SIGTERM and was killed"
+        );
+    }
+    tracing::info!(code = exit.code, "the app has ended");
+    exit.code
+}
+
+/// The first signal begins a drain, the second forces its end. Returns once a signal came and the drain is over.
+async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
+    tokio::select! {
+        signal = signals.next() => tracing::info!(signal, "asked to go"),
+        () = control.exit() => return 0,
+    }
+    let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
+    loop {
+        tokio::select! {
+            outcome = &mut drained => match outcome {
+                Outcome::Drained { verdict } => return if verdict == "clean" { 0 } else { CUT },
+                // Somebody resumed: the next signal begins anew.
+                Outcome::Resumed | Outcome::AppMayStop => {
+                    signals.next().await;
+                    drained.set(control.drain(Trigger::Signal));
+                }
+            },
+            signal = signals.next() => {
+                tracing::warn!(signal, "asked to go at once");
+                control.force();
+            }
+            () = control.exit() => {
+                tokio::time::sleep(AT_ONCE).await;
+                return 0;
+            }
+        }
+    }
+}
+
+/// Waits for closed connections whose peers still read, as long as the platform's grace allows.
+async fn linger(plane: &Plane, control: &Control) {
+    let settings = &plane.settings;
+    if settings.sidecar == Sidecar::Native {
+        return;
+    }
+    let left = control.status().deadline_ms.unwrap_or(0).max(0) as u64;
+    let most = Duration::from_millis(left) + settings.drain.reserve.saturating_sub(MARGIN);
+    let began = Instant::now();
+    while plane.lingering.load(Ordering::Acquire) > 0 && began.elapsed() < most {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What is known of the app.
+#[derive(Default)]
+struct AppState {
+    up: AtomicBool,
+    warm: AtomicBool,
+}
+
+impl AppState {
+    /// Asks the app for as long as the process lives, and warms it up once.
+    async fn watch(self: Arc<Self>, plane: Arc<Plane>) {
+        let (ready, upstream) = (&plane.settings.ready, &plane.settings.upstream);
+        loop {
+            let up = readiness::check_app(upstream, &ready.check, ready.timeout).await;
+            if up && !self.warm.load(Ordering::Relaxed) {
+                let failed = readiness::warm_up(upstream, &ready.warm_up, ready.warm_up_count).await;
+                if failed > 0 {
+                    tracing::warn!(failed, "warm-up requests failed");
+                }
+                self.warm.store(true, Ordering::Relaxed);
+            }
+            if self.up.swap(up, Ordering::Relaxed) != up {
+                tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });
+            }
+            tokio::time::sleep(if up { ASK } else { ASK_AT_START }).await;
+        }
+    }
+}
+
+fn admin_state(plane: &Arc<Plane>, control: &Control, app: &Arc<AppState>) -> Admin {
+    let ready = {
+        let (plane, control, app) = (plane.clone(), control.clone(), app.clone());
+        move || {
+            let published = control.published();
+            readiness::verdict(&Inputs {
+                phase: plane.phase(),
+                trigger: published.trigger,
+                in_pod: cli::in_pod(),
+                sidecar: plane.settings.sidecar,
+                app_up: app.up.load(Ordering::Relaxed),
+                warmed_up: app.warm.load(Ordering::Relaxed),
+                drain_readiness: plane.settings.drain.readiness,
+                restarting: published.restarting,
+            })
+        }
+    };
+    let metrics = {
+        let (plane, control, ready) = (plane.clone(), control.clone(), ready.clone());
+        move || {
+            let published = control.published();
+            let now = Now {
+                in_flight: plane.gate.in_flight(),
+                held: plane.gate.held(),
+                connections: plane.gate.connections(),
+                phase: plane.phase() as u64,
+                ready: ready() == Verdict::Ready,
+                drains: published.drains,
+                last_drain: published.last.map(|last| last.as_secs_f64()),
+                log_dropped: telemetry::dropped(),
+            };
+            metrics::render(&plane.shards, &now)
+        }
+    };
+    let ledger = plane.clone();
+    Admin {
+        control: control.clone(),
+        ready: Box::new(ready),
+        ledger: Box::new(move || ledger.ledger()),
+        metrics: Box::new(metrics),
+    }
+}
+
+fn log_addresses(settings: &Settings, listeners: &[TcpListener], admin: &admin::Bound) {
+    let listen: Vec<_> = listeners
+        .iter()
+        .filter_map(|listener| listener.local_addr().ok())
+        .map(|addr| addr.to_string())
+        .collect();
+    tracing::info!(
+        listen = listen.join(","),
+        upstream = %settings.upstream,
+        probe = admin.probe_addr().as_ref().map(SocketAddr::to_string),
+        control = %Path::display(&settings.control),
+        control_tcp = admin.control_addr().as_ref().map(SocketAddr::to_string),
+        version = env!("CARGO_PKG_VERSION"),
+        "listening"
+    );
+}
+
+/// Each connection is an open file, and the usual soft limit of 1024 is soon reached.
+fn raise_open_files() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+}
+
+fn cannot(what: &str, error: &dyn Display) -> u8 {
+    tracing::error!("can't {what}: {error}");
+    FAILED
+}
