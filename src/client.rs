@@ -1,0 +1,226 @@
+//! `lameduck drain`, `resume` and `status`: they talk to a running proxy over its control socket.
+
+mod view;
+
+use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::UnixStream;
+
+use self::view::{Row, State};
+use crate::cli::StatusView;
+
+/// Something was cut by the drain.
+const CUT: u8 = 3;
+/// For an answer that isn't waited for on purpose.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Bytes of an answer: 50,000 requests in the ledger fit.
+const ANSWER_BYTES: usize = 64 << 20;
+/// Between two looks of `--watch` and of a drain's progress.
+const REFRESH: Duration = Duration::from_secs(1);
+
+/// What the user is told on stderr.
+type Failure = String;
+
+/// `lameduck drain`: 0 when nothing was cut (or, without `wait`, when it began), 3 when something was, 1 when it failed.
+pub fn drain(control: &Path, timeout: Option<Duration>, wait: bool) -> ExitCode {
+    let mut target = format!("/drain?wait={wait}");
+    if let Some(timeout) = timeout {
+        target += &format!("&timeout={}ms", timeout.as_millis().max(1));
+    }
+    run(async {
+        let end = call(control, Method::POST, &target);
+        let answer = match wait && io::stderr().is_terminal() {
+            true => beside_progress(control, end).await?,
+            false if wait => end.await?,
+            false => in_time(control, end).await?,
+        };
+        let end: End = parse(&answer)?;
+        match (end.outcome.as_str(), end.verdict) {
+            ("drained", Some(verdict)) => {
+                say(&format!("drained: {verdict}"));
+                Ok(if verdict == "clean" { ExitCode::SUCCESS } else { ExitCode::from(CUT) })
+            }
+            ("begun", _) => Ok(ExitCode::SUCCESS),
+            ("app-may-stop", _) => {
+                say("only the app restarts: nothing was drained");
+                Ok(ExitCode::SUCCESS)
+            }
+            _ => Err("not drained: the proxy was resumed meanwhile".to_owned()),
+        }
+    })
+}
+
+/// `lameduck resume`: 0 when the proxy serves again, 1 when it failed.
+pub fn resume(control: &Path) -> ExitCode {
+    run(async {
+        in_time(control, call(control, Method::POST, "/resume")).await?;
+        say("resumed");
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `lameduck status`: 0 when it was shown; with `Ready` 0 when ready, else 1 and not a word.
+pub fn status(control: &Path, view: StatusView) -> ExitCode {
+    run(async {
+        match view {
+            StatusView::Ready => {
+                let ready = state(control).await.is_ok_and(|state| state.ready);
+                Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+            }
+            StatusView::Human { watch } => {
+                let clear = if watch && io::stdout().is_terminal() { "\x1b[H\x1b[J" } else { "" };
+                show(watch, async || {
+                    let rows: Vec<Row> = parse(&get(control, "/ledger").await?)?;
+                    Ok(format!("{clear}{}", view::table(&state(control).await?, rows)))
+                })
+                .await
+            }
+            StatusView::Json { watch } => {
+                show(watch, async || {
+                    let mut whole: serde_json::Value = parse(&get(control, "/status").await?)?;
+                    whole["ledger"] = parse(&get(control, "/ledger").await?)?;
+                    Ok(format!("{whole}\n"))
+                })
+                .await
+            }
+        }
+    })
+}
+
+fn run(work: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let done = runtime.map_err(|why| why.to_string()).and_then(|runtime| runtime.block_on(work));
+    done.unwrap_or_else(|why| {
+        let _ = writeln!(io::stderr(), "lameduck: {why}");
+        ExitCode::FAILURE
+    })
+}
+
+/// A line on stdout. Whoever closed it doesn't want to know.
+fn say(line: &str) {
+    let _ = writeln!(io::stdout(), "{line}");
+}
+
+/// Prints what `look` returns: once, or each second until it fails or stdout is closed.
+async fn show(watch: bool, look: impl AsyncFn() -> Result<String, Failure>) -> Result<ExitCode, Failure> {
+    loop {
+        let text = look().await?;
+        let mut out = io::stdout().lock();
+        let shown = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        if !watch || shown.is_err() {
+            return Ok(ExitCode::SUCCESS);
+        }
+        drop(out);
+        tokio::time::sleep(REFRESH).await;
+    }
+}
+
+/// Waits for the drain's end, and shows on stderr meanwhile how far it is.
+async fn beside_progress(
+    control: &Path,
+    end: impl Future<Output = Result<Bytes, Failure>>,
+) -> Result<Bytes, Failure> {
+    let start = Instant::now();
+    let progress = async {
+        loop {
+            tokio::time::sleep(REFRESH).await;
+            // The drain's own call tells it when the proxy has gone.
+            if let Ok(state) = state(control).await {
+                let line = view::progress(&state, start.elapsed());
+                let _ = write!(io::stderr(), "\r\x1b[K{line}");
+            }
+        }
+    };
+    let answer = tokio::select! {
+        answer = end => answer,
+        never = progress => never,
+    };
+    let _ = write!(io::stderr(), "\r\x1b[K");
+    answer
+}
+
+async fn state(control: &Path) -> Result<State, Failure> {
+    parse(&get(control, "/status").await?)
+}
+
+async fn get(control: &Path, target: &str) -> Result<Bytes, Failure> {
+    in_time(control, call(control, Method::GET, target)).await
+}
+
+async fn in_time(
+    control: &Path,
+    call: impl Future<Output = Result<Bytes, Failure>>,
+) -> Result<Bytes, Failure> {
+    let late = |_| format!("lameduck on {} gave no answer within {} s", control.display(), ANSWER.as_secs());
+    tokio::time::timeout(ANSWER, call).await.map_err(late)?
+}
+
+/// One request on a connection of its own; the answer's body when it is one of success.
+async fn call(control: &Path, method: Method, target: &str) -> Result<Bytes, Failure> {
+    let stream = UnixStream::connect(control).await.map_err(|why| no_connection(control, &why))?;
+    let broken = |why: hyper::Error| format!("lameduck on {} hung up: {why}", control.display());
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let request = Request::builder().method(method).uri(target).header(header::HOST, "localhost");
+    let request = request.body(Empty::<Bytes>::new()).map_err(|why| why.to_string())?;
+    let exchange = async move {
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+        Ok::<_, Failure>((status, body.map_err(|why| why.to_string())?.to_bytes()))
+    };
+    // Both in this task: the connection ends once the exchange has dropped its sender.
+    let (status, body) = tokio::join!(exchange, connection).0?;
+    match status {
+        StatusCode::OK | StatusCode::ACCEPTED => Ok(body),
+        refused => Err(format!("{refused}: {}", String::from_utf8_lossy(&body).trim_end())),
+    }
+}
+
+fn no_connection(control: &Path, why: &io::Error) -> Failure {
+    let path = control.display();
+    match why.kind() {
+        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
+            format!("no lameduck answers on {path}: is it running? give its --control path")
+        }
+        ErrorKind::PermissionDenied => {
+            format!("{path}: {why}: only the user that lameduck runs as may use it")
+        }
+        _ => format!("{path}: {why}"),
+    }
+}
+
+#[derive(Deserialize)]
+struct End {
+    outcome: String,
+    verdict: Option<String>,
+}
+
+fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(answer).map_err(|why| format!("an answer of another lameduck version? {why}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_socket_without_a_lameduck_is_told_with_what_to_do() {
+        let missing = std::env::temp_dir().join(format!("lameduck-none-{}.sock", std::process::id()));
+        let missing_told = get(&missing, "/status").await.unwrap_err();
+        assert!(missing_told.contains(": is it running? give its --control path"), "{missing_told}");
+        assert!(missing_told.starts_with(&format!("no lameduck answers on {}", missing.display())));
+        // A socket that was left behind.
+        drop(std::os::unix::net::UnixListener::bind(&missing).unwrap());
+        assert_eq!(get(&missing, "/status").await.unwrap_err(), missing_told);
+        std::fs::remove_file(&missing).unwrap();
+    }
+}

@@ -1,0 +1,145 @@
+//! What `lameduck status` and a drain's progress look like. Pure.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The oldest requests that the table shows.
+const SHOWN: usize = 10;
+
+/// `GET /status`.
+#[derive(Deserialize)]
+pub(super) struct State {
+    phase: String,
+    round: u32,
+    trigger: Option<String>,
+    in_flight: u64,
+    running: u64,
+    held: u64,
+    connections: u64,
+    age_ms: Option<u64>,
+    deadline_ms: Option<i64>,
+    verdict: Option<String>,
+    pub(super) ready: bool,
+    reasons: Vec<String>,
+}
+
+/// One of `GET /ledger`.
+#[derive(Deserialize)]
+pub(super) struct Row {
+    method: String,
+    path: String,
+    age_ms: u64,
+    class: String,
+    peer: String,
+}
+
+/// `draining: 3 in flight, 12s`.
+pub(super) fn progress(state: &State, elapsed: Duration) -> String {
+    let left = deadline(state).map(|left| format!(", {left}")).unwrap_or_default();
+    format!("{}: {} in flight, {}s{left}", state.phase, state.in_flight, elapsed.as_secs())
+}
+
+fn deadline(state: &State) -> Option<String> {
+    let left = state.deadline_ms?;
+    let time = seconds(left.unsigned_abs());
+    Some(if left < 0 { format!("{time} past the deadline") } else { format!("{time} until the deadline") })
+}
+
+/// The state, then the oldest in flight; a newline at the end.
+pub(super) fn table(state: &State, mut rows: Vec<Row>) -> String {
+    let mut phase = state.phase.clone();
+    if let Some(trigger) = &state.trigger {
+        let _ = write!(phase, " (round {}, by {trigger})", state.round);
+    }
+    if let Some(age) = state.age_ms {
+        let _ = write!(phase, ", {} since it began", seconds(age));
+    }
+    if let Some(left) = deadline(state) {
+        let _ = write!(phase, ", {left}");
+    }
+    let ready = if state.ready { "yes".to_owned() } else { format!("no: {}", state.reasons.join("; ")) };
+    let State { in_flight, running, held, connections, .. } = state;
+    let mut text = format!(
+        "phase        {phase}\nready        {ready}\n\
+         in flight    {in_flight} ({running} running, {held} held)\nconnections  {connections}\n"
+    );
+    if let Some(verdict) = &state.verdict {
+        let _ = writeln!(text, "verdict      {verdict}");
+    }
+    if rows.is_empty() {
+        return text;
+    }
+    rows.sort_by_key(|row| std::cmp::Reverse(row.age_ms));
+    let _ = writeln!(text, "\n{:>9}  {:<12} {:<22} REQUEST", "AGE", "CLASS", "PEER");
+    for Row { method, path, age_ms, class, peer } in rows.iter().take(SHOWN) {
+        let (age, request) = (seconds(*age_ms), printable(&format!("{method} {path}")));
+        let _ = writeln!(text, "{age:>9}  {class:<12} {:<22} {request}", printable(peer));
+    }
+    if rows.len() > SHOWN {
+        let _ = writeln!(text, "{:>9}  and {} younger", "", rows.len() - SHOWN);
+    }
+    text
+}
+
+fn seconds(ms: u64) -> String {
+    format!("{}.{}s", ms / 1000, ms % 1000 / 100)
+}
+
+/// What came from outside must not steer the terminal.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn state(more: &str) -> State {
+        let known = r#""round":1,"in_flight":3,"running":2,"held":1,"connections":7"#;
+        serde_json::from_str(&format!("{{{known},{more}}}")).unwrap()
+    }
+
+    fn row(age_ms: u64, path: &str) -> Row {
+        let (method, class, peer) = ("GET".into(), "stream".into(), "10.0.0.7:4242".into());
+        Row { method, path: path.into(), age_ms, class, peer }
+    }
+
+    #[test]
+    fn a_serving_proxy_is_told_in_four_lines() {
+        let state = state(r#""phase":"serving","ready":true,"reasons":[]"#);
+        assert_eq!(
+            table(&state, vec![]),
+            "phase        serving\nready        yes\nin flight    3 (2 running, 1 held)\nconnections  7\n"
+        );
+    }
+
+    #[test]
+    fn a_drain_is_told_with_its_cause_its_times_and_the_oldest_first() {
+        let state = state(
+            r#""phase":"draining","trigger":"operator","age_ms":3210,"deadline_ms":21800,
+               "verdict":"1 cut","ready":false,"reasons":["a","b"]"#,
+        );
+        let text = table(&state, vec![row(1200, "/young"), row(12_345, "/old\x1b[2J")]);
+        for line in [
+            "phase        draining (round 1, by operator), 3.2s since it began, 21.8s until the deadline",
+            "ready        no: a; b",
+            "verdict      1 cut",
+            "    12.3s  stream       10.0.0.7:4242          GET /old?[2J",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        assert!(text.find("/old") < text.find("/young"));
+        let line = progress(&state, Duration::from_secs(4));
+        assert_eq!(line, "draining: 3 in flight, 4s, 21.8s until the deadline");
+    }
+
+    #[test]
+    fn only_the_ten_oldest_are_shown() {
+        let state = state(r#""phase":"serving","ready":true,"reasons":[]"#);
+        let text = table(&state, (0..12).map(|n| row(n, "/x")).collect());
+        assert_eq!(text.matches("GET /x").count(), SHOWN);
+        assert!(text.ends_with("and 2 younger\n"), "{text}");
+    }
+}
