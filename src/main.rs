@@ -1,3 +1,17 @@
-//! `lameduck`.
+//! argv → exit code.
 
-fn main() {}
+use std::process::ExitCode;
+
+use lameduck::cli::{self, Command};
+use lameduck::{app, client};
+
+fn main() -> ExitCode {
+    match cli::parse(std::env::args_os()) {
+        Ok(Command::Proxy { settings, log }) => app::proxy(*settings, log).into(),
+        Ok(Command::Run { settings, log, app }) => app::run(*settings, log, app).into(),
+        Ok(Command::Drain { control, timeout, wait }) => client::drain(&control, timeout, wait),
+        Ok(Command::Resume { control }) => client::resume(&control),
+        Ok(Command::Status { control, view }) => client::status(&control, view),
+        Err(error) => error.exit(),
+    }
+}
