@@ -1,0 +1,54 @@
+// An app whose answers wait until the test says `GET /release`, so that a test decides what happens in which phase.
+
+const http = require('node:http');
+
+let waiting = [];
+const released = () => new Promise((resolve) => waiting.push(resolve));
+
+const server = http.createServer(async (req, res) => {
+  switch (req.url) {
+    case '/release':
+      waiting.forEach((resolve) => resolve());
+      waiting = [];
+      return res.end();
+    case '/active-requests':
+      return res.end(JSON.stringify({ active: waiting.length }));
+    case '/wait':
+      await released();
+      return res.end('released\n');
+    case '/stream': // its length is told by chunks, or to an HTTP/1.0 client by the end of the connection
+      res.write('first\n');
+      await released();
+      return res.end('last\n');
+    case '/sized':
+      res.writeHead(200, { 'Content-Length': 11 }).write('first\n');
+      await released();
+      return res.end('last\n');
+    case '/events': // one event and a half
+      res.writeHead(200, { 'Content-Type': 'text/event-stream' }).write('id: 1\ndata: whole\n\nid: 2\ndata: ha');
+      await released();
+      return res.end('lf\n\n');
+    default:
+      return res.end(`hello from pid ${process.pid}\n`);
+  }
+});
+
+server.on('upgrade', async (req, socket) => {
+  const accept = require('node:crypto').createHash('sha1')
+    .update(`${req.headers['sec-websocket-key']}258EAFA5-E914-47DA-95CA-C5AB0DC85B11`).digest('base64');
+  const head = `HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Accept: ${accept}\r\n\r\n`;
+  socket.on('error', () => {});
+  socket.on('data', (data) => console.log(`socket got ${data.toString('hex')}`));
+  if (req.url === '/late-handshake') {
+    await released();
+    socket.write(head);
+  } else { // '/half-frame': a text frame of ten bytes, four of them now
+    socket.write(Buffer.concat([Buffer.from(head), Buffer.from([0x81, 10]), Buffer.from('half')]));
+    await released();
+    socket.write('-whole');
+  }
+});
+
+server.listen(process.env.PORT, '127.0.0.1', () => {
+  console.log(`held app: pid ${process.pid} listens on port ${server.address().port}`);
+});

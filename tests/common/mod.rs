@@ -1,0 +1,32 @@
+//! What the end-to-end tests share: lameduck and real Node apps as processes, and clients that see every byte.
+
+// Each test file is a program of its own and uses a part of this.
+#![allow(dead_code)]
+
+pub mod http;
+pub mod process;
+pub mod websocket;
+
+use std::thread;
+use std::time::{Duration, Instant};
+
+/// How long anything may take before a test gives up. Far more than needed, so that a busy machine fails nothing.
+pub const LIMIT: Duration = Duration::from_secs(20);
+
+/// Long enough to see that something does *not* happen.
+pub const MOMENT: Duration = Duration::from_millis(300);
+
+/// Asks every few milliseconds until there is an answer.
+///
+/// # Panics
+/// After [`LIMIT`], saying `what` never came.
+pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+    let end = Instant::now() + LIMIT;
+    loop {
+        if let Some(answer) = ask() {
+            return answer;
+        }
+        assert!(Instant::now() < end, "{what}: not within {LIMIT:?}");
+        thread::sleep(Duration::from_millis(5));
+    }
+}
