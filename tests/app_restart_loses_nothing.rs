@@ -32,7 +32,7 @@ fn requests_wait_for_an_app_that_crashed() {
 fn the_apps_hook_alone_holds_requests_until_it_is_back() {
     let mut app = Node::held();
     let port = app.addr.port();
-    let mut proxy = Lameduck::proxy(app.addr, &["--upstream-wait", "60s"]);
+    let mut proxy = Lameduck::proxy(app.addr, &["--sidecar", "ordinary"]);
     let (mut running, mut idle) = (proxy.client(), proxy.client());
     idle.get("/");
     idle.answer();

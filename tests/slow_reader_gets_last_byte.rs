@@ -4,9 +4,15 @@ mod common;
 
 use common::http::{Client, End};
 use common::process::{Lameduck, Node};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+/// Past this much nobody holds bytes for a client whose receive buffer was asked to be 4 KiB.
+const CLIENTS_KERNEL: usize = 64 * 1024;
 
 #[test]
-fn a_slow_reader_gets_its_last_byte_after_the_proxy_has_gone() {
+fn the_process_stays_until_a_slow_reader_has_everything() {
     let app = Node::slow();
     let mut proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = Client::connect_narrow(proxy.listen);
@@ -14,17 +20,41 @@ fn a_slow_reader_gets_its_last_byte_after_the_proxy_has_gone() {
     let length = 400_000;
     client.get(&format!("/download?bytes={length}"));
     let head = client.head();
-
     proxy.terminate();
+    proxy.wait_log("drained");
+
+    // The network goes with the process: what the client's kernel does not have by then is lost.
+    let read = Arc::new(AtomicUsize::new(0));
+    let reader = {
+        let read = read.clone();
+        std::thread::spawn(move || {
+            let answer = client.body_slowly(head, 16 * 1024, Duration::from_millis(50), &read);
+            client.expect_fin();
+            answer
+        })
+    };
     proxy.expect_clean_exit();
-    drop(app);
-    let answer = client.body("GET", head);
+    let had = read.load(Ordering::Acquire);
+    assert!(had + CLIENTS_KERNEL >= length, "gone when the client had {had} of {length} bytes");
+    let answer = reader.join().unwrap();
     assert_eq!((answer.body.len(), answer.end), (length, End::Whole));
-    client.expect_fin();
 }
 
 #[test]
-fn request_bytes_that_nobody_read_do_not_reset_the_answer() {
+fn a_reader_that_never_reads_does_not_keep_the_process_past_its_grace() {
+    let app = Node::slow();
+    let mut proxy = Lameduck::proxy(app.addr, &["--grace", "4s", "--reserve", "2s", "--lame-duck", "0s"]);
+    let mut client = Client::connect_narrow(proxy.listen);
+    client.get("/download?bytes=400000");
+    client.head();
+    let begun = Instant::now();
+    proxy.terminate();
+    proxy.expect_clean_exit();
+    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+}
+
+#[test]
+fn a_pipelined_request_is_answered_before_the_connection_closes() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = proxy.client();
@@ -32,12 +62,12 @@ fn request_bytes_that_nobody_read_do_not_reset_the_answer() {
     app.wait_active(1);
     proxy.terminate();
     proxy.wait_phase("draining");
-    // The first answer will say `Connection: close`, so this one is never answered.
     client.get("/");
     app.release();
-    let answer = client.answer();
-    assert_eq!((answer.text().as_str(), answer.end), ("released\n", End::Whole));
-    assert!(answer.head.has("connection", "close"), "{:?}", answer.head);
+    assert_eq!(client.answer().text(), "released\n");
+    let last = client.answer();
+    assert_eq!((last.head.status, last.end), (200, End::Whole));
+    assert!(last.head.has("connection", "close"), "{:?}", last.head);
     client.expect_fin();
     proxy.expect_clean_exit();
 }

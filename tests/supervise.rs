@@ -236,7 +236,7 @@ fn a_server_behind_a_wrapper_deaf_to_sigterm_gets_its_own() {
         let app = start(&["sh", "-c", "trap '' TERM; node -e \"$0\" & wait; exit 5", SERVER]).await;
         app.wait_listening(PATIENCE).await.unwrap();
         assert_eq!(app.terminate(PATIENCE).await, Exit { code: 5, killed: false });
-        assert_eq!(group_of(&app), []);
+        assert_eq!(group_of(&app), Vec::<u32>::new());
     });
 }
 
@@ -253,7 +253,7 @@ fn npm_start_ends_with_its_server() {
         app.wait_listening(PATIENCE).await.unwrap();
         assert!(group_of(&app).len() >= 2, "npm and node: {:?}", group_of(&app));
         assert!(!app.terminate(PATIENCE).await.killed);
-        assert_eq!(group_of(&app), []);
+        assert_eq!(group_of(&app), Vec::<u32>::new());
     });
 }
 
@@ -286,7 +286,7 @@ fn an_app_deaf_to_sigterm_is_killed_after_the_reserve() {
         let (begin, reserve) = (Instant::now(), Duration::from_millis(300));
         assert_eq!(app.terminate(reserve).await, Exit { code: 137, killed: true });
         assert!(begin.elapsed() >= reserve);
-        assert_eq!(group_of(&app), []);
+        assert_eq!(group_of(&app), Vec::<u32>::new());
     });
 }
 
@@ -297,7 +297,7 @@ fn what_a_dead_app_left_behind_is_ended_too() {
         assert_eq!(app.exited().await, 4);
         assert_eq!(group_of(&app).len(), 1);
         assert_eq!(app.terminate(PATIENCE).await, Exit { code: 4, killed: false });
-        assert_eq!(group_of(&app), []);
+        assert_eq!(group_of(&app), Vec::<u32>::new());
     });
 }
 

@@ -117,11 +117,16 @@ where
 
     exchange.bounded(exchange.held_back()).await?;
     let mut pooled = exchange.worker.pool.take();
+    let mut again = false;
     loop {
         let reused = pooled.is_some();
         let mut app = match pooled.take() {
             Some(app) => app,
-            None => exchange.bounded(exchange.reach()).await?,
+            None => exchange.bounded(exchange.reach()).await.map_err(|failure| match failure {
+                // The first try was sent: nobody may say that the app never had it.
+                Failure::AppDown if again => Failure::AppGone { unanswered: true },
+                other => other,
+            })?,
         };
         let mut app_buf = Buffer::default();
         let attempt = attempt(client, exchange, &mut head, &mut body, &mut app, &mut app_buf);
@@ -138,7 +143,7 @@ where
             // The app closed a kept connection just as it was used again: on a new one the request is safe.
             Err(Failure::AppGone { unanswered: true }) if reused && exchange.may_send_again() => {
                 add(&exchange.worker.shard.retries, 1);
-                exchange.flow.progress.set(Progress::Unsent);
+                again = exchange.flow.progress.get() > Progress::Unsent;
             }
             Err(failure) => return Err(failure),
         }

@@ -3,6 +3,7 @@
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
 use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -302,6 +303,19 @@ impl Client {
                 Err(end) => return (std::mem::take(&mut self.buffer), end),
             }
         }
+    }
+
+    /// Reads a sized body piece by piece with a pause before each, and keeps `read` up to date.
+    pub fn body_slowly(&mut self, head: Head, piece: usize, pause: Duration, read: &AtomicUsize) -> Answer {
+        let length: usize = head.header("content-length").expect("a sized body").parse().expect("a length");
+        let mut answer = Answer { head, body: Vec::new(), trailers: Vec::new(), end: End::Whole };
+        while answer.body.len() < length {
+            std::thread::sleep(pause);
+            let until = length.min(answer.body.len() + piece);
+            self.up_to(until - answer.body.len(), &mut answer.body).expect("no cut");
+            read.store(answer.body.len(), Ordering::Release);
+        }
+        answer
     }
 
     /// Checks that nothing more comes, and that the end is an orderly one.
