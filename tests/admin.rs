@@ -444,8 +444,12 @@ fn a_head_that_is_too_slow_or_too_large_ends_the_connection() {
     let (mut silent, mut slow) =
         (TcpStream::connect(server.probe).unwrap(), UnixStream::connect(&server.socket).unwrap());
     write!(slow, "GET /status HTTP/1.1\r\nHost").unwrap();
-    let large = format!("X: {}\r\n", "x".repeat(16 << 10));
-    assert_eq!(server.probe("GET /livez", &large).status, 431);
+    let mut large = tcp(server.probe);
+    let _ = write!(large, "GET /livez HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(16 << 10));
+    let mut text = String::new();
+    // The reset because of what was left unread may overtake the answer.
+    let read = large.read_to_string(&mut text);
+    assert!(text.starts_with("HTTP/1.1 431") || (read.is_err() && text.is_empty()), "{text}");
     silent.set_read_timeout(Some(SOON)).unwrap();
     slow.set_read_timeout(Some(SOON)).unwrap();
     let mut rest = Vec::new();
