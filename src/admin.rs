@@ -5,16 +5,16 @@
 mod serve;
 mod sockets;
 
+use std::net::IpAddr;
+use std::time::Duration;
+
+use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
 use hyper::header::{self, HeaderName, HeaderValue};
 use hyper::{HeaderMap, Request, Response, StatusCode};
 use serde::Serialize;
 use serde_json::json;
-use std::net::IpAddr;
-use std::time::Duration;
 use subtle::ConstantTimeEq;
-
-use http_body_util::Full;
 
 pub use self::sockets::{Bound, bind};
 use crate::drain::control::{Control, Outcome, Status};
@@ -140,7 +140,7 @@ impl Admin {
             Ok([Some("app")]) => Trigger::AppHook,
             Ok([Some("sidecar")]) => Trigger::SidecarHook,
             Ok([Some(_)]) => return text(StatusCode::BAD_REQUEST, "hook is app or sidecar, or left out"),
-            Err(refusal) => return refusal,
+            Err(why) => return text(StatusCode::BAD_REQUEST, &why),
         };
         ended(self.control.drain(trigger).await)
     }
@@ -148,7 +148,7 @@ impl Admin {
     async fn operator(&self, ask: &Ask) -> Answer {
         let [timeout, wait] = match parameters(ask, ["timeout", "wait"]) {
             Ok(values) => values,
-            Err(refusal) => return refusal,
+            Err(why) => return text(StatusCode::BAD_REQUEST, &why),
         };
         let time = |text| humantime::parse_duration(text).ok().filter(|t| !t.is_zero() && *t <= LONGEST);
         let timeout = match timeout.map(time) {
@@ -192,14 +192,12 @@ fn path(ask: &Ask) -> &str {
 }
 
 /// The values of these query parameters; any other one is refused, since a typo must not start another kind of drain.
-fn parameters<'a, const N: usize>(ask: &'a Ask, names: [&str; N]) -> Result<[Option<&'a str>; N], Answer> {
+fn parameters<'a, const N: usize>(ask: &'a Ask, names: [&str; N]) -> Result<[Option<&'a str>; N], String> {
     let mut values = [None; N];
     for pair in ask.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        let Some(n) = names.iter().position(|known| *known == name) else {
-            let known = names.join(", ");
-            return Err(text(StatusCode::BAD_REQUEST, &format!("unknown parameter; there is {known}")));
-        };
+        let known = names.iter().position(|known| *known == name);
+        let n = known.ok_or_else(|| format!("unknown parameter; there is {}", names.join(", ")))?;
         values[n] = Some(value);
     }
     Ok(values)

@@ -303,8 +303,7 @@ mod tests {
     fn other_lines_wait_for_room() {
         let (open, taken, queue, flush) = gated();
         fill(&queue);
-        let filled = queue.clone();
-        let line = std::thread::spawn(move || filled.push(&[b'y'; 2000], true));
+        let line = std::thread::spawn(move || queue.push(&[b'y'; 2000], true));
         open.send(()).unwrap();
         assert!(line.join().unwrap());
         drop(open);

@@ -1,4 +1,5 @@
 //! The probe and control listeners, asked over real sockets.
+#![allow(clippy::unwrap_used, reason = "the helpers of tests may fail a test")]
 
 use std::fs;
 use std::io::{Read, Write};
@@ -74,6 +75,10 @@ impl Server {
     }
 
     fn with(flags: &[&str], verdict: Verdict) -> Self {
+        Self::with_metrics(flags, verdict, "lameduck_in_flight 2\n".to_owned())
+    }
+
+    fn with_metrics(flags: &[&str], verdict: Verdict, metrics: String) -> Self {
         let dir = Dir::new();
         let flags = [&["--control-listen", "127.0.0.1:0"], flags].concat();
         let bound = admin::bind(&settings(&dir.socket(), &flags)).unwrap();
@@ -90,7 +95,7 @@ impl Server {
             control: control.clone(),
             ready: Box::new(move || verdict.clone()),
             ledger: Box::new(move || vec![row()]),
-            metrics: Box::new(|| "lameduck_in_flight 2\n".to_owned()),
+            metrics: Box::new(move || metrics.clone()),
         };
         let (stop, stopped) = oneshot::channel();
         let thread = thread::spawn(move || {
@@ -103,15 +108,17 @@ impl Server {
     }
 
     fn probe(&self, line: &str, headers: &str) -> Reply {
-        ask(TcpStream::connect(self.probe).unwrap(), line, headers)
+        ask(tcp(self.probe), line, headers)
     }
 
     fn tcp(&self, line: &str, headers: &str) -> Reply {
-        ask(TcpStream::connect(self.tcp).unwrap(), line, headers)
+        ask(tcp(self.tcp), line, headers)
     }
 
     fn unix(&self, line: &str) -> Reply {
-        ask(UnixStream::connect(&self.socket).unwrap(), line, "Host: x\r\n")
+        let stream = UnixStream::connect(&self.socket).unwrap();
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        ask(stream, line, "Host: x\r\n")
     }
 
     fn until_triggered(&self, count: usize) {
@@ -146,6 +153,12 @@ impl Reply {
     fn json(&self) -> Value {
         serde_json::from_str(&self.body).unwrap()
     }
+}
+
+fn tcp(addr: SocketAddr) -> TcpStream {
+    let stream = TcpStream::connect(addr).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    stream
 }
 
 fn ask(mut stream: impl Read + Write, line: &str, headers: &str) -> Reply {
@@ -258,12 +271,25 @@ fn a_hook_gets_its_answer_even_when_the_end_of_the_process_follows_at_once() {
     for _ in 0..20 {
         let mut server = Server::start();
         let (control, probe) = (server.control.clone(), server.probe);
-        let call = thread::spawn(move || ask(TcpStream::connect(probe).unwrap(), "GET /drain", WITH_TOKEN));
+        let call = thread::spawn(move || ask(tcp(probe), "GET /drain", WITH_TOKEN));
         server.until_triggered(1);
         control.end(drained("clean"));
         server.end();
         assert_eq!(call.join().unwrap().status, 200);
     }
+}
+
+#[test]
+fn an_answer_that_is_being_written_at_the_end_is_written_whole() {
+    let size = 16 << 20;
+    let mut server = Server::with_metrics(&[], Verdict::Ready, "x".repeat(size));
+    let mut stream = tcp(server.probe);
+    write!(stream, "GET /metrics HTTP/1.1\r\n\r\n").unwrap();
+    let mut text = vec![0; 1];
+    stream.read_exact(&mut text).unwrap();
+    server.stop.take();
+    stream.read_to_end(&mut text).unwrap();
+    assert!(text.len() > size, "cut after {} bytes", text.len());
 }
 
 #[test]
@@ -418,8 +444,12 @@ fn a_head_that_is_too_slow_or_too_large_ends_the_connection() {
     let (mut silent, mut slow) =
         (TcpStream::connect(server.probe).unwrap(), UnixStream::connect(&server.socket).unwrap());
     write!(slow, "GET /status HTTP/1.1\r\nHost").unwrap();
-    let large = format!("X: {}\r\n", "x".repeat(16 << 10));
-    assert_eq!(server.probe("GET /livez", &large).status, 431);
+    let mut large = tcp(server.probe);
+    let _ = write!(large, "GET /livez HTTP/1.1\r\nX: {}\r\n\r\n", "x".repeat(16 << 10));
+    let mut text = String::new();
+    // The reset because of what was left unread may overtake the answer.
+    let read = large.read_to_string(&mut text);
+    assert!(text.starts_with("HTTP/1.1 431") || (read.is_err() && text.is_empty()), "{text}");
     silent.set_read_timeout(Some(SOON)).unwrap();
     slow.set_read_timeout(Some(SOON)).unwrap();
     let mut rest = Vec::new();
