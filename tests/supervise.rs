@@ -343,7 +343,7 @@ fn signals_that_are_no_order_to_end_are_passed_on() {
         let app = start(&[
             "sh",
             "-c",
-            &format!("{traps} >$0; for i in $(seq 1000); do sleep 0.02; done"),
+            &format!("{traps} set -- $(seq 1000); >$0; for i; do sleep 0.02; done"),
             heard.to_str().unwrap(),
         ])
         .await;
