@@ -101,7 +101,7 @@ pub fn start(
         for listener in listeners {
             spawn_local(acceptor.clone().run(listener, on_closed.clone()));
         }
-        std::future::pending().await
+        std::future::pending::<()>().await;
     })
 }
 
