@@ -192,7 +192,6 @@ fn path(ask: &Ask) -> &str {
 }
 
 /// The values of these query parameters; any other one is refused, since a typo must not start another kind of drain.
-#[expect(clippy::result_large_err, reason = "an admin request's refusal, far from any hot path")]
 fn parameters<'a, const N: usize>(ask: &'a Ask, names: [&str; N]) -> Result<[Option<&'a str>; N], String> {
     let mut values = [None; N];
     for pair in ask.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
