@@ -263,7 +263,7 @@ fn settings(
             head_timeout: limits.head_timeout,
             body_timeout: limits.body_timeout,
             idle_timeout: limits.idle_timeout,
-            connections: limits.max_connections as usize,
+            connections: limits.max_connections.into(),
             held: limits.max_held,
         },
         threads: limits.threads.map_or(around.cores, usize::from),

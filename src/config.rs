@@ -61,7 +61,9 @@ impl FromStr for UpstreamAddr {
     fn from_str(text: &str) -> Result<Self, String> {
         if let Some(path) = text.strip_prefix("unix:") {
             if !path.starts_with('/') {
-                return Err(format!("'{text}': a unix socket needs an absolute path, as in unix:/run/app.sock"));
+                return Err(format!(
+                    "'{text}': a unix socket needs an absolute path, as in unix:/run/app.sock"
+                ));
             }
             return Ok(Self::Unix(path.into()));
         }
@@ -70,7 +72,9 @@ impl FromStr for UpstreamAddr {
         let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?;
         let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             Some(v6) => v6,
-            None if host.contains(':') => return Err(format!("'{text}': write an IPv6 address in brackets, as in [::1]:3000")),
+            None if host.contains(':') => {
+                return Err(format!("'{text}': write an IPv6 address in brackets, as in [::1]:3000"));
+            }
             None => host,
         };
         let host = if host.is_empty() { "127.0.0.1" } else { host };
@@ -90,12 +94,16 @@ impl fmt::Display for UpstreamAddr {
 
 /// Parses `:4880`, `4880`, `127.0.0.1:4880` or `[::1]:4880`. A bare port listens on IPv6 and IPv4.
 pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
-    let any = |port: &str| port.parse().ok().map(|port: u16| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port));
+    let any = |port: &str| {
+        port.parse().ok().map(|port: u16| SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port))
+    };
     let parsed = match text.strip_prefix(':') {
         Some(port) => any(port),
         None => text.parse().ok().or_else(|| any(text)),
     };
-    parsed.ok_or_else(|| format!("'{text}' is no address to listen on: write :4880, 127.0.0.1:4880 or [::1]:4880"))
+    parsed.ok_or_else(|| {
+        format!("'{text}' is no address to listen on: write :4880, 127.0.0.1:4880 or [::1]:4880")
+    })
 }
 
 /// How the process's own SIGTERM is meant.
@@ -246,7 +254,7 @@ pub struct Limits {
     /// An idle kept connection is closed after so long.
     pub idle_timeout: Duration,
     /// Open client connections; past it new ones wait in the listening socket's queue.
-    pub connections: usize,
+    pub connections: u64,
     /// Requests held while the app restarts; past it 503.
     pub held: u64,
 }

@@ -1,6 +1,8 @@
 //! Admission and the in-flight count. Phase and count share one atomic word, so that nothing is admitted
 //! after "drained": whoever is let in has been counted, and whoever closes the gate has seen the count at 0.
 
+use std::sync::Arc;
+
 // By way of `super`, so that tests/gate_loom.rs can put loom's atomics in their place.
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::machine::Phase;
@@ -32,7 +34,8 @@ pub struct InFlight<'g>(&'g Gate);
 
 /// One open client connection.
 #[must_use = "dropping it says that no request can come over the connection any more"]
-pub struct Connected<'g>(&'g Gate);
+#[derive(Debug)]
+pub struct Connected(Arc<Gate>);
 
 /// One request that waits for the app's restart to be over.
 #[must_use = "dropping it says that the request goes on"]
@@ -65,9 +68,9 @@ impl Gate {
     }
 
     /// Counts an open connection.
-    pub fn connect(&self) -> Connected<'_> {
+    pub fn connect(self: &Arc<Self>) -> Connected {
         self.connections.fetch_add(1, Ordering::AcqRel);
-        Connected(self)
+        Connected(self.clone())
     }
 
     /// Counts one of those in flight as held; none when `most` are held already.
@@ -144,6 +147,12 @@ impl Gate {
     }
 }
 
+impl std::fmt::Debug for Gate {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Gate({}, {} in flight)", self.phase().name(), self.in_flight())
+    }
+}
+
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
         let before = self.0.word.fetch_sub(1, Ordering::AcqRel);
@@ -154,7 +163,7 @@ impl Drop for InFlight<'_> {
     }
 }
 
-impl Drop for Connected<'_> {
+impl Drop for Connected {
     fn drop(&mut self) {
         if self.0.connections.fetch_sub(1, Ordering::AcqRel) == 1 {
             self.0.tell_if_idle();

@@ -1,7 +1,6 @@
 //! One client connection: its requests one after the other, idle times between them, and how it closes.
 
 use std::future::{Future, poll_fn};
-use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::rc::Rc;
@@ -9,7 +8,6 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -18,9 +16,10 @@ use super::error::{self, Failure};
 use super::forward::{self, Client, Exchange, Finish, Flow, forward};
 use super::headers::{self, Reject, Request, Sender, Upgrade};
 use super::linger::linger;
+use super::park;
 use super::plane::Worker;
 use super::upgrade;
-use crate::drain::gate::InFlight;
+use crate::drain::gate::{Connected, InFlight};
 use crate::drain::ledger::{Class, Place};
 use crate::metrics::{Ended, add};
 
@@ -38,20 +37,33 @@ enum Close {
     Linger,
     /// At once and visibly: an answer was cut.
     Reset,
+    /// Not at all: it is parked until its next request.
+    Rests,
 }
 
-/// Serves a connection until it closes.
-pub async fn serve(mut stream: TcpStream, peer: SocketAddr, worker: Rc<Worker>) {
+/// Serves a connection that was just accepted.
+pub async fn welcome(stream: TcpStream, peer: SocketAddr, connected: Connected, worker: Rc<Worker>) {
+    let now = Instant::now();
+    add(&worker.shard.accepted, 1);
+    worker.arrival(now);
+    serve(stream, peer, connected, Some(now), worker).await;
+}
+
+/// Serves a connection until it closes or rests. `accepted`: when, if its first request is still to come.
+pub async fn serve(
+    mut stream: TcpStream,
+    peer: SocketAddr,
+    connected: Connected,
+    accepted: Option<Instant>,
+    worker: Rc<Worker>,
+) {
     let plane = worker.plane.clone();
     let place = worker.ledger.enter(peer);
-    let connected = plane.gate.connect();
-    add(&worker.shard.accepted, 1);
-    worker.arrival(Instant::now());
     let close = {
         let (reader, writer) = stream.split();
         let peer = peer.ip().to_canonical().to_string();
         let mut client = Client { reader, writer, buf: Buffer::default(), peer };
-        let mut serving = pin!(serve_requests(&mut client, &worker, &place));
+        let mut serving = pin!(serve_requests(&mut client, &worker, &place, accepted));
         // Every wake-up by the drain or the sweeper comes by this task's waker.
         poll_fn(|cx| {
             place.register(cx);
@@ -63,6 +75,12 @@ pub async fn serve(mut stream: TcpStream, peer: SocketAddr, worker: Rc<Worker>) 
     match close {
         Close::Gone => {}
         Close::Reset => forward::reset_on_close(&stream),
+        Close::Rests => {
+            if let Ok(stream) = stream.into_std() {
+                // A kernel that has no room for one more event has none for another connection either.
+                let _ = worker.parking.park(stream, peer, connected);
+            }
+        }
         Close::Linger => {
             plane.lingering.fetch_add(1, Ordering::AcqRel);
             let _ = stream.shutdown().await;
@@ -73,12 +91,16 @@ pub async fn serve(mut stream: TcpStream, peer: SocketAddr, worker: Rc<Worker>) 
     }
 }
 
-async fn serve_requests<R, W>(client: &mut Client<R, W>, worker: &Worker, place: &Place) -> Close
+async fn serve_requests<R, W>(
+    client: &mut Client<R, W>,
+    worker: &Worker,
+    place: &Place,
+    mut accepted: Option<Instant>,
+) -> Close
 where
     R: AsyncRead + AsRef<TcpStream> + Unpin,
     W: AsyncWrite + Unpin,
 {
-    let mut accepted = Some(Instant::now());
     loop {
         if let Some(close) = first_byte(client, worker, place, accepted.take()).await {
             return close;
@@ -109,6 +131,7 @@ where
         return None;
     }
     let plane = &worker.plane;
+    let idle_timeout = plane.settings.limits.idle_timeout;
     let Client { reader, buf, .. } = client;
     let mut armed = false;
     poll_fn(|cx| {
@@ -120,25 +143,19 @@ where
         }
         if plane.closing_idle() {
             let fresh = accepted.is_some_and(|at| at.elapsed() < FRESH) && !plane.forced();
-            if !fresh && !has_unread(reader.as_ref()) {
+            if !fresh && !park::has_unread(reader.as_ref()) {
                 return Poll::Ready(Some(Close::Linger));
             }
             place.set_deadline(worker.deadline(FRESH));
         } else if place.expired() {
-            return Poll::Ready(Some(Close::Linger));
+            return Poll::Ready(Some(if idle_timeout > park::AFTER { Close::Rests } else { Close::Linger }));
         } else if !armed {
-            place.set_deadline(worker.deadline(plane.settings.limits.idle_timeout));
+            place.set_deadline(worker.deadline(idle_timeout.min(park::AFTER)));
             armed = true;
         }
         Poll::Pending
     })
     .await
-}
-
-/// Asks the kernel itself: what it has received may not have been reported yet.
-fn has_unread(client: &TcpStream) -> bool {
-    let mut byte = [MaybeUninit::uninit()];
-    matches!(SockRef::from(client).peek(&mut byte), Ok(n) if n > 0)
 }
 
 /// One request, whose first byte is here. `Some`: the connection closes.

@@ -14,7 +14,9 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
 use super::conn;
+use super::park;
 use super::plane::{Plane, Worker};
+use crate::drain::gate::Connected;
 use crate::drain::machine::Phase;
 
 /// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
@@ -77,7 +79,8 @@ impl Switch {
     }
 }
 
-type Accepted = (TcpStream, SocketAddr);
+/// Counted from the moment it was accepted, so that no drain is over while it is on its way to its thread.
+type Accepted = (TcpStream, SocketAddr, Connected);
 
 /// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
 ///
@@ -112,10 +115,12 @@ fn spawn_thread<F: Future<Output = ()>>(
     work: impl FnOnce(Rc<Worker>) -> F + Send + 'static,
 ) -> io::Result<()> {
     let plane = plane.clone();
-    let run = move || match LocalRuntime::new() {
-        Ok(runtime) => runtime.block_on(async move {
-            let worker = Rc::new(Worker::new(plane, number));
+    let run = move || match LocalRuntime::new().and_then(|runtime| Ok((runtime, Worker::new(plane, number)?)))
+    {
+        Ok((runtime, worker)) => runtime.block_on(async move {
+            let worker = Rc::new(worker);
             spawn_local(sweep(worker.clone()));
+            spawn_local(park::run(worker.clone()));
             work(worker).await;
         }),
         Err(error) => {
@@ -128,9 +133,9 @@ fn spawn_thread<F: Future<Output = ()>>(
 
 /// Serves the connections that the accepting thread gives to this one.
 async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Accepted>) {
-    while let Some((stream, peer)) = given.recv().await {
+    while let Some((stream, peer, connected)) = given.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
-            Ok(stream) => drop(spawn_local(conn::serve(stream, peer, worker.clone()))),
+            Ok(stream) => drop(spawn_local(conn::welcome(stream, peer, connected, worker.clone()))),
             Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
         }
     }
@@ -142,6 +147,7 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         ticks.tick().await;
         worker.ledger.sweep();
+        worker.parking.expire(&worker, worker.plane.settings.limits.idle_timeout);
         if worker.plane.phase() == Phase::Drained {
             worker.pool.clear();
         } else {
@@ -199,7 +205,7 @@ impl Acceptor {
                     Err(error) => self.back_off(&error).await,
                 },
             }
-            if self.open_connections() >= self.plane.settings.limits.connections {
+            if self.plane.gate.connections() >= self.plane.settings.limits.connections {
                 tokio::time::sleep(BACK_OFF).await;
             }
         }
@@ -231,18 +237,15 @@ impl Acceptor {
             return; // it has been reset already
         }
         ledgers[fewest].assign();
+        let connected = self.plane.gate.connect();
         match fewest.checked_sub(1) {
-            None => drop(spawn_local(conn::serve(stream, peer, self.worker.clone()))),
+            None => drop(spawn_local(conn::welcome(stream, peer, connected, self.worker.clone()))),
             Some(other) => {
                 if let Ok(stream) = stream.into_std() {
-                    let _ = self.others[other].send((stream, peer));
+                    let _ = self.others[other].send((stream, peer, connected));
                 }
             }
         }
-    }
-
-    fn open_connections(&self) -> usize {
-        self.plane.ledgers.iter().map(|ledger| ledger.open()).sum()
     }
 
     /// A peer that left before it was accepted is nobody's fault; anything else won't be better at once.

@@ -9,5 +9,6 @@ pub mod frames;
 pub mod headers;
 pub mod linger;
 pub mod listen;
+pub mod park;
 pub mod plane;
 pub mod upgrade;

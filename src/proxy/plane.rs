@@ -1,5 +1,6 @@
 //! What the threads of the data plane share, and what each has for itself.
 
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
@@ -11,18 +12,22 @@ use crate::drain::machine::Phase;
 use crate::metrics::{Shard, add};
 use crate::proxy::buffer::Store;
 use crate::proxy::linger::Undelivered;
+use crate::proxy::park::Parking;
 use crate::upstream::Pool;
+use tokio::sync::Notify;
 
 /// Shared by all threads; what changes in it is a few words that the drain writes.
 pub struct Plane {
     /// As validated.
     pub settings: Settings,
     /// Admission and counts.
-    pub gate: Gate,
+    pub gate: Arc<Gate>,
     /// One ledger a thread.
     pub ledgers: Vec<Arc<Ledger>>,
     /// One shard of counters a thread.
     pub shards: Vec<Arc<Shard>>,
+    /// Wakes the parked connections of a thread.
+    pub parkings: Vec<Arc<Notify>>,
     /// Closed connections that still wait for their peer's end.
     pub lingering: AtomicU64,
     began: Instant,
@@ -40,9 +45,10 @@ impl Plane {
         let threads = settings.threads.max(1);
         Self {
             settings,
-            gate: Gate::new(on_idle),
+            gate: Arc::new(Gate::new(on_idle)),
             ledgers: (0..threads).map(|_| Arc::default()).collect(),
             shards: (0..threads).map(|_| Arc::default()).collect(),
+            parkings: (0..threads).map(|_| Arc::default()).collect(),
             lingering: AtomicU64::new(0),
             began: Instant::now(),
             closing_idle: AtomicBool::new(false),
@@ -116,6 +122,7 @@ impl Plane {
 
     fn wake_all(&self) {
         self.ledgers.iter().for_each(|ledger| ledger.wake_all());
+        self.parkings.iter().for_each(|parking| parking.notify_one());
     }
 }
 
@@ -127,6 +134,8 @@ pub struct Worker {
     pub ledger: Arc<Ledger>,
     /// This thread's counters.
     pub shard: Arc<Shard>,
+    /// Client connections that rest.
+    pub parking: Parking,
     /// Connections to the app that rest.
     pub pool: Pool,
     /// Buffers that rest.
@@ -137,16 +146,21 @@ pub struct Worker {
 
 impl Worker {
     /// The thread with this number.
-    pub fn new(plane: Arc<Plane>, number: usize) -> Self {
+    ///
+    /// # Errors
+    /// When the kernel has no epoll set for its parked connections.
+    pub fn new(plane: Arc<Plane>, number: usize) -> io::Result<Self> {
         let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
-        Self {
+        let parking = Parking::new(plane.parkings[number].clone())?;
+        Ok(Self {
             plane,
             ledger,
             shard,
+            parking,
             pool: Pool::default(),
             store: Store::default(),
             undelivered: Undelivered::default(),
-        }
+        })
     }
 
     /// A connection or request has arrived, for the quiet rule.

@@ -1,0 +1,175 @@
+//! Parked connections: a kept connection that rests costs a socket, a line here and no task. One epoll set per thread
+//! holds them; the first byte of a next request makes a task of it again.
+
+use std::cell::RefCell;
+use std::io;
+use std::mem::MaybeUninit;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use rustix::event::epoll;
+use slab::Slab;
+use socket2::SockRef;
+use tokio::io::unix::AsyncFd;
+use tokio::sync::Notify;
+use tokio::task::spawn_local;
+
+use super::conn;
+use super::plane::Worker;
+use crate::drain::gate::Connected;
+
+/// A connection is parked after resting for so long: busy ones never are.
+pub const AFTER: Duration = Duration::from_secs(1);
+/// A parked connection that was closed by us waits so long for the client's end.
+const LINGER: Duration = Duration::from_secs(1);
+/// Events taken from the set at once.
+const EVENTS: usize = 256;
+
+struct Parked {
+    stream: TcpStream,
+    peer: SocketAddr,
+    since: Instant,
+    /// Gone once our side has closed.
+    connected: Option<Connected>,
+}
+
+/// The parked connections of one thread.
+pub struct Parking {
+    set: OwnedFd,
+    parked: RefCell<Slab<Parked>>,
+    wake: Arc<Notify>,
+}
+
+impl Parking {
+    /// An empty one; `wake` makes it look at the phase.
+    ///
+    /// # Errors
+    /// When the kernel gives no epoll set.
+    pub fn new(wake: Arc<Notify>) -> io::Result<Self> {
+        let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        Ok(Self { set, parked: RefCell::default(), wake })
+    }
+
+    /// Parks a connection of which no byte is unread.
+    ///
+    /// # Errors
+    /// When the kernel has no room for it; the connection is closed.
+    pub fn park(&self, stream: TcpStream, peer: SocketAddr, connected: Connected) -> io::Result<()> {
+        let mut parked = self.parked.borrow_mut();
+        let vacant = parked.vacant_entry();
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        epoll::add(&self.set, &stream, epoll::EventData::new_u64(vacant.key() as u64), flags)?;
+        vacant.insert(Parked { stream, peer, since: Instant::now(), connected: Some(connected) });
+        // The drain may have asked for idle ones just before.
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    fn take(&self, key: usize) -> Option<Parked> {
+        let parked = self.parked.borrow_mut().try_remove(key)?;
+        let _ = epoll::delete(&self.set, &parked.stream);
+        Some(parked)
+    }
+
+    /// Closes those that rested for longer than `idle` in all, and forgets those that were closed long enough.
+    pub fn expire(&self, worker: &Worker, idle: Duration) {
+        let rest = idle.saturating_sub(AFTER);
+        let over: Vec<_> = self
+            .parked
+            .borrow()
+            .iter()
+            .filter(|(_, parked)| {
+                parked.since.elapsed() >= if parked.connected.is_some() { rest } else { LINGER }
+            })
+            .map(|(key, _)| key)
+            .collect();
+        over.into_iter().for_each(|key| self.close(worker, key));
+    }
+
+    /// The first time closes our side and waits for the client's, the second time lets go.
+    fn close(&self, worker: &Worker, key: usize) {
+        let mut all = self.parked.borrow_mut();
+        let Some(parked) = all.get_mut(key) else { return };
+        if parked.connected.is_some() && parked.stream.shutdown(Shutdown::Write).is_ok() {
+            worker.plane.lingering.fetch_add(1, Ordering::AcqRel);
+            parked.since = Instant::now();
+            parked.connected = None;
+            return;
+        }
+        if parked.connected.is_none() {
+            worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
+        }
+        drop(all);
+        self.take(key);
+    }
+
+    /// Closes all, but for those whose next request is here already: they are served.
+    fn close_all(&self, worker: &Rc<Worker>) {
+        let open: Vec<_> = self
+            .parked
+            .borrow()
+            .iter()
+            .filter(|(_, parked)| parked.connected.is_some())
+            .map(|(key, _)| key)
+            .collect();
+        for key in open {
+            let unread = self.parked.borrow().get(key).is_some_and(|parked| has_unread(&parked.stream));
+            if unread { self.serve(worker, key) } else { self.close(worker, key) }
+        }
+    }
+
+    /// Makes a task of it again; one that we have closed has ended.
+    fn serve(&self, worker: &Rc<Worker>, key: usize) {
+        if self.parked.borrow().get(key).is_some_and(|parked| parked.connected.is_none()) {
+            return self.close(worker, key);
+        }
+        let Some(Parked { stream, peer, connected: Some(connected), .. }) = self.take(key) else { return };
+        if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+            worker.ledger.assign();
+            spawn_local(conn::serve(stream, peer, connected, None, worker.clone()));
+        }
+    }
+}
+
+/// Serves this thread's parked connections for as long as it lives.
+///
+/// # Errors
+/// When the runtime or the kernel refuses the epoll set.
+pub async fn run(worker: Rc<Worker>) -> io::Result<()> {
+    let parking = &worker.parking;
+    #[expect(
+        deprecated,
+        reason = "unsound only for types that lie about their file descriptor; an OwnedFd doesn't"
+    )]
+    let set = AsyncFd::new(parking.set.try_clone()?)?;
+    loop {
+        tokio::select! {
+            ready = set.readable() => {
+                let mut ready = ready?;
+                let mut events = [const { MaybeUninit::uninit() }; EVENTS];
+                let (happened, _) = epoll::wait(&parking.set, &mut events, Some(&Default::default()))?;
+                if happened.len() < EVENTS {
+                    ready.clear_ready();
+                }
+                for event in happened {
+                    parking.serve(&worker, event.data.u64() as usize);
+                }
+            }
+            () = parking.wake.notified() => {
+                if worker.plane.closing_idle() {
+                    parking.close_all(&worker);
+                }
+            }
+        }
+    }
+}
+
+/// Asks the kernel itself: what it has received may not have been reported yet.
+pub fn has_unread(client: &impl std::os::fd::AsFd) -> bool {
+    let mut byte = [MaybeUninit::uninit()];
+    matches!(SockRef::from(client).peek(&mut byte), Ok(n) if n > 0)
+}
