@@ -14,7 +14,7 @@ use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings};
 use crate::config::{Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome, control};
-use crate::drain::machine::Trigger;
+use crate::drain::machine::{Phase, Trigger};
 use crate::metrics::{self, Now};
 use crate::proxy::listen::{self, Switch};
 use crate::proxy::plane::Plane;
@@ -31,8 +31,8 @@ const ASK_AT_START: Duration = Duration::from_millis(50);
 const ASK: Duration = Duration::from_secs(1);
 /// Of the platform's grace, what is left for the process's own end after the last lingering connection.
 const MARGIN: Duration = Duration::from_secs(1);
-/// A native sidecar's SIGTERM: so long for what was cut to be written.
-const AT_ONCE: Duration = Duration::from_millis(300);
+/// A native sidecar is given 2 s from its SIGTERM to its SIGKILL when the grace is used up.
+const AT_ONCE: Duration = Duration::from_millis(1200);
 
 /// `lameduck proxy`. Returns the exit code: 0 after a clean drain, 3 when something was cut, 1 when it can't start.
 pub fn proxy(settings: Settings, log: LogSettings) -> u8 {
@@ -62,7 +62,12 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
     };
     // The admin listeners, signals and the drain live on this thread; the data plane has its own.
     match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build() {
-        Ok(runtime) => runtime.block_on(bound.run(app)),
+        Ok(runtime) => {
+            let code = runtime.block_on(bound.run(app));
+            // A look-up of a name that hangs must not hold the end.
+            runtime.shutdown_background();
+            code
+        }
         Err(error) => cannot("start", &error),
     }
 }
@@ -94,7 +99,7 @@ impl Bound {
         };
         log_addresses(&settings, &listeners, &admin);
         let idle = Arc::new(Notify::new());
-        let (wake, switch) = (idle.clone(), Switch::new(listeners.len()));
+        let (wake, switch) = (idle.clone(), Switch::default());
         let plane = Arc::new(Plane::new(settings, move || wake.notify_one()));
         let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
@@ -148,16 +153,16 @@ async fn run_app(
         listening = app.wait_listening(command.start_timeout) => listening,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before the app listened");
-            return stop(&app, reserve).await;
+            return stop(&app, signals, reserve).await;
         }
     };
     if let Err(error) = listening {
         tracing::error!("{error}");
-        stop(&app, reserve).await;
+        stop(&app, signals, reserve).await;
         return error.exit_code();
     }
     if let Err(code) = serve() {
-        stop(&app, reserve).await;
+        stop(&app, signals, reserve).await;
         return code;
     }
     tracing::info!(port, "the app listens");
@@ -166,18 +171,22 @@ async fn run_app(
             tracing::error!(code, "the app exited by itself");
             control.force();
             let _ = tokio::time::timeout(reserve, control.drain(Trigger::Signal)).await;
-            stop(&app, reserve).await
+            tokio::join!(stop(&app, signals, reserve), linger(plane, control)).0
         }
         _ = drain_by_signals(control, signals) => {
             // The app's own SIGTERM and the tails of the last answers side by side: both have the reserve.
-            tokio::join!(stop(&app, reserve), linger(plane, control)).0
+            tokio::join!(stop(&app, signals, reserve), linger(plane, control)).0
         }
     }
 }
 
-async fn stop(app: &App, reserve: Duration) -> u8 {
+/// Stops the app; another signal doesn't leave it its time.
+async fn stop(app: &App, signals: &mut Signals, reserve: Duration) -> u8 {
     let began = Instant::now();
-    let exit = app.terminate(reserve).await;
+    let exit = tokio::select! {
+        exit = app.terminate(reserve) => exit,
+        _ = signals.next() => app.terminate(Duration::ZERO).await,
+    };
     if exit.killed {
         tracing::warn!(
             seconds = began.elapsed().as_secs_f64(),
@@ -209,10 +218,7 @@ async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
                 tracing::warn!(signal, "asked to go at once");
                 control.force();
             }
-            () = control.exit() => {
-                tokio::time::sleep(AT_ONCE).await;
-                return 0;
-            }
+            () = control.exit() => return 0,
         }
     }
 }
@@ -220,13 +226,14 @@ async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
 /// Waits for closed connections whose peers still read, as long as the platform's grace allows.
 async fn linger(plane: &Plane, control: &Control) {
     let settings = &plane.settings;
-    if settings.sidecar == Sidecar::Native {
-        return;
-    }
     let left = control.status().deadline_ms.unwrap_or(0).max(0) as u64;
-    let most = Duration::from_millis(left) + settings.drain.reserve.saturating_sub(MARGIN);
+    let most = match settings.sidecar {
+        Sidecar::Native => AT_ONCE,
+        _ => Duration::from_millis(left) + settings.drain.reserve.saturating_sub(MARGIN),
+    };
     let began = Instant::now();
-    while plane.lingering.load(Ordering::Acquire) > 0 && began.elapsed() < most {
+    let open = || plane.phase() != Phase::Drained || plane.lingering.load(Ordering::Acquire) > 0;
+    while open() && began.elapsed() < most {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }

@@ -3,11 +3,13 @@
 use std::cell::RefCell;
 use std::collections::VecDeque;
 use std::io;
+use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
@@ -70,6 +72,16 @@ impl Stream {
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut byte = [0];
         Pin::new(&mut self.split().0).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
+    }
+
+    /// [`Stream::is_alive`], asked of the kernel: the runtime lets a task look at only so many streams in one go.
+    fn is_quiet(&self) -> bool {
+        let mut byte = [MaybeUninit::uninit()];
+        let peeked = match self {
+            Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
+            Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
+        };
+        matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
     /// Fit for another request. Costs no system call while nothing has arrived.
@@ -155,6 +167,11 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// The app lives, but its queue of connections is full: a unix socket says so at once, TCP waits.
+pub fn is_full(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::WouldBlock
+}
+
 /// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent.
 pub fn is_down(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, NotFound};
@@ -202,7 +219,7 @@ impl Pool {
     /// Closes what rested too long or was closed by the app.
     pub fn retire(&self) {
         let now = Instant::now();
-        self.idle.borrow_mut().retain_mut(|idle| idle.until > now && idle.stream.is_alive());
+        self.idle.borrow_mut().retain(|idle| idle.until > now && idle.stream.is_quiet());
     }
 
     /// Closes all of them, so that an app which waits for its connections can leave.

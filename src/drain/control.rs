@@ -280,7 +280,7 @@ impl Runner {
                 self.plane.set_holding(false);
             }
             Effect::ReleaseHook => {
-                let running = self.plane.gate.in_flight() - self.plane.gate.held();
+                let running = self.plane.gate.in_flight().saturating_sub(self.plane.gate.held());
                 tracing::info!(running, "the app may stop");
                 self.hook_released = true;
                 self.answer(&Outcome::AppMayStop);
@@ -290,6 +290,7 @@ impl Runner {
             Effect::EndStreams { spread } => self.plane.end_streams(spread),
             Effect::CloseIdle => self.plane.close_idle(),
             Effect::Exit => {
+                self.switch.close();
                 self.exit.send_replace(true);
             }
         }
@@ -320,6 +321,9 @@ impl Runner {
             }
             Phase::Draining => tracing::info!(in_flight, connections, "new connections are refused"),
             Phase::Forcing => {
+                if self.plane.phase() == Phase::Serving {
+                    self.ended_before = metrics::ended(&self.plane.shards);
+                }
                 tracing::warn!(in_flight, "out of time: what still runs is ended");
                 self.log_still();
             }
@@ -420,7 +424,9 @@ impl Runner {
         // The listener first and the requests last: what came in by one is seen in the next.
         let listening = self.switch.is_listening();
         let connections = gate.connections();
-        let (in_flight, held) = (gate.in_flight(), gate.held());
+        // One that is held in between counts as running for now, never the other way round.
+        let held = gate.held();
+        let in_flight = gate.in_flight();
         let (arrived, last_arrival) = self.plane.arrivals();
         let (since, before) = self.arrivals.front().copied().unwrap_or((Instant::now(), arrived));
         let recent = u32::try_from(arrived.saturating_sub(before)).unwrap_or(u32::MAX);

@@ -43,10 +43,8 @@ enum Close {
 
 /// Serves a connection that was just accepted.
 pub async fn welcome(stream: TcpStream, peer: SocketAddr, connected: Connected, worker: Rc<Worker>) {
-    let now = Instant::now();
     add(&worker.shard.accepted, 1);
-    worker.arrival(now);
-    serve(stream, peer, connected, Some(now), worker).await;
+    serve(stream, peer, connected, Some(Instant::now()), worker).await;
 }
 
 /// Serves a connection until it closes or rests. `accepted`: when, if its first request is still to come.
@@ -107,6 +105,7 @@ where
         }
         place.set_deadline(0);
         let Ok(in_flight) = worker.plane.gate.admit() else {
+            worker.shard.request(503, Ended::Unsent, Duration::ZERO);
             return refuse(client, 503, "shutting down; the request was not processed, send it again", false)
                 .await;
         };
@@ -208,7 +207,9 @@ where
     let flow = &exchange.flow;
     add(&worker.shard.received, flow.received.get() + request.len as u64);
     add(&worker.shard.sent, flow.sent.get());
-    worker.shard.request(flow.status.get(), ended, since.elapsed());
+    if !request.probe {
+        worker.shard.request(flow.status.get(), ended, since.elapsed());
+    }
     if let Some(line) = line {
         line.write(flow, ended, since.elapsed());
     }

@@ -57,12 +57,14 @@ pub struct Switch {
     open: Arc<AtomicUsize>,
 }
 
-impl Switch {
-    /// A switch for so many listening sockets, which are open.
-    pub fn new(sockets: usize) -> Self {
-        Self { on: watch::Sender::new(true), open: Arc::new(AtomicUsize::new(sockets)) }
+impl Default for Switch {
+    /// A switch for listening sockets that nobody accepts from yet.
+    fn default() -> Self {
+        Self { on: watch::Sender::new(true), open: Arc::default() }
     }
+}
 
+impl Switch {
     /// Takes what is in the accept queues, then closes the listening sockets.
     pub fn close(&self) {
         self.on.send_replace(false);
@@ -92,6 +94,7 @@ pub fn start(
     switch: Switch,
     on_closed: impl Fn() + Send + Clone + 'static,
 ) -> io::Result<()> {
+    switch.open.store(listeners.len(), Ordering::Release);
     let mut others = Vec::new();
     for number in 1..plane.ledgers.len() {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -197,16 +200,16 @@ impl Acceptor {
     async fn accept(&self, listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
+            // Those past the bound wait in the socket's queue, and are taken when a drain closes it.
+            let full = self.is_full();
             tokio::select! {
                 biased;
                 _ = on.wait_for(|on| !*on) => break,
-                accepted = listener.accept() => match accepted {
+                () = tokio::time::sleep(BACK_OFF), if full => {}
+                accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, peer)) => self.give(stream, peer),
                     Err(error) => self.back_off(&error).await,
                 },
-            }
-            if self.plane.gate.connections() >= self.plane.settings.limits.connections {
-                tokio::time::sleep(BACK_OFF).await;
             }
         }
         // New handshakes are ignored from here on, those that had begun may end: their clients believe themselves
@@ -227,6 +230,12 @@ impl Acceptor {
                 Err(_) => return Ok(()),
             }
         }
+    }
+
+    /// Those that linger count too: each is an open file.
+    fn is_full(&self) -> bool {
+        let open = self.plane.gate.connections() + self.plane.lingering.load(Ordering::Relaxed);
+        open >= self.plane.settings.limits.connections
     }
 
     /// To the thread with the fewest connections; this one is the first.

@@ -11,4 +11,5 @@ pub mod linger;
 pub mod listen;
 pub mod park;
 pub mod plane;
+pub mod sendq;
 pub mod upgrade;

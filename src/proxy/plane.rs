@@ -11,7 +11,6 @@ use crate::drain::ledger::{Ledger, LedgerRow};
 use crate::drain::machine::Phase;
 use crate::metrics::{Shard, add};
 use crate::proxy::buffer::Store;
-use crate::proxy::linger::Undelivered;
 use crate::proxy::park::Parking;
 use crate::upstream::Pool;
 use tokio::sync::Notify;
@@ -140,8 +139,6 @@ pub struct Worker {
     pub pool: Pool,
     /// Buffers that rest.
     pub store: Store,
-    /// What closing connections still wait for.
-    pub undelivered: Undelivered,
 }
 
 impl Worker {
@@ -152,15 +149,7 @@ impl Worker {
     pub fn new(plane: Arc<Plane>, number: usize) -> io::Result<Self> {
         let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
         let parking = Parking::new(plane.parkings[number].clone())?;
-        Ok(Self {
-            plane,
-            ledger,
-            shard,
-            parking,
-            pool: Pool::default(),
-            store: Store::default(),
-            undelivered: Undelivered::default(),
-        })
+        Ok(Self { plane, ledger, shard, parking, pool: Pool::default(), store: Store::default() })
     }
 
     /// A connection or request has arrived, for the quiet rule.

@@ -3,10 +3,10 @@
 
 use std::cell::Cell;
 use std::future::{pending, poll_fn};
-use std::pin::pin;
 use std::task::Poll;
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
@@ -49,6 +49,7 @@ where
     let websocket = exchange.request.upgrade == Upgrade::WebSocket;
     let (mut app_reader, mut app_writer) = app.split();
     let Client { reader, writer, buf, .. } = client;
+    keep_alive((*reader).as_ref());
     let to_app: &[u8] = &close_to_app();
     let to_client: &[u8] = &close_to_client();
     let up =
@@ -62,16 +63,8 @@ where
         websocket.then_some(to_client),
         &ends.sent,
     );
-    let both = async {
-        let (mut up, mut down) = (pin!(up), pin!(down));
-        let (mut up_over, mut down_over) = (false, false);
-        poll_fn(|cx| {
-            up_over = up_over || up.as_mut().poll(cx).is_ready();
-            down_over = down_over || down.as_mut().poll(cx).is_ready();
-            if up_over && down_over { Poll::Ready(Ok(())) } else { Poll::Pending }
-        })
-        .await
-    };
+    // A direction that fails takes the other with it: nobody is left to read that one.
+    let both = async { tokio::try_join!(up, down).map(drop) };
     let told = async {
         if !websocket {
             return pending().await;
@@ -98,8 +91,16 @@ where
     match ended {
         Err(Failure::Forced) => Ended::Cut,
         _ if ends.ours.get() => Ended::WebSocketEnded,
-        _ => Ended::Complete,
+        Err(_) => Ended::ClientGone,
+        Ok(()) => Ended::Complete,
     }
+}
+
+/// A peer that vanished without a word would hold its tunnel, and a drain, for ever.
+fn keep_alive(client: &TcpStream) {
+    let probes =
+        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
+    let _ = SockRef::from(client).set_tcp_keepalive(&probes.with_retries(3));
 }
 
 /// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, the sink gets
@@ -112,7 +113,8 @@ async fn direction<S, D>(
     sink: &mut D,
     close: Option<&[u8]>,
     moved: &Cell<u64>,
-) where
+) -> Result<(), Failure>
+where
     S: AsyncRead + Unpin,
     D: AsyncWrite + Unpin,
 {
@@ -124,37 +126,33 @@ async fn direction<S, D>(
         moved.set(moved.get() + unread.len() as u64);
         // A frame that has begun goes on to its end; what follows the boundary then is dropped.
         let ending = ends.told.get() && !closed_by_us;
-        let pass = match (closed_by_us, ending && boundary > 0) {
+        let pass = match (closed_by_us, ending && boundary > 0 && !frames.closed()) {
             (true, _) => 0,
             (false, true) => boundary,
             (false, false) => unread.len(),
         };
-        if sink.write_all(&unread[..pass]).await.is_err() {
-            return;
-        }
+        sink.write_all(&unread[..pass]).await.map_err(|_| Failure::ClientGone)?;
         let n = buf.unread().len();
         buf.consume(n);
         if frames.closed() && frames.at_boundary() && closed_by_us {
-            return;
+            return Ok(());
         }
         let at_boundary = boundary > 0 || frames.at_boundary();
         if let Some(close) = close.filter(|_| ending && at_boundary && !frames.closed()) {
             closed_by_us = true;
             ends.ours.set(true);
             ends.ours_sent.notify_one();
-            if sink.write_all(close).await.is_err() {
-                return;
-            }
+            sink.write_all(close).await.map_err(|_| Failure::ClientGone)?;
         }
         let waits_to_end = close.is_some() && !closed_by_us && !ends.told.get();
         let read = poll_fn(|cx| match buf.poll_fill(cx, source, &exchange.worker.store) {
-            Poll::Ready(read) => Poll::Ready(read.unwrap_or(0)),
-            Poll::Pending if waits_to_end && ends.told.get() => Poll::Ready(usize::MAX),
+            Poll::Ready(read) => Poll::Ready(read.map_err(|_| Failure::ClientGone)),
+            Poll::Pending if waits_to_end && ends.told.get() => Poll::Ready(Ok(usize::MAX)),
             Poll::Pending => Poll::Pending,
         });
-        if read.await == 0 {
+        if read.await? == 0 {
             let _ = sink.shutdown().await;
-            return;
+            return Ok(());
         }
     }
 }
