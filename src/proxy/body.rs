@@ -2,7 +2,7 @@
 
 use super::headers::Framing;
 
-/// A chunk extension or a trailer section past this is refused, in bytes.
+/// One chunk's extension, or the trailer section, past this is refused; in bytes.
 const MAX_EXTRA: u32 = 16 * 1024;
 
 /// What is left of a body.
@@ -73,6 +73,7 @@ pub struct Chunks {
 enum State {
     #[default]
     Size,
+    SizeSpace,
     Extension,
     SizeLf,
     Data,
@@ -116,12 +117,15 @@ impl Chunks {
                 self.size = self.size << 4 | u64::from(value);
                 if self.digits > 15 { return Err(Broken) } else { State::Size }
             }
-            (State::Size, b'\r') if self.digits > 0 => State::SizeLf,
-            (State::Size, b';' | b' ' | b'\t') if self.digits > 0 => State::Extension,
+            (State::Size | State::SizeSpace, b'\r') if self.digits > 0 => State::SizeLf,
+            (State::Size | State::SizeSpace, b';') if self.digits > 0 => State::Extension,
+            (State::Size | State::SizeSpace, b' ' | b'\t') if self.digits > 0 => {
+                self.count(State::SizeSpace)?
+            }
             (State::Extension, b'\r') => State::SizeLf,
             (State::Extension, byte) if is_text(byte) => self.count(State::Extension)?,
             (State::SizeLf, b'\n') => {
-                self.digits = 0;
+                (self.digits, self.extra) = (0, 0);
                 if self.size == 0 { State::TrailerStart } else { State::Data }
             }
             (State::DataCr, b'\r') => State::DataLf,

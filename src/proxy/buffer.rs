@@ -8,7 +8,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::AsyncRead;
 
 /// What a buffer has room for at first, in bytes.
-const SIZE: usize = 16 * 1024;
+pub const SIZE: usize = 16 * 1024;
 /// What it grows to while a body fills it at each read.
 const MOST: usize = 128 * 1024;
 /// Buffers that the store keeps.

@@ -13,7 +13,8 @@ use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
 use super::error::{self, Failure};
-use super::forward::{self, Client, Exchange, Finish, Flow, forward};
+use super::exchange::{self, Exchange, Flow};
+use super::forward::{Client, Finish, forward};
 use super::headers::{self, Reject, Request, Sender, Upgrade};
 use super::linger::linger;
 use super::park;
@@ -72,7 +73,7 @@ pub async fn serve(
     drop(place);
     match close {
         Close::Gone => {}
-        Close::Reset => forward::reset_on_close(&stream),
+        Close::Reset => exchange::reset_on_close(&stream),
         Close::Rests => {
             if let Ok(stream) = stream.into_std() {
                 // A kernel that has no room for one more event has none for another connection either.
@@ -97,7 +98,7 @@ async fn serve_requests<R, W>(
 ) -> Close
 where
     R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + AsRef<TcpStream> + Unpin,
 {
     loop {
         if let Some(close) = first_byte(client, worker, place, accepted.take()).await {
@@ -166,7 +167,7 @@ async fn one_request<R, W>(
 ) -> Option<Close>
 where
     R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + AsRef<TcpStream> + Unpin,
 {
     let since = Instant::now();
     let mut head = worker.store.take();
@@ -226,6 +227,7 @@ async fn read_head<R, W>(
 where
     R: AsyncRead + Unpin,
 {
+    const TOO_LARGE: Reject = Reject { status: 431, why: "the request's head is too large" };
     let plane = &worker.plane;
     let mut looked = 0;
     loop {
@@ -233,6 +235,10 @@ where
             let sender = Sender { peer: &client.peer, forwarded: plane.settings.forwarded };
             head.clear();
             if let Some(request) = headers::request(client.buf.unread(), sender, head).map_err(Some)? {
+                if request.len > plane.settings.limits.head {
+                    return Err(Some(TOO_LARGE));
+                }
+                place.set_deadline(0);
                 return Ok(request);
             }
         }
@@ -241,7 +247,7 @@ where
         }
         looked = client.buf.unread().len();
         if looked >= plane.settings.limits.head {
-            return Err(Some(Reject { status: 431, why: "the request's head is too large" }));
+            return Err(Some(TOO_LARGE));
         }
         let Client { reader, buf, .. } = client;
         let read = poll_fn(|cx| match buf.poll_fill(cx, reader, &worker.store) {

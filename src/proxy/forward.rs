@@ -4,33 +4,30 @@
 //! locked. Phase changes and passed deadlines reach it by a wake-up of that task ([`crate::drain::ledger`]), so no
 //! timer and no channel is armed per request.
 
-use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
-use std::hash::{BuildHasher, RandomState};
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::task::Poll;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
-use super::body::{Body, Broken, Events};
+use super::body::{Body, Broken};
 use super::buffer::Buffer;
 use super::error::{Failure, Progress};
-use super::headers::{self, Answer, Framing, Request, Response, Upgrade};
-use super::plane::Worker;
-use crate::drain::ledger::{Class, Place};
-use crate::drain::machine::Phase;
+use super::exchange::Exchange;
+use super::headers::{self, Framing, Response, Upgrade};
+use super::relay::{relay, relay_events};
+use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
-use crate::upstream::{self, Stream, Writer};
+use crate::upstream::{Stream, Writer};
 
 /// A request that was sent is kept for a second try up to this size, in bytes.
 const REPLAY: usize = 64 * 1024;
 /// Interim (1xx) answers to one request.
 const INTERIM: u32 = 64;
-/// After an early answer the rest of the request is read for so long without a byte.
-const EARLY: Duration = Duration::from_secs(5);
+/// After an early answer the rest of the request is read for so long at most.
+const EARLY: Duration = Duration::from_secs(30);
 
 /// The client's side of a connection.
 pub struct Client<R, W> {
@@ -42,43 +39,6 @@ pub struct Client<R, W> {
     pub buf: Buffer,
     /// The peer's address as text.
     pub peer: String,
-}
-
-/// One request on its way.
-pub struct Exchange<'a> {
-    /// The thread that serves it.
-    pub worker: &'a Worker,
-    /// The connection's place in the ledger.
-    pub place: &'a Place,
-    /// What it says.
-    pub request: &'a Request,
-    /// How far it has come.
-    pub flow: Flow,
-}
-
-/// How far a request has come. Cells, since both directions write to it side by side.
-#[derive(Debug, Default)]
-pub struct Flow {
-    /// For the answer to a failure.
-    pub progress: Cell<Progress>,
-    /// The answer's status, once it is known.
-    pub status: Cell<u16>,
-    /// The client was told that its connection closes.
-    pub close: Cell<bool>,
-    /// Bytes of the body from the client, and of the answer to it.
-    pub received: Cell<u64>,
-    /// Bytes written to the client.
-    pub sent: Cell<u64>,
-    /// The request's last byte was passed on.
-    uploaded: Cell<bool>,
-    /// What was passed on is still there to be sent once more.
-    replayable: Cell<bool>,
-    /// The client's next request is here already.
-    pipelined: Cell<bool>,
-    /// The client has ended its side.
-    half_closed: Cell<bool>,
-    /// The answer is an event stream that the client can reopen.
-    events: Cell<bool>,
 }
 
 /// How a forwarded request ended.
@@ -106,7 +66,7 @@ pub async fn forward<R, W>(
 ) -> Result<Finish, Failure>
 where
     R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + AsRef<TcpStream> + Unpin,
 {
     let mut body = Body::new(exchange.request.framing);
     let here = body.take(client.buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
@@ -115,18 +75,24 @@ where
     exchange.received(here);
     exchange.flow.replayable.set(true);
 
-    exchange.bounded(exchange.held_back()).await?;
+    if exchange.worker.plane.forced() {
+        return Err(Failure::Forced);
+    }
+    exchange.bounded(exchange.while_watched(client, exchange.held_back())).await?;
     let mut pooled = exchange.worker.pool.take();
     let mut again = false;
     loop {
         let reused = pooled.is_some();
         let mut app = match pooled.take() {
             Some(app) => app,
-            None => exchange.bounded(exchange.reach()).await.map_err(|failure| match failure {
-                // The first try was sent: nobody may say that the app never had it.
-                Failure::AppDown if again => Failure::AppGone { unanswered: true },
-                other => other,
-            })?,
+            None => {
+                let reached = exchange.bounded(exchange.while_watched(client, exchange.reach())).await;
+                reached.map_err(|failure| match failure {
+                    // The first try was sent: nobody may say that the app never had it.
+                    Failure::AppDown if again => Failure::AppGone { unanswered: true },
+                    other => other,
+                })?
+            }
         };
         let mut app_buf = Buffer::default();
         let attempt = attempt(client, exchange, &mut head, &mut body, &mut app, &mut app_buf);
@@ -143,6 +109,7 @@ where
             // The app closed a kept connection just as it was used again: on a new one the request is safe.
             Err(Failure::AppGone { unanswered: true }) if reused && exchange.may_send_again() => {
                 add(&exchange.worker.shard.retries, 1);
+                exchange.client_owes(&exchange.flow.reading, false);
                 again = exchange.flow.progress.get() > Progress::Unsent;
             }
             Err(failure) => return Err(failure),
@@ -161,7 +128,7 @@ async fn attempt<R, W>(
 ) -> Result<Answered, Failure>
 where
     R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + AsRef<TcpStream> + Unpin,
 {
     let (mut app_reader, mut app_writer) = app.split();
     let flow = &exchange.flow;
@@ -183,7 +150,8 @@ where
         })
         .await?
     };
-    if !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
+    // An upload that ended without being whole is one that the app takes no more of.
+    if uploading && !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
         finish_upload(exchange, writer, upload).await;
     }
     Ok(match answered {
@@ -199,15 +167,15 @@ where
 async fn finish_upload<W: AsyncWrite + Unpin>(
     exchange: &Exchange<'_>,
     writer: &mut W,
-    mut upload: std::pin::Pin<&mut impl Future<Output = Result<(), Failure>>>,
+    mut upload: Pin<&mut impl Future<Output = Result<(), Failure>>>,
 ) {
     let _ = writer.shutdown().await;
-    exchange.place.set_deadline(exchange.worker.deadline(EARLY));
-    poll_fn(|cx| match upload.as_mut().poll(cx) {
+    exchange.answered_early();
+    let rest = poll_fn(|cx| match upload.as_mut().poll(cx) {
         Poll::Pending if !exchange.flow.uploaded.get() && !exchange.place.expired() => Poll::Pending,
         _ => Poll::Ready(()),
-    })
-    .await;
+    });
+    let _ = tokio::time::timeout(EARLY, rest).await;
 }
 
 /// The client's side: the rest of the body goes to the app, then the connection is watched for its end.
@@ -223,11 +191,13 @@ async fn upload<R: AsyncRead + AsRef<TcpStream> + Unpin>(
     let (flow, store) = (&exchange.flow, &exchange.worker.store);
     while !body.is_done() {
         if buf.is_empty() {
-            exchange.wait_for_client();
+            exchange.client_owes(&flow.reading, true);
             match buf.fill(reader, store).await {
                 Ok(0) | Err(_) => return Err(Failure::ClientGone),
                 Ok(_) => {}
             }
+            // From here on it is the app that takes its time.
+            exchange.client_owes(&flow.reading, false);
         }
         let filled = buf.unread().len() == buf.capacity();
         let n = body.take(buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
@@ -252,7 +222,6 @@ async fn upload<R: AsyncRead + AsRef<TcpStream> + Unpin>(
         }
     }
     flow.uploaded.set(true);
-    exchange.wait_for_app();
     flow.pipelined.set(!buf.is_empty());
     if !buf.is_empty() || buf.fill(reader, store).await.map_err(|_| Failure::ClientGone)? > 0 {
         flow.pipelined.set(true);
@@ -262,21 +231,11 @@ async fn upload<R: AsyncRead + AsRef<TcpStream> + Unpin>(
     half_closed(exchange, reader.as_ref()).await
 }
 
-/// The client has ended its side. Whether it still reads can only be found out by sending it something: a host that
-/// has closed answers with a reset. Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
+/// The client has ended its side: it may have gone, or still wait for its answer.
 async fn half_closed(exchange: &Exchange<'_>, client: &TcpStream) -> Result<(), Failure> {
-    if exchange.request.http11 && exchange.flow.progress.get() < Progress::Answering {
-        let _ = client.try_write(b"HTTP/1.1 100 Continue\r\n\r\n");
-    }
-    let mut wait = Duration::from_millis(1);
-    while wait < Duration::from_secs(5) {
-        tokio::time::sleep(wait).await;
-        if !matches!(client.take_error(), Ok(None)) {
-            return Err(Failure::ClientGone);
-        }
-        wait *= 3;
-    }
-    pending().await
+    exchange.nudge(client);
+    let _ = client.ready(Interest::ERROR).await;
+    Err(Failure::ClientGone)
 }
 
 /// The app's side: interim answers, the head, the body.
@@ -288,13 +247,13 @@ async fn answer<A, W>(
 ) -> Result<Answered, Failure>
 where
     A: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + AsRef<TcpStream> + Unpin,
 {
     let (request, flow, store) = (exchange.request, &exchange.flow, &exchange.worker.store);
     let mut out = store.take();
     let mut interim = 0;
     let response = loop {
-        let response = answer_head(exchange, app, buf, &mut out).await?;
+        let response = answer_head(exchange, app, buf, &mut out, interim == 0).await?;
         buf.consume(response.len);
         if response.status >= 200 || response.status == 101 {
             break response;
@@ -329,14 +288,16 @@ where
     Ok(Answered::Whole { ended, reuse, keep_alive: response.keep_alive_timeout })
 }
 
-/// Reads until a head is whole. The client's version of it stands in `out` then.
+/// Reads until a head is whole, the `first` of this answer or one after interim ones. The client's version of it stands in `out` then.
 async fn answer_head<A: AsyncRead + Unpin>(
     exchange: &Exchange<'_>,
     app: &mut A,
     buf: &mut Buffer,
     out: &mut Vec<u8>,
+    first: bool,
 ) -> Result<Response, Failure> {
-    let request = exchange.request;
+    const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
+    let (request, most) = (exchange.request, exchange.worker.plane.settings.limits.head);
     let mut looked = 0;
     loop {
         if !buf.is_empty() && (looked == 0 || headers::ends_within(buf.unread(), looked)) {
@@ -349,299 +310,19 @@ async fn answer_head<A: AsyncRead + Unpin>(
                         "the app answers 101 to a request that asks for no upgrade",
                     ));
                 }
+                Ok(Some(response)) if response.len > most => return Err(TOO_LARGE),
                 Ok(Some(response)) => return Ok(response),
                 Ok(None) => {}
                 Err(reject) => return Err(Failure::AppBroken(reject.why)),
             }
         }
         looked = buf.unread().len();
-        if looked >= exchange.worker.plane.settings.limits.head {
-            return Err(Failure::AppBroken("the head of the app's answer is too large"));
+        if looked >= most {
+            return Err(TOO_LARGE);
         }
         match buf.fill(app, &exchange.worker.store).await {
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: looked == 0 }),
+            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: looked == 0 && first }),
             Ok(_) => {}
         }
     }
-}
-
-/// How the answer's body goes to the client.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Coding {
-    /// Byte for byte.
-    AsIs,
-    /// The client can't read chunks.
-    Plain,
-    /// The app's body ends with its connection; the client gets chunks, so that it can tell the end from a cut.
-    Chunks,
-}
-
-/// Passes a finite body on.
-async fn relay<A, W>(
-    exchange: &Exchange<'_>,
-    app: &mut A,
-    buf: &mut Buffer,
-    writer: &mut W,
-    out: &mut Vec<u8>,
-    response: &Response,
-) -> Result<(), Failure>
-where
-    A: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let coding = match (response.framing, exchange.request.http11) {
-        (Framing::Chunked, false) => Coding::Plain,
-        (Framing::UntilClose, true) => Coding::Chunks,
-        _ => Coding::AsIs,
-    };
-    let mut body = Body::new(response.framing);
-    let mut first = true;
-    loop {
-        let filled = buf.unread().len() == buf.capacity();
-        if coding == Coding::AsIs && !first {
-            let n = body.take(buf.unread(), |_| ()).map_err(app_broke_its_body)?;
-            exchange.write(writer, &buf.unread()[..n]).await?;
-            buf.consume(n);
-        } else {
-            // What has come of the body goes out in one write with the head.
-            let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
-            buf.consume(n);
-            exchange.write(writer, out).await?;
-        }
-        out.clear();
-        if body.is_done() {
-            return Ok(());
-        }
-        if first {
-            exchange.place.set_class(Class::Finite);
-            first = false;
-        } else if filled {
-            buf.grow();
-        }
-        match buf.fill(app, &exchange.worker.store).await {
-            Ok(0) if response.framing == Framing::UntilClose => break,
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
-            Ok(_) => {}
-        }
-    }
-    if coding == Coding::Chunks {
-        exchange.write(writer, LAST_CHUNK).await?;
-    }
-    Ok(())
-}
-
-/// Passes an event stream on, chunk by chunk, so that it can end after any event.
-async fn relay_events<A, W>(
-    exchange: &Exchange<'_>,
-    app: &mut A,
-    buf: &mut Buffer,
-    writer: &mut W,
-    out: &mut Vec<u8>,
-    response: &Response,
-) -> Result<Ended, Failure>
-where
-    A: AsyncRead + Unpin,
-    W: AsyncWrite + Unpin,
-{
-    let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
-    let mut told = false;
-    let mut end = pin!(exchange.stream_end());
-    let ended = loop {
-        content.clear();
-        let n =
-            body.take(buf.unread(), |piece| content.extend_from_slice(piece)).map_err(app_broke_its_body)?;
-        buf.consume(n);
-        if let Some(boundary) = events.last_boundary(&content).filter(|_| told) {
-            content.truncate(boundary);
-            break Ended::EventsEnded;
-        }
-        put_piece(out, &content, exchange.request.http11);
-        exchange.write(writer, out).await?;
-        out.clear();
-        content.clear();
-        if body.is_done() {
-            break Ended::Complete;
-        }
-        let read = tokio::select! {
-            biased;
-            read = buf.fill(app, &exchange.worker.store) => read,
-            () = &mut end, if !told => {
-                told = true;
-                if events.at_boundary() {
-                    break Ended::EventsEnded;
-                }
-                continue;
-            }
-        };
-        match read {
-            Ok(0) if response.framing == Framing::UntilClose => break Ended::Complete,
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
-            Ok(_) => {}
-        }
-    };
-    put_piece(out, &content, exchange.request.http11);
-    if exchange.request.http11 {
-        out.extend_from_slice(LAST_CHUNK);
-    }
-    exchange.write(writer, out).await?;
-    if ended == Ended::EventsEnded {
-        exchange.flow.close.set(true);
-    }
-    Ok(ended)
-}
-
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
-
-/// Takes what belongs to the body from `bytes` and appends it to `out`; returns how much it took.
-fn recode(body: &mut Body, bytes: &[u8], coding: Coding, out: &mut Vec<u8>) -> Result<usize, Broken> {
-    match coding {
-        Coding::AsIs => {
-            let n = body.take(bytes, |_| ())?;
-            out.extend_from_slice(&bytes[..n]);
-            Ok(n)
-        }
-        Coding::Plain => body.take(bytes, |piece| out.extend_from_slice(piece)),
-        Coding::Chunks => body.take(bytes, |piece| put_piece(out, piece, true)),
-    }
-}
-
-/// Appends a piece of content, as a chunk if the client reads chunks. An empty chunk would be the end.
-fn put_piece(out: &mut Vec<u8>, piece: &[u8], chunked: bool) {
-    match (piece.is_empty(), chunked) {
-        (true, _) => {}
-        (false, false) => out.extend_from_slice(piece),
-        (false, true) => {
-            out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
-            out.extend_from_slice(piece);
-            out.extend_from_slice(b"\r\n");
-        }
-    }
-}
-
-fn app_broke_its_body(_: Broken) -> Failure {
-    Failure::AppBroken("the app's chunks can't be read")
-}
-
-impl Exchange<'_> {
-    /// Runs `work` until it ends, a deadline of the ledger passes or the drain forces the end.
-    pub async fn bounded<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-        let mut work = pin!(work);
-        poll_fn(|cx| match work.as_mut().poll(cx) {
-            Poll::Ready(ended) => Poll::Ready(ended),
-            Poll::Pending if self.worker.plane.forced() => Poll::Ready(Err(Failure::Forced)),
-            Poll::Pending if self.place.expired() => Poll::Ready(Err(Failure::TimedOut)),
-            Poll::Pending => Poll::Pending,
-        })
-        .await
-    }
-
-    /// Waits while the app restarts.
-    async fn held_back(&self) -> Result<(), Failure> {
-        let plane = &self.worker.plane;
-        if !plane.gate.holding() || self.request.probe {
-            return Ok(());
-        }
-        let _held = plane.gate.hold_back(plane.settings.limits.held).ok_or(Failure::HeldTooMany)?;
-        let most = plane.settings.drain.grace + plane.settings.upstream_wait;
-        let released = poll_fn(|_| if plane.gate.holding() { Poll::Pending } else { Poll::Ready(()) });
-        tokio::time::timeout(most, released).await.map_err(|_| Failure::AppDown)
-    }
-
-    /// Connects to the app; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so
-    /// waiting is safe; once the pod goes it is of no use.
-    async fn reach(&self) -> Result<Stream, Failure> {
-        let settings = &self.worker.plane.settings;
-        let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
-        loop {
-            match upstream::connect(&settings.upstream).await {
-                Ok(app) => {
-                    add(&self.worker.shard.connects, 1);
-                    return Ok(app);
-                }
-                Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
-                Err(_) if self.worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
-                Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),
-                Err(_) => tokio::time::sleep(wait).await,
-            }
-            wait = (wait * 2).min(Duration::from_millis(100));
-        }
-    }
-
-    /// Writes the request's head, and what of its body came with it.
-    async fn send(&self, app: &mut Writer<'_>, head: &[u8]) -> Result<(), Failure> {
-        let mut left = head;
-        while !left.is_empty() {
-            match app.write(left).await {
-                Ok(n) if n > 0 => left = &left[n..],
-                _ => return Err(Failure::AppGone { unanswered: true }),
-            }
-            self.flow.progress.set(Progress::Sent);
-        }
-        Ok(())
-    }
-
-    /// Writes to the client.
-    async fn write<W: AsyncWrite + Unpin>(&self, writer: &mut W, bytes: &[u8]) -> Result<(), Failure> {
-        self.wait_for_client();
-        writer.write_all(bytes).await.map_err(|_| Failure::ClientGone)?;
-        self.flow.sent.set(self.flow.sent.get() + bytes.len() as u64);
-        self.wait_for_app();
-        Ok(())
-    }
-
-    /// What the client's side of this answer is to be.
-    fn plan(&self, response: &Response) -> Answer {
-        let (request, flow) = (self.request, &self.flow);
-        let draining = self.worker.plane.phase() != Phase::Serving && !flow.pipelined.get();
-        let endless = !request.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
-        let close = !request.keep_alive
-            || draining
-            || endless
-            || response.says_close
-            || !flow.uploaded.get()
-            || flow.half_closed.get();
-        flow.close.set(close);
-        Answer {
-            http11: request.http11,
-            head_only: request.head_only,
-            upgrade: request.upgrade != Upgrade::None,
-            close,
-        }
-    }
-
-    /// Nothing of it had reached the app, or sending it twice does no harm and all of it is still here.
-    fn may_send_again(&self) -> bool {
-        let flow = &self.flow;
-        flow.progress.get() == Progress::Unsent && flow.replayable.get()
-            || flow.progress.get() == Progress::Sent && self.request.idempotent && flow.replayable.get()
-    }
-
-    /// Returns when this stream is to end: at random within the spread that the drain gives.
-    pub async fn stream_end(&self) {
-        let plane = &self.worker.plane;
-        let spread = poll_fn(|_| plane.streams_end().map_or(Poll::Pending, Poll::Ready)).await;
-        let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
-        tokio::time::sleep(spread.mul_f64(share)).await;
-    }
-
-    fn received(&self, n: usize) {
-        self.flow.received.set(self.flow.received.get() + n as u64);
-    }
-
-    /// The client has to move a byte within `--body-timeout`.
-    fn wait_for_client(&self) {
-        self.place.set_deadline(self.worker.deadline(self.worker.plane.settings.limits.body_timeout));
-    }
-
-    /// The app may take its time, unless the client still owes a part of its request.
-    fn wait_for_app(&self) {
-        if self.flow.uploaded.get() {
-            self.place.set_deadline(0);
-        }
-    }
-}
-
-/// Resets the connection when it is closed, so that the client can tell a cut from an end.
-pub fn reset_on_close(client: &TcpStream) {
-    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
 }

@@ -152,8 +152,12 @@ impl Field {
     fn is_end_to_end(self) -> bool {
         matches!(
             self,
-            Self::Host | Self::ContentLength | Self::ContentType | Self::ContentEncoding | Self::ForwardedFor
-        ) || matches!(self, Self::ForwardedHost | Self::ForwardedProto)
+            Self::Host
+                | Self::ContentLength
+                | Self::TransferEncoding
+                | Self::ContentType
+                | Self::ContentEncoding
+        ) || matches!(self, Self::ForwardedFor | Self::ForwardedHost | Self::ForwardedProto)
     }
 }
 
@@ -170,6 +174,7 @@ struct Said<'b> {
     codings: u32,
     host: Option<&'b [u8]>,
     upgrade: Option<&'b [u8]>,
+    h2c: bool,
     trailers: bool,
     forwarded_for: usize,
     forwarded_proto: bool,
@@ -195,17 +200,19 @@ impl<'b> Said<'b> {
             Field::Connection => self.connection(value),
             Field::ContentLength => {
                 let length = parse_length(value).ok_or(bad("Content-Length is not one number"))?;
-                if self.length.is_some_and(|other| other != length) {
-                    return Err(bad("several Content-Length fields that differ"));
+                if self.length.replace(length).is_some() {
+                    return Err(bad("more than one Content-Length field"));
                 }
-                self.length = Some(length);
             }
             Field::TransferEncoding => {
                 self.codings += 1;
                 self.chunked = value.eq_ignore_ascii_case(b"chunked");
             }
             Field::Host if self.host.replace(value).is_some() => return Err(bad("more than one Host field")),
-            Field::Upgrade => self.upgrade = Some(value),
+            Field::Upgrade => {
+                self.h2c |= list(value).any(|protocol| starts_with(protocol, b"h2c"));
+                self.upgrade = Some(value);
+            }
             Field::Te => self.trailers |= list(value).any(|item| item.eq_ignore_ascii_case(b"trailers")),
             Field::UserAgent => self.probe = is_probe(value),
             Field::Accept => self.accepts_events |= contains(value, b"text/event-stream"),
@@ -249,6 +256,9 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
     };
     let (method, target) = (head.method.unwrap_or_default(), head.path.unwrap_or_default());
     let http11 = head.version == Some(1);
+    if !ends_lines_in_crlf(&buf[..len], head.headers) {
+        return Err(bad("a line does not end in CRLF"));
+    }
     let said = Said::read(head.headers)?;
     let framing = request_framing(&said, http11)?;
     let (authority, path) = split_target(method, target)?;
@@ -257,7 +267,7 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
     }
     let upgrade = match said.upgrade {
         // HTTP/2 by upgrade is obsolete (RFC 9113 §3.1), and hop by hop besides.
-        Some(protocol) if starts_with(protocol, b"h2c") => Upgrade::None,
+        Some(_) if said.h2c => Upgrade::None,
         Some(protocol) if http11 && said.upgrade_listed && framing == Framing::None => {
             if protocol.eq_ignore_ascii_case(b"websocket") { Upgrade::WebSocket } else { Upgrade::Other }
         }
@@ -310,9 +320,13 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    match authority.is_empty() || authority.contains('@') {
-        true => Err(bad("the request's target names no host")),
-        false => Ok((Some(authority), path)),
+    match path {
+        _ if authority.is_empty() || authority.contains('@') => {
+            Err(bad("the request's target names no host"))
+        }
+        // A whole server is asked for its options by `*` (RFC 9112 §3.2.4).
+        "" if method == "OPTIONS" => Ok((Some(authority), "*")),
+        path => Ok((Some(authority), path)),
     }
 }
 
@@ -481,6 +495,13 @@ fn write_response(
         _ => b"",
     };
     put(out, &[connection, b"\r\n"]);
+}
+
+/// A bare LF, which the tokeniser lets pass, is no line end to everybody (RFC 9112 §2.2). A line ends where the next
+/// field begins, the last one where the head does.
+fn ends_lines_in_crlf(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
+    head.ends_with(b"\r\n\r\n")
+        && fields.iter().all(|field| head[..within(head, field.name).start].ends_with(b"\r\n"))
 }
 
 fn unreadable(error: httparse::Error) -> Reject {

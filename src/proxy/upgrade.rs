@@ -13,7 +13,8 @@ use tokio::sync::Notify;
 
 use super::buffer::Buffer;
 use super::error::Failure;
-use super::forward::{Client, Exchange};
+use super::exchange::Exchange;
+use super::forward::Client;
 use super::frames::{Frames, close_to_app, close_to_client};
 use super::headers::Upgrade;
 use crate::metrics::Ended;
@@ -43,7 +44,7 @@ pub async fn tunnel<R, W>(
 ) -> Ended
 where
     R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + AsRef<TcpStream> + Unpin,
 {
     let ends = Ends::default();
     let websocket = exchange.request.upgrade == Upgrade::WebSocket;

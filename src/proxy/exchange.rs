@@ -1,0 +1,277 @@
+//! One request on its way: how far it has come, and what all of its steps need.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, RandomState};
+use std::pin::{Pin, pin};
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+use super::buffer;
+use super::error::{Failure, Progress};
+use super::forward::Client;
+use super::headers::{Answer, Framing, Request, Response, Upgrade};
+use super::plane::Worker;
+use super::sendq;
+use crate::drain::ledger::Place;
+use crate::drain::machine::Phase;
+use crate::metrics::add;
+use crate::upstream::{self, Stream, Writer};
+
+/// After an early answer the rest of the request is waited for so long from byte to byte.
+const EARLY: Duration = Duration::from_secs(5);
+
+/// One request on its way.
+pub struct Exchange<'a> {
+    /// The thread that serves it.
+    pub worker: &'a Worker,
+    /// The connection's place in the ledger.
+    pub place: &'a Place,
+    /// What it says.
+    pub request: &'a Request,
+    /// How far it has come.
+    pub flow: Flow,
+}
+
+/// How far a request has come. Cells, since both directions write to it side by side.
+#[derive(Debug, Default)]
+pub struct Flow {
+    /// For the answer to a failure.
+    pub progress: Cell<Progress>,
+    /// The answer's status, once it is known.
+    pub status: Cell<u16>,
+    /// The client was told that its connection closes.
+    pub close: Cell<bool>,
+    /// Bytes of the body from the client, and of the answer to it.
+    pub received: Cell<u64>,
+    /// Bytes written to the client.
+    pub sent: Cell<u64>,
+    /// The request's last byte was passed on.
+    pub uploaded: Cell<bool>,
+    /// What was passed on is still there to be sent once more.
+    pub replayable: Cell<bool>,
+    /// The client's next request is here already.
+    pub pipelined: Cell<bool>,
+    /// The client has ended its side.
+    pub half_closed: Cell<bool>,
+    /// The answer is an event stream that the client can reopen.
+    pub events: Cell<bool>,
+    /// The client's bytes are waited for.
+    pub reading: Cell<bool>,
+    /// The client is waited for to take bytes.
+    pub writing: Cell<bool>,
+    /// The answer is whole and the request is not.
+    early: Cell<bool>,
+}
+
+impl Exchange<'_> {
+    /// Runs `work` until it ends, a deadline of the ledger passes or the drain forces the end.
+    pub async fn bounded<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(ended) => Poll::Ready(ended),
+            Poll::Pending if self.is_over() => Poll::Ready(Err(Failure::Forced)),
+            Poll::Pending if self.place.expired() => Poll::Ready(Err(Failure::TimedOut)),
+            Poll::Pending => Poll::Pending,
+        })
+        .await
+    }
+
+    /// The deadline has passed; a probe isn't worth waiting for even before.
+    fn is_over(&self) -> bool {
+        let plane = &self.worker.plane;
+        plane.forced() || (self.request.probe && plane.closing_idle())
+    }
+
+    /// Runs `work`, in which nobody reads from the client, and ends it when the client has gone: what nobody waits
+    /// for any more must not be sent to the app.
+    pub async fn while_watched<R, W, T>(
+        &self,
+        client: &mut Client<R, W>,
+        work: impl Future<Output = Result<T, Failure>>,
+    ) -> Result<T, Failure>
+    where
+        R: AsyncRead + AsRef<TcpStream> + Unpin,
+    {
+        let Client { reader, buf, .. } = client;
+        let (mut work, mut ended) = (pin!(work), false);
+        poll_fn(|cx| {
+            if let Poll::Ready(done) = work.as_mut().poll(cx) {
+                return Poll::Ready(done);
+            }
+            while !ended && buf.unread().len() < buffer::SIZE {
+                match buf.poll_fill(cx, reader, &self.worker.store) {
+                    Poll::Ready(Ok(0)) => {
+                        ended = true;
+                        self.nudge((*reader).as_ref());
+                    }
+                    Poll::Ready(Ok(_)) => {}
+                    Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::ClientGone)),
+                    Poll::Pending => break,
+                }
+            }
+            match ended && !matches!((*reader).as_ref().take_error(), Ok(None)) {
+                true => Poll::Ready(Err(Failure::ClientGone)),
+                false => Poll::Pending,
+            }
+        })
+        .await
+    }
+
+    /// Whether a client that has ended its side still reads can only be found out by sending it something: a host
+    /// that has closed answers with a reset. Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
+    pub fn nudge(&self, client: &TcpStream) {
+        let flow = &self.flow;
+        if self.request.http11 && flow.progress.get() < Progress::Answering && !flow.writing.get() {
+            let _ = client.try_write(b"HTTP/1.1 100 Continue\r\n\r\n");
+        }
+    }
+
+    /// Waits while the app restarts.
+    pub async fn held_back(&self) -> Result<(), Failure> {
+        let plane = &self.worker.plane;
+        if !plane.gate.holding() || self.request.probe {
+            return Ok(());
+        }
+        let _held = plane.gate.hold_back(plane.settings.limits.held).ok_or(Failure::HeldTooMany)?;
+        let most = plane.settings.drain.grace + plane.settings.upstream_wait;
+        let released = poll_fn(|_| if plane.gate.holding() { Poll::Pending } else { Poll::Ready(()) });
+        tokio::time::timeout(most, released).await.map_err(|_| Failure::AppDown)
+    }
+
+    /// Connects to the app; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so
+    /// waiting is safe; once the pod goes it is of no use.
+    pub async fn reach(&self) -> Result<Stream, Failure> {
+        let settings = &self.worker.plane.settings;
+        let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
+        loop {
+            match upstream::connect(&settings.upstream).await {
+                Ok(app) => {
+                    add(&self.worker.shard.connects, 1);
+                    return Ok(app);
+                }
+                Err(error) if upstream::is_full(&error) && since.elapsed() < settings.upstream_wait => {
+                    tokio::time::sleep(wait).await;
+                }
+                Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
+                Err(_) if self.worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
+                Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),
+                Err(_) => tokio::time::sleep(wait).await,
+            }
+            wait = (wait * 2).min(Duration::from_millis(100));
+        }
+    }
+
+    /// Writes the request's head, and what of its body came with it.
+    pub async fn send(&self, app: &mut Writer<'_>, head: &[u8]) -> Result<(), Failure> {
+        let mut left = head;
+        while !left.is_empty() {
+            match app.write(left).await {
+                Ok(n) if n > 0 => left = &left[n..],
+                _ => return Err(Failure::AppGone { unanswered: true }),
+            }
+            self.flow.progress.set(Progress::Sent);
+        }
+        Ok(())
+    }
+
+    /// Writes to the client, which has to take a byte within `--body-timeout`.
+    pub async fn write<W>(&self, writer: &mut W, bytes: &[u8]) -> Result<(), Failure>
+    where
+        W: AsyncWrite + AsRef<TcpStream> + Unpin,
+    {
+        let (mut left, mut queued) = (bytes, None);
+        self.client_owes(&self.flow.writing, true);
+        poll_fn(|cx| {
+            while !left.is_empty() {
+                match Pin::new(&mut *writer).poll_write(cx, left) {
+                    Poll::Ready(Ok(n)) if n > 0 => left = &left[n..],
+                    Poll::Ready(_) => return Poll::Ready(Err(Failure::ClientGone)),
+                    Poll::Pending => {
+                        // The kernel takes more only once a third of its queue is free; the client may be reading.
+                        let now = sendq::unacknowledged((*writer).as_ref());
+                        if queued.replace(now) != Some(now) {
+                            self.client_owes(&self.flow.writing, true);
+                        }
+                        return Poll::Pending;
+                    }
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+        .await?;
+        self.flow.sent.set(self.flow.sent.get() + bytes.len() as u64);
+        self.client_owes(&self.flow.writing, false);
+        Ok(())
+    }
+
+    /// What the client's side of this answer is to be.
+    pub fn plan(&self, response: &Response) -> Answer {
+        let (request, flow) = (self.request, &self.flow);
+        let draining = self.worker.plane.phase() != Phase::Serving && !flow.pipelined.get();
+        let endless = !request.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
+        let close = !request.keep_alive
+            || draining
+            || endless
+            || response.says_close
+            || !flow.uploaded.get()
+            || flow.half_closed.get();
+        flow.close.set(close);
+        Answer {
+            http11: request.http11,
+            head_only: request.head_only,
+            upgrade: request.upgrade != Upgrade::None,
+            close,
+        }
+    }
+
+    /// Nothing of it had reached the app, or sending it twice does no harm and all of it is still here.
+    pub fn may_send_again(&self) -> bool {
+        let unsent = self.flow.progress.get() == Progress::Unsent;
+        self.flow.replayable.get() && (unsent || self.request.idempotent)
+    }
+
+    /// Returns when this stream is to end: at random within the spread that the drain gives.
+    pub async fn stream_end(&self) {
+        let plane = &self.worker.plane;
+        let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+        loop {
+            let spread = poll_fn(|_| plane.streams_end().map_or(Poll::Pending, Poll::Ready)).await;
+            tokio::time::sleep(spread.mul_f64(share)).await;
+            // Not if somebody resumed meanwhile.
+            if plane.streams_end().is_some() {
+                return;
+            }
+        }
+    }
+
+    /// Counts bytes of the request's body.
+    pub fn received(&self, n: usize) {
+        self.flow.received.set(self.flow.received.get() + n as u64);
+    }
+
+    /// The client has, or no longer has, to move a byte in this direction within `--body-timeout`. The app may take
+    /// the time it wants; what bounds it is the drain.
+    pub fn client_owes(&self, direction: &Cell<bool>, owes: bool) {
+        let flow = &self.flow;
+        direction.set(owes);
+        let waits = flow.reading.get() || flow.writing.get();
+        let patience = if flow.early.get() { EARLY } else { self.worker.plane.settings.limits.body_timeout };
+        self.place.set_deadline(if waits { self.worker.deadline(patience) } else { 0 });
+    }
+
+    /// The whole answer has gone out before the whole request came in: what is still to come has less time.
+    pub fn answered_early(&self) {
+        self.flow.early.set(true);
+        self.client_owes(&self.flow.reading, true);
+    }
+}
+
+/// Resets the connection when it is closed, so that the client can tell a cut from an end.
+pub fn reset_on_close(client: &TcpStream) {
+    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
+}

@@ -1,0 +1,171 @@
+//! An answer's body on its way from the app to the client.
+
+use std::pin::pin;
+
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+use super::body::{Body, Broken, Events};
+use super::buffer::Buffer;
+use super::error::Failure;
+use super::exchange::Exchange;
+use super::headers::{Framing, Response};
+use crate::drain::ledger::Class;
+use crate::metrics::Ended;
+
+/// How the answer's body goes to the client.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Coding {
+    /// Byte for byte.
+    AsIs,
+    /// The client can't read chunks.
+    Plain,
+    /// The app's body ends with its connection; the client gets chunks, so that it can tell the end from a cut.
+    Chunks,
+}
+
+/// Passes a finite body on.
+pub async fn relay<A, W>(
+    exchange: &Exchange<'_>,
+    app: &mut A,
+    buf: &mut Buffer,
+    writer: &mut W,
+    out: &mut Vec<u8>,
+    response: &Response,
+) -> Result<(), Failure>
+where
+    A: AsyncRead + Unpin,
+    W: AsyncWrite + AsRef<TcpStream> + Unpin,
+{
+    let coding = match (response.framing, exchange.request.http11) {
+        (Framing::Chunked, false) => Coding::Plain,
+        (Framing::UntilClose, true) => Coding::Chunks,
+        _ => Coding::AsIs,
+    };
+    let mut body = Body::new(response.framing);
+    let mut first = true;
+    loop {
+        let filled = buf.unread().len() == buf.capacity();
+        if coding == Coding::AsIs && !first {
+            let n = body.take(buf.unread(), |_| ()).map_err(app_broke_its_body)?;
+            exchange.write(writer, &buf.unread()[..n]).await?;
+            buf.consume(n);
+        } else {
+            // What has come of the body goes out in one write with the head.
+            let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
+            buf.consume(n);
+            exchange.write(writer, out).await?;
+        }
+        out.clear();
+        if body.is_done() {
+            return Ok(());
+        }
+        if first {
+            exchange.place.set_class(Class::Finite);
+            first = false;
+        } else if filled {
+            buf.grow();
+        }
+        match buf.fill(app, &exchange.worker.store).await {
+            Ok(0) if response.framing == Framing::UntilClose => break,
+            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
+            Ok(_) => {}
+        }
+    }
+    if coding == Coding::Chunks {
+        exchange.write(writer, LAST_CHUNK).await?;
+    }
+    Ok(())
+}
+
+/// Passes an event stream on, chunk by chunk, so that it can end after any event.
+pub async fn relay_events<A, W>(
+    exchange: &Exchange<'_>,
+    app: &mut A,
+    buf: &mut Buffer,
+    writer: &mut W,
+    out: &mut Vec<u8>,
+    response: &Response,
+) -> Result<Ended, Failure>
+where
+    A: AsyncRead + Unpin,
+    W: AsyncWrite + AsRef<TcpStream> + Unpin,
+{
+    let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
+    let mut told = false;
+    let mut end = pin!(exchange.stream_end());
+    let ended = loop {
+        content.clear();
+        let n =
+            body.take(buf.unread(), |piece| content.extend_from_slice(piece)).map_err(app_broke_its_body)?;
+        buf.consume(n);
+        if let Some(boundary) = events.last_boundary(&content).filter(|_| told) {
+            content.truncate(boundary);
+            break Ended::EventsEnded;
+        }
+        put_piece(out, &content, exchange.request.http11);
+        exchange.write(writer, out).await?;
+        out.clear();
+        content.clear();
+        if body.is_done() {
+            break Ended::Complete;
+        }
+        let read = tokio::select! {
+            biased;
+            read = buf.fill(app, &exchange.worker.store) => read,
+            () = &mut end, if !told => {
+                told = true;
+                if events.at_boundary() {
+                    break Ended::EventsEnded;
+                }
+                continue;
+            }
+        };
+        match read {
+            Ok(0) if response.framing == Framing::UntilClose => break Ended::Complete,
+            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
+            Ok(_) => {}
+        }
+    };
+    put_piece(out, &content, exchange.request.http11);
+    if exchange.request.http11 {
+        out.extend_from_slice(LAST_CHUNK);
+    }
+    exchange.write(writer, out).await?;
+    if ended == Ended::EventsEnded {
+        exchange.flow.close.set(true);
+    }
+    Ok(ended)
+}
+
+const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Takes what belongs to the body from `bytes` and appends it to `out`; returns how much it took.
+fn recode(body: &mut Body, bytes: &[u8], coding: Coding, out: &mut Vec<u8>) -> Result<usize, Broken> {
+    match coding {
+        Coding::AsIs => {
+            let n = body.take(bytes, |_| ())?;
+            out.extend_from_slice(&bytes[..n]);
+            Ok(n)
+        }
+        Coding::Plain => body.take(bytes, |piece| out.extend_from_slice(piece)),
+        Coding::Chunks => body.take(bytes, |piece| put_piece(out, piece, true)),
+    }
+}
+
+/// Appends a piece of content, as a chunk if the client reads chunks. An empty chunk would be the end.
+fn put_piece(out: &mut Vec<u8>, piece: &[u8], chunked: bool) {
+    match (piece.is_empty(), chunked) {
+        (true, _) => {}
+        (false, false) => out.extend_from_slice(piece),
+        (false, true) => {
+            out.extend_from_slice(format!("{:x}\r\n", piece.len()).as_bytes());
+            out.extend_from_slice(piece);
+            out.extend_from_slice(b"\r\n");
+        }
+    }
+}
+
+fn app_broke_its_body(_: Broken) -> Failure {
+    Failure::AppBroken("the app's chunks can't be read")
+}
