@@ -152,8 +152,8 @@ impl Field {
     fn is_end_to_end(self) -> bool {
         matches!(
             self,
-            Self::Host | Self::ContentLength | Self::ContentType | Self::ContentEncoding | Self::ForwardedFor
-        ) || matches!(self, Self::ForwardedHost | Self::ForwardedProto)
+            Self::Host | Self::ContentLength | Self::TransferEncoding | Self::ContentType | Self::ContentEncoding
+        ) || matches!(self, Self::ForwardedFor | Self::ForwardedHost | Self::ForwardedProto)
     }
 }
 
