@@ -195,10 +195,9 @@ impl<'b> Said<'b> {
             Field::Connection => self.connection(value),
             Field::ContentLength => {
                 let length = parse_length(value).ok_or(bad("Content-Length is not one number"))?;
-                if self.length.is_some_and(|other| other != length) {
-                    return Err(bad("several Content-Length fields that differ"));
+                if self.length.replace(length).is_some() {
+                    return Err(bad("more than one Content-Length field"));
                 }
-                self.length = Some(length);
             }
             Field::TransferEncoding => {
                 self.codings += 1;
