@@ -170,6 +170,7 @@ struct Said<'b> {
     codings: u32,
     host: Option<&'b [u8]>,
     upgrade: Option<&'b [u8]>,
+    h2c: bool,
     trailers: bool,
     forwarded_for: usize,
     forwarded_proto: bool,
@@ -204,7 +205,10 @@ impl<'b> Said<'b> {
                 self.chunked = value.eq_ignore_ascii_case(b"chunked");
             }
             Field::Host if self.host.replace(value).is_some() => return Err(bad("more than one Host field")),
-            Field::Upgrade => self.upgrade = Some(value),
+            Field::Upgrade => {
+                self.h2c |= list(value).any(|protocol| starts_with(protocol, b"h2c"));
+                self.upgrade = Some(value);
+            }
             Field::Te => self.trailers |= list(value).any(|item| item.eq_ignore_ascii_case(b"trailers")),
             Field::UserAgent => self.probe = is_probe(value),
             Field::Accept => self.accepts_events |= contains(value, b"text/event-stream"),
@@ -256,7 +260,7 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
     }
     let upgrade = match said.upgrade {
         // HTTP/2 by upgrade is obsolete (RFC 9113 §3.1), and hop by hop besides.
-        Some(protocol) if starts_with(protocol, b"h2c") => Upgrade::None,
+        Some(_) if said.h2c => Upgrade::None,
         Some(protocol) if http11 && said.upgrade_listed && framing == Framing::None => {
             if protocol.eq_ignore_ascii_case(b"websocket") { Upgrade::WebSocket } else { Upgrade::Other }
         }
