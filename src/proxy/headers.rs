@@ -252,6 +252,9 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
     };
     let (method, target) = (head.method.unwrap_or_default(), head.path.unwrap_or_default());
     let http11 = head.version == Some(1);
+    if !ends_lines_in_crlf(&buf[..len], head.headers) {
+        return Err(bad("a line does not end in CRLF"));
+    }
     let said = Said::read(head.headers)?;
     let framing = request_framing(&said, http11)?;
     let (authority, path) = split_target(method, target)?;
@@ -484,6 +487,13 @@ fn write_response(
         _ => b"",
     };
     put(out, &[connection, b"\r\n"]);
+}
+
+/// A bare LF, which the tokeniser lets pass, is no line end to everybody (RFC 9112 §2.2). A line ends where the next
+/// field begins, the last one where the head does.
+fn ends_lines_in_crlf(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
+    head.ends_with(b"\r\n\r\n")
+        && fields.iter().all(|field| head[..within(head, field.name).start].ends_with(b"\r\n"))
 }
 
 fn unreadable(error: httparse::Error) -> Reject {
