@@ -316,9 +316,13 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
-    match authority.is_empty() || authority.contains('@') {
-        true => Err(bad("the request's target names no host")),
-        false => Ok((Some(authority), path)),
+    match path {
+        _ if authority.is_empty() || authority.contains('@') => {
+            Err(bad("the request's target names no host"))
+        }
+        // A whole server is asked for its options by `*` (RFC 9112 §3.2.4).
+        "" if method == "OPTIONS" => Ok((Some(authority), "*")),
+        path => Ok((Some(authority), path)),
     }
 }
 
