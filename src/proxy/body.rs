@@ -73,6 +73,7 @@ pub struct Chunks {
 enum State {
     #[default]
     Size,
+    SizeSpace,
     Extension,
     SizeLf,
     Data,
@@ -116,8 +117,9 @@ impl Chunks {
                 self.size = self.size << 4 | u64::from(value);
                 if self.digits > 15 { return Err(Broken) } else { State::Size }
             }
-            (State::Size, b'\r') if self.digits > 0 => State::SizeLf,
-            (State::Size, b';' | b' ' | b'\t') if self.digits > 0 => State::Extension,
+            (State::Size | State::SizeSpace, b'\r') if self.digits > 0 => State::SizeLf,
+            (State::Size | State::SizeSpace, b';') if self.digits > 0 => State::Extension,
+            (State::Size | State::SizeSpace, b' ' | b'\t') if self.digits > 0 => self.count(State::SizeSpace)?,
             (State::Extension, b'\r') => State::SizeLf,
             (State::Extension, byte) if is_text(byte) => self.count(State::Extension)?,
             (State::SizeLf, b'\n') => {
