@@ -208,6 +208,7 @@ async fn read_head<R, W>(
 where
     R: AsyncRead + Unpin,
 {
+    const TOO_LARGE: Reject = Reject { status: 431, why: "the request's head is too large" };
     let plane = &worker.plane;
     let mut looked = 0;
     loop {
@@ -215,6 +216,10 @@ where
             let sender = Sender { peer: &client.peer, forwarded: plane.settings.forwarded };
             head.clear();
             if let Some(request) = headers::request(client.buf.unread(), sender, head).map_err(Some)? {
+                if request.len > plane.settings.limits.head {
+                    return Err(Some(TOO_LARGE));
+                }
+                place.set_deadline(0);
                 return Ok(request);
             }
         }
@@ -223,7 +228,7 @@ where
         }
         looked = client.buf.unread().len();
         if looked >= plane.settings.limits.head {
-            return Err(Some(Reject { status: 431, why: "the request's head is too large" }));
+            return Err(Some(TOO_LARGE));
         }
         let Client { reader, buf, .. } = client;
         let read = poll_fn(|cx| match buf.poll_fill(cx, reader, &worker.store) {
