@@ -336,7 +336,8 @@ async fn answer_head<A: AsyncRead + Unpin>(
     buf: &mut Buffer,
     out: &mut Vec<u8>,
 ) -> Result<Response, Failure> {
-    let request = exchange.request;
+    const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
+    let (request, most) = (exchange.request, exchange.worker.plane.settings.limits.head);
     let mut looked = 0;
     loop {
         if !buf.is_empty() && (looked == 0 || headers::ends_within(buf.unread(), looked)) {
@@ -349,14 +350,15 @@ async fn answer_head<A: AsyncRead + Unpin>(
                         "the app answers 101 to a request that asks for no upgrade",
                     ));
                 }
+                Ok(Some(response)) if response.len > most => return Err(TOO_LARGE),
                 Ok(Some(response)) => return Ok(response),
                 Ok(None) => {}
                 Err(reject) => return Err(Failure::AppBroken(reject.why)),
             }
         }
         looked = buf.unread().len();
-        if looked >= exchange.worker.plane.settings.limits.head {
-            return Err(Failure::AppBroken("the head of the app's answer is too large"));
+        if looked >= most {
+            return Err(TOO_LARGE);
         }
         match buf.fill(app, &exchange.worker.store).await {
             Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: looked == 0 }),
