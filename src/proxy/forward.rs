@@ -183,7 +183,8 @@ where
         })
         .await?
     };
-    if !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
+    // An upload that ended without being whole is one that the app takes no more of.
+    if uploading && !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
         finish_upload(exchange, writer, upload).await;
     }
     Ok(match answered {
