@@ -203,9 +203,14 @@ async fn finish_upload<W: AsyncWrite + Unpin>(
     mut upload: std::pin::Pin<&mut impl Future<Output = Result<(), Failure>>>,
 ) {
     let _ = writer.shutdown().await;
-    exchange.place.set_deadline(exchange.worker.deadline(EARLY));
+    let mut received = None;
     poll_fn(|cx| match upload.as_mut().poll(cx) {
-        Poll::Pending if !exchange.flow.uploaded.get() && !exchange.place.expired() => Poll::Pending,
+        Poll::Pending if !exchange.flow.uploaded.get() && !exchange.place.expired() => {
+            if received.replace(exchange.flow.received.get()) != Some(exchange.flow.received.get()) {
+                exchange.place.set_deadline(exchange.worker.deadline(EARLY));
+            }
+            Poll::Pending
+        }
         _ => Poll::Ready(()),
     })
     .await;
