@@ -12,7 +12,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::net::TcpStream;
 
 use super::body::{Body, Broken, Events};
@@ -274,15 +274,8 @@ async fn half_closed(exchange: &Exchange<'_>, client: &TcpStream) -> Result<(), 
     if exchange.request.http11 && exchange.flow.progress.get() < Progress::Answering {
         let _ = client.try_write(b"HTTP/1.1 100 Continue\r\n\r\n");
     }
-    let mut wait = Duration::from_millis(1);
-    while wait < Duration::from_secs(5) {
-        tokio::time::sleep(wait).await;
-        if !matches!(client.take_error(), Ok(None)) {
-            return Err(Failure::ClientGone);
-        }
-        wait *= 3;
-    }
-    pending().await
+    let _ = client.ready(Interest::ERROR).await;
+    Err(Failure::ClientGone)
 }
 
 /// The app's side: interim answers, the head, the body.
