@@ -583,8 +583,14 @@ impl Exchange<'_> {
 
     /// Writes to the client.
     async fn write<W: AsyncWrite + Unpin>(&self, writer: &mut W, bytes: &[u8]) -> Result<(), Failure> {
-        self.wait_for_client();
-        writer.write_all(bytes).await.map_err(|_| Failure::ClientGone)?;
+        let mut left = bytes;
+        while !left.is_empty() {
+            self.wait_for_client();
+            match writer.write(left).await {
+                Ok(n) if n > 0 => left = &left[n..],
+                _ => return Err(Failure::ClientGone),
+            }
+        }
         self.flow.sent.set(self.flow.sent.get() + bytes.len() as u64);
         self.wait_for_app();
         Ok(())
