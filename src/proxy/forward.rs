@@ -293,7 +293,7 @@ where
     let mut out = store.take();
     let mut interim = 0;
     let response = loop {
-        let response = answer_head(exchange, app, buf, &mut out).await?;
+        let response = answer_head(exchange, app, buf, &mut out, interim == 0).await?;
         buf.consume(response.len);
         if response.status >= 200 || response.status == 101 {
             break response;
@@ -328,12 +328,13 @@ where
     Ok(Answered::Whole { ended, reuse, keep_alive: response.keep_alive_timeout })
 }
 
-/// Reads until a head is whole. The client's version of it stands in `out` then.
+/// Reads until a head is whole, the `first` of this answer or one after interim ones. The client's version of it stands in `out` then.
 async fn answer_head<A: AsyncRead + Unpin>(
     exchange: &Exchange<'_>,
     app: &mut A,
     buf: &mut Buffer,
     out: &mut Vec<u8>,
+    first: bool,
 ) -> Result<Response, Failure> {
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
     let (request, most) = (exchange.request, exchange.worker.plane.settings.limits.head);
@@ -360,7 +361,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
             return Err(TOO_LARGE);
         }
         match buf.fill(app, &exchange.worker.store).await {
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: looked == 0 }),
+            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: looked == 0 && first }),
             Ok(_) => {}
         }
     }
