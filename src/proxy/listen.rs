@@ -191,16 +191,15 @@ impl Acceptor {
     async fn accept(&self, listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
+            let full = self.open_connections() >= self.plane.settings.limits.connections;
             tokio::select! {
                 biased;
                 _ = on.wait_for(|on| !*on) => break,
-                accepted = listener.accept() => match accepted {
+                () = tokio::time::sleep(BACK_OFF), if full => {}
+                accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, peer)) => self.give(stream, peer),
                     Err(error) => self.back_off(&error).await,
                 },
-            }
-            if self.open_connections() >= self.plane.settings.limits.connections {
-                tokio::time::sleep(BACK_OFF).await;
             }
         }
         // New handshakes are ignored from here on, those that had begun may end: their clients believe themselves
@@ -241,8 +240,10 @@ impl Acceptor {
         }
     }
 
+    /// Those that linger count too: each is an open file.
     fn open_connections(&self) -> usize {
-        self.plane.ledgers.iter().map(|ledger| ledger.open()).sum()
+        let lingering = self.plane.lingering.load(Ordering::Acquire) as usize;
+        self.plane.ledgers.iter().map(|ledger| ledger.open()).sum::<usize>() + lingering
     }
 
     /// A peer that left before it was accepted is nobody's fault; anything else won't be better at once.
