@@ -9,7 +9,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio::net::{TcpStream, UnixStream, lookup_host, tcp, unix};
 
 use crate::config::UpstreamAddr;
 
@@ -143,7 +143,12 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
                         ];
                         TcpStream::connect(&both[..]).await?
                     }
-                    Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
+                    Err(_) => {
+                        // An orchestrator takes a container's name away while it replaces the container.
+                        let named = lookup_host((host.as_str(), *port)).await;
+                        let addrs = named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
+                        TcpStream::connect(&addrs.collect::<Vec<_>>()[..]).await?
+                    }
                 };
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
@@ -155,10 +160,11 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent.
+/// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent. A unix socket whose queue
+/// is full says `EAGAIN` where a TCP one would let the connection wait (connect(2)).
 pub fn is_down(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotFound};
-    matches!(error.kind(), ConnectionRefused | NotFound)
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NotFound, WouldBlock};
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NotFound | WouldBlock)
 }
 
 #[derive(Debug)]
