@@ -119,7 +119,9 @@ impl Chunks {
             }
             (State::Size | State::SizeSpace, b'\r') if self.digits > 0 => State::SizeLf,
             (State::Size | State::SizeSpace, b';') if self.digits > 0 => State::Extension,
-            (State::Size | State::SizeSpace, b' ' | b'\t') if self.digits > 0 => self.count(State::SizeSpace)?,
+            (State::Size | State::SizeSpace, b' ' | b'\t') if self.digits > 0 => {
+                self.count(State::SizeSpace)?
+            }
             (State::Extension, b'\r') => State::SizeLf,
             (State::Extension, byte) if is_text(byte) => self.count(State::Extension)?,
             (State::SizeLf, b'\n') => {

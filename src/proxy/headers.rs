@@ -152,7 +152,11 @@ impl Field {
     fn is_end_to_end(self) -> bool {
         matches!(
             self,
-            Self::Host | Self::ContentLength | Self::TransferEncoding | Self::ContentType | Self::ContentEncoding
+            Self::Host
+                | Self::ContentLength
+                | Self::TransferEncoding
+                | Self::ContentType
+                | Self::ContentEncoding
         ) || matches!(self, Self::ForwardedFor | Self::ForwardedHost | Self::ForwardedProto)
     }
 }
