@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, tcp, unix};
+use tokio::net::{TcpStream, UnixStream, lookup_host, tcp, unix};
 
 use crate::config::UpstreamAddr;
 
@@ -155,7 +155,12 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
                         ];
                         TcpStream::connect(&both[..]).await?
                     }
-                    Err(_) => TcpStream::connect((host.as_str(), *port)).await?,
+                    Err(_) => {
+                        // An orchestrator takes a container's name away while it replaces the container.
+                        let named = lookup_host((host.as_str(), *port)).await;
+                        let addrs = named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
+                        TcpStream::connect(&addrs.collect::<Vec<_>>()[..]).await?
+                    }
                 };
                 stream.set_nodelay(true)?;
                 Ok(Stream::Tcp(stream))
@@ -174,8 +179,8 @@ pub fn is_full(error: &io::Error) -> bool {
 
 /// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent.
 pub fn is_down(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, NotFound};
-    matches!(error.kind(), ConnectionRefused | NotFound)
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NotFound};
+    matches!(error.kind(), ConnectionRefused | HostUnreachable | NotFound)
 }
 
 #[derive(Debug)]

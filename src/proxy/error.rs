@@ -16,7 +16,7 @@ pub enum Failure {
     },
     /// Nobody listens at the app's address.
     AppDown,
-    /// The app's address can't be reached or resolved.
+    /// The app's address can't be reached.
     AppUnreachable,
     /// The app's answer can't be read.
     AppBroken(&'static str),

@@ -140,6 +140,11 @@ impl Client {
         self.socket.write_all(bytes.as_ref()).expect("sent");
     }
 
+    /// Sends these bytes, if the peer still takes them.
+    pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        self.socket.write_all(bytes)
+    }
+
     /// Sends a request's head.
     pub fn request(&mut self, method: &str, target: &str, headers: &[&str]) {
         self.send(request_text(method, target, headers));
@@ -153,6 +158,11 @@ impl Client {
     /// No more bytes will be sent.
     pub fn shutdown(&mut self) {
         self.socket.shutdown(Shutdown::Write).expect("half closed");
+    }
+
+    /// Ends the connection by a reset.
+    pub fn reset(self) {
+        self.socket.set_linger(Some(Duration::ZERO)).expect("a linger time");
     }
 
     /// Reads a response's head, interim ones too.
@@ -226,7 +236,8 @@ impl Client {
         let goal = body.len().saturating_add(length);
         loop {
             let part = self.buffer.len().min(goal - body.len());
-            body.extend(self.buffer.drain(..part));
+            body.extend_from_slice(&self.buffer[..part]);
+            self.buffer.drain(..part);
             if body.len() == goal {
                 return Ok(());
             }
@@ -276,7 +287,7 @@ impl Client {
     /// One read; none if nothing came in this time.
     pub fn fill(&mut self, time: Duration) -> Option<Fill> {
         self.socket.set_read_timeout(Some(time)).expect("a timeout");
-        let mut bytes = [0; 16 * 1024];
+        let mut bytes = [0; 64 * 1024];
         match self.socket.read(&mut bytes) {
             Ok(0) => Some(Fill::Fin),
             Ok(length) => {

@@ -210,8 +210,10 @@ pub fn free_port() -> u16 {
 pub struct Lameduck {
     /// The process.
     pub process: Process,
-    /// The data address.
+    /// The data address, the first if there are several.
     pub listen: SocketAddr,
+    /// All data addresses.
+    pub listens: Vec<SocketAddr>,
     /// The probe address.
     pub probe: SocketAddr,
     control: PathBuf,
@@ -222,8 +224,12 @@ impl Lameduck {
     /// `lameduck proxy` in front of `upstream`, ready to take connections. `args` come on top of the tests' defaults,
     /// or replace them.
     pub fn proxy(upstream: SocketAddr, args: &[&str]) -> Self {
-        let upstream = upstream.to_string();
-        Self::start(&["proxy", "--upstream", &upstream], args, &[])
+        Self::proxy_to(&upstream.to_string(), args)
+    }
+
+    /// The same by the upstream's address as it is typed.
+    pub fn proxy_to(upstream: &str, args: &[&str]) -> Self {
+        Self::start(&["proxy", "--upstream", upstream], args, &[])
     }
 
     /// `lameduck run -- command`, ready to take connections.
@@ -236,11 +242,13 @@ impl Lameduck {
         let control = dir.join("control.sock");
         let process = spawn(&control, mode, args, command);
         let listening = process.wait_line("the proxy's addresses", |line| message(line, "listening"));
-        let addr = |field: &str| {
+        let addrs = |field: &str| -> Vec<SocketAddr> {
             let text = listening[field].as_str().unwrap_or_else(|| panic!("no {field} in {listening}"));
-            text.parse().unwrap_or_else(|_| panic!("{field} is no address in {listening}"))
+            let addr = |text: &str| text.parse().unwrap_or_else(|_| panic!("no address in {listening}"));
+            text.split(',').map(addr).collect()
         };
-        Self { listen: addr("listen"), probe: addr("probe"), process, control, dir }
+        let listens = addrs("listen");
+        Self { listen: listens[0], listens, probe: addrs("probe")[0], process, control, dir }
     }
 
     /// `lameduck run` that is expected to end without ever serving: its exit code and all that it wrote.
@@ -294,6 +302,20 @@ impl Lameduck {
     /// Waits until so many requests are in flight.
     pub fn wait_in_flight(&self, number: u64) {
         self.wait_status(&format!("{number} in flight"), |status| status["in_flight"] == number);
+    }
+
+    /// A metric's value now.
+    pub fn metric(&self, name: &str) -> f64 {
+        let text = Client::ask(self.probe, "/metrics").text();
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or_else(|| panic!("no {name} in {text}"))
+    }
+
+    /// The most memory that the process has had resident so far, in KiB.
+    pub fn peak_memory(&self) -> u64 {
+        let status = fs::read_to_string(format!("/proc/{}/status", self.process.child.id())).expect("alive");
+        let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
+        peak.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
     /// A connection to the data address.
@@ -381,7 +403,8 @@ fn message(line: &str, text: &str) -> Option<Value> {
     serde_json::from_str::<Value>(line).ok().filter(|entry| entry["message"] == text)
 }
 
-fn temporary_directory() -> PathBuf {
+/// A directory of its own.
+pub fn temporary_directory() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);
     let dir = std::env::temp_dir().join(format!("lameduck-test-{}-{number}", std::process::id()));
