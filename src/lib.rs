@@ -1,4 +1,48 @@
 //! lameduck: a sidecar proxy that makes unmodified apps shut down gracefully.
+//!
+//! It counts what the app works on. Told to go, it stops new work, waits for the work that is running, and only then
+//! lets the app get its SIGTERM. `ARCHITECTURE.md` says more.
+//!
+//! # A request's way
+//!
+//! ```text
+//! client ─► proxy::listen ─► proxy::conn ─► proxy::forward ─► upstream ─► app
+//!           accept, give      first byte,    upload and        kept or
+//!           to a thread       gate, head     answer side       new
+//!                             (headers)      by side (body)    connection
+//!                                │ ▲             │
+//!                                │ │             └─ 101 ─► proxy::upgrade (frames)
+//!               counted ─────────┘ └── last byte written: not counted any more, next request or linger
+//!               (drain::gate, drain::ledger, metrics)
+//!
+//! signal, admin ─► drain::control ─► drain::machine: step(now, event, counts) → effects
+//!                        └─► proxy::plane: phases, which wake every connection
+//! ```
+//!
+//! # Modules
+//!
+//! | | |
+//! |---|---|
+//! | [`cli`], [`config`] | what was typed, and the environment → checked settings |
+//! | [`app`] | the only place that wires: bind, run, drain, exit code |
+//! | [`proxy`] | the data plane: one thread per core, one task per connection |
+//! | [`upstream`] | connections to the app: made, kept, retired before the app would close them |
+//! | [`drain`] | the pure machine, the gate that counts, the ledger of who is in flight, the task that runs them |
+//! | [`admin`], [`readiness`], [`metrics`] | what the probe and control listeners answer |
+//! | [`client`] | `lameduck drain`, `resume`, `status` |
+//! | [`supervise`], [`signal`] | `lameduck run`'s child; our own signals |
+//! | [`telemetry`] | logs |
+//!
+//! # Who may use whom
+//!
+//! Downwards only, or its own parts; `tests/tidy.rs` holds it:
+//!
+//! ```text
+//! main → app → {admin, client, signal, supervise, telemetry} → drain::control → proxy → readiness → upstream
+//!      → metrics → drain::{ledger, gate, machine} → cli → config
+//! ```
+//!
+//! `drain::machine` and `proxy::headers` use nothing of ours but `config`; `proxy::frames` and `metrics` nothing at all.
 
 pub mod admin;
 pub mod app;

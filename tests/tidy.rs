@@ -1,0 +1,301 @@
+//! The repository keeps its own rules: who may use whom, how long things may be, what the README may say.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Who may use whom: a module uses only what stands below it, or its own parts. One line, one layer.
+const LAYERS: [&[&str]; 12] = [
+    &["app"],
+    &["admin", "client", "signal", "supervise", "telemetry"],
+    &["drain::control"],
+    &["proxy"],
+    &["readiness"],
+    &["upstream"],
+    &["metrics"],
+    &["drain::ledger"],
+    &["drain::gate"],
+    &["drain::machine"],
+    &["cli"],
+    &["config", "drain::atomic"],
+];
+
+/// Pure or nearly so: these use nothing of ours but what is named here.
+const PURE: [(&str, &[&str]); 10] = [
+    ("config", &[]),
+    ("metrics", &[]),
+    ("drain::machine", &["config"]),
+    ("drain::gate", &["drain::atomic", "drain::machine"]),
+    ("drain::ledger", &[]),
+    ("proxy::headers", &["config"]),
+    ("proxy::body", &["proxy::headers"]),
+    ("proxy::buffer", &[]),
+    ("proxy::frames", &[]),
+    ("client::view", &[]),
+];
+
+const MOST_LINES: usize = 500;
+const MOST_LINES_OF_A_FUNCTION: usize = 70;
+
+/// Files that may be longer, and why.
+const LONG_FILES: [(&str, &str); 4] = [
+    ("src/drain/machine.rs", "one state machine; its rules are read against each other"),
+    ("src/proxy/forward.rs", "one request's way, top to bottom"),
+    ("src/proxy/headers.rs", "both kinds of head share one reading of their fields"),
+    ("tests/admin.rs", "every route of three listeners on one rig"),
+];
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn read(path: &str) -> String {
+    fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
+}
+
+/// Every file under `dir` that belongs to the repository: its path from the root, with slashes, and its text.
+fn files(dir: &str, suffix: &str) -> Vec<(String, String)> {
+    let (mut found, mut dirs) = (Vec::new(), vec![root().join(dir)]);
+    while let Some(dir) = dirs.pop() {
+        for entry in fs::read_dir(&dir).expect("a directory").map(|entry| entry.expect("an entry").path()) {
+            let name = entry.file_name().unwrap_or_default().to_string_lossy().into_owned();
+            if entry.is_dir() {
+                if !["target", "node_modules", ".git"].contains(&name.as_str()) && !entry.is_symlink() {
+                    dirs.push(entry);
+                }
+            } else if name.ends_with(suffix)
+                && let Ok(text) = fs::read_to_string(&entry)
+            {
+                found.push((relative(&entry), text));
+            }
+        }
+    }
+    found.sort();
+    assert!(!found.is_empty(), "nothing in {dir} ends with {suffix}");
+    found
+}
+
+fn relative(path: &Path) -> String {
+    path.strip_prefix(root()).expect("below the root").to_string_lossy().into_owned()
+}
+
+fn expect_none(rule: &str, broken: &[String]) {
+    assert!(broken.is_empty(), "{rule}:\n  {}", broken.join("\n  "));
+}
+
+/// `src/drain/gate.rs` → `drain::gate`.
+fn module_of(path: &str) -> String {
+    let path = PathBuf::from(path.trim_start_matches("src/")).with_extension("");
+    path.to_string_lossy().trim_end_matches("/mod").replace('/', "::")
+}
+
+/// What a file's code names of ours, as module paths; its tests and its comments are not looked at.
+fn used(module: &str, text: &str) -> Vec<String> {
+    let parent = module.rsplit_once("::").map_or("", |(parent, _)| parent);
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let mut used = Vec::new();
+    for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
+        for (start, base) in [("crate::", ""), ("super::", parent)] {
+            for rest in line.split(start).skip(1) {
+                let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
+                let path = rest[..end.unwrap_or(rest.len())].trim_end_matches("::");
+                used.push([base, path].join("::").trim_matches(':').to_owned());
+            }
+        }
+    }
+    used
+}
+
+fn within(path: &str, module: &str) -> bool {
+    path == module || path.strip_prefix(module).is_some_and(|rest| rest.starts_with("::"))
+}
+
+/// The layer's number and the module in it that `path` belongs to.
+fn layer(path: &str) -> Option<(usize, &'static str)> {
+    let mut all = LAYERS.iter().enumerate().flat_map(|(n, names)| names.iter().map(move |name| (n, *name)));
+    all.find(|(_, name)| within(path, name))
+}
+
+/// The library's modules and what they use. `main.rs` stands above all, `lib.rs` only lists.
+fn modules() -> Vec<(String, Vec<String>)> {
+    let sources = files("src", ".rs").into_iter().map(|(path, text)| (module_of(&path), text));
+    let modules = sources.filter(|(name, _)| !["lib", "main"].contains(&name.as_str()));
+    modules
+        .filter(|(name, _)| !name.ends_with("::tests"))
+        .map(|(name, text)| (name.clone(), used(&name, &text)))
+        .collect()
+}
+
+#[test]
+fn a_module_uses_only_what_stands_below_it() {
+    let mut broken = Vec::new();
+    for (module, used) in modules().iter().filter(|(_, used)| !used.is_empty()) {
+        let Some((own, name)) = layer(module) else {
+            broken.push(format!("{module} has no place in LAYERS"));
+            continue;
+        };
+        for path in used {
+            match layer(path) {
+                None => broken.push(format!("{module} uses {path}, which has no place in LAYERS")),
+                Some((theirs, other)) if theirs <= own && other != name => {
+                    broken.push(format!("{module} uses {path}, which does not stand below it"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    expect_none("the direction of `use`", &broken);
+}
+
+#[test]
+fn pure_modules_use_nothing_else_of_ours() {
+    let modules = modules();
+    let mut broken = Vec::new();
+    for (pure, may_use) in PURE {
+        let Some((_, used)) = modules.iter().find(|(module, _)| module == pure) else {
+            broken.push(format!("{pure} is gone"));
+            continue;
+        };
+        let others = used.iter().filter(|path| !may_use.iter().any(|module| within(path, module)));
+        broken.extend(others.map(|path| format!("{pure} uses {path}")));
+    }
+    expect_none("pure modules", &broken);
+}
+
+#[test]
+fn files_are_short_enough_to_be_read() {
+    let mut broken = Vec::new();
+    let sources = ["src", "tests", "benches"].iter().flat_map(|dir| files(dir, ".rs"));
+    for (path, text) in sources {
+        let long = text.lines().count() > MOST_LINES;
+        match (long, LONG_FILES.iter().any(|(allowed, _)| *allowed == path)) {
+            (true, false) => broken.push(format!("{path}: {} lines", text.lines().count())),
+            (false, true) => broken.push(format!("{path} is short now: take it off LONG_FILES")),
+            _ => {}
+        }
+    }
+    expect_none("no file over 500 lines without a reason", &broken);
+}
+
+#[test]
+fn functions_are_short_enough_to_be_read() {
+    let mut broken = Vec::new();
+    let sources = ["src", "tests", "benches"].iter().flat_map(|dir| files(dir, ".rs"));
+    for (path, text) in sources {
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in lines.iter().enumerate().filter(|(_, line)| begins_function(line)) {
+            // rustfmt sets the closing brace under the function's first character.
+            let indent = &line[..line.len() - line.trim_start().len()];
+            let ends = |line: &&str| line.strip_prefix(indent).is_some_and(|rest| rest.starts_with('}'));
+            let one_line = line.ends_with('}') || line.ends_with(';');
+            let length = 2 + lines[at + 1..].iter().take_while(|line| !ends(line)).count();
+            if !one_line && length > MOST_LINES_OF_A_FUNCTION {
+                broken.push(format!("{path}:{}: {length} lines", at + 1));
+            }
+        }
+    }
+    expect_none("no function over 70 lines", &broken);
+}
+
+fn begins_function(line: &str) -> bool {
+    let mut words = line
+        .split_whitespace()
+        .skip_while(|word| word.starts_with("pub") || ["async", "const", "extern", "\"C\""].contains(word));
+    words.next() == Some("fn")
+}
+
+#[test]
+fn nothing_names_a_place_on_somebodys_machine() {
+    let checkout = format!("{}/", root().display());
+    // In pieces, so that this file does not name them.
+    let mut places = vec![checkout];
+    places.extend(["home", "Users", "root"].map(|place| format!("/{place}/")));
+    let mut broken = Vec::new();
+    for (path, text) in files("", "") {
+        for (n, line) in text.lines().enumerate() {
+            let found = places.iter().find(|place| line.contains(place.as_str()));
+            broken.extend(found.map(|place| format!("{path}:{}: {place}", n + 1)));
+        }
+    }
+    expect_none("no path of a machine", &broken);
+}
+
+#[test]
+fn nothing_is_left_to_do() {
+    // In pieces, so that this file does not have them.
+    let marks =
+        [["TO", "DO"], ["FIX", "ME"], ["to", "do!("], ["unimpl", "emented!("]].map(|parts| parts.concat());
+    let mut broken = Vec::new();
+    for (path, text) in ["src", "tests", "benches"].iter().flat_map(|dir| files(dir, ".rs")) {
+        for (n, line) in
+            text.lines().enumerate().filter(|(_, line)| marks.iter().any(|mark| line.contains(mark)))
+        {
+            broken.push(format!("{path}:{}: {}", n + 1, line.trim()));
+        }
+    }
+    expect_none("no stub and no note to oneself", &broken);
+}
+
+#[test]
+fn every_file_says_first_what_it_is() {
+    let mut broken = Vec::new();
+    for (path, text) in ["src", "tests"].iter().flat_map(|dir| files(dir, ".rs")) {
+        if !text.starts_with("//! ") {
+            broken.push(path);
+        }
+    }
+    expect_none("a file begins with `//!` and its purpose, a test's with its promise", &broken);
+}
+
+#[test]
+fn unsafe_code_is_forbidden() {
+    let manifest: Vec<String> = read("Cargo.toml").lines().map(str::to_owned).collect();
+    assert!(manifest.iter().any(|line| line == "unsafe_code = \"forbid\""), "Cargo.toml, [lints.rust]");
+}
+
+/// What stands between single backquotes.
+fn code_spans(text: &str) -> Vec<String> {
+    let outside_blocks = text.split("```").step_by(2);
+    let spans = outside_blocks.flat_map(|part| part.split('`').skip(1).step_by(2));
+    spans.map(str::to_owned).collect()
+}
+
+#[test]
+fn the_readme_names_only_what_there_is() {
+    let mut help = String::new();
+    for command in ["proxy", "run", "drain", "status"] {
+        let shown = Command::new(env!("CARGO_BIN_EXE_lameduck")).args([command, "--help"]).output();
+        help += &String::from_utf8_lossy(&shown.expect("lameduck starts").stdout);
+    }
+    let mut broken = Vec::new();
+    for span in code_spans(&read("README.md")) {
+        let word = span.split_whitespace().next().unwrap_or_default();
+        let is_flag = word.starts_with("--") && !help.contains(&format!(" {word} "));
+        let is_flag = is_flag && !help.contains(&format!(" {word}\n"));
+        let is_file =
+            ["tests/", "src/", "benches/", "examples/", "docs/"].iter().any(|dir| word.starts_with(dir));
+        if is_flag || is_file && !root().join(word).exists() {
+            broken.push(span);
+        }
+    }
+    expect_none("README.md names a flag or a file that is not there", &broken);
+}
+
+#[test]
+fn one_command_runs_the_tests_everywhere() {
+    for path in ["README.md", "CONTRIBUTING.md", ".ci/run", "justfile"] {
+        let tests = read(path).lines().any(|line| line.trim().starts_with("cargo test --locked"));
+        assert!(tests, "{path} has the line `cargo test --locked`");
+    }
+}
+
+#[test]
+fn the_image_is_built_by_the_pinned_toolchain() {
+    let pinned = read("rust-toolchain.toml");
+    let minor =
+        pinned.split('"').nth(1).and_then(|version| version.rsplit_once('.')).expect("channel = \"X.Y.Z\"").0;
+    assert!(
+        read("Dockerfile").contains(&format!("FROM rust:{minor}-alpine")),
+        "Dockerfile: rust:{minor}-alpine"
+    );
+}
