@@ -31,7 +31,7 @@ const ASK_AT_START: Duration = Duration::from_millis(50);
 const ASK: Duration = Duration::from_secs(1);
 /// Of the platform's grace, what is left for the process's own end after the last lingering connection.
 const MARGIN: Duration = Duration::from_secs(1);
-/// A native sidecar's SIGTERM: so long for what was cut to be written.
+/// What ends at once (a native sidecar at its SIGTERM, requests to an app that crashed) has so long to say so.
 const AT_ONCE: Duration = Duration::from_millis(300);
 
 /// `lameduck proxy`. Returns the exit code: 0 after a clean drain, 3 when something was cut, 1 when it can't start.
@@ -99,7 +99,8 @@ impl Bound {
         let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
 
-        let app_state = Arc::new(AppState::default());
+        let warm = plane.settings.ready.warm_up.is_empty();
+        let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
         tokio::spawn(app_state.clone().watch(plane.clone()));
         let closing = Arc::new(Notify::new());
         let (served, close) = (admin_state(&plane, &control, &app_state), closing.clone());
@@ -113,7 +114,10 @@ impl Bound {
             None => match serve() {
                 Ok(()) => {
                     let code = drain_by_signals(&control, &mut signals).await;
-                    linger(&plane, &control).await;
+                    tokio::select! {
+                        () = linger(&plane, linger_most(&plane, &control)) => {}
+                        signal = signals.next() => tracing::warn!(signal, "asked to go at once"),
+                    }
                     code
                 }
                 Err(code) => code,
@@ -148,7 +152,7 @@ async fn run_app(
         listening = app.wait_listening(command.start_timeout) => listening,
         signal = signals.next() => {
             tracing::info!(signal, "stopped before the app listened");
-            return stop(&app, reserve).await;
+            return end(&app, plane, Duration::ZERO, signals).await;
         }
     };
     if let Err(error) = listening {
@@ -164,13 +168,28 @@ async fn run_app(
     tokio::select! {
         code = app.exited() => {
             tracing::error!(code, "the app exited by itself");
-            control.force();
-            let _ = tokio::time::timeout(reserve, control.drain(Trigger::Signal)).await;
-            stop(&app, reserve).await
+            let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
+            // What waits for the app sees its end by itself, and tells its client so.
+            if tokio::time::timeout(AT_ONCE, &mut drained).await.is_err() {
+                control.force();
+                let _ = tokio::time::timeout(reserve, drained).await;
+            }
+            end(&app, plane, reserve, signals).await
         }
-        _ = drain_by_signals(control, signals) => {
-            // The app's own SIGTERM and the tails of the last answers side by side: both have the reserve.
-            tokio::join!(stop(&app, reserve), linger(plane, control)).0
+        _ = drain_by_signals(control, signals) => end(&app, plane, linger_most(plane, control), signals).await,
+    }
+}
+
+/// The app's own SIGTERM and the tails of the last answers, side by side: the reserve is for both. Whoever signals
+/// once more doesn't want to wait for either.
+async fn end(app: &App, plane: &Plane, most: Duration, signals: &mut Signals) -> u8 {
+    let reserve = plane.settings.drain.reserve;
+    let both = async { tokio::join!(stop(app, reserve), linger(plane, most)).0 };
+    tokio::select! {
+        code = both => code,
+        signal = signals.next() => {
+            tracing::warn!(signal, "asked to go at once");
+            stop(app, Duration::ZERO).await
         }
     }
 }
@@ -190,15 +209,13 @@ async fn stop(app: &App, reserve: Duration) -> u8 {
 
 /// The first signal begins a drain, the second forces its end. Returns once a signal came and the drain is over.
 async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
-    tokio::select! {
-        signal = signals.next() => tracing::info!(signal, "asked to go"),
-        () = control.exit() => return 0,
-    }
+    let signal = signals.next().await;
+    tracing::info!(signal, "asked to go");
     let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
     loop {
         tokio::select! {
             outcome = &mut drained => match outcome {
-                Outcome::Drained { verdict } => return if verdict == "clean" { 0 } else { CUT },
+                Outcome::Drained { verdict } => return code(verdict == "clean"),
                 // Somebody resumed: the next signal begins anew.
                 Outcome::Resumed | Outcome::AppMayStop => {
                     signals.next().await;
@@ -210,21 +227,31 @@ async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
                 control.force();
             }
             () = control.exit() => {
-                tokio::time::sleep(AT_ONCE).await;
-                return 0;
+                return match tokio::time::timeout(AT_ONCE, &mut drained).await {
+                    Ok(Outcome::Drained { verdict }) => code(verdict == "clean"),
+                    _ => code(control.status().in_flight == 0),
+                };
             }
         }
     }
 }
 
-/// Waits for closed connections whose peers still read, as long as the platform's grace allows.
-async fn linger(plane: &Plane, control: &Control) {
+fn code(clean: bool) -> u8 {
+    if clean { 0 } else { CUT }
+}
+
+/// What the platform's grace leaves for lingering; nothing when the end is to come at once.
+fn linger_most(plane: &Plane, control: &Control) -> Duration {
     let settings = &plane.settings;
     if settings.sidecar == Sidecar::Native {
-        return;
+        return Duration::ZERO;
     }
     let left = control.status().deadline_ms.unwrap_or(0).max(0) as u64;
-    let most = Duration::from_millis(left) + settings.drain.reserve.saturating_sub(MARGIN);
+    Duration::from_millis(left) + settings.drain.reserve.saturating_sub(MARGIN)
+}
+
+/// Waits for closed connections whose peers still read.
+async fn linger(plane: &Plane, most: Duration) {
     let began = Instant::now();
     while plane.lingering.load(Ordering::Acquire) > 0 && began.elapsed() < most {
         tokio::time::sleep(Duration::from_millis(5)).await;
@@ -232,7 +259,6 @@ async fn linger(plane: &Plane, control: &Control) {
 }
 
 /// What is known of the app.
-#[derive(Default)]
 struct AppState {
     up: AtomicBool,
     warm: AtomicBool,
@@ -244,15 +270,15 @@ impl AppState {
         let (ready, upstream) = (&plane.settings.ready, &plane.settings.upstream);
         loop {
             let up = readiness::check_app(upstream, &ready.check, ready.timeout).await;
+            if self.up.swap(up, Ordering::Relaxed) != up {
+                tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });
+            }
             if up && !self.warm.load(Ordering::Relaxed) {
                 let failed = readiness::warm_up(upstream, &ready.warm_up, ready.warm_up_count).await;
                 if failed > 0 {
                     tracing::warn!(failed, "warm-up requests failed");
                 }
                 self.warm.store(true, Ordering::Relaxed);
-            }
-            if self.up.swap(up, Ordering::Relaxed) != up {
-                tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });
             }
             tokio::time::sleep(if up { ASK } else { ASK_AT_START }).await;
         }

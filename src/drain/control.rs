@@ -290,6 +290,7 @@ impl Runner {
             Effect::EndStreams { spread } => self.plane.end_streams(spread),
             Effect::CloseIdle => self.plane.close_idle(),
             Effect::Exit => {
+                self.switch.close();
                 self.exit.send_replace(true);
             }
         }
@@ -319,8 +320,10 @@ impl Runner {
                 lock(&self.published).verdict = None;
             }
             Phase::Draining => tracing::info!(in_flight, connections, "new connections are refused"),
+            // Also by a second signal, or because the app has crashed, with nothing left to end.
+            Phase::Forcing if in_flight == 0 => {}
             Phase::Forcing => {
-                tracing::warn!(in_flight, "out of time: what still runs is ended");
+                tracing::warn!(in_flight, "no more time: what still runs is ended");
                 self.log_still();
             }
             Phase::Drained => {}
