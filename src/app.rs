@@ -14,7 +14,7 @@ use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings};
 use crate::config::{Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome, control};
-use crate::drain::machine::Trigger;
+use crate::drain::machine::{Phase, Trigger};
 use crate::metrics::{self, Now};
 use crate::proxy::listen::{self, Switch};
 use crate::proxy::plane::Plane;
@@ -148,21 +148,9 @@ async fn run_app(
         }
     };
     tracing::info!(pid = app.pid(), port, "started the app");
-    let listening = tokio::select! {
-        listening = app.wait_listening(command.start_timeout) => listening,
-        signal = signals.next() => {
-            tracing::info!(signal, "stopped before the app listened");
-            return end(&app, plane, Duration::ZERO, signals).await;
-        }
-    };
-    if let Err(error) = listening {
-        tracing::error!("{error}");
-        stop(&app, reserve).await;
-        return error.exit_code();
-    }
-    if let Err(code) = serve() {
-        stop(&app, reserve).await;
-        return code;
+    if let Err(code) = serve_once_listening(&app, command.start_timeout, plane, signals, serve).await {
+        let ended = end(&app, plane, Duration::ZERO, signals).await;
+        return code.unwrap_or(ended);
     }
     tracing::info!(port, "the app listens");
     tokio::select! {
@@ -177,6 +165,45 @@ async fn run_app(
             end(&app, plane, reserve, signals).await
         }
         _ = drain_by_signals(control, signals) => end(&app, plane, linger_most(plane, control), signals).await,
+    }
+}
+
+/// Until the app listens, clients wait in the kernel's queue. An error is the exit code, or none for the app's own.
+async fn serve_once_listening(
+    app: &App,
+    within: Duration,
+    plane: &Plane,
+    signals: &mut Signals,
+    serve: impl FnOnce() -> Result<(), u8>,
+) -> Result<(), Option<u8>> {
+    let mut serve = Some(serve);
+    let mut listening = std::pin::pin!(app.wait_listening(within));
+    loop {
+        tokio::select! {
+            listening = &mut listening => {
+                listening.map_err(|error| {
+                    tracing::error!("{error}");
+                    Some(error.exit_code())
+                })?;
+                return serve.map_or(Ok(()), |serve| serve().map_err(Some));
+            }
+            signal = signals.next() => {
+                tracing::info!(signal, "stopped before the app listened");
+                return Err(None);
+            }
+            // Only who serves can drain: what waits in the queue gets its answer, and the listeners close.
+            () = drain_began(plane), if serve.is_some() => {
+                if let Some(serve) = serve.take() {
+                    serve().map_err(Some)?;
+                }
+            }
+        }
+    }
+}
+
+async fn drain_began(plane: &Plane) {
+    while plane.phase() == Phase::Serving {
+        tokio::time::sleep(ASK_AT_START).await;
     }
 }
 

@@ -225,3 +225,18 @@ fn sigterm_while_the_app_starts_ends_it_at_once() {
     assert_eq!(run.process.wait_exit(), 6);
     run.wait_log("stopped before the app listened");
 }
+
+#[test]
+fn a_drain_while_the_app_starts_has_nothing_to_wait_for() {
+    let starting = "setInterval(() => {}, 1e3); console.log('starting')";
+    let mut run = Lameduck::run(&["--start-timeout", "120s"], &["node", "-e", starting]);
+    wait_line(&run, "starting");
+    let mut early = run.client();
+    early.get("/");
+    let output = run.command_output(&["drain"]);
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "drained: 1 app-down\n");
+    assert_eq!(early.answer().head.status, 503);
+    assert!(Client::try_connect(run.listen).is_err());
+    run.terminate();
+    assert_eq!(run.process.wait_exit(), 128 + 15);
+}
