@@ -228,10 +228,13 @@ fn durations(shards: &[std::sync::Arc<Shard>]) -> MetricFamily {
     let mut buckets = Vec::new();
     for at in 0..=BOUNDS_MS.len() {
         below += shards.iter().map(|shard| shard.durations[at].load(Ordering::Relaxed)).sum::<u64>();
-        let mut bucket = Bucket::default();
-        bucket.set_cumulative_count(below);
-        bucket.set_upper_bound(BOUNDS_MS.get(at).map_or(f64::INFINITY, |ms| *ms as f64 / 1e3));
-        buckets.push(bucket);
+        // The encoder adds the last bucket itself: it would write one of ours as `inf`, not as `+Inf`.
+        if let Some(ms) = BOUNDS_MS.get(at) {
+            let mut bucket = Bucket::default();
+            bucket.set_cumulative_count(below);
+            bucket.set_upper_bound(*ms as f64 / 1e3);
+            buckets.push(bucket);
+        }
     }
     let us: u64 = shards.iter().map(|shard| shard.duration_us.load(Ordering::Relaxed)).sum();
     let mut histogram = Histogram::default();

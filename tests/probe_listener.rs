@@ -126,6 +126,7 @@ fn check_exposition(text: &str) {
         let labels = sample.strip_prefix(name).unwrap_or_default();
         assert!(labels.is_empty() || (labels.starts_with('{') && labels.ends_with("\"}")), "{line}");
     }
+    assert!(text.contains("_bucket{le=\"+Inf\"} ") && !text.contains("\"inf\""), "{text}");
     assert!(families.len() > 10 && samples.len() > 30, "{text}");
 }
 
