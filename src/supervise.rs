@@ -179,7 +179,8 @@ fn spawn(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Pid, StartError> {
     let mut command = Command::new(program);
     command.args(args).env("PORT", port.to_string()).process_group(0);
     // Settings of the proxy are none of the app's business, least of all the token.
-    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LAMEDUCK_")) {
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LAMEDUCK_"))
+    {
         command.env_remove(name);
     }
     if io::stdin().is_terminal() {
