@@ -31,8 +31,10 @@ const ASK_AT_START: Duration = Duration::from_millis(50);
 const ASK: Duration = Duration::from_secs(1);
 /// Of the platform's grace, what is left for the process's own end after the last lingering connection.
 const MARGIN: Duration = Duration::from_secs(1);
-/// A native sidecar is given 2 s from its SIGTERM to its SIGKILL when the grace is used up.
-const AT_ONCE: Duration = Duration::from_millis(1200);
+/// A native sidecar's last answers have so long to be delivered: at the grace's end it is given 2 s in all.
+const TAILS: Duration = Duration::from_millis(1000);
+/// What ends at once (a native sidecar at its SIGTERM, requests to an app that crashed) has so long to say so.
+const AT_ONCE: Duration = Duration::from_millis(300);
 
 /// `lameduck proxy`. Returns the exit code: 0 after a clean drain, 3 when something was cut, 1 when it can't start.
 pub fn proxy(settings: Settings, log: LogSettings) -> u8 {
@@ -104,7 +106,8 @@ impl Bound {
         let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
 
-        let app_state = Arc::new(AppState::default());
+        let warm = plane.settings.ready.warm_up.is_empty();
+        let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
         tokio::spawn(app_state.clone().watch(plane.clone()));
         let closing = Arc::new(Notify::new());
         let (served, close) = (admin_state(&plane, &control, &app_state), closing.clone());
@@ -118,7 +121,10 @@ impl Bound {
             None => match serve() {
                 Ok(()) => {
                     let code = drain_by_signals(&control, &mut signals).await;
-                    linger(&plane, &control).await;
+                    tokio::select! {
+                        () = linger(&plane, linger_most(&plane, &control)) => {}
+                        signal = signals.next() => tracing::warn!(signal, "asked to go at once"),
+                    }
                     code
                 }
                 Err(code) => code,
@@ -149,44 +155,82 @@ async fn run_app(
         }
     };
     tracing::info!(pid = app.pid(), port, "started the app");
-    let listening = tokio::select! {
-        listening = app.wait_listening(command.start_timeout) => listening,
-        signal = signals.next() => {
-            tracing::info!(signal, "stopped before the app listened");
-            return stop(&app, signals, reserve).await;
-        }
-    };
-    if let Err(error) = listening {
-        tracing::error!("{error}");
-        stop(&app, signals, reserve).await;
-        return error.exit_code();
-    }
-    if let Err(code) = serve() {
-        stop(&app, signals, reserve).await;
-        return code;
+    if let Err(code) = serve_once_listening(&app, command.start_timeout, plane, signals, serve).await {
+        let ended = end(&app, plane, Duration::ZERO, signals).await;
+        return code.unwrap_or(ended);
     }
     tracing::info!(port, "the app listens");
     tokio::select! {
         code = app.exited() => {
             tracing::error!(code, "the app exited by itself");
-            control.force();
-            let _ = tokio::time::timeout(reserve, control.drain(Trigger::Signal)).await;
-            tokio::join!(stop(&app, signals, reserve), linger(plane, control)).0
+            let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
+            // What waits for the app sees its end by itself, and tells its client so.
+            if tokio::time::timeout(AT_ONCE, &mut drained).await.is_err() {
+                control.force();
+                let _ = tokio::time::timeout(reserve, drained).await;
+            }
+            end(&app, plane, reserve, signals).await
         }
-        _ = drain_by_signals(control, signals) => {
-            // The app's own SIGTERM and the tails of the last answers side by side: both have the reserve.
-            tokio::join!(stop(&app, signals, reserve), linger(plane, control)).0
+        _ = drain_by_signals(control, signals) => end(&app, plane, linger_most(plane, control), signals).await,
+    }
+}
+
+/// Until the app listens, clients wait in the kernel's queue. An error is the exit code, or none for the app's own.
+async fn serve_once_listening(
+    app: &App,
+    within: Duration,
+    plane: &Plane,
+    signals: &mut Signals,
+    serve: impl FnOnce() -> Result<(), u8>,
+) -> Result<(), Option<u8>> {
+    let mut serve = Some(serve);
+    let mut listening = std::pin::pin!(app.wait_listening(within));
+    loop {
+        tokio::select! {
+            listening = &mut listening => {
+                listening.map_err(|error| {
+                    tracing::error!("{error}");
+                    Some(error.exit_code())
+                })?;
+                return serve.map_or(Ok(()), |serve| serve().map_err(Some));
+            }
+            signal = signals.next() => {
+                tracing::info!(signal, "stopped before the app listened");
+                return Err(None);
+            }
+            // Only who serves can drain: what waits in the queue gets its answer, and the listeners close.
+            () = drain_began(plane), if serve.is_some() => {
+                if let Some(serve) = serve.take() {
+                    serve().map_err(Some)?;
+                }
+            }
         }
     }
 }
 
-/// Stops the app; another signal doesn't leave it its time.
-async fn stop(app: &App, signals: &mut Signals, reserve: Duration) -> u8 {
+async fn drain_began(plane: &Plane) {
+    while plane.phase() == Phase::Serving {
+        tokio::time::sleep(ASK_AT_START).await;
+    }
+}
+
+/// The app's own SIGTERM and the tails of the last answers, side by side: the reserve is for both. Whoever signals
+/// once more doesn't want to wait for either.
+async fn end(app: &App, plane: &Plane, most: Duration, signals: &mut Signals) -> u8 {
+    let reserve = plane.settings.drain.reserve;
+    let both = async { tokio::join!(stop(app, reserve), linger(plane, most)).0 };
+    tokio::select! {
+        code = both => code,
+        signal = signals.next() => {
+            tracing::warn!(signal, "asked to go at once");
+            stop(app, Duration::ZERO).await
+        }
+    }
+}
+
+async fn stop(app: &App, reserve: Duration) -> u8 {
     let began = Instant::now();
-    let exit = tokio::select! {
-        exit = app.terminate(reserve) => exit,
-        _ = signals.next() => app.terminate(Duration::ZERO).await,
-    };
+    let exit = app.terminate(reserve).await;
     if exit.killed {
         tracing::warn!(
             seconds = began.elapsed().as_secs_f64(),
@@ -199,15 +243,13 @@ async fn stop(app: &App, signals: &mut Signals, reserve: Duration) -> u8 {
 
 /// The first signal begins a drain, the second forces its end. Returns once a signal came and the drain is over.
 async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
-    tokio::select! {
-        signal = signals.next() => tracing::info!(signal, "asked to go"),
-        () = control.exit() => return 0,
-    }
+    let signal = signals.next().await;
+    tracing::info!(signal, "asked to go");
     let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
     loop {
         tokio::select! {
             outcome = &mut drained => match outcome {
-                Outcome::Drained { verdict } => return if verdict == "clean" { 0 } else { CUT },
+                Outcome::Drained { verdict } => return code(verdict == "clean"),
                 // Somebody resumed: the next signal begins anew.
                 Outcome::Resumed | Outcome::AppMayStop => {
                     signals.next().await;
@@ -218,28 +260,39 @@ async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
                 tracing::warn!(signal, "asked to go at once");
                 control.force();
             }
-            () = control.exit() => return 0,
+            () = control.exit() => {
+                return match tokio::time::timeout(AT_ONCE, &mut drained).await {
+                    Ok(Outcome::Drained { verdict }) => code(verdict == "clean"),
+                    _ => code(control.status().in_flight == 0),
+                };
+            }
         }
     }
 }
 
-/// Waits for closed connections whose peers still read, as long as the platform's grace allows.
-async fn linger(plane: &Plane, control: &Control) {
+fn code(clean: bool) -> u8 {
+    if clean { 0 } else { CUT }
+}
+
+/// What the platform's grace leaves for lingering.
+fn linger_most(plane: &Plane, control: &Control) -> Duration {
     let settings = &plane.settings;
+    if settings.sidecar == Sidecar::Native {
+        return TAILS;
+    }
     let left = control.status().deadline_ms.unwrap_or(0).max(0) as u64;
-    let most = match settings.sidecar {
-        Sidecar::Native => AT_ONCE,
-        _ => Duration::from_millis(left) + settings.drain.reserve.saturating_sub(MARGIN),
-    };
+    Duration::from_millis(left) + settings.drain.reserve.saturating_sub(MARGIN)
+}
+
+/// Waits for closed connections whose peers still read.
+async fn linger(plane: &Plane, most: Duration) {
     let began = Instant::now();
-    let open = || plane.phase() != Phase::Drained || plane.lingering.load(Ordering::Acquire) > 0;
-    while open() && began.elapsed() < most {
+    while plane.lingering.load(Ordering::Acquire) > 0 && began.elapsed() < most {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
 /// What is known of the app.
-#[derive(Default)]
 struct AppState {
     up: AtomicBool,
     warm: AtomicBool,
@@ -251,15 +304,15 @@ impl AppState {
         let (ready, upstream) = (&plane.settings.ready, &plane.settings.upstream);
         loop {
             let up = readiness::check_app(upstream, &ready.check, ready.timeout).await;
+            if self.up.swap(up, Ordering::Relaxed) != up {
+                tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });
+            }
             if up && !self.warm.load(Ordering::Relaxed) {
                 let failed = readiness::warm_up(upstream, &ready.warm_up, ready.warm_up_count).await;
                 if failed > 0 {
                     tracing::warn!(failed, "warm-up requests failed");
                 }
                 self.warm.store(true, Ordering::Relaxed);
-            }
-            if self.up.swap(up, Ordering::Relaxed) != up {
-                tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });
             }
             tokio::time::sleep(if up { ASK } else { ASK_AT_START }).await;
         }

@@ -3,6 +3,7 @@
 mod view;
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -12,6 +13,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use rustix::termios::tcgetwinsize;
 use serde::Deserialize;
 use tokio::net::UnixStream;
 
@@ -77,10 +79,14 @@ pub fn status(control: &Path, view: StatusView) -> ExitCode {
                 Ok(if ready { ExitCode::SUCCESS } else { ExitCode::FAILURE })
             }
             StatusView::Human { watch } => {
-                let clear = if watch && io::stdout().is_terminal() { "\x1b[H\x1b[J" } else { "" };
                 show(watch, async || {
                     let rows: Vec<Row> = parse(&get(control, "/ledger").await?)?;
-                    Ok(format!("{clear}{}", view::table(&state(control).await?, rows)))
+                    let table = view::table(&state(control).await?, rows);
+                    // Home, and clear to the end.
+                    Ok(match size(&io::stdout()).filter(|_| watch) {
+                        Some((columns, rows)) => format!("\x1b[H\x1b[J{}", view::fit(&table, columns, rows)),
+                        None => table,
+                    })
                 })
                 .await
             }
@@ -103,6 +109,13 @@ fn run(work: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {
         let _ = writeln!(io::stderr(), "lameduck: {why}");
         ExitCode::FAILURE
     })
+}
+
+/// A terminal's columns and rows; none for anything else.
+fn size(out: &impl AsFd) -> Option<(usize, usize)> {
+    // One that doesn't know its size says 0.
+    let known = |n: u16| if n == 0 { usize::MAX } else { n.into() };
+    tcgetwinsize(out).ok().map(|size| (known(size.ws_col), known(size.ws_row)))
 }
 
 /// A line on stdout. Whoever closed it doesn't want to know.
@@ -136,7 +149,8 @@ async fn beside_progress(
             // The drain's own call tells it when the proxy has gone.
             if let Ok(state) = state(control).await {
                 let line = view::progress(&state, start.elapsed());
-                let _ = write!(io::stderr(), "\r\x1b[K{line}");
+                let columns = size(&io::stderr()).map_or(usize::MAX, |(columns, _)| columns);
+                let _ = write!(io::stderr(), "\r\x1b[K{}", view::fit(&line, columns, 2).trim_end());
             }
         }
     };

@@ -226,18 +226,16 @@ fn gauge(name: &str, help: &str, value: f64) -> MetricFamily {
 fn durations(shards: &[std::sync::Arc<Shard>]) -> MetricFamily {
     let mut below = 0;
     let mut buckets = Vec::new();
-    let mut in_bucket = |at: usize| {
+    for at in 0..=BOUNDS_MS.len() {
         below += shards.iter().map(|shard| shard.durations[at].load(Ordering::Relaxed)).sum::<u64>();
-        below
-    };
-    for (at, ms) in BOUNDS_MS.iter().enumerate() {
-        let mut bucket = Bucket::default();
-        bucket.set_cumulative_count(in_bucket(at));
-        bucket.set_upper_bound(*ms as f64 / 1e3);
-        buckets.push(bucket);
+        // The encoder adds the last bucket itself: it would write one of ours as `inf`, not as `+Inf`.
+        if let Some(ms) = BOUNDS_MS.get(at) {
+            let mut bucket = Bucket::default();
+            bucket.set_cumulative_count(below);
+            bucket.set_upper_bound(*ms as f64 / 1e3);
+            buckets.push(bucket);
+        }
     }
-    // The encoder writes the last bucket, +Inf, from the count itself.
-    in_bucket(BOUNDS_MS.len());
     let us: u64 = shards.iter().map(|shard| shard.duration_us.load(Ordering::Relaxed)).sum();
     let mut histogram = Histogram::default();
     histogram.set_sample_count(below);

@@ -50,7 +50,7 @@ pub struct Exit {
 }
 
 impl App {
-    /// Starts `argv` with `PORT=port`, and from then on forwards signals to it and reaps.
+    /// Starts `argv` with `PORT=port` and without the `LAMEDUCK_*` of the environment, and from then on forwards signals to it and reaps.
     ///
     /// Output is inherited. Input is too, except from a terminal: the app then reads end of file, as in
     /// a container, because the kernel would stop a background process group that reads its terminal.
@@ -178,6 +178,11 @@ fn spawn(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Pid, StartError> {
     let (program, args) = argv.split_first().ok_or(StartError::NotFound(OsString::new()))?;
     let mut command = Command::new(program);
     command.args(args).env("PORT", port.to_string()).process_group(0);
+    // Settings of the proxy are none of the app's business, least of all the token.
+    for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LAMEDUCK_"))
+    {
+        command.env_remove(name);
+    }
     if io::stdin().is_terminal() {
         command.stdin(Stdio::null());
     }

@@ -51,7 +51,7 @@ fn app_and_sidecar_hook_together_mean_that_the_pod_goes() {
 
 #[test]
 fn the_hook_with_two_slashes_is_the_hook() {
-    hook_waits(&["//drain"]);
+    hook_waits(&["//drain", "///drain?hook="]);
 }
 
 #[test]

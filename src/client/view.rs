@@ -12,7 +12,6 @@ const SHOWN: usize = 10;
 #[derive(Deserialize)]
 pub(super) struct State {
     phase: String,
-    round: u32,
     trigger: Option<String>,
     in_flight: u64,
     running: u64,
@@ -41,8 +40,9 @@ pub(super) fn progress(state: &State, elapsed: Duration) -> String {
     format!("{}: {} in flight, {}s{left}", state.phase, state.in_flight, elapsed.as_secs())
 }
 
+/// What is over has no deadline any more.
 fn deadline(state: &State) -> Option<String> {
-    let left = state.deadline_ms?;
+    let left = state.deadline_ms.filter(|_| state.phase != "drained")?;
     let time = seconds(left.unsigned_abs());
     Some(if left < 0 { format!("{time} past the deadline") } else { format!("{time} until the deadline") })
 }
@@ -51,10 +51,10 @@ fn deadline(state: &State) -> Option<String> {
 pub(super) fn table(state: &State, mut rows: Vec<Row>) -> String {
     let mut phase = state.phase.clone();
     if let Some(trigger) = &state.trigger {
-        let _ = write!(phase, " (round {}, by {trigger})", state.round);
+        let _ = write!(phase, ", by {trigger}");
     }
     if let Some(age) = state.age_ms {
-        let _ = write!(phase, ", {} since it began", seconds(age));
+        let _ = write!(phase, ", began {} ago", seconds(age));
     }
     if let Some(left) = deadline(state) {
         let _ = write!(phase, ", {left}");
@@ -83,6 +83,12 @@ pub(super) fn table(state: &State, mut rows: Vec<Row>) -> String {
     text
 }
 
+/// Cut to what a terminal of this size can show, so that no line wraps and the top stays on screen.
+pub(super) fn fit(text: &str, columns: usize, rows: usize) -> String {
+    let lines = text.lines().take(rows.saturating_sub(1));
+    lines.map(|line| line.chars().take(columns).chain(['\n']).collect::<String>()).collect()
+}
+
 fn seconds(ms: u64) -> String {
     format!("{}.{}s", ms / 1000, ms % 1000 / 100)
 }
@@ -97,7 +103,7 @@ mod tests {
     use super::*;
 
     fn state(more: &str) -> State {
-        let known = r#""round":1,"in_flight":3,"running":2,"held":1,"connections":7"#;
+        let known = r#""in_flight":3,"running":2,"held":1,"connections":7"#;
         serde_json::from_str(&format!("{{{known},{more}}}")).unwrap()
     }
 
@@ -123,7 +129,7 @@ mod tests {
         );
         let text = table(&state, vec![row(1200, "/young"), row(12_345, "/old\x1b[2J")]);
         for line in [
-            "phase        draining (round 1, by operator), 3.2s since it began, 21.8s until the deadline",
+            "phase        draining, by operator, began 3.2s ago, 21.8s until the deadline",
             "ready        no: a; b",
             "verdict      1 cut",
             "    12.3s  stream       10.0.0.7:4242          GET /old?[2J",
@@ -133,6 +139,20 @@ mod tests {
         assert!(text.find("/old") < text.find("/young"));
         let line = progress(&state, Duration::from_secs(4));
         assert_eq!(line, "draining: 3 in flight, 4s, 21.8s until the deadline");
+    }
+
+    #[test]
+    fn a_drain_that_is_over_has_no_deadline() {
+        let state = state(
+            r#""phase":"drained","age_ms":9000,"deadline_ms":-1000,"verdict":"clean","ready":false,"reasons":[]"#,
+        );
+        assert!(table(&state, vec![]).starts_with("phase        drained, began 9.0s ago\nready"));
+    }
+
+    #[test]
+    fn on_a_terminal_no_line_wraps_and_the_top_stays() {
+        assert_eq!(fit("a long line\nübrig\nmore\nlast\n", 4, 4), "a lo\nübri\nmore\n");
+        assert_eq!(fit("", 4, 0), "");
     }
 
     #[test]

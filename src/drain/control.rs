@@ -298,6 +298,9 @@ impl Runner {
 
     fn enter(&mut self, phase: Phase) {
         let (in_flight, connections) = (self.plane.gate.in_flight(), self.plane.gate.connections());
+        if self.plane.phase() == Phase::Serving {
+            self.ended_before = metrics::ended(&self.plane.shards);
+        }
         match phase {
             Phase::Serving => {
                 tracing::info!(round = self.machine.round(), "resumed: serving again");
@@ -315,16 +318,14 @@ impl Runner {
                     .deadline()
                     .map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64());
                 tracing::info!(trigger, in_flight, connections, deadline_s = deadline, "drain began");
-                self.ended_before = metrics::ended(&self.plane.shards);
                 self.still = Some(Instant::now() + STILL);
                 lock(&self.published).verdict = None;
             }
             Phase::Draining => tracing::info!(in_flight, connections, "new connections are refused"),
+            // Also by a second signal, or because the app has crashed, with nothing left to end.
+            Phase::Forcing if in_flight == 0 => {}
             Phase::Forcing => {
-                if self.plane.phase() == Phase::Serving {
-                    self.ended_before = metrics::ended(&self.plane.shards);
-                }
-                tracing::warn!(in_flight, "out of time: what still runs is ended");
+                tracing::warn!(in_flight, "no more time: what still runs is ended");
                 self.log_still();
             }
             Phase::Drained => {}

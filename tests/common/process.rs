@@ -12,7 +12,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
 use std::time::Instant;
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 use super::http::{Answer, Client};
@@ -36,7 +36,8 @@ struct Lines {
 }
 
 impl Process {
-    fn start(name: &str, command: &mut Command) -> Self {
+    /// Starts `command`; `name` is for messages.
+    pub fn start(name: &str, command: &mut Command) -> Self {
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child =
             spawned.unwrap_or_else(|error| panic!("cannot start {name}: {error}; is it installed?"));
@@ -77,6 +78,11 @@ impl Process {
     /// Sends a signal; a process that has gone already gets none.
     pub fn signal(&self, signal: Signal) {
         let _ = kill_process(Pid::from_child(&self.child), signal);
+    }
+
+    /// The process's id.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
     }
 
     /// The exit code, or 128 and the signal's number, if it has gone.
@@ -176,10 +182,14 @@ fn listens_on(line: &str) -> Option<u16> {
     line.split_once("listens on port ")?.1.parse().ok()
 }
 
-/// The pid in an app's `…: pid N listens on port …`, as `run` passes it on.
-fn app_pid(line: &str) -> Option<Pid> {
-    let (_, rest) = line.split_once(" app: pid ")?;
-    Pid::from_raw(rest.split_once(' ')?.0.parse().ok()?)
+/// The ids of a process's children, dead ones too until they are reaped (proc_pid_task(5)).
+pub fn children(pid: u32) -> Vec<u32> {
+    let of_thread = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).ok();
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks
+        .filter_map(of_thread)
+        .flat_map(|ids| ids.split_whitespace().filter_map(|id| id.parse().ok()).collect::<Vec<_>>())
+        .collect()
 }
 
 /// `npm ci`, once for all tests that run side by side.
@@ -216,8 +226,10 @@ pub struct Lameduck {
     pub listens: Vec<SocketAddr>,
     /// The probe address.
     pub probe: SocketAddr,
-    control: PathBuf,
-    dir: PathBuf,
+    /// The control socket.
+    pub control: PathBuf,
+    /// A directory of its own, gone in the end.
+    pub dir: PathBuf,
 }
 
 impl Lameduck {
@@ -238,9 +250,14 @@ impl Lameduck {
     }
 
     fn start(mode: &[&str], args: &[&str], command: &[&str]) -> Self {
+        Self::start_as(lameduck(), mode, args, command)
+    }
+
+    /// Whatever the mode; `program` is [`lameduck`] with variables of its own, or what starts it in its turn.
+    pub fn start_as(program: Command, mode: &[&str], args: &[&str], command: &[&str]) -> Self {
         let dir = temporary_directory();
         let control = dir.join("control.sock");
-        let process = spawn(&control, mode, args, command);
+        let process = spawn(program, &control, mode, args, command);
         let listening = process.wait_line("the proxy's addresses", |line| message(line, "listening"));
         let addrs = |field: &str| -> Vec<SocketAddr> {
             let text = listening[field].as_str().unwrap_or_else(|| panic!("no {field} in {listening}"));
@@ -254,7 +271,7 @@ impl Lameduck {
     /// `lameduck run` that is expected to end without ever serving: its exit code and all that it wrote.
     pub fn run_to_its_end(args: &[&str], command: &[&str]) -> (i32, String) {
         let dir = temporary_directory();
-        let mut process = spawn(&dir.join("control.sock"), &["run"], args, command);
+        let mut process = spawn(lameduck(), &dir.join("control.sock"), &["run"], args, command);
         let code = process.wait_exit();
         let _ = fs::remove_dir_all(dir);
         (code, process.output())
@@ -357,16 +374,16 @@ impl Lameduck {
 impl Drop for Lameduck {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
-        // Killed, `run` would leave its app behind.
-        let app = self.process.output().lines().find_map(app_pid);
-        if let Some(app) = app.filter(|_| self.process.exited().is_none()) {
-            self.process.kill();
-            let _ = kill_process(app, Signal::KILL);
+        // Killed, `run` would leave its app behind, which leads a process group.
+        let apps = if self.process.exited().is_none() { children(self.process.pid()) } else { vec![] };
+        self.process.kill();
+        for app in apps.into_iter().filter_map(|app| Pid::from_raw(app.try_into().ok()?)) {
+            let _ = kill_process_group(app, Signal::KILL);
         }
     }
 }
 
-fn spawn(control: &Path, mode: &[&str], args: &[&str], command: &[&str]) -> Process {
+fn spawn(mut lameduck: Command, control: &Path, mode: &[&str], args: &[&str], command: &[&str]) -> Process {
     let defaults = [
         ["--listen", "127.0.0.1:0"],
         ["--probe-listen", "127.0.0.1:0"],
@@ -375,9 +392,16 @@ fn spawn(control: &Path, mode: &[&str], args: &[&str], command: &[&str]) -> Proc
         ["--stream-spread", "0s"],
         ["--log-format", "json"],
     ];
-    let mut lameduck = lameduck();
+    let set: Vec<_> =
+        lameduck.get_envs().filter(|(_, value)| value.is_some()).map(|(name, _)| name.to_owned()).collect();
+    let is_set = |flag: &str| {
+        let variable = flag.to_uppercase().replace("--", "LAMEDUCK_").replace('-', "_");
+        // `run` without --listen takes the inherited PORT.
+        let inherits = flag == "--listen" && set.iter().any(|name| name == "PORT");
+        inherits || args.contains(&flag) || set.iter().any(|name| *name == *variable)
+    };
     lameduck.args(mode).arg("--control").arg(control);
-    for default in defaults.iter().filter(|default| !args.contains(&default[0])) {
+    for default in defaults.iter().filter(|default| !is_set(default[0])) {
         lameduck.args(default);
     }
     lameduck.args(args);
@@ -388,7 +412,7 @@ fn spawn(control: &Path, mode: &[&str], args: &[&str], command: &[&str]) -> Proc
 }
 
 /// The built program, with no settings from the environment of whoever runs the tests.
-fn lameduck() -> Command {
+pub fn lameduck() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lameduck"));
     command.env_remove("PORT");
     let ours = |name: &OsStr| name.to_string_lossy().starts_with("LAMEDUCK_");
