@@ -172,12 +172,12 @@ fn an_idle_connection_is_closed_after_its_time() {
 #[test]
 fn a_long_answer_is_no_idle_time() {
     let app = Node::slow();
-    let args = ["--idle-timeout", "1s", "--body-timeout", "1s", "--head-timeout", "1s"];
+    let args = ["--idle-timeout", "500ms", "--body-timeout", "500ms", "--head-timeout", "500ms"];
     let proxy = Lameduck::proxy(app.addr, &args);
     let mut client = proxy.client();
-    client.get("/slow?ms=2000");
-    assert_eq!(client.answer().text(), "done after 2000 ms\n");
-    client.get("/stream?n=2&ms=1600");
+    client.get("/slow?ms=1000");
+    assert_eq!(client.answer().text(), "done after 1000 ms\n");
+    client.get("/stream?n=2&ms=900");
     assert_eq!(client.answer().text(), "line 1 of 2\nline 2 of 2\n");
 }
 

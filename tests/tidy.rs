@@ -38,11 +38,9 @@ const MOST_LINES: usize = 500;
 const MOST_LINES_OF_A_FUNCTION: usize = 70;
 
 /// Files that may be longer, and why.
-const LONG_FILES: [(&str, &str); 4] = [
+const LONG_FILES: [(&str, &str); 2] = [
     ("src/drain/machine.rs", "one state machine; its rules are read against each other"),
-    ("src/proxy/forward.rs", "one request's way, top to bottom"),
     ("src/proxy/headers.rs", "both kinds of head share one reading of their fields"),
-    ("tests/admin.rs", "every route of three listeners on one rig"),
 ];
 
 fn root() -> &'static Path {
@@ -247,10 +245,23 @@ fn every_file_says_first_what_it_is() {
     expect_none("a file begins with `//!` and its purpose, a test's with its promise", &broken);
 }
 
+/// Where unsafe code is allowed, and what was measured for it.
+const UNSAFE_FILES: [(&str, &str); 1] = [(
+    "src/proxy/sendq.rs",
+    "one ioctl; without it a look at 8,000 sockets stopped a data thread for 117 ms",
+)];
+
 #[test]
-fn unsafe_code_is_forbidden() {
+fn unsafe_code_stays_in_its_own_module() {
     let manifest: Vec<String> = read("Cargo.toml").lines().map(str::to_owned).collect();
-    assert!(manifest.iter().any(|line| line == "unsafe_code = \"forbid\""), "Cargo.toml, [lints.rust]");
+    assert!(manifest.iter().any(|line| line == "unsafe_code = \"deny\""), "Cargo.toml, [lints.rust]");
+    let mut allowed: Vec<_> = files("src", ".rs")
+        .into_iter()
+        .filter(|(_, text)| text.contains("(unsafe_code"))
+        .map(|(path, _)| path)
+        .collect();
+    allowed.retain(|path| !UNSAFE_FILES.iter().any(|(file, _)| file == path));
+    expect_none("no unsafe code without a measured reason", &allowed);
 }
 
 /// What stands between single backquotes.
