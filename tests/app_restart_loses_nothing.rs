@@ -56,7 +56,12 @@ fn the_apps_hook_alone_holds_requests_until_it_is_back() {
     assert_eq!(hook.answer().head.status, 200);
 
     app.process.kill();
-    assert!(held.is_quiet_for(MOMENT), "answered without an app");
+    assert!(
+        held.is_quiet_for(MOMENT),
+        "answered without an app: {:?}\n{:?}",
+        held.answer(),
+        proxy.process.output()
+    );
     let app = Node::held_at(port);
     let expected = Client::ask(app.addr, "/").text();
     assert_eq!(held.answer().text(), expected);

@@ -4,6 +4,7 @@ mod common;
 
 use common::http::{Client, Fill};
 use common::process::{Lameduck, Node};
+use common::wait_for;
 
 #[test]
 fn a_resumed_proxy_serves_and_can_drain_again() {
@@ -15,7 +16,8 @@ fn a_resumed_proxy_serves_and_can_drain_again() {
 
     let mut drain = proxy.command(&["drain"]);
     let before = proxy.wait_phase("draining");
-    assert!(Client::try_connect(proxy.listen).is_err(), "draining, but a new connection was taken");
+    // The phase is published just before the socket closes.
+    wait_for("a refused connection", || Client::try_connect(proxy.listen).is_err().then_some(()));
     assert_eq!(proxy.ready().head.status, 503);
 
     let resume = proxy.command_output(&["resume"]);

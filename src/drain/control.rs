@@ -463,17 +463,20 @@ fn verdict(ended: &[(Ended, u64)]) -> String {
 }
 
 /// While the app restarts: tells when its port has closed, and when it answers again. One connection is kept open,
-/// as its end shows even a restart that is over between two looks.
+/// as its end shows even a restart that is over between two looks. A process that ends lets go of its connections
+/// one by one, and for a moment its queue still takes new ones: so only one that stays shows that it is back.
 async fn watch_app(plane: Arc<Plane>, events: mpsc::UnboundedSender<Command>) {
     let ready = &plane.settings.ready;
     let addr = &plane.settings.upstream;
+    let mut let_go = false;
     while plane.gate.holding() {
         let Ok(mut app) = upstream::connect(addr).await else { break };
-        // It sends nothing, so a byte or an end alike means that the app let go of it.
-        let ended = std::future::poll_fn(|cx| app.poll_end(cx));
-        if tokio::time::timeout(STEADY, ended).await.is_ok() {
+        // It is sent nothing, so a byte or an end alike means that the app let go of it.
+        let ended = tokio::time::timeout(STEADY, std::future::poll_fn(|cx| app.poll_end(cx))).await.is_ok();
+        if let_go && !ended {
             break;
         }
+        let_go |= ended;
     }
     let _ = events.send(Command::Event(Event::AppGone));
     while plane.gate.holding() {
