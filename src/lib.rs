@@ -15,7 +15,7 @@
 //!               counted ─────────┘ └── last byte written: not counted any more, next request or linger
 //!               (drain::gate, drain::ledger, metrics)
 //!
-//! signal, admin ─► drain::control ─► drain::machine: step(now, event, counts) → effects
+//! signal, admin ─► drain::runner ─► drain::machine: step(now, event, counts) → effects
 //!                        └─► proxy::plane: phases, which wake every connection
 //! ```
 //!
@@ -38,7 +38,7 @@
 //! Downwards only, or its own parts; `tests/tidy.rs` holds it:
 //!
 //! ```text
-//! main → app → {admin, client, signal, supervise, telemetry} → drain::control → proxy → readiness → upstream
+//! main → app → {admin, client, signal, supervise, telemetry} → drain::runner → drain::control → proxy → readiness → upstream
 //!      → metrics → drain::{ledger, gate, machine} → cli → config
 //! ```
 //!

@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Who may use whom: a module uses only what stands below it, or its own parts. One line, one layer.
-const LAYERS: [&[&str]; 12] = [
+const LAYERS: [&[&str]; 13] = [
     &["app"],
     &["admin", "client", "signal", "supervise", "telemetry"],
+    &["drain::runner"],
     &["drain::control"],
     &["proxy"],
     &["readiness"],

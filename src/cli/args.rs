@@ -14,8 +14,8 @@ use crate::config::{DrainReadiness, Forwarded, ReadyCheck, Sidecar, UpstreamAddr
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
-  drain:  3 = drained, but something was cut
-  status: with --ready, 1 = not ready
+  proxy, drain: 3 = drained, but something was cut
+  status: 1 = not ready, with --ready
   run:    the app's own code (128 + N when signal N ended it)";
 
 /// A sidecar proxy that makes unmodified apps shut down gracefully.

@@ -1,29 +1,13 @@
-//! Runs the machine: feeds it what happens, carries out its effects, answers who waits, and tells the story in the log.
+//! A running proxy's drain as its callers see it: begin it and wait for its end, resume, ask where it stands.
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 
-use super::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
-use crate::metrics::{self, Ended};
-use crate::proxy::listen::Switch;
+use super::machine::{Event, Phase, Trigger};
 use crate::proxy::plane::Plane;
-use crate::readiness;
-use crate::upstream;
-
-/// Arrivals are looked at over so many seconds before T0.
-const LOOK_BACK: usize = 30;
-/// How often a drain says who still holds it.
-const STILL: Duration = Duration::from_secs(5);
-/// How many it names.
-const NAMED: usize = 5;
-/// How often the app is asked whether it has gone or come back.
-const ASK_APP: Duration = Duration::from_millis(20);
-/// No app closes a new connection for its silence within this time; Node's least is 30 s.
-const STEADY: Duration = Duration::from_secs(1);
 
 /// How a drain ended for one who waited for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,17 +57,17 @@ pub struct Published {
     pub trigger: Option<Trigger>,
     /// Only the app restarts.
     pub restarting: bool,
-    round: u32,
-    began: Option<Instant>,
-    deadline: Option<Instant>,
-    verdict: Option<String>,
+    pub(super) round: u32,
+    pub(super) began: Option<Instant>,
+    pub(super) deadline: Option<Instant>,
+    pub(super) verdict: Option<String>,
     /// Drains that ended: clean, and with something cut.
     pub drains: [u64; 2],
     /// How long the last one took.
     pub last: Option<Duration>,
 }
 
-enum Command {
+pub(super) enum Command {
     Begin(Trigger, oneshot::Sender<Outcome>),
     Resume(oneshot::Sender<()>),
     Event(Event),
@@ -92,10 +76,10 @@ enum Command {
 /// A running proxy's drain, as its callers see it.
 #[derive(Clone)]
 pub struct Control {
-    commands: mpsc::UnboundedSender<Command>,
-    published: Arc<Mutex<Published>>,
-    plane: Arc<Plane>,
-    exit: watch::Receiver<bool>,
+    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) published: Arc<Mutex<Published>>,
+    pub(super) plane: Arc<Plane>,
+    pub(super) exit: watch::Receiver<bool>,
 }
 
 impl Control {
@@ -164,337 +148,7 @@ pub fn trigger_name(trigger: Trigger) -> &'static str {
     }
 }
 
-/// The task behind [`Control`].
-pub struct Runner {
-    machine: Machine,
-    plane: Arc<Plane>,
-    switch: Switch,
-    idle: Arc<Notify>,
-    commands: mpsc::UnboundedReceiver<Command>,
-    /// For the task that watches a restarting app.
-    events: mpsc::UnboundedSender<Command>,
-    published: Arc<Mutex<Published>>,
-    exit: watch::Sender<bool>,
-    waiting: Vec<oneshot::Sender<Outcome>>,
-    /// The app's hook was answered; another one has nothing to wait for.
-    hook_released: bool,
-    /// How many had arrived, second by second.
-    arrivals: VecDeque<(Instant, u64)>,
-    ended_before: [u64; Ended::ALL.len()],
-    still: Option<Instant>,
-}
-
-/// A control and the task that has to run for it. `idle` is told whenever the counts may matter.
-pub fn control(plane: Arc<Plane>, switch: Switch, idle: Arc<Notify>) -> (Control, Runner) {
-    let (events, commands) = mpsc::unbounded_channel();
-    let published = Arc::<Mutex<Published>>::default();
-    let exit = watch::Sender::new(false);
-    let control = Control {
-        commands: events.clone(),
-        published: published.clone(),
-        plane: plane.clone(),
-        exit: exit.subscribe(),
-    };
-    let machine = Machine::new(plane.settings.drain.clone(), plane.settings.sidecar);
-    let runner = Runner {
-        machine,
-        plane,
-        switch,
-        idle,
-        commands,
-        events,
-        published,
-        exit,
-        waiting: Vec::new(),
-        hook_released: false,
-        arrivals: VecDeque::from([(Instant::now(), 0)]),
-        ended_before: [0; Ended::ALL.len()],
-        still: None,
-    };
-    (control, runner)
-}
-
-impl Runner {
-    /// Runs until the process ends.
-    pub async fn run(mut self) {
-        let mut seconds = tokio::time::interval(Duration::from_secs(1));
-        loop {
-            let wake = [self.machine.wake_at(&self.counts()), self.still].into_iter().flatten().min();
-            let idle = self.idle.clone();
-            let event = tokio::select! {
-                biased;
-                command = self.commands.recv() => match command {
-                    Some(Command::Begin(trigger, done)) => {
-                        self.waiting.push(done);
-                        Event::Begin(trigger)
-                    }
-                    Some(Command::Resume(done)) => {
-                        self.step(Event::Resume);
-                        let _ = done.send(());
-                        continue;
-                    }
-                    Some(Command::Event(event)) => event,
-                    None => return,
-                },
-                () = idle.notified() => Event::Tick,
-                () = sleep_until(wake) => Event::Tick,
-                _ = seconds.tick() => {
-                    self.note_arrivals();
-                    continue;
-                }
-            };
-            self.step(event);
-        }
-    }
-
-    fn step(&mut self, event: Event) {
-        let now = Instant::now();
-        let effects = self.machine.step(now, event, &self.counts());
-        // Before the effects: whoever sees the new phase also finds who began it.
-        self.publish();
-        for effect in effects {
-            self.carry_out(effect);
-        }
-        self.publish();
-        self.answer_late_callers();
-        if self.still.is_some_and(|still| still <= now) {
-            self.log_still();
-        }
-    }
-
-    fn carry_out(&mut self, effect: Effect) {
-        match effect {
-            Effect::Enter(Phase::Drained) => self.drained(),
-            Effect::Enter(phase) => self.enter(phase),
-            Effect::Hold => {
-                tracing::info!(
-                    in_flight = self.plane.gate.in_flight(),
-                    "only the app restarts: new requests wait"
-                );
-                self.plane.set_holding(true);
-                tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
-            }
-            Effect::Release => {
-                tracing::info!(held = self.plane.gate.held(), "the held requests go on");
-                self.hook_released = false;
-                self.plane.set_holding(false);
-            }
-            Effect::ReleaseHook => {
-                let running = self.plane.gate.in_flight().saturating_sub(self.plane.gate.held());
-                tracing::info!(running, "the app may stop");
-                self.hook_released = true;
-                self.answer(&Outcome::AppMayStop);
-            }
-            Effect::StopListening => self.switch.close(),
-            Effect::Listen => self.switch.listen(),
-            Effect::EndStreams { spread } => self.plane.end_streams(spread),
-            Effect::CloseIdle => self.plane.close_idle(),
-            Effect::Exit => {
-                self.switch.close();
-                self.exit.send_replace(true);
-            }
-        }
-    }
-
-    fn enter(&mut self, phase: Phase) {
-        let (in_flight, connections) = (self.plane.gate.in_flight(), self.plane.gate.connections());
-        if self.plane.phase() == Phase::Serving {
-            self.ended_before = metrics::ended(&self.plane.shards);
-        }
-        match phase {
-            Phase::Serving => {
-                tracing::info!(round = self.machine.round(), "resumed: serving again");
-                self.still = None;
-                self.hook_released = false;
-                lock(&self.published).verdict = None;
-                self.plane.set_phase(phase);
-                self.answer(&Outcome::Resumed);
-                return;
-            }
-            Phase::LameDuck => {
-                let trigger = self.machine.trigger().map(trigger_name);
-                let deadline = self
-                    .machine
-                    .deadline()
-                    .map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64());
-                tracing::info!(trigger, in_flight, connections, deadline_s = deadline, "drain began");
-                self.still = Some(Instant::now() + STILL);
-                lock(&self.published).verdict = None;
-            }
-            Phase::Draining => tracing::info!(in_flight, connections, "new connections are refused"),
-            // Also by a second signal, or because the app has crashed, with nothing left to end.
-            Phase::Forcing if in_flight == 0 => {}
-            Phase::Forcing => {
-                tracing::warn!(in_flight, "no more time: what still runs is ended");
-                self.log_still();
-            }
-            Phase::Drained => {}
-        }
-        self.plane.set_phase(phase);
-    }
-
-    fn drained(&mut self) {
-        // Refusing comes first; then nothing that ends later belongs to this drain.
-        if !self.plane.gate.close() {
-            self.plane.set_phase(Phase::Drained);
-        }
-        self.plane.close_idle();
-        let after = metrics::ended(&self.plane.shards);
-        let ended: Vec<(Ended, u64)> = Ended::ALL
-            .iter()
-            .map(|way| (*way, after[*way as usize] - self.ended_before[*way as usize]))
-            .collect();
-        let verdict = verdict(&ended);
-        let count = |way: Ended| ended.iter().find(|(other, _)| *other == way).map_or(0, |(_, n)| *n);
-        let took = self.machine.began().map_or(Duration::ZERO, |began| began.elapsed());
-        tracing::info!(
-            verdict,
-            seconds = took.as_secs_f64(),
-            complete = count(Ended::Complete),
-            streams_ended = count(Ended::EventsEnded) + count(Ended::WebSocketEnded),
-            unsent = count(Ended::Unsent),
-            unanswered = count(Ended::Unanswered),
-            cut = count(Ended::Cut),
-            "drained"
-        );
-        self.write_termination_log(&format!("lameduck: drained in {:.1} s: {verdict}\n", took.as_secs_f64()));
-        let mut published = lock(&self.published);
-        published.drains[usize::from(verdict != CLEAN)] += 1;
-        published.last = Some(took);
-        published.verdict = Some(verdict.clone());
-        drop(published);
-        self.still = None;
-        self.answer(&Outcome::Drained { verdict });
-    }
-
-    /// The kubelet shows the file's content as the container's termination message. It makes the file; where there
-    /// is none, nobody would read it.
-    fn write_termination_log(&self, line: &str) {
-        let path = &self.plane.settings.termination_log;
-        if path.is_file()
-            && let Err(error) = std::fs::write(path, line)
-        {
-            tracing::debug!(%error, "no termination message");
-        }
-    }
-
-    fn answer(&mut self, outcome: &Outcome) {
-        for waiting in self.waiting.drain(..) {
-            let _ = waiting.send(outcome.clone());
-        }
-    }
-
-    /// Those who call once it is over already.
-    fn answer_late_callers(&mut self) {
-        if self.machine.phase() == Phase::Drained {
-            let verdict = lock(&self.published).verdict.clone().unwrap_or_else(|| CLEAN.to_owned());
-            self.answer(&Outcome::Drained { verdict });
-        } else if self.hook_released && self.machine.restarting() {
-            self.answer(&Outcome::AppMayStop);
-        }
-    }
-
-    fn log_still(&mut self) {
-        let rows = self.plane.ledger();
-        let name = |row: &super::ledger::LedgerRow| {
-            format!("{} {} {}s {} {}", row.method, row.path, row.age_ms / 1000, row.class, row.peer)
-        };
-        let oldest: Vec<_> = rows.iter().take(NAMED).map(name).collect();
-        let phase = self.machine.phase().name();
-        tracing::info!(
-            phase,
-            in_flight = self.plane.gate.in_flight(),
-            oldest = oldest.join(", "),
-            "still draining"
-        );
-        self.still = Some(Instant::now() + STILL);
-    }
-
-    fn publish(&self) {
-        let mut published = lock(&self.published);
-        published.phase = Some(self.machine.phase());
-        published.trigger = self.machine.trigger();
-        published.restarting = self.machine.restarting();
-        published.round = self.machine.round();
-        published.began = self.machine.began();
-        published.deadline = self.machine.deadline();
-    }
-
-    fn counts(&self) -> Counts {
-        let gate = &self.plane.gate;
-        // The listener first and the requests last: what came in by one is seen in the next.
-        let listening = self.switch.is_listening();
-        let connections = gate.connections();
-        // One that is held in between counts as running for now, never the other way round.
-        let held = gate.held();
-        let in_flight = gate.in_flight();
-        let (arrived, last_arrival) = self.plane.arrivals();
-        let (since, before) = self.arrivals.front().copied().unwrap_or((Instant::now(), arrived));
-        let recent = u32::try_from(arrived.saturating_sub(before)).unwrap_or(u32::MAX);
-        Counts {
-            running: in_flight.saturating_sub(held),
-            held: held.min(in_flight),
-            connections,
-            listening,
-            last_arrival,
-            mean_gap: since.elapsed().checked_div(recent),
-        }
-    }
-
-    fn note_arrivals(&mut self) {
-        self.arrivals.push_back((Instant::now(), self.plane.arrivals().0));
-        while self.arrivals.len() > LOOK_BACK {
-            self.arrivals.pop_front();
-        }
-    }
-}
-
-const CLEAN: &str = "clean";
-
-/// `clean`, or what was lost.
-fn verdict(ended: &[(Ended, u64)]) -> String {
-    let lost = [Ended::Unsent, Ended::Unanswered, Ended::Cut, Ended::AppGone, Ended::AppDown];
-    let parts: Vec<_> = ended
-        .iter()
-        .filter(|(way, n)| *n > 0 && lost.contains(way))
-        .map(|(way, n)| format!("{n} {}", way.name()))
-        .collect();
-    if parts.is_empty() { CLEAN.to_owned() } else { parts.join(", ") }
-}
-
-/// While the app restarts: tells when its port has closed, and when it answers again. One connection is kept open,
-/// as its end shows even a restart that is over between two looks. A process that ends lets go of its connections
-/// one by one, and for a moment its queue still takes new ones: so only one that stays shows that it is back.
-async fn watch_app(plane: Arc<Plane>, events: mpsc::UnboundedSender<Command>) {
-    let ready = &plane.settings.ready;
-    let addr = &plane.settings.upstream;
-    let mut let_go = false;
-    while plane.gate.holding() {
-        let Ok(mut app) = upstream::connect(addr).await else { break };
-        // It is sent nothing, so a byte or an end alike means that the app let go of it.
-        let ended = tokio::time::timeout(STEADY, std::future::poll_fn(|cx| app.poll_end(cx))).await.is_ok();
-        if let_go && !ended {
-            break;
-        }
-        let_go |= ended;
-    }
-    let _ = events.send(Command::Event(Event::AppGone));
-    while plane.gate.holding() {
-        if readiness::check_app(addr, &ready.check, ready.timeout).await {
-            let _ = events.send(Command::Event(Event::AppBack));
-            return;
-        }
-        tokio::time::sleep(ASK_APP).await;
-    }
-}
-
-async fn sleep_until(at: Option<Instant>) {
-    match at {
-        Some(at) => tokio::time::sleep_until(at.into()).await,
-        None => std::future::pending().await,
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+/// A panic elsewhere doesn't make what the lock guards unusable.
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -4,6 +4,7 @@ pub mod control;
 pub mod gate;
 pub mod ledger;
 pub mod machine;
+pub mod runner;
 
 mod atomic {
     pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
