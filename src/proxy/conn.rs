@@ -13,8 +13,8 @@ use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
 use super::error::{self, Failure};
-use super::exchange::{self, Exchange, Flow};
-use super::forward::{Client, Finish, forward};
+use super::exchange::{self, Client, Exchange, Flow};
+use super::forward::{Finish, forward};
 use super::headers::{self, Reject, Request, Sender, Upgrade};
 use super::linger::linger;
 use super::park;
@@ -84,7 +84,7 @@ pub async fn serve(
             plane.lingering.fetch_add(1, Ordering::AcqRel);
             let _ = stream.shutdown().await;
             drop(connected);
-            linger(stream, &worker).await;
+            linger(stream, &worker.store).await;
             plane.lingering.fetch_sub(1, Ordering::AcqRel);
         }
     }

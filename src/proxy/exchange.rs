@@ -11,9 +11,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-use super::buffer;
+use super::buffer::{self, Buffer};
 use super::error::{Failure, Progress};
-use super::forward::Client;
 use super::headers::{Answer, Framing, Request, Response, Upgrade};
 use super::plane::Worker;
 use super::sendq;
@@ -24,6 +23,18 @@ use crate::upstream::{self, Stream, Writer};
 
 /// After an early answer the rest of the request is waited for so long from byte to byte.
 const EARLY: Duration = Duration::from_secs(5);
+
+/// The client's side of a connection.
+pub struct Client<R, W> {
+    /// Reads from the client.
+    pub reader: R,
+    /// Writes to the client.
+    pub writer: W,
+    /// Read and not yet used.
+    pub buf: Buffer,
+    /// The peer's address as text.
+    pub peer: String,
+}
 
 /// One request on its way.
 pub struct Exchange<'a> {

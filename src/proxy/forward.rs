@@ -15,7 +15,7 @@ use tokio::net::TcpStream;
 use super::body::{Body, Broken};
 use super::buffer::Buffer;
 use super::error::{Failure, Progress};
-use super::exchange::Exchange;
+use super::exchange::{Client, Exchange};
 use super::headers::{self, Framing, Response, Upgrade};
 use super::relay::{relay, relay_events};
 use crate::drain::ledger::Class;
@@ -28,18 +28,6 @@ const REPLAY: usize = 64 * 1024;
 const INTERIM: u32 = 64;
 /// After an early answer the rest of the request is read for so long at most.
 const EARLY: Duration = Duration::from_secs(30);
-
-/// The client's side of a connection.
-pub struct Client<R, W> {
-    /// Reads from the client.
-    pub reader: R,
-    /// Writes to the client.
-    pub writer: W,
-    /// Read and not yet used.
-    pub buf: Buffer,
-    /// The peer's address as text.
-    pub peer: String,
-}
 
 /// How a forwarded request ended.
 pub enum Finish {

@@ -7,8 +7,7 @@ use std::time::{Duration, Instant};
 
 use tokio::net::TcpStream;
 
-use super::buffer::Buffer;
-use super::plane::Worker;
+use super::buffer::{Buffer, Store};
 use super::sendq;
 
 /// A peer that has everything and doesn't close is waited for so long, and so is one that only sends.
@@ -21,11 +20,11 @@ const LOOK: Duration = Duration::from_millis(250);
 const SENDING: Duration = Duration::from_secs(5);
 
 /// Reads and discards until the peer closes, has had everything for a while, or the bound is over.
-pub async fn linger(mut stream: TcpStream, worker: &Worker) {
+pub async fn linger(mut stream: TcpStream, store: &Store) {
     let (began, mut delivered) = (Instant::now(), None);
     let mut discarded = Buffer::default();
     while began.elapsed() < MOST {
-        let read = tokio::time::timeout(LOOK, discarded.fill(&mut stream, &worker.store)).await;
+        let read = tokio::time::timeout(LOOK, discarded.fill(&mut stream, store)).await;
         match read {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) if began.elapsed() < SENDING => discarded.consume(n),

@@ -13,8 +13,7 @@ use tokio::sync::Notify;
 
 use super::buffer::Buffer;
 use super::error::Failure;
-use super::exchange::Exchange;
-use super::forward::Client;
+use super::exchange::{Client, Exchange};
 use super::frames::{Frames, close_to_app, close_to_client};
 use super::headers::Upgrade;
 use crate::metrics::Ended;
