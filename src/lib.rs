@@ -6,6 +6,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod drain;
+pub mod inject;
 pub mod metrics;
 pub mod proxy;
 pub mod readiness;
