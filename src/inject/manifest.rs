@@ -170,6 +170,7 @@ impl<'a> Document<'a> {
         let text = edited.unwrap_or_else(|why| {
             for object in objects.iter_mut().filter(|object| object.outcome == Outcome::Changed) {
                 object.outcome = Outcome::Skipped(format!("its YAML can't be changed in place: {why}"));
+                object.warnings.clear();
             }
             self.text.to_owned()
         });

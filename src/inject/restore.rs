@@ -21,6 +21,9 @@ pub struct Record {
     /// `PORT`, unless the port was moved: what it became, and its entry as it was.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<(u16, Option<Value>)>,
+    /// `NODE_OPTIONS`, if it was there and empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<Value>,
     /// Ports of probes: those that changed.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub probes: BTreeMap<String, Value>,
@@ -47,6 +50,9 @@ impl Record {
         Self {
             container: app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
             moved: plan.moved.then_some((plan.was, plan.listen)),
+            options: env(app, "NODE_OPTIONS")
+                .filter(|var| var["value"].as_str().is_none_or(str::is_empty))
+                .cloned(),
             port: (!plan.moved).then(|| (plan.app, env(app, "PORT").cloned())),
             app: plan.app,
             pre_stop,
@@ -66,6 +72,9 @@ pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
     let record: Record = serde_json::from_str(text)
         .map_err(|error| format!("annotation {INJECTED} can't be read: {error}"))?;
     annotations(object(&mut new, "metadata")?, &record)?;
+    if new.get("metadata") == Some(&json!({})) {
+        new.remove("metadata");
+    }
     let spec = object(&mut new, "spec")?;
     let set = sidecar_grace(spec);
     for key in ["initContainers", "containers", "volumes"] {
@@ -152,7 +161,10 @@ fn restore_env(app: &mut Map<String, Value>, record: &Record) {
     {
         match rest.strip_suffix(' ') {
             Some(rest) => vars[n]["value"] = json!(rest),
-            None => drop(vars.remove(n)),
+            None => match &record.options {
+                Some(was) => vars[n] = was.clone(),
+                None => drop(vars.remove(n)),
+            },
         }
     }
     if vars.is_empty() {
