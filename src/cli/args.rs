@@ -18,7 +18,7 @@ Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wro
   drain:  3 = drained, but something was cut
   status: with --ready, 1 = not ready
   run:    the app's own code (128 + N when signal N ended it)
-  inject, uninject: with --check, 1 = something would change; 2 = also when a file is not understood";
+  inject, uninject: 1 = with --check, something would change; 2 = also: a file is not understood";
 
 /// A sidecar proxy that makes unmodified apps shut down gracefully.
 #[derive(Debug, Parser)]

@@ -11,8 +11,10 @@ use crate::inject::manifest::Task;
 use crate::inject::ports::Services;
 
 pub(super) const EXIT_CODES: &str = "\
-Exit codes: 0 = done, 1 = with --check, something would change, 2 = the command line is wrong, or a file could not be
-read, written or understood. Skipping what can't be injected is no failure; the report on stderr says why.";
+Exit codes:
+  0 = done; what can't be injected is left as it is, and the report on stderr says why
+  1 = with --check: something would change
+  2 = the command line is wrong, or a file could not be read, written or understood";
 
 #[derive(Debug, Args)]
 pub(super) struct FileArgs {

@@ -46,7 +46,7 @@ pub struct Record {
 impl Record {
     /// Of an app that is still as its owner wrote it.
     pub fn of(app: &Map<String, Value>, plan: &Plan, grace: Option<u64>) -> Self {
-        let pre_stop = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop")).cloned();
+        let pre_stop = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
         Self {
             container: app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
             moved: plan.moved.then_some((plan.was, plan.listen)),
@@ -55,7 +55,7 @@ impl Record {
                 .cloned(),
             port: (!plan.moved).then(|| (plan.app, env(app, "PORT").cloned())),
             app: plan.app,
-            pre_stop,
+            pre_stop: pre_stop.filter(|hook| !hook.is_null()).cloned(),
             grace,
             ..Self::default()
         }

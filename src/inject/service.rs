@@ -18,7 +18,8 @@ pub fn restored(service: &Value) -> Result<Value, String> {
     let record: BTreeMap<String, Value> = serde_json::from_str(text)
         .map_err(|error| format!("annotation {INJECTED} can't be read: {error}"))?;
     let mut new = service.clone();
-    for port in ports_mut(&mut new) {
+    // A number is its owner's, written since.
+    for port in ports_mut(&mut new).filter(|port| port.get("targetPort").is_some_and(Value::is_string)) {
         match record.get(&key(port)) {
             Some(Value::Null) => drop(port.remove("targetPort")),
             Some(number) => drop(port.insert("targetPort".to_owned(), number.clone())),
