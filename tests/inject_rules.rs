@@ -1,5 +1,8 @@
 //! What the sidecar's patch does to a pod, rule by rule.
 
+// Helpers of tests may fail a test, as the tests themselves.
+#![allow(clippy::unwrap_used)]
+
 use lameduck::cli::check_proxy;
 use lameduck::inject::ports::Services;
 use lameduck::inject::sidecar::token_of;
