@@ -1,7 +1,6 @@
 //! The preload: Node as PID 1 ends at SIGTERM as any other process, and an app's own handler stays in charge.
 
-// Helpers of tests may fail a test, as the tests themselves.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use std::fs;
 use std::io::{BufRead, BufReader, Read};

@@ -1,7 +1,6 @@
 //! What the sidecar's patch does to a pod, rule by rule.
 
-// Helpers of tests may fail a test, as the tests themselves.
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use lameduck::cli::check_proxy;
 use lameduck::inject::ports::Services;
@@ -307,8 +306,8 @@ fn flags_come_from_annotations_and_are_checked_as_the_proxy_would() {
 #[test]
 fn what_cannot_be_told_is_not_guessed() {
     let two = json!({"name": "two", "ports": [{"containerPort": 9000}]});
-    let with = |change: &dyn Fn(&mut Value)| why(&pod(change));
-    let cases: [(&dyn Fn(&mut Value), &str); 11] = [
+    type Change<'a> = &'a dyn Fn(&mut Value);
+    let cases: [(Change, &str); 11] = [
         (&|pod| pod["spec"]["hostNetwork"] = json!(true), "hostNetwork"),
         (&|pod| pod["spec"]["os"] = json!({"name": "windows"}), "Windows"),
         (&|pod| pod["spec"]["containers"].as_array_mut().unwrap().push(two.clone()), "several containers"),
@@ -325,7 +324,7 @@ fn what_cannot_be_told_is_not_guessed() {
         (&annotated("inject", "disabled"), "disabled"),
     ];
     for (change, told) in cases {
-        let why = with(change);
+        let why = why(&pod(change));
         assert!(why.contains(told), "{told}: {why}");
     }
 }
