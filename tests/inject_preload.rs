@@ -6,7 +6,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read};
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
-use std::process::{Child, ChildStdout, Command, Stdio};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
 use lameduck::inject::preload;
@@ -29,7 +30,7 @@ fn preload_dir(test: &str) -> PathBuf {
 /// Node as PID 1 of its own namespace.
 struct Init {
     unshare: Child,
-    stdout: BufReader<ChildStdout>,
+    lines: Receiver<String>,
 }
 
 impl Init {
@@ -45,15 +46,15 @@ impl Init {
         }
         let mut unshare = command.spawn().expect("unshare (util-linux)");
         let stdout = BufReader::new(unshare.stdout.take().unwrap());
-        let mut init = Self { unshare, stdout };
+        let (send, lines) = channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).try_for_each(|line| send.send(line)));
+        let init = Self { unshare, lines };
         assert_eq!(init.line(), "ready");
         init
     }
 
-    fn line(&mut self) -> String {
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).unwrap();
-        line.trim_end().to_owned()
+    fn line(&self) -> String {
+        self.lines.recv_timeout(LIMIT).expect("a line in time")
     }
 
     /// SIGTERM from outside, as the kubelet sends it.
