@@ -16,6 +16,7 @@ use crate::config::{Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
+use crate::inject::preload;
 use crate::metrics::{self, Now};
 use crate::proxy::listen::{self, Switch};
 use crate::proxy::plane::Plane;
@@ -84,6 +85,10 @@ struct Bound {
 
 impl Bound {
     fn bind(settings: Settings) -> Result<Self, u8> {
+        if let Some(dir) = &settings.preload_dir {
+            let written = preload::write(dir);
+            written.map_err(|error| cannot(&format!("write the preload to {}", dir.display()), &error))?;
+        }
         let mut listeners = Vec::new();
         for addr in &settings.listen {
             let bound = listen::bind(*addr);

@@ -1,6 +1,7 @@
 //! What was typed → what it means. No sockets.
 
 mod args;
+mod inject;
 mod values;
 
 #[cfg(test)]
@@ -17,7 +18,10 @@ use tracing::Level;
 
 pub use self::args::LogFormat;
 use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub};
+pub use self::inject::check_proxy;
 use crate::config::{DrainSettings, Limits, ReadySettings, Settings, Sidecar, UpstreamAddr, parse_listen};
+use crate::inject::command::Request;
+use crate::inject::manifest::Task;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -59,6 +63,8 @@ pub enum Command {
         /// What to show.
         view: StatusView,
     },
+    /// `lameduck inject` and `lameduck uninject`.
+    Inject(Request),
 }
 
 /// The app that `lameduck run` starts.
@@ -178,7 +184,8 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
         Sub::Proxy(args) => {
             let log = log_settings(&args.common);
             let listen = [parse_listen(":4880")?];
-            let settings = settings(args.common, &listen, args.upstream, args.sidecar, around)?;
+            let mut settings = settings(args.common, &listen, args.upstream, args.sidecar, around)?;
+            settings.preload_dir = args.preload_dir;
             Command::Proxy { settings: Box::new(settings), log }
         }
         Sub::Run(args) => run(*args, around)?,
@@ -196,6 +203,8 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             };
             Command::Status { control: around.control_to_call(args.control), view }
         }
+        Sub::Inject(args) => Command::Inject(args.request()?),
+        Sub::Uninject(args) => Command::Inject(args.request(Task::Uninject)?),
     })
 }
 
@@ -241,6 +250,7 @@ fn settings(
         control_listen: addresses.control_listen.map_or(control_listen, |switch| switch.0),
         token: addresses.token,
         sidecar,
+        preload_dir: None,
         drain: DrainSettings {
             lame_duck: drain.lame_duck.unwrap_or(lame_duck),
             grace: drain.grace,

@@ -23,6 +23,8 @@ pub struct Settings {
     pub token: Option<String>,
     /// How the sidecar's own signals are meant.
     pub sidecar: Sidecar,
+    /// Where the app's Node finds its preload; none writes none.
+    pub preload_dir: Option<PathBuf>,
     /// The drain's times.
     pub drain: DrainSettings,
     /// Readiness and warm-up.

@@ -31,6 +31,7 @@
 //! | [`admin`], [`readiness`], [`metrics`] | what the probe and control listeners answer |
 //! | [`client`] | `lameduck drain`, `resume`, `status` |
 //! | [`supervise`], [`signal`] | `lameduck run`'s child; our own signals |
+//! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
 //! | [`telemetry`] | logs |
 //!
 //! # Who may use whom
@@ -39,7 +40,7 @@
 //!
 //! ```text
 //! main → app → {admin, client, signal, supervise, telemetry} → drain::runner → drain::control → proxy → readiness → upstream
-//!      → metrics → drain::{ledger, gate, machine} → cli → config
+//!      → metrics → drain::{ledger, gate, machine} → cli → inject → config
 //! ```
 //!
 //! `drain::machine` and `proxy::headers` use nothing of ours but `config`; `proxy::frames` and `metrics` nothing at all.
@@ -50,6 +51,7 @@ pub mod cli;
 pub mod client;
 pub mod config;
 pub mod drain;
+pub mod inject;
 pub mod metrics;
 pub mod proxy;
 pub mod readiness;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use lameduck::cli::{self, Command};
-use lameduck::{app, client};
+use lameduck::{app, client, inject};
 
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
@@ -12,6 +12,7 @@ fn main() -> ExitCode {
         Ok(Command::Drain { control, timeout, wait }) => client::drain(&control, timeout, wait),
         Ok(Command::Resume { control }) => client::resume(&control),
         Ok(Command::Status { control, view }) => client::status(&control, view),
+        Ok(Command::Inject(request)) => inject::command::run(&request),
         Err(error) => error.exit(),
     }
 }

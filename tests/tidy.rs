@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Who may use whom: a module uses only what stands below it, or its own parts. One line, one layer.
-const LAYERS: [&[&str]; 13] = [
+const LAYERS: [&[&str]; 14] = [
     &["app"],
     &["admin", "client", "signal", "supervise", "telemetry"],
     &["drain::runner"],
@@ -18,6 +18,7 @@ const LAYERS: [&[&str]; 13] = [
     &["drain::gate"],
     &["drain::machine"],
     &["cli"],
+    &["inject"],
     &["config", "drain::atomic"],
 ];
 

@@ -9,6 +9,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use tracing::Level;
 
+use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, Switch};
 use crate::config::{DrainReadiness, Forwarded, ReadyCheck, Sidecar, UpstreamAddr, WarmUp, parse_listen};
 
@@ -16,7 +17,8 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
   proxy, drain: 3 = drained, but something was cut
   status: 1 = not ready, with --ready
-  run:    the app's own code (128 + N when signal N ended it)";
+  run:    the app's own code (128 + N when signal N ended it)
+  inject, uninject: 1 = with --check, something would change; 2 = also: a file is not understood";
 
 /// A sidecar proxy that makes unmodified apps shut down gracefully.
 #[derive(Debug, Parser)]
@@ -49,6 +51,16 @@ pub(super) enum Sub {
     /// Show what a running proxy does and who is in flight
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
+    /// Put the sidecar into Kubernetes manifests, as the webhook does with pods
+    ///
+    /// Prints all manifests, those that it leaves alone byte for byte; comments, order and quoting stay. Every
+    /// workload is injected unless its lameduck.dev/inject annotation is disabled; other lameduck.dev annotations of
+    /// its pods set the details. Doing it again changes nothing.
+    #[command(after_help = inject::EXIT_CODES)]
+    Inject(InjectArgs),
+    /// Take the sidecar out of manifests that inject has changed
+    #[command(after_help = inject::EXIT_CODES)]
+    Uninject(FileArgs),
 }
 
 #[derive(Debug, Args)]
@@ -66,6 +78,9 @@ pub(super) struct ProxyArgs {
         help_heading = "Drain"
     )]
     pub sidecar: Sidecar,
+    /// Write preload.js there: named in the app's NODE_OPTIONS (--require), it lets Node end at SIGTERM as PID 1
+    #[arg(long, env = "LAMEDUCK_PRELOAD_DIR", value_name = "DIR", help_heading = "App")]
+    pub preload_dir: Option<PathBuf>,
     #[command(flatten)]
     pub common: CommonArgs,
 }

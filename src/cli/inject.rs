@@ -1,0 +1,105 @@
+//! What can be typed after `inject` and `uninject`, and what it means.
+
+use std::path::{Path, PathBuf};
+
+use clap::Args;
+
+use super::{Cli, Surroundings, mean};
+use crate::inject::Settings;
+use crate::inject::command::{Output, Request};
+use crate::inject::manifest::Task;
+use crate::inject::ports::Services;
+
+pub(super) const EXIT_CODES: &str = "\
+Exit codes:
+  0 = done; what can't be injected is left as it is, and the report on stderr says why
+  1 = with --check: something would change
+  2 = the command line is wrong, or a file could not be read, written or understood";
+
+#[derive(Debug, Args)]
+pub(super) struct FileArgs {
+    /// Manifests: files, folders (every .yaml, .yml and .json in and under them), or - for stdin
+    #[arg(value_name = "FILE|DIR|-", default_value = "-")]
+    pub inputs: Vec<PathBuf>,
+    /// Change the files themselves, and print nothing
+    #[arg(long, short, conflicts_with_all = ["check", "diff"])]
+    pub in_place: bool,
+    /// Print no manifests; exit 1 if something would change
+    #[arg(long)]
+    pub check: bool,
+    /// Print what would change instead of the manifests
+    #[arg(long)]
+    pub diff: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct InjectArgs {
+    #[command(flatten)]
+    pub files: FileArgs,
+    /// The sidecar's image, whose entrypoint is lameduck
+    #[arg(long, env = "LAMEDUCK_IMAGE", value_name = "IMAGE",
+          default_value = concat!("lameduck:", env!("CARGO_PKG_VERSION")))]
+    pub image: String,
+    /// The sidecar's imagePullPolicy [default: left to Kubernetes]
+    #[arg(long, env = "LAMEDUCK_IMAGE_PULL_POLICY", value_name = "POLICY",
+          value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub image_pull_policy: Option<String>,
+    /// A secret from which each workload's token for /drain is derived: the same seed, the same manifests
+    #[arg(
+        long,
+        env = "LAMEDUCK_TOKEN_SEED",
+        value_name = "TEXT",
+        hide_env_values = true,
+        default_value = ""
+    )]
+    pub token_seed: String,
+    /// The namespace of objects that name none: the one that you apply them to
+    #[arg(long, short, value_name = "NAME", default_value = "default")]
+    pub namespace: String,
+}
+
+impl InjectArgs {
+    pub fn request(self) -> Result<Request, String> {
+        let settings = Settings {
+            image: self.image,
+            pull_policy: self.image_pull_policy,
+            token: String::new(),
+            services: Services::Seen,
+            check: check_proxy,
+        };
+        let (settings, seed) = (Box::new(settings), self.token_seed);
+        self.files.request(Task::Inject { settings, seed, namespace: self.namespace })
+    }
+}
+
+impl FileArgs {
+    pub fn request(self, task: Task) -> Result<Request, String> {
+        let stdin = self.inputs.iter().filter(|path| *path == Path::new("-")).count();
+        if stdin > 1 || (stdin == 1 && self.in_place) {
+            return Err("- (stdin) can be read once, and not changed in place".to_owned());
+        }
+        let output = match self {
+            Self { diff: true, .. } => Output::Diff,
+            Self { in_place: true, .. } => Output::InPlace,
+            Self { check: true, .. } => Output::Nothing,
+            Self { .. } => Output::Stdout,
+        };
+        Ok(Request { inputs: self.inputs, task, output, check: self.check })
+    }
+}
+
+/// What a sidecar would say of its command line (without the program's name) when it starts in a pod.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_proxy(args: &[String]) -> Result<(), String> {
+    use clap::Parser;
+    let around = Surroundings { in_pod: true, control_candidates: vec!["/c".into()], cores: 1, port: None };
+    let typed = ["lameduck"].into_iter().chain(args.iter().map(String::as_str));
+    let parsed = Cli::try_parse_from(typed).map_err(|error| {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        first.strip_prefix("error: ").unwrap_or(first).to_owned()
+    });
+    parsed.and_then(|cli| mean(cli.command, &around)).map(drop)
+}

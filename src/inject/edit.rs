@@ -1,0 +1,302 @@
+//! Changes single places in a YAML document and leaves every other byte as it is.
+
+use std::ops::Range;
+
+use granit_parser::{ScalarStyle, StructureStyle};
+use serde_json::Value;
+
+use super::diff::{Op, Pointer};
+use super::emit::{self, Style};
+use super::yaml::{self, Kind, Node};
+
+/// The document with these operations done.
+///
+/// # Errors
+/// Why it cannot be done by changing single places, or that the outcome would not read as `expected`.
+pub fn edit(text: &str, ops: &[Op], expected: &Value) -> Result<String, String> {
+    let mut edited = text.to_owned();
+    for op in ops {
+        let root = parse(&edited)?;
+        let style = style_of(&edited, &root);
+        let splice = splice(&edited, &root, op, style).map_err(|why| format!("{}: {why}", op.path()))?;
+        edited.replace_range(splice.0, &splice.1);
+    }
+    // An anchor's node stands in several places, a merged key in none: whatever went wrong shows here.
+    match parse(&edited)?.to_json() {
+        Ok(value) if value == *expected => Ok(edited),
+        _ => Err("its anchors, aliases or unusual style keep it from being edited in place".to_owned()),
+    }
+}
+
+type Splice = (Range<usize>, String);
+
+fn parse(text: &str) -> Result<Node, String> {
+    yaml::parse(text)?.ok_or_else(|| "nothing is left of it".to_owned())
+}
+
+fn splice(text: &str, root: &Node, op: &Op, style: Style) -> Result<Splice, String> {
+    let Pointer(path) = op.path();
+    let (last, above) = path.split_last().ok_or("the whole document can't be replaced")?;
+    let parent = find(root, above)?;
+    match (op, &parent.kind) {
+        (Op::Add { value, .. }, Kind::Map(..)) => add_member(text, parent, last, value, style),
+        (Op::Add { value, .. }, Kind::Seq(..)) => add_element(text, parent, index(last)?, value, style),
+        (Op::Replace { value, .. }, _) => replace(child(parent, last)?, value),
+        (Op::Remove { .. }, Kind::Map(entries, flow)) => {
+            let (n, key, value) = parent.entry(last).ok_or("it is merged in from elsewhere")?;
+            let next = entries.get(n + 1).map(|(key, _)| key.span.start);
+            let before = n.checked_sub(1).map(|n| entries[n].1.span.end);
+            remove(text, key.span.start..value.span.end, next, before, *flow)
+        }
+        (Op::Remove { .. }, Kind::Seq(items, flow)) => {
+            let n = index(last)?;
+            let item = items.get(n).ok_or("there is no such element")?;
+            let start = match flow {
+                StructureStyle::Block => dash(text, item)?,
+                StructureStyle::Flow => item.span.start,
+            };
+            let next = items.get(n + 1).filter(|_| *flow == StructureStyle::Flow).map(|item| item.span.start);
+            let before = n.checked_sub(1).map(|n| items[n].span.end);
+            remove(text, start..item.span.end, next, before, *flow)
+        }
+        _ => Err("it stands in neither a mapping nor a list".to_owned()),
+    }
+}
+
+fn find<'a>(root: &'a Node, path: &[String]) -> Result<&'a Node, String> {
+    path.iter().try_fold(root, |node, key| child(node, key))
+}
+
+fn child<'a>(node: &'a Node, key: &str) -> Result<&'a Node, String> {
+    match &node.kind {
+        Kind::Map(..) => node.get(key).ok_or_else(|| format!("'{key}' is merged in from elsewhere")),
+        Kind::Seq(items, _) => items.get(index(key)?).ok_or_else(|| "there is no such element".to_owned()),
+        Kind::Alias(_) => Err(format!("'{key}' stands behind an alias")),
+        Kind::Scalar(..) => Err(format!("'{key}' stands in a plain value")),
+    }
+}
+
+fn index(key: &str) -> Result<usize, String> {
+    key.parse().map_err(|_| format!("'{key}' is no index"))
+}
+
+fn add_member(text: &str, parent: &Node, key: &str, value: &Value, style: Style) -> Result<Splice, String> {
+    match &parent.kind {
+        Kind::Map(entries, StructureStyle::Flow) => {
+            let new = format!("{}: {}", emit::json(&key.into()), emit::json(value));
+            Ok(append_flow(parent, entries.last().map(|(_, value)| value.span.end), new))
+        }
+        Kind::Map(entries, StructureStyle::Block) => {
+            let (first, last) = entries.first().zip(entries.last()).ok_or("an empty block mapping")?;
+            let column = column(text, first.0.span.start);
+            Ok(after_line(text, last.1.span.end, emit::member(key, value, column, style), style))
+        }
+        _ => Err("it is no mapping".to_owned()),
+    }
+}
+
+fn add_element(text: &str, parent: &Node, n: usize, value: &Value, style: Style) -> Result<Splice, String> {
+    match &parent.kind {
+        Kind::Seq(items, StructureStyle::Flow) => match items.get(n) {
+            Some(next) => Ok((next.span.start..next.span.start, format!("{}, ", emit::json(value)))),
+            None => Ok(append_flow(parent, items.last().map(|item| item.span.end), emit::json(value))),
+        },
+        Kind::Seq(items, StructureStyle::Block) => {
+            let first = dash(text, items.first().ok_or("an empty block list")?)?;
+            let column = column(text, first);
+            let new = emit::element(value, column, style);
+            match n.checked_sub(1) {
+                Some(before) => Ok(after_line(text, items[before].span.end, new, style)),
+                // The first line is the dash's own, unless the list begins behind another dash.
+                None if text[line_start(text, first)..first].trim().is_empty() => {
+                    let at = line_start(text, first);
+                    Ok((at..at, new))
+                }
+                None => Err("a list within a list's line".to_owned()),
+            }
+        }
+        _ => Err("it is no list".to_owned()),
+    }
+}
+
+fn append_flow(parent: &Node, last: Option<usize>, new: String) -> Splice {
+    match last {
+        Some(end) => (end..end, format!(", {new}")),
+        None => (parent.span.start + 1..parent.span.start + 1, new),
+    }
+}
+
+/// Puts lines after the one that this place is in; its comment stays with it.
+fn after_line(text: &str, place: usize, new: String, style: Style) -> Splice {
+    let at_line_start = place > 0 && text[..place].ends_with('\n');
+    let end = if at_line_start { place } else { line_end(text, place) };
+    let torn = end > 0 && !text[..end].ends_with('\n');
+    if torn {
+        // The last line had no end, so the new last one has none either.
+        let new = new.strip_suffix(style.newline).unwrap_or(&new);
+        return (end..end, format!("{}{new}", style.newline));
+    }
+    (end..end, new)
+}
+
+fn replace(node: &Node, value: &Value) -> Result<Splice, String> {
+    match &node.kind {
+        Kind::Scalar(_, ScalarStyle::Literal | ScalarStyle::Folded) => {
+            Err("it is a block scalar: write it on one line".to_owned())
+        }
+        Kind::Map(_, StructureStyle::Block) | Kind::Seq(_, StructureStyle::Block) => {
+            Err("a block can't be replaced at once".to_owned())
+        }
+        Kind::Alias(_) => Err("it is an alias".to_owned()),
+        _ if node.span.is_empty() => Ok((node.span.clone(), format!(" {}", emit::inline(value)))),
+        _ => Ok((node.span.clone(), emit::inline(value))),
+    }
+}
+
+/// Takes out `span`; in flow style with the comma towards its neighbour, in block style with its lines.
+fn remove(
+    text: &str,
+    span: Range<usize>,
+    next: Option<usize>,
+    before: Option<usize>,
+    style: StructureStyle,
+) -> Result<Splice, String> {
+    let cut = match (style, next, before) {
+        (StructureStyle::Flow, Some(next), _) => span.start..next,
+        (StructureStyle::Flow, None, Some(before)) => before..span.end,
+        (StructureStyle::Flow, None, None) => span,
+        (StructureStyle::Block, next, _) => {
+            let line = line_start(text, span.start);
+            let alone = text[line..span.start].trim().is_empty();
+            let end = if text[..span.end].ends_with('\n') { span.end } else { line_end(text, span.end) };
+            match (alone, next) {
+                (true, _) if end == text.len() && !text.ends_with('\n') && line > 0 => {
+                    let newline = if text[..line].ends_with("\r\n") { 2 } else { 1 };
+                    line - newline..end
+                }
+                (true, _) => line..end,
+                // The first key behind a dash: the next one takes its place.
+                (false, Some(next)) => span.start..next,
+                (false, None) => return Err("it is all that stands in its line".to_owned()),
+            }
+        }
+    };
+    Ok((cut, String::new()))
+}
+
+/// Where the dash of this block element stands.
+fn dash(text: &str, item: &Node) -> Result<usize, String> {
+    let before = text[..item.span.start].trim_end_matches([' ', '\t']);
+    match before.strip_suffix('-') {
+        Some(rest) => Ok(rest.len()),
+        None => Err("an element that doesn't begin in its dash's line".to_owned()),
+    }
+}
+
+fn column(text: &str, at: usize) -> usize {
+    text[line_start(text, at)..at].chars().count()
+}
+
+fn line_start(text: &str, at: usize) -> usize {
+    text[..at].rfind('\n').map_or(0, |n| n + 1)
+}
+
+/// Just past the line's `\n`, or the text's end.
+fn line_end(text: &str, at: usize) -> usize {
+    text[at..].find('\n').map_or(text.len(), |n| at + n + 1)
+}
+
+fn style_of(text: &str, root: &Node) -> Style {
+    let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
+    Style { dash: dash_indent(text, root).unwrap_or(0), newline }
+}
+
+/// How far the first list of the document stands from its key.
+fn dash_indent(text: &str, node: &Node) -> Option<usize> {
+    match &node.kind {
+        Kind::Map(entries, StructureStyle::Block) => {
+            entries.iter().find_map(|(key, value)| match &value.kind {
+                Kind::Seq(items, StructureStyle::Block) => {
+                    let dash = dash(text, items.first()?).ok()?;
+                    column(text, dash).checked_sub(column(text, key.span.start))
+                }
+                _ => dash_indent(text, value),
+            })
+        }
+        Kind::Seq(items, StructureStyle::Block) => items.iter().find_map(|item| dash_indent(text, item)),
+        _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::super::diff::diff;
+    use super::*;
+
+    /// Does `change` to the value and shows the text that comes of it.
+    fn changed(text: &str, change: impl Fn(&mut Value)) -> Result<String, String> {
+        let before = parse(text).unwrap().to_json().unwrap();
+        let mut after = before.clone();
+        change(&mut after);
+        edit(text, &diff(&Pointer::default(), &before, &after), &after)
+    }
+
+    #[test]
+    fn new_members_and_elements_take_the_style_around_them() {
+        let text =
+            "a: # why\n    x: 1   # one\n    l:\n      - q\n      # tail\n\nb: {c: d, e: }\nf: []\ng: {}";
+        let edited = changed(text, |v| {
+            v["a"]["l"] = json!(["p", "q", {"name": "on", "v": [1]}]);
+            v["a"]["y"] = json!({"z": "0777"});
+            v["b"]["n"] = json!("x y");
+            v["f"] = json!([{"name": "k"}]);
+            v["g"]["h"] = json!(1);
+            v["i"] = json!(true);
+        });
+        let expected = "a: # why\n    x: 1   # one\n    l:\n      - p\n      - q\n      - name: \"on\"\n        v:\n          - 1\n    \"y\":\n      z: \"0777\"\n      # tail\n\nb: {c: d, e:, \"n\": \"x y\" }\nf: [{\"name\": \"k\"}]\ng: {\"h\": 1}\ni: true";
+        assert_eq!(edited.unwrap(), expected);
+    }
+
+    #[test]
+    fn what_is_put_in_comes_out_without_a_trace() {
+        let text = "a:\r\n- name: f # one\r\n  y: [1, 2]\r\n- 'z'\r\nb: |\r\n  text\r\n\r\nc: {d: 1}\r\n";
+        let before = parse(text).unwrap().to_json().unwrap();
+        let mut after = before.clone();
+        after["a"][0]["w"] = json!({"v": ["on"]});
+        after["a"][0]["y"] = json!([0, 1, 2, 3]);
+        after["a"].as_array_mut().unwrap().insert(1, json!({"name": "new"}));
+        after["c"]["e"] = json!("n");
+        after["z"] = json!([1]);
+        let there = edit(text, &diff(&Pointer::default(), &before, &after), &after).unwrap();
+        assert!(!there.replace("\r\n", "").contains('\n'));
+        let back = edit(&there, &diff(&Pointer::default(), &after, &before), &before).unwrap();
+        assert_eq!(back, text);
+    }
+
+    #[test]
+    fn scalars_change_and_keep_their_comments() {
+        let text = "- name: x # the name\n  n: 30 # thirty\n  e:   # nothing\n  s: \"q\" # quoted\n";
+        let edited = changed(text, |v| {
+            v[0]["n"] = json!(60);
+            v[0]["s"] = json!("http");
+            v[0]["e"] = json!("off");
+        });
+        let expected =
+            "- name: x # the name\n  n: 60 # thirty\n  e: \"off\"   # nothing\n  s: http # quoted\n";
+        assert_eq!(edited.unwrap(), expected);
+        let edited = changed("- name: x\n  # about n\n  n: 1\n", |v| {
+            v[0].as_object_mut().unwrap().remove("name").unwrap();
+        });
+        assert_eq!(edited.unwrap(), "- n: 1\n");
+    }
+
+    #[test]
+    fn what_stands_in_two_places_is_left_alone() {
+        let text = "a: &x {n: 1}\nb: *x\n";
+        assert!(changed(text, |v| v["a"]["n"] = json!(2)).unwrap_err().contains("anchors"));
+        assert!(changed(text, |v| v["b"]["n"] = json!(2)).unwrap_err().contains("alias"));
+        assert!(changed("a: |\n  x\n", |v| v["a"] = json!("y")).unwrap_err().contains("block scalar"));
+    }
+}

@@ -1,0 +1,25 @@
+//! The sidecar in a pod: what changes in its JSON (pure; the webhook sends it, the CLI applies it), and in its YAML.
+//!
+//! ```text
+//! command   files in, files or stdout out, the report
+//! manifest    documents, Lists, workloads, Services
+//! patch         the pod as it should be    ← annotations, ports, resources, sidecar; restore, what it was before
+//! edit          that change in the text    ← diff, yaml, emit
+//! ```
+
+pub mod annotations;
+pub mod command;
+pub mod diff;
+pub mod edit;
+pub mod emit;
+pub mod manifest;
+pub mod patch;
+pub mod ports;
+pub mod preload;
+pub mod resources;
+pub mod restore;
+pub mod service;
+pub mod sidecar;
+pub mod yaml;
+
+pub use self::patch::{Patch, Settings, Skip, patch};

@@ -1,0 +1,341 @@
+//! The pod as it should be: one pure function for the webhook and the CLI.
+
+use serde_json::{Map, Value, json};
+
+use super::annotations::{self, INJECT, INJECTED, Pid1, Wishes};
+use super::diff::{Op, Pointer, diff};
+use super::ports::{self, Plan, Services, env, not_taken};
+use super::resources::resources;
+use super::restore::{self, Record, object, probes};
+use super::sidecar::{self, DIR, NAME, Parts, preload_option};
+
+/// Kubernetes' own terminationGracePeriodSeconds, and what it is raised to.
+const GRACE: (u64, u64) = (30, 60);
+/// Keep our probe port out of a mesh's capture: the kubelet's probes and hooks come from outside it.
+const MESH: [&str; 2] =
+    ["traffic.sidecar.istio.io/excludeInboundPorts", "config.linkerd.io/skip-inbound-ports"];
+const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// What is the same for all pods, and what only the caller knows of this one.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The sidecar's image; its entrypoint is lameduck.
+    pub image: String,
+    /// The sidecar's imagePullPolicy; none leaves it to Kubernetes.
+    pub pull_policy: Option<String>,
+    /// What the hooks show to the probe port.
+    pub token: String,
+    /// Whether the pod's Services are changed along with it.
+    pub services: Services,
+    /// Says what is wrong with a proxy's command line (without the program's name).
+    pub check: fn(&[String]) -> Result<(), String>,
+}
+
+/// What changes in a pod.
+#[derive(Clone, Debug)]
+pub struct Patch {
+    /// From the pod as given to the pod as it should be. Empty if it is so already.
+    pub ops: Vec<Op>,
+    /// The pod as it should be.
+    pub pod: Value,
+    /// The ports.
+    pub plan: Plan,
+    /// What its owner should know.
+    pub warnings: Vec<String>,
+}
+
+/// Why a pod is left as it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip(pub String);
+
+/// The sidecar for a pod (or a pod template): an object with `metadata` and `spec`, of which every field that isn't
+/// named in here stays as it is. A pod that was injected before is seen as it was before that, so that the outcome
+/// depends only on what its owner wrote and on the settings.
+///
+/// # Errors
+/// Why it is better left alone.
+pub fn patch(pod: &Value, settings: &Settings) -> Result<Patch, Skip> {
+    inject(pod, settings).map_err(Skip)
+}
+
+fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
+    let mut new = restore::restored(pod)?;
+    let strings = |key| -> Map<String, Value> {
+        let found = new.get("metadata").and_then(|metadata| metadata.get(key));
+        found.and_then(Value::as_object).cloned().unwrap_or_default()
+    };
+    let (annotations, labels) = (strings("annotations"), strings("labels"));
+    let disabled = |of: &Map<String, Value>| of.get(INJECT).is_some_and(|value| value == "disabled");
+    if disabled(&annotations) || disabled(&labels) {
+        return Err(format!("{INJECT} is disabled"));
+    }
+    let wishes = annotations::read(&annotations)?;
+    let spec = new.get("spec").and_then(Value::as_object).ok_or("it has no spec")?;
+    refuse(spec, &annotations, &wishes)?;
+    let (n, app) = app_container(spec, &wishes)?;
+    let plan = ports::plan(app, &wishes, settings.services)?;
+    for (_, other) in containers(spec).enumerate().filter(|(m, _)| *m != n) {
+        not_taken(&plan, ports::ports(other))?;
+    }
+    let mut warnings: Vec<String> = plan.warning.iter().cloned().collect();
+    warn(spec, &wishes, &plan, &mut warnings);
+    let sleep = own_hook(app)?;
+    let preload = preload(spec, app, &wishes, &mut warnings);
+    let (resources, warning) = resources(spec, &wishes.resources);
+    warnings.extend(warning);
+    let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
+    let parts = Parts {
+        settings,
+        wishes: &wishes,
+        plan: &plan,
+        grace: grace.unwrap_or(GRACE.0).max(wishes.grace.unwrap_or(GRACE.1)),
+        sleep,
+        preload,
+        resources,
+    };
+    let args = sidecar::arguments(&parts);
+    (settings.check)(&args)?;
+
+    let mut record = Record::of(app, &plan, grace);
+    let sidecar = sidecar::container(&parts, &args);
+    record.annotations = annotate(object(&mut new, "metadata")?, &plan, &record.container)?;
+    let spec = object(&mut new, "spec")?;
+    let app = list(spec, "containers")?.get_mut(n).and_then(Value::as_object_mut).ok_or("it has no app")?;
+    change_app(app, &parts, &mut record)?;
+    let containers = if wishes.ordinary { "containers" } else { "initContainers" };
+    list(spec, containers)?.push(sidecar);
+    list(spec, "volumes")?.push(json!({ "name": NAME, "emptyDir": {} }));
+    spec.insert("terminationGracePeriodSeconds".to_owned(), json!(parts.grace));
+    if wishes.pid1 == Pid1::Share {
+        let was = spec.insert("shareProcessNamespace".to_owned(), json!(true));
+        record.shared = (was != Some(json!(true))).then_some(was.is_some());
+    }
+    let record = serde_json::to_string(&record).map_err(|error| error.to_string())?;
+    object(object(&mut new, "metadata")?, "annotations")?.insert(INJECTED.to_owned(), json!(record));
+    let new = Value::Object(new);
+    let ops = diff(&Pointer::default(), pod, &new);
+    Ok(Patch { ops, pod: new, plan, warnings })
+}
+
+/// Pods in which a sidecar could not do its work.
+fn refuse(
+    spec: &Map<String, Value>,
+    annotations: &Map<String, Value>,
+    wishes: &Wishes,
+) -> Result<(), String> {
+    if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
+        return Err("hostNetwork: the proxy's ports would be the node's".to_owned());
+    }
+    if spec.get("os").is_some_and(|os| os["name"] == "windows") {
+        return Err("a Windows pod".to_owned());
+    }
+    if annotations.contains_key("kubernetes.io/config.mirror") {
+        return Err("a static pod: only its node's files can change it".to_owned());
+    }
+    let ends = spec.get("restartPolicy").is_some_and(|policy| policy == "Never" || policy == "OnFailure");
+    if wishes.ordinary && ends {
+        return Err("an ordinary sidecar would keep a pod that is to complete (a Job's) from completing: \
+                    use the native one (Kubernetes 1.29)"
+            .to_owned());
+    }
+    let inits = spec.get("initContainers").and_then(Value::as_array).into_iter().flatten();
+    if containers(spec).any(|c| c.get("name").is_some_and(|name| name == NAME))
+        || inits.into_iter().any(|c| c["name"] == NAME)
+    {
+        return Err(format!("it has a container named {NAME} that lameduck didn't put there"));
+    }
+    let volumes = spec.get("volumes").and_then(Value::as_array);
+    if volumes.is_some_and(|all| all.iter().any(|volume| volume["name"] == NAME)) {
+        return Err(format!("it has a volume named {NAME} that lameduck didn't put there"));
+    }
+    Ok(())
+}
+
+fn containers(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Value>> {
+    spec.get("containers").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object)
+}
+
+/// The app's container: the annotated one, or the only one. With its place in the list.
+fn app_container<'a>(
+    spec: &'a Map<String, Value>,
+    wishes: &Wishes,
+) -> Result<(usize, &'a Map<String, Value>), String> {
+    let all: Vec<_> = containers(spec).collect();
+    let listed = spec.get("containers").and_then(Value::as_array).map_or(0, Vec::len);
+    if listed != all.len() || all.iter().any(|container| !container.get("name").is_some_and(Value::is_string))
+    {
+        return Err("its containers are not well-formed".to_owned());
+    }
+    match (&wishes.container, all.as_slice()) {
+        (Some(wanted), _) => {
+            let found = all.iter().position(|c| c.get("name").is_some_and(|name| name == wanted.as_str()));
+            let n =
+                found.ok_or_else(|| format!("annotation lameduck.dev/container: there is no '{wanted}'"))?;
+            Ok((n, all[n]))
+        }
+        (None, [only]) => Ok((0, only)),
+        (None, []) => Err("it has no containers".to_owned()),
+        (None, _) => {
+            Err("it has several containers: say which is the app by lameduck.dev/container".to_owned())
+        }
+    }
+}
+
+fn warn(spec: &Map<String, Value>, wishes: &Wishes, plan: &Plan, warnings: &mut Vec<String>) {
+    for name in &wishes.unknown {
+        warnings.push(format!("annotation lameduck.dev/{name} means nothing"));
+    }
+    if containers(spec).count() > 1 {
+        warnings.push("its other containers get SIGTERM at once, while the app still works".to_owned());
+    }
+    if plan.listen < 1024 {
+        let port = plan.listen;
+        warnings.push(format!("the proxy listens on port {port} without being root, which old nodes refuse"));
+    }
+}
+
+/// The time of the user's own preStop, if it is a sleep and nothing else.
+fn own_hook(app: &Map<String, Value>) -> Result<Option<u64>, String> {
+    let Some(hook) = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop")) else {
+        return Ok(None);
+    };
+    if hook.is_null() {
+        return Ok(None);
+    }
+    if let Some(seconds) = hook["sleep"]["seconds"].as_u64().or_else(|| exec_sleep(&hook["exec"]["command"]))
+    {
+        return Ok(Some(seconds));
+    }
+    let kind = if hook.get("httpGet").is_some() { "httpGet" } else { "exec" };
+    Err(format!("its own preStop {kind} would have to run after the drain, which lameduck can't do yet"))
+}
+
+/// `sleep 5`, on its own or by a shell.
+fn exec_sleep(command: &Value) -> Option<u64> {
+    let words: Option<Vec<&str>> = command.as_array()?.iter().map(Value::as_str).collect();
+    let words = match words?.as_slice() {
+        [shell, "-c", line] if matches!(base(shell), "sh" | "bash" | "ash") => {
+            line.split_whitespace().collect()
+        }
+        words => words.to_vec(),
+    };
+    match words.as_slice() {
+        [sleep, time] if base(sleep) == "sleep" => time.strip_suffix('s').unwrap_or(time).parse().ok(),
+        _ => None,
+    }
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Whether `NODE_OPTIONS` can name the preload.
+fn preload(
+    spec: &Map<String, Value>,
+    app: &Map<String, Value>,
+    wishes: &Wishes,
+    warnings: &mut Vec<String>,
+) -> bool {
+    let yes = |key| spec.get(key) == Some(&Value::Bool(true));
+    // The app isn't PID 1 then.
+    if wishes.pid1 != Pid1::Preload || yes("shareProcessNamespace") || yes("hostPID") {
+        return false;
+    }
+    let options = env(app, "NODE_OPTIONS");
+    let text = options.and_then(|var| var.get("value")).and_then(Value::as_str).unwrap_or_default();
+    let words = |key| app.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
+    let restricted = |word: &str| word.contains("--permission") || word.contains("--experimental-permission");
+    let mounted = app.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();
+    let why = if wishes.ordinary {
+        "an ordinary sidecar may start after the app"
+    } else if options.is_some_and(|var| var.get("valueFrom").is_some()) {
+        "its NODE_OPTIONS comes from elsewhere"
+    } else if restricted(text) || words("command").chain(words("args")).any(restricted) {
+        "Node's permissions forbid it"
+    } else if mounted.into_iter().any(|mount| mount["mountPath"] == DIR) {
+        "something else is mounted on /run/lameduck"
+    } else {
+        if options.is_none() && app.contains_key("envFrom") {
+            warnings.push("if its envFrom has NODE_OPTIONS, that is replaced: write it to env".to_owned());
+        }
+        return true;
+    };
+    let text = "no preload, so an app that is PID 1 and ignores SIGTERM takes the whole grace to end";
+    warnings.push(format!("{text}: {why} (lameduck.dev/pid1: share or leave)"));
+    false
+}
+
+/// Puts our annotations in; returns what was there.
+fn annotate(
+    metadata: &mut Map<String, Value>,
+    plan: &Plan,
+    app: &str,
+) -> Result<Vec<(String, Option<String>)>, String> {
+    let annotations = object(metadata, "annotations")?;
+    let probe = plan.probe.to_string();
+    let mut before = Vec::new();
+    for key in MESH {
+        let was = annotations.get(key).and_then(Value::as_str).map(str::to_owned);
+        let ports = match was.as_deref().map(str::trim).unwrap_or_default() {
+            "" => probe.clone(),
+            ports if ports == "*" || ports.split(',').any(|port| port.trim() == probe) => continue,
+            ports => format!("{ports},{probe}"),
+        };
+        annotations.insert(key.to_owned(), json!(ports));
+        before.push((key.to_owned(), was));
+    }
+    if !annotations.contains_key(DEFAULT_CONTAINER) {
+        annotations.insert(DEFAULT_CONTAINER.to_owned(), json!(app));
+        before.push((DEFAULT_CONTAINER.to_owned(), None));
+    }
+    Ok(before)
+}
+
+/// Ports, probes, hook and environment of the app's own container.
+fn change_app(app: &mut Map<String, Value>, parts: &Parts, record: &mut Record) -> Result<(), String> {
+    let plan = parts.plan;
+    for (place, port) in probes(app) {
+        if *port == json!(plan.was) || (port.is_string() && port.as_str() == plan.name.as_deref()) {
+            let before = std::mem::replace(port, json!(plan.app));
+            if before != *port {
+                record.probes.insert(place, before);
+            }
+        }
+    }
+    object(app, "lifecycle")?.insert("preStop".to_owned(), sidecar::hook("app", parts));
+    if plan.moved {
+        let all = list(app, "ports")?.iter_mut().filter_map(Value::as_object_mut);
+        for port in all.filter(|port| port.get("containerPort") == Some(&json!(plan.was))) {
+            port.insert("containerPort".to_owned(), json!(plan.listen));
+        }
+    } else {
+        set_env(app, "PORT", plan.app.to_string())?;
+    }
+    if parts.preload {
+        let options = env(app, "NODE_OPTIONS").and_then(|var| var["value"].as_str()).unwrap_or_default();
+        let options = format!("{options} {}", preload_option()).trim_start().to_owned();
+        set_env(app, "NODE_OPTIONS", options)?;
+        list(app, "volumeMounts")?.push(json!({ "name": NAME, "mountPath": DIR, "readOnly": true }));
+    }
+    Ok(())
+}
+
+fn set_env(app: &mut Map<String, Value>, name: &str, value: String) -> Result<(), String> {
+    let vars = list(app, "env")?;
+    match vars.iter_mut().rfind(|var| var["name"] == name).and_then(Value::as_object_mut) {
+        Some(var) => {
+            var.remove("valueFrom");
+            var.insert("value".to_owned(), json!(value));
+        }
+        None => vars.push(json!({ "name": name, "value": value })),
+    }
+    Ok(())
+}
+
+fn list<'a>(parent: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec<Value>, String> {
+    let list = parent.entry(key).or_insert(Value::Null);
+    if list.is_null() {
+        *list = json!([]);
+    }
+    list.as_array_mut().ok_or_else(|| format!("its {key} is no list"))
+}

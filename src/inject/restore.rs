@@ -1,0 +1,222 @@
+//! A pod as it was before its injection. Pure.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value, json};
+
+use super::annotations::INJECTED;
+use super::ports::{Plan, env};
+use super::sidecar::{NAME, is_hook, preload_option};
+
+/// What an injection changed, as it was before. It stands in the pod's `lameduck.dev/injected` annotation.
+#[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// The app.
+    pub container: String,
+    /// The number of the port that was moved to the proxy, and the proxy's.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub moved: Option<(u16, u16)>,
+    /// `PORT`, unless the port was moved: what it became, and its entry as it was.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<(u16, Option<Value>)>,
+    /// `NODE_OPTIONS`, if it was there and empty.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub options: Option<Value>,
+    /// Ports of probes: those that changed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub probes: BTreeMap<String, Value>,
+    /// What the probes' ports became.
+    pub app: u16,
+    /// The preStop hook, if there was one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pre_stop: Option<Value>,
+    /// terminationGracePeriodSeconds, if it was set.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub grace: Option<u64>,
+    /// Annotations that changed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub annotations: Vec<(String, Option<String>)>,
+    /// shareProcessNamespace was switched on: whether it was written before, as off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shared: Option<bool>,
+}
+
+impl Record {
+    /// Of an app that is still as its owner wrote it.
+    pub fn of(app: &Map<String, Value>, plan: &Plan, grace: Option<u64>) -> Self {
+        let pre_stop = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
+        Self {
+            container: app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
+            moved: plan.moved.then_some((plan.was, plan.listen)),
+            options: env(app, "NODE_OPTIONS")
+                .filter(|var| var["value"].as_str().is_none_or(str::is_empty))
+                .cloned(),
+            port: (!plan.moved).then(|| (plan.app, env(app, "PORT").cloned())),
+            app: plan.app,
+            pre_stop: pre_stop.filter(|hook| !hook.is_null()).cloned(),
+            grace,
+            ..Self::default()
+        }
+    }
+}
+
+/// The pod without what an injection put in; as it is, if there was none. What its owner changed since stays.
+///
+/// # Errors
+/// When the record can't be read, or the pod no longer looks like one.
+pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
+    let mut new = pod.as_object().ok_or("it is no object")?.clone();
+    let Some(text) = pod["metadata"]["annotations"][INJECTED].as_str() else { return Ok(new) };
+    let record: Record = serde_json::from_str(text)
+        .map_err(|error| format!("annotation {INJECTED} can't be read: {error}"))?;
+    annotations(object(&mut new, "metadata")?, &record)?;
+    if new.get("metadata") == Some(&json!({})) {
+        new.remove("metadata");
+    }
+    let spec = object(&mut new, "spec")?;
+    let set = sidecar_grace(spec);
+    for key in ["initContainers", "containers", "volumes"] {
+        take_out(spec, key, |item| item["name"] == NAME);
+    }
+    if spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64) == set {
+        put_back(spec, "terminationGracePeriodSeconds", record.grace.map(Value::from));
+    }
+    if let Some(written) = record.shared {
+        put_back(spec, "shareProcessNamespace", written.then_some(Value::Bool(false)));
+    }
+    let all = spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten();
+    let app = all.filter_map(Value::as_object_mut).find(|c| c.get("name") == Some(&json!(record.container)));
+    if let Some(app) = app {
+        restore_app(app, &record);
+    }
+    Ok(new)
+}
+
+/// The grace that the sidecar was told.
+fn sidecar_grace(spec: &Map<String, Value>) -> Option<u64> {
+    let lists = [spec.get("initContainers"), spec.get("containers")];
+    let mut all = lists.into_iter().flatten().filter_map(Value::as_array).flatten();
+    let args = all.find(|container| container["name"] == NAME)?["args"].as_array()?;
+    let grace = args.iter().filter_map(Value::as_str).find_map(|arg| arg.strip_prefix("--grace="))?;
+    grace.strip_suffix('s')?.parse().ok()
+}
+
+fn annotations(metadata: &mut Map<String, Value>, record: &Record) -> Result<(), String> {
+    let annotations = object(metadata, "annotations")?;
+    annotations.remove(INJECTED);
+    for (key, was) in &record.annotations {
+        put_back(annotations, key, was.as_ref().map(|was| json!(was)));
+    }
+    if annotations.is_empty() {
+        metadata.remove("annotations");
+    }
+    Ok(())
+}
+
+fn restore_app(app: &mut Map<String, Value>, record: &Record) {
+    if let Some((was, now)) = record.moved {
+        let ports = app.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten();
+        for port in
+            ports.filter_map(Value::as_object_mut).filter(|p| p.get("containerPort") == Some(&json!(now)))
+        {
+            port.insert("containerPort".to_owned(), json!(was));
+        }
+    }
+    for (place, port) in probes(app) {
+        if let Some(was) = record.probes.get(&place)
+            && *port == json!(record.app)
+        {
+            *port = was.clone();
+        }
+    }
+    if let Some(lifecycle) = app.get_mut("lifecycle").and_then(Value::as_object_mut) {
+        if lifecycle.get("preStop").is_some_and(is_hook) {
+            put_back(lifecycle, "preStop", record.pre_stop.clone());
+        }
+        if lifecycle.is_empty() {
+            app.remove("lifecycle");
+        }
+    }
+    take_out(app, "volumeMounts", |mount| mount["name"] == NAME);
+    restore_env(app, record);
+}
+
+fn restore_env(app: &mut Map<String, Value>, record: &Record) {
+    let Some(vars) = app.get_mut("env").and_then(Value::as_array_mut) else { return };
+    let text = record.port.as_ref().map(|(set, _)| set.to_string()).unwrap_or_default();
+    if let Some((_, was)) = &record.port
+        && let Some(n) = vars.iter().rposition(|var| var["name"] == "PORT" && var["value"] == text)
+    {
+        match was {
+            Some(was) => vars[n] = was.clone(),
+            None => drop(vars.remove(n)),
+        }
+    }
+    let options = vars.iter().rposition(|var| var["name"] == "NODE_OPTIONS");
+    if let Some(n) = options
+        && let Some(text) = vars[n]["value"].as_str()
+        && let Some(rest) = text.strip_suffix(&preload_option())
+    {
+        match rest.strip_suffix(' ') {
+            Some(rest) => vars[n]["value"] = json!(rest),
+            None => match &record.options {
+                Some(was) => vars[n] = was.clone(),
+                None => drop(vars.remove(n)),
+            },
+        }
+    }
+    if vars.is_empty() {
+        app.remove("env");
+    }
+}
+
+fn take_out(parent: &mut Map<String, Value>, key: &str, ours: impl Fn(&Value) -> bool) {
+    let Some(items) = parent.get_mut(key).and_then(Value::as_array_mut) else { return };
+    let before = items.len();
+    items.retain(|item| !ours(item));
+    if items.is_empty() && before > 0 {
+        parent.remove(key);
+    }
+}
+
+fn put_back(parent: &mut Map<String, Value>, key: &str, was: Option<Value>) {
+    match was {
+        Some(was) => drop(parent.insert(key.to_owned(), was)),
+        None => drop(parent.remove(key)),
+    }
+}
+
+/// The ports that the kubelet asks the app at, each with its place: probes' and the postStart hook's.
+pub fn probes(app: &mut Map<String, Value>) -> Vec<(String, &mut Value)> {
+    let mut found = Vec::new();
+    for (key, value) in app {
+        let handlers = match key.as_str() {
+            "livenessProbe" | "readinessProbe" | "startupProbe" => value.as_object_mut(),
+            "lifecycle" => value.get_mut("postStart").and_then(Value::as_object_mut),
+            _ => continue,
+        };
+        for (kind, handler) in handlers.into_iter().flatten() {
+            if let Some(port) = handler.get_mut("port") {
+                found.push((format!("{key}.{kind}"), port));
+            }
+        }
+    }
+    found
+}
+
+/// The object of this name, made if there is none.
+///
+/// # Errors
+/// When something else has the name.
+pub fn object<'a>(
+    parent: &'a mut Map<String, Value>,
+    key: &str,
+) -> Result<&'a mut Map<String, Value>, String> {
+    let value = parent.entry(key).or_insert(Value::Null);
+    if value.is_null() {
+        *value = json!({});
+    }
+    value.as_object_mut().ok_or_else(|| format!("its {key} is no object"))
+}

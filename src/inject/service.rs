@@ -1,0 +1,91 @@
+//! Services whose numeric target port follows the app's port to the proxy: by name, which resolves per pod. Pure.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value, json};
+
+use super::annotations::INJECTED;
+use super::restore::object;
+
+/// The Service as it was before an injection.
+///
+/// # Errors
+/// When its record can't be read.
+pub fn restored(service: &Value) -> Result<Value, String> {
+    let Some(text) = service["metadata"]["annotations"][INJECTED].as_str() else {
+        return Ok(service.clone());
+    };
+    let record: BTreeMap<String, Value> = serde_json::from_str(text)
+        .map_err(|error| format!("annotation {INJECTED} can't be read: {error}"))?;
+    let mut new = service.clone();
+    // A number is its owner's, written since.
+    for port in ports_mut(&mut new).filter(|port| port.get("targetPort").is_some_and(Value::is_string)) {
+        match record.get(&key(port)) {
+            Some(Value::Null) => drop(port.remove("targetPort")),
+            Some(number) => drop(port.insert("targetPort".to_owned(), number.clone())),
+            None => {}
+        }
+    }
+    if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
+        let annotations = object(metadata, "annotations")?;
+        annotations.remove(INJECTED);
+        if annotations.is_empty() {
+            metadata.remove("annotations");
+        }
+    }
+    Ok(new)
+}
+
+/// The numbers of the ports that the Service leads to.
+pub fn numbers(service: &Value) -> Vec<u16> {
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+    ports.filter_map(Value::as_object).filter_map(target).collect()
+}
+
+/// The Service (as its owner wrote it) with this number's target ports replaced by the name.
+///
+/// # Errors
+/// When its annotations can't take the record.
+pub fn retargeted(service: &Value, number: u16, name: &str) -> Result<Value, String> {
+    let mut new = service.clone();
+    let mut record: BTreeMap<String, Value> = service["metadata"]["annotations"][INJECTED]
+        .as_str()
+        .and_then(|text| serde_json::from_str(text).ok())
+        .unwrap_or_default();
+    for port in ports_mut(&mut new).filter(|port| target(port) == Some(number)) {
+        let was = port.insert("targetPort".to_owned(), json!(name));
+        record.insert(key(port), was.unwrap_or(Value::Null));
+    }
+    let metadata = object(new.as_object_mut().ok_or("it is no object")?, "metadata")?;
+    let record = serde_json::to_string(&record).map_err(|error| error.to_string())?;
+    object(metadata, "annotations")?.insert(INJECTED.to_owned(), json!(record));
+    Ok(new)
+}
+
+/// Whether the Service's pods have these labels.
+pub fn selects(service: &Value, labels: &Map<String, Value>) -> bool {
+    let selector = service["spec"]["selector"].as_object();
+    selector
+        .is_some_and(|all| !all.is_empty() && all.iter().all(|(key, value)| labels.get(key) == Some(value)))
+}
+
+fn ports_mut(service: &mut Value) -> impl Iterator<Item = &mut Map<String, Value>> {
+    let ports = service.pointer_mut("/spec/ports").and_then(Value::as_array_mut);
+    ports.into_iter().flatten().filter_map(Value::as_object_mut)
+}
+
+/// A TCP port's target when it is a number; left out, it is the port's own.
+fn target(port: &Map<String, Value>) -> Option<u16> {
+    let number = match port.get("targetPort") {
+        None | Some(Value::Null) => port.get("port"),
+        some => some,
+    };
+    let tcp = port.get("protocol").is_none_or(|protocol| protocol == "TCP");
+    number.and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok()).filter(|_| tcp)
+}
+
+/// A Service has each port and protocol once.
+fn key(port: &Map<String, Value>) -> String {
+    let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
+    format!("{}/{protocol}", port.get("port").unwrap_or(&Value::Null))
+}
