@@ -51,12 +51,12 @@ pub(super) enum Sub {
     /// Show what a running proxy does and who is in flight
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
-    /// Put the sidecar into Kubernetes manifests, as the webhook does with pods
+    /// Put the sidecar into Kubernetes manifests
     ///
     /// Prints all manifests, those that it leaves alone byte for byte; comments, order and quoting stay. Every
     /// workload is injected unless its lameduck.dev/inject annotation is disabled; other lameduck.dev annotations of
     /// its pods set the details. Doing it again changes nothing.
-    #[command(after_help = inject::EXIT_CODES)]
+    #[command(after_help = inject::ANNOTATIONS)]
     Inject(InjectArgs),
     /// Take the sidecar out of manifests that inject has changed
     #[command(after_help = inject::EXIT_CODES)]

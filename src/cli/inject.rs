@@ -10,6 +10,28 @@ use crate::inject::command::{Output, Request};
 use crate::inject::manifest::Task;
 use crate::inject::ports::Services;
 
+/// For `inject` alone: what a pod's owner can say.
+pub(super) const ANNOTATIONS: &str = "\
+Annotations of a pod (template), all lameduck.dev/NAME:
+  inject: disabled              leave this one alone
+  container, port               the app's, where there are several
+  app-port                      the proxy takes the container port, the app listens here
+  proxy-port, probe-port        where the proxy listens, and where the kubelet asks
+  sidecar: ordinary             for Kubernetes before 1.29
+  grace                         what terminationGracePeriodSeconds is raised to, as in 90s
+  pid1: preload | share | leave how an app as PID 1 without a handler gets to hear SIGTERM
+  image, image-pull-policy      the sidecar's
+  cpu-request, cpu-limit, memory-request, memory-limit
+  and these flags of `lameduck proxy`: access-log, body-timeout, control-listen, drain-readiness,
+  forwarded, head-timeout, idle-timeout, lame-duck, log-format, log-level, max-connections, max-head,
+  max-held, ready-check, ready-timeout, reserve, restart-grace, stream-spread, threads,
+  upstream-wait, warm-up, warm-up-count
+
+Exit codes:
+  0 = done; what can't be injected is left as it is, and the report on stderr says why
+  1 = with --check: something would change
+  2 = the command line is wrong, or a file could not be read, written or understood";
+
 pub(super) const EXIT_CODES: &str = "\
 Exit codes:
   0 = done; what can't be injected is left as it is, and the report on stderr says why

@@ -191,6 +191,14 @@ fn help_tells_the_exit_codes() {
     }
 }
 
+#[test]
+fn help_of_inject_tells_every_annotation_that_is_a_flag() {
+    let help = parse_at(words("lameduck inject --help"), &laptop()).unwrap_err().to_string();
+    for flag in crate::inject::annotations::FLAGS {
+        assert!(help.contains(&format!(" {flag}")), "{flag}");
+    }
+}
+
 /// The environment of this process must not change under other tests, so a child reads it.
 #[test]
 fn each_flag_can_come_from_the_environment_and_the_typed_one_wins() {

@@ -12,7 +12,7 @@ pub const INJECT: &str = "lameduck.dev/inject";
 pub const INJECTED: &str = "lameduck.dev/injected";
 
 /// Annotations that are the proxy's flags of the same name.
-const FLAGS: [&str; 22] = [
+pub const FLAGS: [&str; 22] = [
     "access-log",
     "body-timeout",
     "control-listen",
