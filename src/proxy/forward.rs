@@ -248,7 +248,7 @@ async fn upload<R: AsyncRead + AsRef<TcpStream> + Unpin>(
             return Ok(());
         }
         if filled {
-            buf.grow();
+            buf.grow(store);
         }
     }
     flow.uploaded.set(true);
@@ -416,7 +416,7 @@ where
             exchange.place.set_class(Class::Finite);
             first = false;
         } else if filled {
-            buf.grow();
+            buf.grow(&exchange.worker.store);
         }
         match buf.fill(app, &exchange.worker.store).await {
             Ok(0) if response.framing == Framing::UntilClose => break,
