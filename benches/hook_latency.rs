@@ -8,6 +8,7 @@ mod server;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::Path;
 use std::process::ExitCode;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
@@ -71,7 +72,9 @@ fn drain_once(scratch: &Scratch, run: usize) -> Result<f64> {
     let (listen, probe, upstream) = (free_address()?, free_address()?, app.local_addr()?);
     let dir = scratch.dir(&run.to_string())?;
     // A short grace only bounds the lame duck (a third of what grace leaves), so that a run takes a second or two.
-    let mut server = Server::start(lameduck(&dir, listen, upstream, probe, "11s"), &dir)?;
+    let binary = Path::new(env!("CARGO_BIN_EXE_lameduck"));
+    let command = lameduck(binary, &dir, listen, &upstream.to_string(), probe, "11s");
+    let mut server = Server::start(command, &dir)?;
     server.wait_for_answer(probe, "/livez").map_err(|error| format!("lameduck {error}"))?;
 
     let (asked, is_asked) = channel();

@@ -1,52 +1,79 @@
-//! lameduck, nginx and HAProxy before one fast upstream, in one run: a table and ratios to nginx.
+//! lameduck, nginx, HAProxy and Envoy before one fast app, in one run: what each costs, and the targets.
 //!
-//! `cargo bench --bench compare -- --rounds 5 --seconds 3 --only lameduck,nginx --json out.json`
+//! `cargo bench --bench compare -- --rounds 9 --seconds 1 --only lameduck,nginx --part load,quota --json out.json`
 
+mod app;
+mod binary;
+mod crowd;
 mod measure;
+mod pace;
+mod peers;
 mod proxy;
+mod quota;
 mod report;
+mod rows;
 mod server;
+mod targets;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Command, ExitCode};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-use measure::Scenario;
-use proxy::{Instance, Proxy, find, start_upstream};
+use app::App;
+use crowd::Act;
+use peers::find;
+use proxy::{Bench, Proxy};
 use report::Report;
 use server::{Result, Scratch};
 
-const INSTALL: &str = "get it with: apt-get install nginx-light haproxy wrk";
+const USAGE: &str = "usage: cargo bench --bench compare -- [OPTION...]
+  --rounds N         how often each load is put on each proxy (9)
+  --seconds S        how long each time (1)
+  --only NAME,...    lameduck, lameduck-unix, nginx, haproxy, haproxy-tcp, envoy, direct
+  --part NAME,...    load, start, idle, crowd, growth, quota
+  --binary PATH      the lameduck to measure (the musl build, made now)
+  --json FILE        every sample and the targets
+  --quick            one round and small crowds: whether every row works, not figures";
 
-const USAGE: &str =
-    "usage: cargo bench --bench compare -- [--rounds N] [--seconds S] [--only NAME,...] [--json FILE]
-names: lameduck, nginx, haproxy, haproxy-tcp, direct";
-
-const SCENARIOS: &[Scenario] = &[
-    Scenario { name: "64 connections", connections: 64, path: "/" },
-    Scenario { name: "1 connection", connections: 1, path: "/" },
-];
-
-/// Open files that we and each server may have: enough for the idle connections through HAProxy, two each.
+/// Open files that we and each server may have: enough for 10,000 connections through a proxy, two each.
 const OPEN_FILES: u64 = 20_000;
+
+/// Those that are started only to see what they hold.
+const PEERS: [Proxy; 5] = [Proxy::Lameduck, Proxy::Nginx, Proxy::Haproxy, Proxy::HaproxyTcp, Proxy::Envoy];
+
+/// A crowd's size for a quick look.
+const QUICK: usize = 500;
+
+const PARTS: [&str; 6] = ["load", "start", "idle", "crowd", "growth", "quota"];
 
 struct Options {
     rounds: usize,
     seconds: u64,
     proxies: Vec<Proxy>,
+    parts: Vec<String>,
+    binary: Option<PathBuf>,
     json: Option<PathBuf>,
+    quick: bool,
 }
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
+    if let [role, tcp, unix] = &arguments[..]
+        && role == "app"
+    {
+        return exit(allow_open_files().and_then(|_| app::serve(tcp, unix.as_ref())).map(|()| true));
+    }
     // `cargo bench` says --bench, `cargo test --benches` doesn't: there it is enough that this file compiles.
     if !arguments.iter().any(|argument| argument == "--bench") {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
     }
-    let complete = Options::parse(&arguments).and_then(|options| run(&options));
+    exit(Options::parse(&arguments).and_then(run))
+}
+
+fn exit(complete: Result<bool>) -> ExitCode {
     match complete {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
@@ -59,9 +86,21 @@ fn main() -> ExitCode {
 
 impl Options {
     fn parse(arguments: &[String]) -> Result<Self> {
-        let mut options = Self { rounds: 5, seconds: 3, proxies: Proxy::ALL.to_vec(), json: None };
+        let mut options = Self {
+            rounds: 9,
+            seconds: 1,
+            proxies: Proxy::ALL.to_vec(),
+            parts: PARTS.map(str::to_owned).to_vec(),
+            binary: None,
+            json: None,
+            quick: false,
+        };
         let mut arguments = arguments.iter().filter(|argument| *argument != "--bench");
         while let Some(option) = arguments.next() {
+            if option == "--quick" {
+                (options.quick, options.rounds) = (true, 1);
+                continue;
+            }
             let value = arguments.next().ok_or(USAGE)?;
             match option.as_str() {
                 "--rounds" => options.rounds = value.parse().ok().filter(|n| *n > 0).ok_or(USAGE)?,
@@ -70,112 +109,129 @@ impl Options {
                     let named = |name| Proxy::ALL.into_iter().find(|proxy| proxy.name() == name).ok_or(USAGE);
                     options.proxies = value.split(',').map(named).collect::<std::result::Result<_, _>>()?;
                 }
+                "--part" => options.parts = value.split(',').map(str::to_owned).collect(),
+                "--binary" => options.binary = Some(value.into()),
                 "--json" => options.json = Some(value.into()),
                 _ => return Err(USAGE.into()),
             }
+        }
+        if options.parts.iter().any(|part| !PARTS.contains(&part.as_str())) {
+            return Err(USAGE.into());
         }
         Ok(options)
     }
 }
 
 /// Measures and prints; false when lameduck itself had to be left out.
-fn run(options: &Options) -> Result<bool> {
-    let idle_connections = allow_open_files()?;
-    if find("nginx").is_none() {
-        return Err(format!("nginx is the upstream as well and is not installed; {INSTALL}").into());
-    }
-    println!("{}", machine());
+fn run(mut options: Options) -> Result<bool> {
+    let open_files = allow_open_files()?;
     let mut report = Report::default();
-    let wrk = find("wrk");
-    if wrk.is_none() {
-        report.notes.push(format!("no load figures: wrk is not installed; {INSTALL}"));
-    }
+    let binary = binary::choose(options.binary.as_deref(), "release", &mut report.notes)?;
+    report.add("binary", "MB", Proxy::Lameduck, fs::metadata(&binary)?.len() as f64 / 1e6);
+    println!("{}", machine());
     let scratch = Scratch::new("compare")?;
-    let (_upstream, upstream) = start_upstream(&scratch)?;
-    let mut instances = Vec::new();
-    for &proxy in &options.proxies {
-        match Instance::start(proxy, &scratch, upstream) {
-            Ok(instance) => instances.push(instance),
-            Err(error) if error.to_string().ends_with("not installed") => {
-                report.notes.push(format!("{} left out: {error}; {INSTALL}", proxy.name()));
-            }
-            Err(error) => report.notes.push(format!("{} left out: {error}", proxy.name())),
+    let bench = Bench { binary, app: App::start(&scratch)?, scratch };
+    let asked_for_us = options.proxies.contains(&Proxy::Lameduck);
+    options.proxies.retain(|proxy| match bench.start(*proxy) {
+        Ok(_) => true,
+        Err(error) => {
+            report.notes.push(format!("{} left out: {error}; {}", proxy.name(), proxy.how_to_get()));
+            false
+        }
+    });
+    let has_us = options.proxies.contains(&Proxy::Lameduck);
+    if options.quick {
+        report.notes.push(format!("--quick: where a figure says 10,000, it is {QUICK}"));
+    }
+    for part in PARTS.into_iter().filter(|part| options.parts.iter().any(|wanted| wanted == part)) {
+        eprintln!("{part}");
+        // What fails in one part does not take the others' figures away.
+        if let Err(error) = measure_part(part, &options, &bench, &mut report, open_files) {
+            report.notes.push(format!("{part}: {error}"));
         }
     }
 
-    for round in 1..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        if let Some(wrk) = &wrk {
-            for scenario in SCENARIOS {
-                load_round(&mut report, wrk, &instances, scenario, options.seconds)?;
-            }
-        }
-        for instance in instances.iter().filter(|instance| instance.proxy != Proxy::Direct) {
-            let fresh = Instance::start(instance.proxy, &scratch, upstream)?;
-            memory_round(&mut report, &fresh, idle_connections)?;
-        }
-    }
-
-    let proxies: Vec<Proxy> = instances.iter().map(|instance| instance.proxy).collect();
-    println!("\nMedian of {} rounds (ratio to nginx):\n\n{}", options.rounds, report.table(&proxies));
-    for note in &report.notes {
-        println!("{note}");
-    }
+    println!("\nMedians of {} rounds (ratio to nginx):\n", options.rounds);
+    println!("{}\n{}", report.table(&options.proxies), targets::markdown(&report));
+    report.notes.iter().for_each(|note| println!("{note}"));
     if let Some(file) = &options.json {
-        let text = serde_json::to_string_pretty(&report.json())?;
+        let mut json = report.json();
+        json["targets"] = targets::json(&report);
+        let text = serde_json::to_string_pretty(&json)?;
         fs::write(file, text + "\n").map_err(|error| format!("{}: {error}", file.display()))?;
     }
-    Ok(proxies.contains(&Proxy::Lameduck) || !options.proxies.contains(&Proxy::Lameduck))
+    Ok(has_us || !asked_for_us)
 }
 
-/// One load on each proxy in turn.
-fn load_round(
+fn measure_part(
+    part: &str,
+    options: &Options,
+    bench: &Bench,
     report: &mut Report,
-    wrk: &Path,
-    instances: &[Instance],
-    scenario: &Scenario,
-    seconds: u64,
+    open_files: usize,
 ) -> Result<()> {
-    let name = scenario.name;
-    for instance in instances {
-        let proxy = instance.proxy;
-        let load = measure::load(wrk, instance, scenario, seconds)
-            .map_err(|error| format!("{}, {name}: {error}", proxy.name()))?;
-        if let Some(cpu) = load.cpu_per_request {
-            report.add(&format!("CPU per request, {name}"), "µs", proxy, cpu);
+    let Options { rounds, seconds, quick, .. } = *options;
+    let among = |proxies: &[Proxy]| {
+        options.proxies.iter().copied().filter(|proxy| proxies.contains(proxy)).collect::<Vec<_>>()
+    };
+    // Some parts need fewer rounds than the noisy ones.
+    let few = rounds.min(3);
+    let all = if quick { QUICK } else { 10_000 };
+    // Two connections each through the proxy.
+    let tunnels = (all / 2).min(open_files.saturating_sub(500) / 2);
+    let in_flight = all.min(open_files.saturating_sub(500) / 2);
+    match part {
+        "load" => {
+            let instances =
+                options.proxies.iter().map(|proxy| bench.start(*proxy)).collect::<Result<Vec<_>>>()?;
+            for round in 1..=rounds {
+                eprintln!("  round {round} of {rounds}");
+                rows::loads(bench, report, &instances, seconds)?;
+            }
         }
-        report.add(&format!("throughput, {name}"), "requests/s", proxy, load.rate);
-        report.add(&format!("latency p50, {name}"), "µs", proxy, load.p50);
-        report.add(&format!("latency p99, {name}"), "µs", proxy, load.p99);
-        if let Some(errors) = load.errors {
-            report.notes.push(format!("{}, {name}: {errors}", proxy.name()));
+        "start" => {
+            for _ in 0..few {
+                for proxy in among(&PEERS) {
+                    rows::start(bench, report, proxy)?;
+                }
+            }
         }
+        "idle" => {
+            for proxy in among(&[Proxy::Lameduck, Proxy::Nginx, Proxy::Haproxy, Proxy::Envoy]) {
+                // HAProxy counts two files for each connection from the start.
+                let count = if proxy == Proxy::Haproxy { in_flight } else { all };
+                rows::idle(bench, report, proxy, count, Act::Rest)?;
+                rows::idle(bench, report, proxy, tunnels, Act::WebSocket)?;
+            }
+        }
+        "crowd" => {
+            for proxy in among(&[Proxy::Lameduck, Proxy::Nginx]) {
+                rows::burst(bench, report, proxy, all)?;
+            }
+            for _ in 0..few {
+                rows::drain(bench, report, all)?;
+            }
+        }
+        "growth" => {
+            if in_flight < all {
+                report.notes.push(format!(
+                    "10,000 in flight are {in_flight}: open files are limited to {open_files}"
+                ));
+            }
+            rows::growth(bench, report, Act::Rest, all, few, seconds)?;
+            rows::growth(bench, report, Act::Hang, in_flight, few, seconds)?;
+        }
+        _ => rows::quota(bench, report, few, seconds)?,
     }
     Ok(())
 }
 
-/// Start-up and memory of a proxy that has just started.
-fn memory_round(report: &mut Report, instance: &Instance, idle_connections: usize) -> Result<()> {
-    let proxy = instance.proxy;
-    let mut add = |name: &str, unit, sample| report.add(name, unit, proxy, sample);
-    let at_start = measure::memory(instance)?;
-    add("start to first answer", "ms", instance.start_up.as_secs_f64() * 1e3);
-    add("resident at start (RSS)", "MB", at_start.rss / 1e6);
-    add("resident at start (PSS)", "MB", at_start.pss / 1e6);
-    let (bytes, closed) = measure::idle(instance, idle_connections)?;
-    add(&format!("per idle connection ({idle_connections})"), "bytes", bytes);
-    if closed > 0 {
-        report.notes.push(format!("{} closed {closed} of the idle connections", proxy.name()));
-    }
-    Ok(())
-}
-
-/// Raises the limit on open files, for us and the servers that inherit it; returns how many idle connections fit.
+/// Raises the limit on open files, for us and the servers that inherit it, and returns it.
 fn allow_open_files() -> Result<usize> {
     let limit = getrlimit(Resource::Nofile);
     let files = limit.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
     setrlimit(Resource::Nofile, Rlimit { current: Some(files), maximum: limit.maximum })?;
-    Ok(5000.min(files as usize / 3))
+    Ok(files as usize)
 }
 
 /// What the figures were made on and with.

@@ -1,22 +1,15 @@
-//! What is measured of a running proxy: CPU and memory from `/proc`, load by wrk, idle connections.
+//! What is measured of a running proxy: CPU and memory from `/proc`, load by wrk.
 
 use std::fs;
-use std::net::{SocketAddr, TcpStream};
-use std::path::Path;
 use std::process::Command;
-use std::thread;
-use std::time::Duration;
 
-use socket2::SockRef;
-
-use crate::proxy::Instance;
-use crate::server::{Result, get, stat};
+use crate::app::LARGE;
+use crate::peers::find;
+use crate::proxy::{Bench, Instance};
+use crate::server::{Result, stat};
 
 /// Clock ticks per second in `/proc/<pid>/stat`: `USER_HZ`, 100 on every platform we build for.
 const TICKS: f64 = 100.0;
-
-/// How long idle connections are left alone before their memory is read; longer than lameduck's parking delay.
-const SETTLE: Duration = Duration::from_secs(3);
 
 /// What one load looks like.
 pub struct Scenario {
@@ -26,6 +19,8 @@ pub struct Scenario {
     pub connections: u32,
     /// The request's target.
     pub path: &'static str,
+    /// Each request carries a megabyte.
+    pub upload: bool,
 }
 
 /// What came of one load.
@@ -43,15 +38,17 @@ pub struct Load {
 }
 
 /// Puts one load on a proxy for that many seconds.
-pub fn load(wrk: &Path, instance: &Instance, scenario: &Scenario, seconds: u64) -> Result<Load> {
-    let mut command = Command::new(wrk);
+pub fn load(bench: &Bench, instance: &Instance, scenario: &Scenario, seconds: u64) -> Result<Load> {
+    let mut command = Command::new(find("wrk").ok_or("wrk is not installed")?);
     // One thread: it keeps up with any proxy here, and more would take turns with the proxy on two cores.
     command.args(["--latency", "--threads", "1", "--connections", &scenario.connections.to_string()]);
-    command.args([
-        "--duration",
-        &format!("{seconds}s"),
-        &format!("http://{}{}", instance.address, scenario.path),
-    ]);
+    command.args(["--duration", &format!("{seconds}s")]);
+    if scenario.upload {
+        let script = bench.scratch.dir("wrk")?.join("upload.lua");
+        fs::write(&script, format!("wrk.method = \"POST\"\nwrk.body = string.rep(\"x\", {LARGE})\n"))?;
+        command.arg("--script").arg(script);
+    }
+    command.arg(format!("http://{}{}", instance.address, scenario.path));
     let pids = instance.pids();
     let before = cpu(&pids)?;
     let output = command.output()?;
@@ -124,41 +121,11 @@ pub fn memory(instance: &Instance) -> Result<Memory> {
     Ok(memory)
 }
 
-/// Bytes that a proxy holds for each of `count` idle kept connections which each made one request.
-/// Also how many of them it had closed by then.
-pub fn idle(instance: &Instance, count: usize) -> Result<(f64, usize)> {
-    // Whatever is made once is made before: code pages, the pool's first connections.
-    for connection in open(instance.address, 100, 10)? {
-        drop(connection);
-    }
-    thread::sleep(SETTLE);
-    let before = memory(instance)?;
-    let connections = open(instance.address, count, 1)?;
-    thread::sleep(SETTLE);
-    let after = memory(instance)?;
-    let closed = connections.iter().filter(|connection| !is_open(connection)).count();
-    Ok(((after.pss - before.pss) / count as f64, closed))
-}
-
-/// Opens connections one after the other; each makes that many requests and is kept.
-fn open(address: SocketAddr, count: usize, requests: usize) -> Result<Vec<TcpStream>> {
-    let mut connections = Vec::with_capacity(count);
-    for _ in 0..count {
-        let mut connection = TcpStream::connect(address)?;
-        // Closed by a reset in the end, so that no port stays in TIME_WAIT and runs out over the rounds.
-        SockRef::from(&connection).set_linger(Some(Duration::ZERO))?;
-        for _ in 0..requests {
-            let status = get(&mut connection, "/", "")?;
-            if status != 200 {
-                return Err(format!("answered {status} on an idle connection's request").into());
-            }
-        }
-        connections.push(connection);
-    }
-    Ok(connections)
-}
-
-fn is_open(connection: &TcpStream) -> bool {
-    let waits = |error: std::io::Error| error.kind() == std::io::ErrorKind::WouldBlock;
-    connection.set_nonblocking(true).is_ok() && connection.peek(&mut [0]).is_err_and(waits)
+/// How many threads of a process have a name that begins so.
+pub fn threads(pid: u32, name: &str) -> Result<usize> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
+    let named = |task: &fs::DirEntry| {
+        fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.starts_with(name))
+    };
+    Ok(tasks.filter(named).count())
 }

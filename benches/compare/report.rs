@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::proxy::Proxy;
 
-/// What the ratios are to.
+/// What the ratios in the table of all figures are to.
 const BASE: Proxy = Proxy::Nginx;
 
 /// Every figure of a run, in the order they were first measured.
@@ -29,10 +29,11 @@ impl Figure {
         median(self.samples.get(&proxy)?)
     }
 
-    /// The median of each round's ratio to the same round's nginx: what disturbs a round disturbs both.
-    fn ratio(&self, proxy: Proxy) -> Option<f64> {
-        let (ours, base) = (self.samples.get(&proxy)?, self.samples.get(&BASE)?);
-        median(&ours.iter().zip(base).map(|(ours, base)| ours / base).collect::<Vec<_>>())
+    /// The median over the rounds of what `combine` makes of a round's two samples: what disturbs a round disturbs
+    /// both.
+    fn compare(&self, ours: Proxy, base: Proxy, combine: fn(f64, f64) -> f64) -> Option<f64> {
+        let (ours, base) = (self.samples.get(&ours)?, self.samples.get(&base)?);
+        median(&ours.iter().zip(base).map(|(ours, base)| combine(*ours, *base)).collect::<Vec<_>>())
     }
 }
 
@@ -47,6 +48,35 @@ impl Report {
         self.figures[index].samples.entry(proxy).or_default().push(sample);
     }
 
+    fn figure(&self, name: &str) -> Option<&Figure> {
+        self.figures.iter().find(|figure| figure.name == name)
+    }
+
+    /// The median of each round's ratio.
+    pub fn ratio(&self, figure: &str, ours: Proxy, base: Proxy) -> Option<f64> {
+        self.figure(figure)?.compare(ours, base, |ours, base| ours / base)
+    }
+
+    /// The median of each round's difference.
+    pub fn difference(&self, figure: &str, ours: Proxy, base: Proxy) -> Option<f64> {
+        self.figure(figure)?.compare(ours, base, |ours, base| ours - base)
+    }
+
+    /// The median over the rounds.
+    pub fn median(&self, figure: &str, proxy: Proxy) -> Option<f64> {
+        self.figure(figure)?.median(proxy)
+    }
+
+    /// lameduck's samples, one per round.
+    pub fn samples(&self, figure: &str) -> Option<&Vec<f64>> {
+        self.figure(figure)?.samples.get(&Proxy::Lameduck)
+    }
+
+    /// What a figure is in.
+    pub fn unit(&self, figure: &str) -> &'static str {
+        self.figure(figure).map_or("", |figure| figure.unit)
+    }
+
     /// The medians as a Markdown table, each with its ratio to nginx.
     pub fn table(&self, proxies: &[Proxy]) -> String {
         let mut rows = vec![vec!["figure".to_owned()]];
@@ -56,15 +86,7 @@ impl Report {
             row.extend(proxies.iter().map(|proxy| cell(figure, *proxy)));
             rows.push(row);
         }
-        let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
-        let widths: Vec<usize> = (0..=proxies.len()).map(width).collect();
-        let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
-        rows.insert(1, rule);
-        let line = |row: &Vec<String>| {
-            let cells = row.iter().zip(&widths).map(|(cell, width)| format!(" {cell:<width$} |"));
-            format!("|{}\n", cells.collect::<String>())
-        };
-        rows.iter().map(line).collect()
+        table(&rows)
     }
 
     /// Every sample, median and ratio.
@@ -72,7 +94,8 @@ impl Report {
         let figures = self.figures.iter().map(|figure| {
             let proxies = figure.samples.iter().map(|(proxy, samples)| {
                 let entry = json!({
-                    "median": median(samples), "ratio_to_nginx": figure.ratio(*proxy), "samples": samples,
+                    "median": median(samples), "samples": samples,
+                    "ratio_to_nginx": figure.compare(*proxy, BASE, |ours, base| ours / base),
                 });
                 (proxy.name().to_owned(), entry)
             });
@@ -82,14 +105,29 @@ impl Report {
     }
 }
 
+/// Rows of cells as a Markdown table; the first is its head.
+pub fn table(rows: &[Vec<String>]) -> String {
+    let columns = rows.first().map_or(0, Vec::len);
+    let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns).map(width).collect();
+    let rule: Vec<String> = widths.iter().map(|width| "-".repeat(*width)).collect();
+    let line = |row: &Vec<String>| {
+        let cells = row.iter().zip(&widths).map(|(cell, width)| format!(" {cell:<width$} |"));
+        format!("|{}\n", cells.collect::<String>())
+    };
+    let (head, body) = rows.split_at(rows.len().min(1));
+    head.iter().chain([&rule]).chain(body).map(line).collect()
+}
+
 fn cell(figure: &Figure, proxy: Proxy) -> String {
     let Some(median) = figure.median(proxy) else { return String::new() };
-    let ratio = figure.ratio(proxy).filter(|_| proxy != BASE);
+    let ratio = figure.compare(proxy, BASE, |ours, base| ours / base);
+    let ratio = ratio.filter(|ratio| proxy != BASE && ratio.is_finite());
     ratio.map_or_else(|| number(median), |ratio| format!("{} ({ratio:.2}×)", number(median)))
 }
 
-/// Three figures or more, with commas between thousands.
-fn number(value: f64) -> String {
+/// In three digits or more, with commas between thousands.
+pub fn number(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 10.0 => 2,
         v if v < 1000.0 => 1,
@@ -106,7 +144,7 @@ fn number(value: f64) -> String {
 }
 
 /// The middle one, or the mean of the two in the middle; none of nothing.
-fn median(values: &[f64]) -> Option<f64> {
+pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
     let upper = sorted.get(sorted.len() / 2)?;

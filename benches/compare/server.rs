@@ -49,19 +49,19 @@ pub fn free_address() -> Result<SocketAddr> {
 
 /// `lameduck proxy` as every benchmark runs it; the probe listener gets an address of its own.
 pub fn lameduck(
+    binary: &Path,
     dir: &Path,
     listen: SocketAddr,
-    upstream: SocketAddr,
+    upstream: &str,
     probe: SocketAddr,
     grace: &str,
 ) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_lameduck"));
+    let mut command = Command::new(binary);
     command.arg("proxy");
-    command.args(["--listen", &listen.to_string(), "--upstream", &upstream.to_string()]);
+    command.args(["--listen", &listen.to_string(), "--upstream", upstream]);
     command.args(["--probe-listen", &probe.to_string(), "--token", TOKEN]);
     command.arg("--control").arg(dir.join("control.sock"));
-    command.args(["--lame-duck", "0s", "--grace", grace, "--reserve", "5s"]);
-    command.args(["--threads", "2", "--log-format", "json"]);
+    command.args(["--lame-duck", "0s", "--grace", grace, "--reserve", "5s", "--log-format", "json"]);
     command
 }
 
@@ -115,26 +115,39 @@ impl Server {
         tree
     }
 
+    /// What it has said so far.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// The last lines of its log, newest first.
     fn last_words(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
-        log.lines().rev().take(3).map(|line| format!("\n  {line}")).collect()
+        self.log().lines().rev().take(3).map(|line| format!("\n  {line}")).collect()
     }
 }
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        // SIGTERM first, so that a parent reaps its workers; a drain that takes longer is not waited for.
+impl Server {
+    /// SIGTERM first, so that a parent reaps its workers, then SIGKILL for whoever takes longer than `patience`.
+    pub fn stop(&mut self, patience: Duration) {
         let pids = self.pids();
         signal(self.child.id(), Signal::TERM);
         let asked = Instant::now();
         while matches!(self.child.try_wait(), Ok(None)) {
-            if asked.elapsed() > Duration::from_secs(1) {
+            if asked.elapsed() > patience {
                 pids.iter().for_each(|pid| signal(*pid, Signal::KILL));
                 let _ = self.child.wait();
                 return;
             }
             thread::sleep(Duration::from_millis(1));
+        }
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        // A drain that takes longer is not waited for.
+        if matches!(self.child.try_wait(), Ok(None)) {
+            self.stop(Duration::from_secs(1));
         }
     }
 }

@@ -9,10 +9,11 @@ use tokio::io::AsyncRead;
 
 /// What a buffer has room for at first, in bytes.
 pub const SIZE: usize = 16 * 1024;
-/// What it grows to while a body fills it at each read.
-const MOST: usize = 128 * 1024;
-/// Buffers that the store keeps.
+/// What it grows to once a body fills it at one read.
+const LARGE: usize = 128 * 1024;
+/// Buffers that the store keeps, and large ones.
 const KEPT: usize = 64;
+const KEPT_LARGE: usize = 4;
 
 /// Bytes that were read and not yet used.
 #[derive(Debug, Default)]
@@ -85,11 +86,11 @@ impl Buffer {
         }
     }
 
-    /// A body filled all of it at one read: larger reads cost less.
-    pub fn grow(&mut self) {
-        if self.is_empty() && self.bytes.capacity() < MOST {
-            self.start = 0;
-            self.bytes = Vec::with_capacity((self.bytes.capacity() * 2).max(SIZE));
+    /// A body filled all of it at one read: larger reads cost less. Both rooms go by the store, since musl's malloc maps
+    /// and unmaps each of this size, and every page of it faults anew.
+    pub fn grow(&mut self, store: &Store) {
+        if self.is_empty() && self.bytes.capacity() < LARGE {
+            store.give(std::mem::replace(&mut self.bytes, store.take_large()));
         }
     }
 
@@ -117,6 +118,7 @@ fn poll_append<R: AsyncRead + Unpin>(
 #[derive(Debug, Default)]
 pub struct Store {
     free: RefCell<Vec<Vec<u8>>>,
+    large: RefCell<Vec<Vec<u8>>>,
 }
 
 impl Store {
@@ -125,12 +127,22 @@ impl Store {
         self.free.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(SIZE))
     }
 
-    /// Keeps the vector's room for the next one, if it is of the usual size.
+    /// One with more room, for a body.
+    fn take_large(&self) -> Vec<u8> {
+        self.large.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(LARGE))
+    }
+
+    /// Keeps the vector's room for the next one, if it is of a usual size.
     pub fn give(&self, mut bytes: Vec<u8>) {
-        let mut free = self.free.borrow_mut();
-        if bytes.capacity() == SIZE && free.len() < KEPT {
+        let (kept, most) = match bytes.capacity() {
+            SIZE => (&self.free, KEPT),
+            LARGE => (&self.large, KEPT_LARGE),
+            _ => return,
+        };
+        let mut kept = kept.borrow_mut();
+        if kept.len() < most {
             bytes.clear();
-            free.push(bytes);
+            kept.push(bytes);
         }
     }
 }

@@ -206,7 +206,7 @@ async fn upload<R: AsyncRead + AsRef<TcpStream> + Unpin>(
             return Ok(());
         }
         if filled {
-            buf.grow();
+            buf.grow(&exchange.worker.store);
         }
     }
     flow.uploaded.set(true);

@@ -64,7 +64,7 @@ where
             exchange.place.set_class(Class::Finite);
             first = false;
         } else if filled {
-            buf.grow();
+            buf.grow(&exchange.worker.store);
         }
         match buf.fill(app, &exchange.worker.store).await {
             Ok(0) if response.framing == Framing::UntilClose => break,
