@@ -116,10 +116,19 @@ impl Parking {
             .filter(|(_, parked)| parked.connected.is_some())
             .map(|(key, _)| key)
             .collect();
-        for key in open {
-            let unread = self.parked.borrow().get(key).is_some_and(|parked| has_unread(&parked.stream));
-            if unread { self.serve(worker, key) } else { self.close(worker, key) }
+        // A look at the set before every few, instead of one at each socket: a request comes hardly in between.
+        for few in open.chunks(32) {
+            while self.serve_ready(worker).is_ok_and(|served| served > 0) {}
+            few.iter().for_each(|key| self.close(worker, *key));
         }
+    }
+
+    /// Serves those of which the kernel says that something has come; how many.
+    fn serve_ready(&self, worker: &Rc<Worker>) -> io::Result<usize> {
+        let mut events = [const { MaybeUninit::uninit() }; EVENTS];
+        let (happened, _) = epoll::wait(&self.set, &mut events, Some(&Default::default()))?;
+        happened.iter().for_each(|event| self.serve(worker, event.data.u64() as usize));
+        Ok(happened.len())
     }
 
     /// Makes a task of it again; one that we have closed has ended.
@@ -150,13 +159,8 @@ pub async fn run(worker: Rc<Worker>) -> io::Result<()> {
         tokio::select! {
             ready = set.readable() => {
                 let mut ready = ready?;
-                let mut events = [const { MaybeUninit::uninit() }; EVENTS];
-                let (happened, _) = epoll::wait(&parking.set, &mut events, Some(&Default::default()))?;
-                if happened.len() < EVENTS {
+                if parking.serve_ready(&worker)? < EVENTS {
                     ready.clear_ready();
-                }
-                for event in happened {
-                    parking.serve(&worker, event.data.u64() as usize);
                 }
             }
             () = parking.wake.notified() => {
