@@ -32,6 +32,10 @@ pub struct Refused;
 #[must_use = "dropping it says that the work has ended"]
 pub struct InFlight<'g>(&'g Gate);
 
+/// One tunnel in flight: an [`InFlight`] that outlives the connection's first task.
+#[must_use = "dropping it says that the work has ended"]
+pub struct InFlightTunnel(Arc<Gate>);
+
 /// One open client connection.
 #[must_use = "dropping it says that no request can come over the connection any more"]
 #[derive(Debug)]
@@ -139,6 +143,15 @@ impl Gate {
         false
     }
 
+    /// One less in flight.
+    fn leave(&self) {
+        let before = self.word.fetch_sub(1, Ordering::AcqRel);
+        let last = (before & COUNT) - 1 <= self.held.load(Ordering::Acquire);
+        if last && (phase_of(before) != Phase::Serving || self.holding()) {
+            (self.on_idle)();
+        }
+    }
+
     /// Tells the drain when somebody may be waiting for this: always outside of plain serving.
     fn tell_if_idle(&self) {
         if self.phase() != Phase::Serving || self.holding() {
@@ -153,13 +166,24 @@ impl std::fmt::Debug for Gate {
     }
 }
 
+impl InFlight<'_> {
+    /// Goes on counting the same work as a tunnel's. `gate` is the one that admitted it.
+    pub fn into_tunnel(self, gate: &Arc<Gate>) -> InFlightTunnel {
+        debug_assert!(std::ptr::eq(self.0, Arc::as_ptr(gate)), "another gate");
+        std::mem::forget(self);
+        InFlightTunnel(gate.clone())
+    }
+}
+
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        let before = self.0.word.fetch_sub(1, Ordering::AcqRel);
-        let last = (before & COUNT) - 1 <= self.0.held.load(Ordering::Acquire);
-        if last && (phase_of(before) != Phase::Serving || self.0.holding()) {
-            (self.0.on_idle)();
-        }
+        self.0.leave();
+    }
+}
+
+impl Drop for InFlightTunnel {
+    fn drop(&mut self) {
+        self.0.leave();
     }
 }
 

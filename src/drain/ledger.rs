@@ -160,6 +160,16 @@ impl std::ops::Deref for Place {
     }
 }
 
+impl Place {
+    /// A place with the same work for another task, which registers anew.
+    pub fn hand_over(self) -> Self {
+        self.ledger.assign();
+        let place = self.ledger.enter(self.peer);
+        *lock(&place.work) = std::mem::take(&mut *lock(&self.work));
+        place
+    }
+}
+
 impl Drop for Place {
     fn drop(&mut self) {
         lock(&self.ledger.entries).remove(self.key);

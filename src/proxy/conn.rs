@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
+use tokio::task::spawn_local;
 
 use super::buffer::Buffer;
 use super::error::{self, Failure};
@@ -19,9 +20,10 @@ use super::headers::{self, Reject, Request, Sender, Upgrade};
 use super::linger::linger;
 use super::park;
 use super::plane::Worker;
-use super::upgrade;
+use super::record::Record;
+use super::upgrade::Tunnel;
 use crate::drain::gate::{Connected, InFlight};
-use crate::drain::ledger::{Class, Place};
+use crate::drain::ledger::Place;
 use crate::metrics::{Ended, add};
 
 /// A connection that was just accepted has its first request on the way: a drain gives it so long to come.
@@ -30,8 +32,7 @@ const FRESH: Duration = Duration::from_secs(1);
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How a connection closes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Close {
+pub enum Close {
     /// The peer has gone already.
     Gone,
     /// Our end first, then theirs, bounded, so that the last answer isn't lost.
@@ -40,6 +41,8 @@ enum Close {
     Reset,
     /// Not at all: it is parked until its next request.
     Rests,
+    /// Not yet: it is a tunnel to the app now.
+    Tunnels(Box<Tunnel>),
 }
 
 /// Serves a connection that was just accepted.
@@ -56,7 +59,6 @@ pub async fn serve(
     accepted: Option<Instant>,
     worker: Rc<Worker>,
 ) {
-    let plane = worker.plane.clone();
     let place = worker.ledger.enter(peer);
     let close = {
         let (reader, writer) = stream.split();
@@ -70,24 +72,35 @@ pub async fn serve(
         })
         .await
     };
-    drop(place);
     match close {
-        Close::Gone => {}
-        Close::Reset => exchange::reset_on_close(&stream),
+        // A task of its own, which is a fraction of this one's size.
+        Close::Tunnels(tunnel) => {
+            let place = place.hand_over();
+            spawn_local(tunnel.run(stream, place, connected, worker));
+        }
         Close::Rests => {
+            drop(place);
             if let Ok(stream) = stream.into_std() {
                 // A kernel that has no room for one more event has none for another connection either.
                 let _ = worker.parking.park(stream, peer, connected);
             }
         }
+        Close::Reset => exchange::reset_on_close(&stream),
+        Close::Gone => {}
         Close::Linger => {
-            plane.lingering.fetch_add(1, Ordering::AcqRel);
-            let _ = stream.shutdown().await;
-            drop(connected);
-            linger(stream, &worker.store).await;
-            plane.lingering.fetch_sub(1, Ordering::AcqRel);
+            drop(place);
+            shut(stream, connected, &worker).await;
         }
     }
+}
+
+/// Our end first, then theirs.
+pub async fn shut(mut stream: TcpStream, connected: Connected, worker: &Worker) {
+    worker.plane.lingering.fetch_add(1, Ordering::AcqRel);
+    let _ = stream.shutdown().await;
+    drop(connected);
+    linger(stream, &worker.store).await;
+    worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
 }
 
 async fn serve_requests<R, W>(
@@ -187,33 +200,28 @@ where
     }
     let unread = client.buf.unread();
     place.begin(&unread[request.method.clone()], &unread[request.target.clone()], since);
-    let line = worker.plane.settings.access_log.then(|| AccessLine::new(unread, &request, &client.peer));
+    let record = Record::new(since, unread, &request, &client.peer, worker.plane.settings.access_log);
     client.buf.consume(request.len);
 
     let exchange = Exchange { worker, place, request: &request, flow: Flow::default() };
     let finish = forward(client, &exchange, head).await;
+    let flow = &exchange.flow;
     let (ended, close) = match finish {
-        Ok(Finish::Answered(ended)) => (ended, exchange.flow.close.get().then_some(Close::Linger)),
+        Ok(Finish::Answered(ended)) => (ended, flow.close.get().then_some(Close::Linger)),
         Ok(Finish::Upgraded(app, app_buf)) => {
             let websocket = request.upgrade == Upgrade::WebSocket;
-            place.set_class(if websocket { Class::WebSocket } else { Class::Tunnel });
-            let ended = upgrade::tunnel(client, &exchange, app, app_buf).await;
-            (ended, Some(if ended == Ended::Cut { Close::Reset } else { Close::Linger }))
+            let client_buf = std::mem::take(&mut client.buf);
+            let in_flight = in_flight.map(|in_flight| in_flight.into_tunnel(&worker.plane.gate));
+            let totals = flow.totals();
+            let tunnel = Tunnel { app, app_buf, client_buf, websocket, in_flight, record, totals };
+            return Some(Close::Tunnels(Box::new(tunnel)));
         }
         Err(failure) => {
             let (ended, close) = fail(client, &exchange, failure).await;
             (ended, Some(close))
         }
     };
-    let flow = &exchange.flow;
-    add(&worker.shard.received, flow.received.get() + request.len as u64);
-    add(&worker.shard.sent, flow.sent.get());
-    if !request.probe {
-        worker.shard.request(flow.status.get(), ended, since.elapsed());
-    }
-    if let Some(line) = line {
-        line.write(flow, ended, since.elapsed());
-    }
+    record.write(worker, flow.totals(), ended);
     close
 }
 
@@ -296,35 +304,5 @@ async fn refuse<R, W: AsyncWrite + Unpin>(
     match tokio::time::timeout(LAST_WORD, client.writer.write_all(&answer)).await {
         Ok(Ok(())) => Close::Linger,
         _ => Close::Reset,
-    }
-}
-
-/// What the access log says of a request beyond what its flow knows.
-struct AccessLine {
-    method: String,
-    path: String,
-    peer: String,
-}
-
-impl AccessLine {
-    fn new(head: &[u8], request: &Request, peer: &str) -> Self {
-        let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&head[range]).into_owned();
-        let mut path = text(request.target.clone());
-        path.truncate(path.find('?').unwrap_or(path.len()));
-        Self { method: text(request.method.clone()), path, peer: peer.to_owned() }
-    }
-
-    fn write(&self, flow: &Flow, ended: Ended, took: Duration) {
-        tracing::info!(
-            target: "access",
-            method = self.method,
-            path = self.path,
-            status = flow.status.get(),
-            received = flow.received.get(),
-            sent = flow.sent.get(),
-            ms = took.as_millis() as u64,
-            ended = ended.name(),
-            peer = self.peer,
-        );
     }
 }

@@ -2,7 +2,6 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
-use std::hash::{BuildHasher, RandomState};
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -15,6 +14,7 @@ use super::buffer::{self, Buffer};
 use super::error::{Failure, Progress};
 use super::headers::{Answer, Framing, Request, Response, Upgrade};
 use super::plane::Worker;
+use super::record::Totals;
 use super::sendq;
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
@@ -246,20 +246,6 @@ impl Exchange<'_> {
         self.flow.replayable.get() && (unsent || self.request.idempotent)
     }
 
-    /// Returns when this stream is to end: at random within the spread that the drain gives.
-    pub async fn stream_end(&self) {
-        let plane = &self.worker.plane;
-        let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
-        loop {
-            let spread = poll_fn(|_| plane.streams_end().map_or(Poll::Pending, Poll::Ready)).await;
-            tokio::time::sleep(spread.mul_f64(share)).await;
-            // Not if somebody resumed meanwhile.
-            if plane.streams_end().is_some() {
-                return;
-            }
-        }
-    }
-
     /// Counts bytes of the request's body.
     pub fn received(&self, n: usize) {
         self.flow.received.set(self.flow.received.get() + n as u64);
@@ -279,6 +265,13 @@ impl Exchange<'_> {
     pub fn answered_early(&self) {
         self.flow.early.set(true);
         self.client_owes(&self.flow.reading, true);
+    }
+}
+
+impl Flow {
+    /// For the record.
+    pub fn totals(&self) -> Totals {
+        Totals { status: self.status.get(), received: self.received.get(), sent: self.sent.get() }
     }
 }
 

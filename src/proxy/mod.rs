@@ -12,6 +12,7 @@ pub mod linger;
 pub mod listen;
 pub mod park;
 pub mod plane;
+pub mod record;
 pub mod relay;
 pub mod sendq;
 pub mod upgrade;

@@ -1,8 +1,11 @@
 //! What the threads of the data plane share, and what each has for itself.
 
+use std::future::poll_fn;
+use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::config::Settings;
@@ -102,6 +105,19 @@ impl Plane {
     pub fn streams_end(&self) -> Option<Duration> {
         let ms = self.stream_spread_ms.load(Ordering::Acquire);
         (ms != STREAMS_STAY).then(|| Duration::from_millis(ms))
+    }
+
+    /// Returns when a stream is to end: at random within the spread that the drain gives.
+    pub async fn stream_end(&self) {
+        let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+        loop {
+            let spread = poll_fn(|_| self.streams_end().map_or(Poll::Pending, Poll::Ready)).await;
+            tokio::time::sleep(spread.mul_f64(share)).await;
+            // Not if somebody resumed meanwhile.
+            if self.streams_end().is_some() {
+                return;
+            }
+        }
     }
 
     /// What runs, oldest first.

@@ -93,7 +93,7 @@ where
 {
     let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
     let mut told = false;
-    let mut end = pin!(exchange.stream_end());
+    let mut end = pin!(exchange.worker.plane.stream_end());
     let ended = loop {
         content.clear();
         let n =

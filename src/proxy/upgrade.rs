@@ -2,7 +2,9 @@
 //! Close frame on a frame boundary; any other tunnel can only run on until the deadline.
 
 use std::cell::Cell;
-use std::future::{pending, poll_fn};
+use std::future::{Future, pending, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -11,16 +13,38 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, Store};
+use super::conn::shut;
 use super::error::Failure;
-use super::exchange::{Client, Exchange};
+use super::exchange::reset_on_close;
 use super::frames::{Frames, close_to_app, close_to_client};
-use super::headers::Upgrade;
+use super::plane::Worker;
+use super::record::{Record, Totals};
+use crate::drain::gate::{Connected, InFlightTunnel};
+use crate::drain::ledger::{Class, Place};
 use crate::metrics::Ended;
 use crate::upstream::Stream;
 
 /// Both sides have so long to answer a Close of ours.
 const CLOSING: Duration = Duration::from_secs(2);
+
+/// An upgraded connection, ready to be relayed.
+pub struct Tunnel {
+    /// The app's connection, and what was read from it and not yet passed on.
+    pub app: Stream,
+    /// See `app`.
+    pub app_buf: Buffer,
+    /// What was read from the client and not yet passed on.
+    pub client_buf: Buffer,
+    /// A WebSocket, whose frames are followed.
+    pub websocket: bool,
+    /// Counted until the tunnel closes; a probe isn't.
+    pub in_flight: Option<InFlightTunnel>,
+    /// Written once it has closed.
+    pub record: Record,
+    /// Of the handshake.
+    pub totals: Totals,
+}
 
 /// What the two directions know of each other.
 #[derive(Default)]
@@ -34,65 +58,72 @@ struct Ends {
     received: Cell<u64>,
 }
 
-/// Relays until both sides have ended, or the drain ends it.
-pub async fn tunnel<R, W>(
-    client: &mut Client<R, W>,
-    exchange: &Exchange<'_>,
-    mut app: Stream,
-    mut app_buf: Buffer,
-) -> Ended
-where
-    R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + AsRef<TcpStream> + Unpin,
-{
-    let ends = Ends::default();
-    let websocket = exchange.request.upgrade == Upgrade::WebSocket;
-    let (mut app_reader, mut app_writer) = app.split();
-    let Client { reader, writer, buf, .. } = client;
-    keep_alive((*reader).as_ref());
-    let to_app: &[u8] = &close_to_app();
-    let to_client: &[u8] = &close_to_client();
-    let up =
-        direction(exchange, &ends, reader, buf, &mut app_writer, websocket.then_some(to_app), &ends.received);
-    let down = direction(
-        exchange,
-        &ends,
-        &mut app_reader,
-        &mut app_buf,
-        writer,
-        websocket.then_some(to_client),
-        &ends.sent,
-    );
-    // A direction that fails takes the other with it: nobody is left to read that one.
-    let both = async { tokio::try_join!(up, down).map(drop) };
-    let told = async {
-        if !websocket {
-            return pending().await;
+impl Tunnel {
+    /// Relays until both sides have ended, or the drain ends it, and closes the client's connection.
+    pub async fn run(
+        mut self: Box<Self>,
+        mut client: TcpStream,
+        place: Place,
+        connected: Connected,
+        worker: Rc<Worker>,
+    ) {
+        place.set_class(if self.websocket { Class::WebSocket } else { Class::Tunnel });
+        keep_alive(&client);
+        let ends = Ends::default();
+        let ended = {
+            let mut relaying = pin!(self.relay(&mut client, &worker, &ends));
+            poll_fn(|cx| {
+                place.register(cx);
+                match relaying.as_mut().poll(cx) {
+                    Poll::Pending if worker.plane.forced() => Poll::Ready(Ended::Cut),
+                    polled => polled,
+                }
+            })
+            .await
+        };
+        self.totals.sent += ends.sent.get();
+        self.totals.received += ends.received.get();
+        self.record.write(&worker, self.totals, ended);
+        drop((self, place));
+        match ended {
+            Ended::Cut => reset_on_close(&client),
+            _ => shut(client, connected, &worker).await,
         }
-        exchange.stream_end().await;
-        ends.told.set(true);
-        ends.ours_sent.notified().await;
-        tokio::time::sleep(CLOSING).await;
-        Ok(())
-    };
-    exchange.place.set_deadline(0);
-    // `told` first: it sets what the directions look at in the same poll.
-    let ended = exchange
-        .bounded(async {
-            tokio::select! {
-                biased;
-                ended = told => ended,
-                ended = both => ended,
+    }
+
+    async fn relay(&mut self, client: &mut TcpStream, worker: &Worker, ends: &Ends) -> Ended {
+        let Self { app, app_buf, client_buf, websocket, .. } = self;
+        let (mut app_reader, mut app_writer) = app.split();
+        let (mut reader, mut writer) = client.split();
+        let (to_app, to_client) = (close_to_app(), close_to_client());
+        let to_app = websocket.then_some(&to_app[..]);
+        let to_client = websocket.then_some(&to_client[..]);
+        let store = &worker.store;
+        let up = direction(store, ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.received);
+        let down = direction(store, ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.sent);
+        // A direction that fails takes the other with it: nobody is left to read that one.
+        let both = async { tokio::try_join!(up, down).map(drop) };
+        let told = async {
+            if !*websocket {
+                return pending().await;
             }
-        })
-        .await;
-    exchange.flow.sent.set(exchange.flow.sent.get() + ends.sent.get());
-    exchange.flow.received.set(exchange.flow.received.get() + ends.received.get());
-    match ended {
-        Err(Failure::Forced) => Ended::Cut,
-        _ if ends.ours.get() => Ended::WebSocketEnded,
-        Err(_) => Ended::ClientGone,
-        Ok(()) => Ended::Complete,
+            worker.plane.stream_end().await;
+            ends.told.set(true);
+            ends.ours_sent.notified().await;
+            tokio::time::sleep(CLOSING).await;
+            Ok(())
+        };
+        // `told` first: it sets what the directions look at in the same poll.
+        let ended = tokio::select! {
+            biased;
+            ended = told => ended,
+            ended = both => ended,
+        };
+        match ended {
+            _ if ends.ours.get() => Ended::WebSocketEnded,
+            Err(_) => Ended::ClientGone,
+            Ok(()) => Ended::Complete,
+        }
     }
 }
 
@@ -106,7 +137,7 @@ fn keep_alive(client: &TcpStream) {
 /// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, the sink gets
 /// that frame at the next boundary, and what the source still sends is read and dropped until it closes too.
 async fn direction<S, D>(
-    exchange: &Exchange<'_>,
+    store: &Store,
     ends: &Ends,
     source: &mut S,
     buf: &mut Buffer,
@@ -145,7 +176,7 @@ where
             sink.write_all(close).await.map_err(|_| Failure::ClientGone)?;
         }
         let waits_to_end = close.is_some() && !closed_by_us && !ends.told.get();
-        let read = poll_fn(|cx| match buf.poll_fill(cx, source, &exchange.worker.store) {
+        let read = poll_fn(|cx| match buf.poll_fill(cx, source, store) {
             Poll::Ready(read) => Poll::Ready(read.map_err(|_| Failure::ClientGone)),
             Poll::Pending if waits_to_end && ends.told.get() => Poll::Ready(Ok(usize::MAX)),
             Poll::Pending => Poll::Pending,
