@@ -116,7 +116,11 @@ mod tests {
             for cut in [0, 1, 2, 3, bytes.len() / 2, bytes.len() - 1] {
                 let mut frames = Frames::default();
                 frames.follow(&bytes[..cut]);
-                assert_eq!(frames.at_boundary(), cut == 0 || cut == bytes.len(), "length {length} cut at {cut}");
+                assert_eq!(
+                    frames.at_boundary(),
+                    cut == 0 || cut == bytes.len(),
+                    "length {length} cut at {cut}"
+                );
                 assert_eq!(frames.follow(&bytes[cut..]), bytes.len() - cut);
                 assert!(frames.at_boundary() && !frames.closed());
             }
