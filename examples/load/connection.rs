@@ -1,11 +1,11 @@
 //! One HTTP/1.1 connection, read byte by byte as it comes, so that each way of ending is told apart.
 
 use std::io::{self, ErrorKind};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 
 use crate::report::Loss;
@@ -45,8 +45,13 @@ pub enum Part {
 }
 
 impl Connection {
-    pub async fn open(addr: SocketAddr) -> Result<Self, Loss> {
-        let stream = match timeout(PATIENCE, TcpStream::connect(addr)).await {
+    pub async fn open(addr: SocketAddr, from: Option<IpAddr>) -> Result<Self, Loss> {
+        let socket = if addr.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() };
+        let socket = socket.map_err(Loss::Refused)?;
+        if let Some(from) = from {
+            socket.bind(SocketAddr::new(from, 0)).map_err(Loss::Refused)?;
+        }
+        let stream = match timeout(PATIENCE, socket.connect(addr)).await {
             Ok(connected) => connected.map_err(Loss::Refused)?,
             Err(_) => return Err(Loss::TimedOut),
         };

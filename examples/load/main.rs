@@ -6,22 +6,24 @@
 //!
 //! It talks to the apps beside it (`slow`, `chat`), goes on until its input ends and `--requests` have been made,
 //! then lets what runs finish and prints one JSON object. It retries nothing, honours `Connection: close`, and
-//! never sends on a connection whose end it has seen.
+//! never sends on a connection whose end it has seen. It begins once every address takes a connection.
 
 mod connection;
 mod report;
 mod work;
 
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use clap::Parser;
 
+use connection::Connection;
 use report::Report;
-use work::{Kind, Worker};
+use work::{Kind, Servers, Worker};
 
 /// Makes requests until its input ends, and prints what was lost as JSON.
 #[derive(Debug, Parser)]
@@ -37,6 +39,9 @@ struct Arguments {
         default_value = "keep-alive:20,new:8,slow:10,long:6,stream:6,upload:4,download:2,idle:6,events:4"
     )]
     kinds: Vec<(Kind, u32)>,
+    /// Come from this address instead of the one that the route has
+    #[arg(long)]
+    from: Option<IpAddr>,
     /// Go on past the input's end until so many requests have been made
     #[arg(long, default_value_t = 0)]
     requests: u64,
@@ -66,12 +71,18 @@ fn main() -> ExitCode {
 
 async fn run(arguments: Arguments, input_ended: Arc<AtomicBool>) -> Arc<Report> {
     let report = Arc::new(Report::default());
-    let addrs: Arc<[SocketAddr]> = arguments.addr.into();
+    let servers = Arc::new(Servers { addrs: arguments.addr, from: arguments.from });
+    for addr in &servers.addrs {
+        // A Service's address refuses until kube-proxy has heard of its first pod.
+        while Connection::open(*addr, servers.from).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    }
     let clients = arguments.kinds.iter().flat_map(|(kind, count)| (0..*count).map(|_| *kind));
     let workers: Vec<_> = clients
         .enumerate()
         .map(|(n, kind)| {
-            let worker = Worker::new(kind, n, addrs.clone(), report.clone());
+            let worker = Worker::new(kind, n, servers.clone(), report.clone());
             let (ended, made) = (input_ended.clone(), report.clone());
             let over = move || ended.load(Ordering::Relaxed) && made.requests() >= arguments.requests;
             tokio::spawn(worker.run(over))

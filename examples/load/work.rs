@@ -1,6 +1,6 @@
 //! What each kind of client does, over and over.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -78,11 +78,17 @@ impl Kind {
     }
 }
 
+/// Where requests go, and from where.
+pub struct Servers {
+    pub addrs: Vec<SocketAddr>,
+    pub from: Option<IpAddr>,
+}
+
 /// One client.
 pub struct Worker {
     kind: Kind,
     random: u64,
-    addrs: Arc<[SocketAddr]>,
+    servers: Arc<Servers>,
     next_addr: usize,
     report: Arc<Report>,
     /// Its last event's number: a stream that it reopens goes on from there.
@@ -91,9 +97,9 @@ pub struct Worker {
 
 impl Worker {
     /// The `n`th client.
-    pub fn new(kind: Kind, n: usize, addrs: Arc<[SocketAddr]>, report: Arc<Report>) -> Self {
+    pub fn new(kind: Kind, n: usize, servers: Arc<Servers>, report: Arc<Report>) -> Self {
         let random = (n as u64 + 1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
-        Self { kind, random, addrs, next_addr: n, report, last_event: 0 }
+        Self { kind, random, servers, next_addr: n, report, last_event: 0 }
     }
 
     /// Makes requests until it is `over`.
@@ -125,9 +131,9 @@ impl Worker {
         let mut connection = match kept {
             Some(connection) => connection,
             None => {
-                let addr = self.addrs[self.next_addr % self.addrs.len()];
+                let addr = self.servers.addrs[self.next_addr % self.servers.addrs.len()];
                 self.next_addr += 1;
-                match Connection::open(addr).await {
+                match Connection::open(addr, self.servers.from).await {
                     Ok(connection) => {
                         self.report.connected();
                         connection
@@ -269,24 +275,32 @@ impl Worker {
         }
         let until = Instant::now() + Duration::from_millis(self.number(20_000..60_000));
         while Instant::now() < until && !over() {
-            on.send(&frame(1, b"hello")).await?;
-            // Everybody's talk comes back, so there is always something to read.
-            let (opcode, payload) = self.frame(on).await?;
-            if opcode == 8 {
-                let code = payload.get(..2).map(|code| u16::from_be_bytes([code[0], code[1]]));
-                let _ = on.send(&frame(8, &payload)).await;
-                self.report.announced("websocket");
-                return if code == Some(1001) {
-                    Ok(true)
-                } else {
-                    Err(Loss::Wrong(format!("closed with {code:?}")))
-                };
+            let mine = format!("{} on {}", self.number(0..u64::MAX), on.name);
+            on.send(&frame(1, mine.as_bytes())).await?;
+            // Everybody's talk comes, one's own too.
+            loop {
+                let (opcode, payload) = self.frame(on).await?;
+                if opcode == 8 {
+                    return self.closed_by_server(on, &payload).await;
+                }
+                if String::from_utf8_lossy(&payload).contains(&mine) {
+                    break;
+                }
             }
             sleep(Duration::from_millis(self.number(100..300))).await;
         }
         on.send(&frame(8, &1000u16.to_be_bytes())).await?;
         while self.frame(on).await?.0 != 8 {}
         Ok(true)
+    }
+
+    async fn closed_by_server(&self, on: &mut Connection, payload: &[u8]) -> Result<bool, Loss> {
+        on.send(&frame(8, payload)).await?;
+        self.report.announced("websocket");
+        match payload.get(..2) {
+            Some([3, 0xE9]) => Ok(true), // 1001, going away
+            code => Err(Loss::Wrong(format!("closed with {code:?}"))),
+        }
     }
 
     /// Reads a frame of a server, which is not masked.

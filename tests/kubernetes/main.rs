@@ -19,6 +19,9 @@ use cluster::{Namespace, kubectl};
 /// Before and after what is done to the pods, so that clients of every kind are at work when it happens.
 const WARM: Duration = Duration::from_secs(5);
 
+/// An address of no network (RFC 5737).
+const OUTSIDE: &str = "192.0.2.1";
+
 #[test]
 #[ignore = "needs a cluster"]
 fn rolling_restarts_lose_nothing() {
@@ -105,6 +108,8 @@ fn drain_node(ns: &Namespace) {
 #[ignore = "needs a cluster"]
 fn a_liveness_restart_of_the_app_loses_nothing() {
     let Some(ns) = Namespace::new("liveness-restart") else { return };
+    // The kubelet calls a pod not ready for as long as one of its containers doesn't run: new connections then find
+    // the other pods, and a Service without others refuses them. What this pod has is held.
     // Healthy until somebody writes the file; the restarted app is healthy again.
     let probe = r#"        livenessProbe:
           exec: {command: [node, -e, "try { fs.unlinkSync('/probe/sick'); process.exit(1) } catch {}"]}
@@ -114,7 +119,6 @@ fn a_liveness_restart_of_the_app_loses_nothing() {
         volumeMounts: [{name: probe, mountPath: /probe}]
 "#;
     ns.deploy(&[
-        ("replicas: 3", "replicas: 1"),
         ("        livenessProbe:\n          httpGet: {path: /, port: 3000}\n", probe),
         ("      volumes:\n", "      volumes:\n      - {name: probe, emptyDir: {}}\n"),
         ("--grace=75s]", "--grace=75s, --restart-grace=15s]"),
@@ -138,7 +142,8 @@ fn a_liveness_restart_of_the_app_loses_nothing() {
 #[ignore = "needs a cluster"]
 fn a_crash_of_the_app_costs_only_what_it_was_running() {
     let Some(ns) = Namespace::new("crash") else { return };
-    ns.deploy(&[("replicas: 3", "replicas: 1")]);
+    // New connections find the other pods, as in a liveness restart.
+    ns.deploy(&[]);
     let pod = ns.living().remove(0);
     let kinds = "keep-alive:20,new:8,slow:10,idle:6";
     let load = ns.load("slow", &["--requests", "3000", "--kinds", kinds]);
@@ -180,7 +185,10 @@ fn a_node_port_with_local_traffic_policy_loses_nothing() {
     let port = ns.kubectl(&["get", "service", "slow", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
     let nodes = kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].status.addresses[0].address}"]);
     let addrs: Vec<String> = nodes.split(' ').map(|node| format!("--addr={node}:{port}")).collect();
-    let arguments: Vec<&str> = addrs.iter().map(String::as_str).chain(["--requests", "3000"]).collect();
+    // From an address that is neither a pod's nor a node's, since kube-proxy answers those from anywhere.
+    let _ = cluster::inside("ip").args(["address", "add", OUTSIDE, "dev", "uplink"]).output();
+    let more = ["--requests", "3000", "--from", OUTSIDE];
+    let arguments: Vec<&str> = addrs.iter().map(String::as_str).chain(more).collect();
     let load = load::Load::start(&arguments);
     sleep(WARM);
     println!("rollout took {:.1?}", ns.restart("deployment/slow"));
