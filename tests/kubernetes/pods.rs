@@ -12,7 +12,7 @@ use serde_json::Value;
 use super::cluster::inside;
 
 /// How long a pod may be kept once nothing of it is needed any more.
-const GONE_WITHIN: Duration = Duration::from_secs(2);
+pub const GONE_WITHIN: Duration = Duration::from_secs(2);
 
 /// The longest that anything is waited for.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -86,21 +86,24 @@ impl Pods {
         });
     }
 
-    /// Every pod that has gone had a clean drain and was gone soon after; at least so many have.
-    pub fn expect_clean_drains(&self, at_least: usize) {
+    /// Every pod that has gone had a clean drain and was gone `within` this time; at least so many have.
+    pub fn expect_clean_drains(&self, at_least: usize, within: Duration) {
         self.wait_gone(at_least);
         let mut late = Vec::new();
         for (name, pod) in self.all().iter().filter(|(_, pod)| pod.gone.is_some()) {
             let drained =
                 pod.line("drained").unwrap_or_else(|| panic!("{name} never drained: {:#?}", pod.log));
             let kept = pod.gone.and_then(|gone| gone.duration_since(at(drained)).ok()).unwrap_or_default();
-            println!("{name}: {} in {} s, gone {kept:.2?} later", drained["verdict"], drained["seconds"]);
+            // The sidecar is asked to go when the app has ended.
+            let end = pod.line("asked to go").and_then(|line| at(line).duration_since(at(drained)).ok());
+            let (verdict, seconds) = (&drained["verdict"], &drained["seconds"]);
+            println!("{name}: {verdict} in {seconds} s, the app ended {end:.2?} later, the pod {kept:.2?}");
             assert_eq!(drained["verdict"], "clean", "{name}: {:#?}", pod.log);
-            if kept > GONE_WITHIN {
+            if kept > within {
                 late.push(format!("{name} {kept:.2?}"));
             }
         }
-        assert!(late.is_empty(), "gone later than {GONE_WITHIN:?} after the drain: {late:?}");
+        assert!(late.is_empty(), "gone later than {within:?} after the drain: {late:?}");
     }
 }
 
