@@ -1,11 +1,12 @@
 //! A running proxy's drain as its callers see it: begin it and wait for its end, resume, ask where it stands.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::ledger::lock;
 use super::machine::{Event, Phase, Trigger};
 use crate::proxy::plane::Plane;
 
@@ -146,9 +147,4 @@ pub fn trigger_name(trigger: Trigger) -> &'static str {
         Trigger::AppHook => "app-hook",
         Trigger::SidecarHook => "sidecar-hook",
     }
-}
-
-/// A panic elsewhere doesn't make what the lock guards unusable.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

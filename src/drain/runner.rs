@@ -6,7 +6,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 
-use super::control::{Command, Control, Outcome, Published, lock, trigger_name};
+use super::control::{Command, Control, Outcome, Published, trigger_name};
+use super::ledger::lock;
 use super::machine::{Counts, Effect, Event, Machine, Phase};
 use crate::metrics::{self, Ended};
 use crate::proxy::listen::Switch;

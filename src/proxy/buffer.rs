@@ -2,10 +2,10 @@
 
 use std::cell::RefCell;
 use std::io;
-use std::pin::Pin;
-use std::task::{Context, Poll, ready};
+use std::pin::pin;
+use std::task::{Context, Poll};
 
-use tokio::io::AsyncRead;
+use tokio::io::{AsyncRead, AsyncReadExt};
 
 /// What a buffer has room for at first, in bytes.
 pub const SIZE: usize = 16 * 1024;
@@ -106,12 +106,8 @@ fn poll_append<R: AsyncRead + Unpin>(
     reader: &mut R,
     bytes: &mut Vec<u8>,
 ) -> Poll<io::Result<usize>> {
-    let before = bytes.len();
-    // The crate forbids unsafe code, and a vector's spare room can't be lent without: `bytes::BufMut` does it for us.
-    let mut read = std::pin::pin!(tokio::io::AsyncReadExt::read_buf(reader, bytes));
-    let n = ready!(Pin::new(&mut read).as_mut().poll(cx))?;
-    debug_assert_eq!(bytes.len(), before + n);
-    Poll::Ready(Ok(n))
+    // A vector's spare room can't be lent to a reader without unsafe code: tokio does it for us.
+    pin!(reader.read_buf(bytes)).poll(cx)
 }
 
 /// Buffers of one thread that nobody uses now.

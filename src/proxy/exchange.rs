@@ -57,7 +57,7 @@ pub struct Flow {
     pub status: Cell<u16>,
     /// The client was told that its connection closes.
     pub close: Cell<bool>,
-    /// Bytes of the body from the client, and of the answer to it.
+    /// Bytes of the request's body.
     pub received: Cell<u64>,
     /// Bytes written to the client.
     pub sent: Cell<u64>,

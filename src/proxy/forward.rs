@@ -210,7 +210,6 @@ async fn upload<R: AsyncRead + AsRef<TcpStream> + Unpin>(
         }
     }
     flow.uploaded.set(true);
-    flow.pipelined.set(!buf.is_empty());
     if !buf.is_empty() || buf.fill(reader, store).await.map_err(|_| Failure::ClientGone)? > 0 {
         flow.pipelined.set(true);
         return pending().await;
