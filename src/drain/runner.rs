@@ -92,7 +92,11 @@ impl Runner {
                     }
                     Some(Command::Resume(done)) => {
                         self.step(Event::Resume);
-                        let _ = done.send(());
+                        let switch = self.switch.clone();
+                        tokio::spawn(async move {
+                            switch.all_open().await;
+                            let _ = done.send(());
+                        });
                         continue;
                     }
                     Some(Command::Event(event)) => event,

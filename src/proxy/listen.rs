@@ -54,13 +54,16 @@ fn bind_exactly(addr: SocketAddr) -> io::Result<TcpListener> {
 #[derive(Clone)]
 pub struct Switch {
     on: watch::Sender<bool>,
-    open: Arc<AtomicUsize>,
+    /// How many listening sockets are closed.
+    closed: watch::Sender<usize>,
+    /// How many there are.
+    all: Arc<AtomicUsize>,
 }
 
 impl Default for Switch {
     /// A switch for listening sockets that nobody accepts from yet.
     fn default() -> Self {
-        Self { on: watch::Sender::new(true), open: Arc::default() }
+        Self { on: watch::Sender::new(true), closed: watch::Sender::new(0), all: Arc::default() }
     }
 }
 
@@ -70,14 +73,23 @@ impl Switch {
         self.on.send_replace(false);
     }
 
-    /// Listens again at the same addresses.
+    /// Begins to listen again at the same addresses.
     pub fn listen(&self) {
         self.on.send_replace(true);
     }
 
     /// Whether a listening socket is still open.
     pub fn is_listening(&self) -> bool {
-        self.open.load(Ordering::Acquire) > 0
+        *self.closed.borrow() < self.all.load(Ordering::Acquire)
+    }
+
+    /// Returns when every listening socket is open, or when they are to close after all.
+    pub async fn all_open(&self) {
+        let (mut on, mut closed) = (self.on.subscribe(), self.closed.subscribe());
+        tokio::select! {
+            _ = closed.wait_for(|closed| *closed == 0) => {}
+            _ = on.wait_for(|on| !*on) => {}
+        }
     }
 }
 
@@ -94,7 +106,7 @@ pub fn start(
     switch: Switch,
     on_closed: impl Fn() + Send + Clone + 'static,
 ) -> io::Result<()> {
-    switch.open.store(listeners.len(), Ordering::Release);
+    switch.all.store(listeners.len(), Ordering::Release);
     let mut others = Vec::new();
     for number in 1..plane.ledgers.len() {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -178,7 +190,7 @@ impl Acceptor {
                 if let Err(error) = closed {
                     tracing::error!(%error, "a listening socket failed");
                 }
-                self.switch.open.fetch_sub(1, Ordering::AcqRel);
+                self.switch.closed.send_modify(|closed| *closed += 1);
                 on_closed();
             }
             if on.wait_for(|on| *on).await.is_err() {
@@ -186,7 +198,7 @@ impl Acceptor {
             }
             match addr.as_ref().map(|addr| bind(*addr)) {
                 Ok(Ok(again)) => {
-                    self.switch.open.fetch_add(1, Ordering::AcqRel);
+                    self.switch.closed.send_modify(|closed| *closed -= 1);
                     listener = Some(again);
                 }
                 failed => {
@@ -197,14 +209,34 @@ impl Acceptor {
         }
     }
 
-    async fn accept(&self, listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
+    async fn accept(&self, mut listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
+        loop {
+            listener = self.accept_until_off(listener, on).await?;
+            // New handshakes are ignored from here on, those that had begun may end: their clients believe themselves
+            // connected, and closing would reset them. Ignored ones are refused when they ask again.
+            if let Err(error) = SockRef::from(&listener).attach_filter(&IGNORE_SYN) {
+                tracing::debug!(%error, "no filter on the listening socket");
+            }
+            tokio::time::sleep(HANDSHAKES).await;
+            if !*on.borrow() {
+                return self.empty_queue(&listener);
+            }
+            SockRef::from(&listener).detach_filter()?;
+        }
+    }
+
+    async fn accept_until_off(
+        &self,
+        listener: TcpListener,
+        on: &mut watch::Receiver<bool>,
+    ) -> io::Result<TcpListener> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
             // Those past the bound wait in the socket's queue, and are taken when a drain closes it.
             let full = self.is_full();
             tokio::select! {
                 biased;
-                _ = on.wait_for(|on| !*on) => break,
+                _ = on.wait_for(|on| !*on) => return listener.into_std(),
                 () = tokio::time::sleep(BACK_OFF), if full => {}
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, peer)) => self.give(stream, peer),
@@ -212,13 +244,9 @@ impl Acceptor {
                 },
             }
         }
-        // New handshakes are ignored from here on, those that had begun may end: their clients believe themselves
-        // connected, and closing would reset them. Ignored ones are refused when they ask again.
-        let listener = listener.into_std()?;
-        if let Err(error) = SockRef::from(&listener).attach_filter(&IGNORE_SYN) {
-            tracing::debug!(%error, "no filter on the listening socket");
-        }
-        tokio::time::sleep(HANDSHAKES).await;
+    }
+
+    fn empty_queue(&self, listener: &TcpListener) -> io::Result<()> {
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => {
