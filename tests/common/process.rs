@@ -10,7 +10,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
@@ -91,9 +91,13 @@ impl Process {
         Some(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
 
-    /// Waits until it is gone.
+    /// Waits until it is gone and what it wrote has been read; no longer than a second for what its children hold.
     pub fn wait_exit(&mut self) -> i32 {
-        wait_for(&format!("the end of {}", self.name.clone()), || self.exited())
+        let code = wait_for(&format!("the end of {}", self.name.clone()), || self.exited());
+        let (lines, changed) = &*self.lines;
+        let lines = lines.lock().expect("not poisoned");
+        drop(changed.wait_timeout_while(lines, Duration::from_secs(1), |lines| lines.ended < 2));
+        code
     }
 
     /// SIGKILL, and waits until it is gone.
