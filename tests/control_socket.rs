@@ -130,7 +130,10 @@ fn status_and_ledger_tell_what_is_in_flight() {
     ] {
         assert_eq!(status[name], value, "{name} in {status}");
     }
-    let ledger = json_of(&ask(&proxy, "GET /ledger"));
+    // A response is called one when its first part has been written, which its client may see a moment before.
+    let ledger = wait_for("a response in the ledger", || {
+        Some(json_of(&ask(&proxy, "GET /ledger"))).filter(|rows| rows[1]["class"] == "response")
+    });
     let rows = ledger.as_array().expect("rows");
     assert_eq!(rows.len(), 2);
     for (row, (path, class)) in rows.iter().zip([("/hang", "request"), ("/stream", "response")]) {
