@@ -130,7 +130,7 @@ fn the_webhook_has_no_right_but_these() {
     let configuration = json!([
         {"apiGroups": ["admissionregistration.k8s.io"], "resources": ["mutatingwebhookconfigurations"],
             "resourceNames": ["lameduck"], "verbs": ["get", "patch"]},
-        {"apiGroups": [""], "resources": ["events"], "verbs": ["create"]},
+        {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create"]},
     ]);
     assert_eq!((rules("Role"), rules("ClusterRole")), (secret, configuration));
     assert_eq!(objects.keys().filter(|(kind, _)| kind.contains("Role")).count(), 4);
