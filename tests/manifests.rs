@@ -151,8 +151,7 @@ fn applying_again_leaves_what_the_webhook_wrote() {
 #[test]
 #[ignore = "until there is `lameduck webhook`"]
 fn what_the_manifests_set_is_there() {
-    let program = std::env::var("LAMEDUCK_BIN").unwrap_or(env!("CARGO_BIN_EXE_lameduck").to_owned());
-    let help = Command::new(program).args(["webhook", "--help"]).output().unwrap();
+    let help = Command::new(env!("CARGO_BIN_EXE_lameduck")).args(["webhook", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();
     let chart = read("manifests/chart/templates/webhook.yaml");
     let mut names: Vec<&str> =
