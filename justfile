@@ -22,6 +22,10 @@ lint:
 deny checks="licenses bans sources":
     cargo deny check {{checks}}
 
+# manifests/install.yaml, rendered anew
+manifests:
+    kubectl kustomize manifests/overlays/default > manifests/install.yaml
+
 # What must hold before a change goes in
 ci:
     bash .ci/run
