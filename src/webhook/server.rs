@@ -181,7 +181,7 @@ fn log(reviewed: &Reviewed) {
     match outcome {
         Outcome::Failed(reason) => tracing::error!(namespace, pod = name, outcome = result, reason, "review"),
         Outcome::Skipped(reason) => {
-            tracing::info!(namespace, pod = name, outcome = result, reason, dry_run, "review")
+            tracing::info!(namespace, pod = name, outcome = result, reason, dry_run, "review");
         }
         Outcome::Injected | Outcome::Unchanged => {
             tracing::info!(namespace, pod = name, outcome = result, dry_run, "review");
