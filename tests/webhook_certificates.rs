@@ -137,9 +137,11 @@ fn simulate(seed: u64, days: u64, wipes: bool) {
         let settling = world.now < world.latest().0 + SETTLE + 2 * LAG
             || replicas.iter().any(|replica| !replica.in_service(world.now));
         let quiet = idle.iter().all(|idle| *idle) && !settling;
-        world.now += if quiet { random.below(DAY) } else { random.below(10) };
+        world.now += if quiet { random.below(DAY / 2) } else { random.below(10) };
         let n = random.below(number) as usize;
-        idle[n] = replicas[n].step(&mut world).unwrap_or(idle[n]);
+        // Looks take seconds, and run side by side.
+        let looked = (0..3).take(if quiet { 3 } else { 1 }).find_map(|_| replicas[n].step(&mut world));
+        idle[n] = looked.unwrap_or(idle[n]);
         if random.below(400) == 0 {
             replicas[n] = Replica::new(&mut random);
             idle[n] = false;
@@ -165,12 +167,13 @@ fn simulate(seed: u64, days: u64, wipes: bool) {
     assert!(replicas.iter().any(|replica| replica.in_service(world.now)), "seed {seed}: none serves");
     assert!(served.len() as u64 > days / (LEAF_LIFE / DAY), "seed {seed}: {} certificates", served.len());
     assert!(world.bundles.len() as u64 > days * DAY / CA_LIFE, "seed {seed}: CAs change");
-    assert!(roots(world.secret.1.ca_crt.as_bytes()).len() <= 4);
+    assert!(roots(world.secret.1.ca_crt.as_bytes()).len() <= 2);
+    assert!(world.latest().1[0].len() <= 8);
 }
 
 #[test]
 fn every_replica_is_accepted_at_every_moment() {
-    for seed in 0..3 {
+    for seed in 0..2 {
         simulate(seed, 400, false);
     }
 }

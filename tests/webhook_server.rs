@@ -35,12 +35,16 @@ struct Webhook {
 
 impl Webhook {
     fn start(name: &str, flags: &[&str]) -> Self {
+        Self::with_certificate_for(1000, name, flags)
+    }
+
+    fn with_certificate_for(seconds: u64, name: &str, flags: &[&str]) -> Self {
         let dir =
             Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("webhook-{name}-{}", std::process::id()));
         fs::create_dir_all(&dir).expect("a folder");
         let now = now();
         let ca = make_ca(now - 3600..now + 3600).expect("a CA");
-        write_leaf(&dir, &ca, 1000);
+        write_leaf(&dir, &ca, seconds);
         let mut command = Command::new(env!("CARGO_BIN_EXE_lameduck"));
         command.args(["webhook", "--listen", "127.0.0.1:0", "--probe-listen", "127.0.0.1:0", "--config", ""]);
         command.arg("--tls-dir").arg(&dir).args(["--log-format", "json"]).args(flags);
@@ -194,8 +198,7 @@ fn a_new_certificate_is_shown_at_once_and_open_connections_go_on() {
 
 #[test]
 fn an_expired_certificate_is_not_ready() {
-    let webhook = Webhook::start("expires", &[]);
-    write_leaf(&webhook.dir, &webhook.ca, 1);
+    let webhook = Webhook::with_certificate_for(6, "expires", &[]);
     let answer = wait_for("not ready", || {
         let answer = Client::ask(webhook.probe, "/readyz");
         (answer.head.status == 503).then_some(answer)

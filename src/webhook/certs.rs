@@ -8,7 +8,7 @@
 //! 5 min later    leaf of CA 2 into the Secret: served as soon as every bundle has CA 2
 //! ```
 //!
-//! So a bundle always holds every CA that has not expired, and no replica, however late, serves what it doesn't verify.
+//! No CA leaves a bundle before it expires, so no replica, however late, serves what its bundle doesn't verify.
 
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ pub const BACKDATE: Seconds = 3600;
 /// From a bundle's change until all API servers and replicas have surely seen it, clocks a minute apart included.
 pub const SETTLE: Seconds = 300;
 /// CAs in a bundle, so that it can't grow without end.
-const MOST_CAS: usize = 4;
+const MOST_CAS: usize = 8;
 
 /// What the Secret holds, as PEM; empty where it has nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -74,20 +74,16 @@ pub fn next(
     bundles: &[Vec<Root>],
 ) -> Result<Option<Write>, String> {
     let written = roots(kept.ca_crt.as_bytes());
-    let mut cas: Vec<Root> = written.iter().filter(|ca| now < ca.valid.end).cloned().collect();
+    let cas: Vec<Root> = written.iter().filter(|ca| now < ca.valid.end).cloned().collect();
     let leaf = kept.served().ok();
     let leaf = leaf.filter(|leaf| names.iter().all(|name| leaf.verified_by(&cas, name, now)));
     let signer = cas.first().filter(|ca| ca.valid.end - now > CA_RENEW && ca.has_key(&kept.ca_key));
     let Some(signer) = signer.cloned() else {
-        if cas.is_empty() {
-            // The Secret was lost: replicas may still serve what these have signed.
-            cas = carried_over(now, bundles);
-        }
         return new_ca(now, names, kept, cas, leaf.is_some()).map(|kept| Some(Write::Secret(kept)));
     };
-    let pem = to_pem(&cas);
-    if bundles.iter().any(|bundle| !same(bundle, &cas)) {
-        return Ok(Some(Write::Bundles(pem)));
+    let trusted = trusted(now, &cas, bundles);
+    if bundles.iter().any(|bundle| !same(bundle, &trusted)) {
+        return Ok(Some(Write::Bundles(to_pem(&trusted))));
     }
     let settled = now >= signer.valid.start + BACKDATE + SETTLE;
     let stale = |leaf: &Served| {
@@ -98,14 +94,14 @@ pub fn next(
     if leaf.as_ref().is_none_or(stale) {
         let Made { certificate, key } = make_leaf(&kept.ca_key, names, leaf_life(now, &signer))?;
         return Ok(Some(Write::Secret(Kept {
-            ca_crt: pem,
+            ca_crt: to_pem(&cas),
             ca_key: kept.ca_key.clone(),
             tls_crt: certificate,
             tls_key: key,
         })));
     }
     let expired = cas.len() < written.len();
-    Ok(expired.then(|| Write::Secret(Kept { ca_crt: pem, ..kept.clone() })))
+    Ok(expired.then(|| Write::Secret(Kept { ca_crt: to_pem(&cas), ..kept.clone() })))
 }
 
 fn leaf_life(now: Seconds, ca: &Root) -> Range<Seconds> {
@@ -133,16 +129,20 @@ fn new_ca(
     Ok(Kept { ca_crt: to_pem(&cas), ca_key: ca.key, tls_crt, tls_key })
 }
 
-/// The CAs of the bundles that have not expired, newest first.
-fn carried_over(now: Seconds, bundles: &[Vec<Root>]) -> Vec<Root> {
-    let mut found: Vec<Root> = Vec::new();
-    for root in bundles.iter().flatten().filter(|root| root.valid.contains(&now)) {
-        if !found.contains(root) {
-            found.push(root.clone());
+/// What every bundle is to have: the Secret's CAs, and all that one of the bundles has and that has not expired. Should
+/// the Secret be lost, replicas may still serve what those have signed.
+fn trusted(now: Seconds, cas: &[Root], bundles: &[Vec<Root>]) -> Vec<Root> {
+    let mut all = cas.to_vec();
+    let mut others: Vec<Root> = Vec::new();
+    for root in bundles.iter().flatten().filter(|root| now < root.valid.end) {
+        if !all.contains(root) && !others.contains(root) {
+            others.push(root.clone());
         }
     }
-    found.sort_by_key(|root| std::cmp::Reverse(root.valid.start));
-    found
+    others.sort_by_key(|root| std::cmp::Reverse(root.valid.start));
+    all.extend(others);
+    all.truncate(MOST_CAS);
+    all
 }
 
 /// Whether both are the same certificates, in whatever order.
