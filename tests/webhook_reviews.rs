@@ -71,7 +71,7 @@ fn apply(document: &mut Value, op: &Value) {
         (Value::Object(object), "remove") => assert!(object.remove(&key).is_some(), "{path} is not there"),
         (Value::Array(array), "add") => array.insert(key.parse().expect("an index"), op["value"].clone()),
         (Value::Array(array), "replace") => {
-            array[key.parse::<usize>().expect("an index")] = op["value"].clone()
+            array[key.parse::<usize>().expect("an index")] = op["value"].clone();
         }
         (Value::Array(array), "remove") => drop(array.remove(key.parse().expect("an index"))),
         (parent, op) => panic!("{op} {path} in {parent}"),
