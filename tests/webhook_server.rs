@@ -228,11 +228,12 @@ fn a_client_that_says_nothing_or_not_enough_is_let_go() {
 
 #[test]
 fn after_sigterm_new_reviews_are_served_for_the_lame_duck_and_running_ones_to_their_end() {
-    let mut webhook = Webhook::start("drain", &["--lame-duck", "2s"]);
+    let mut webhook = Webhook::start("drain", &["--lame-duck", "4s"]);
     let mut running = webhook.connect().expect("a connection");
     running.0.write_all(head(DEPLOYMENT.len()).as_bytes()).expect("sent");
     webhook.process.signal(Signal::TERM);
     webhook.process.wait_line("the signal", |line| line.contains("asked to go").then_some(()));
+    std::thread::sleep(common::MOMENT);
     injected(webhook.review(DEPLOYMENT.as_bytes()));
     assert_eq!(
         Client::ask(webhook.probe, "/readyz").head.status,
