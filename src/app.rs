@@ -11,7 +11,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 
 use crate::admin::{self, Admin};
-use crate::cli::{self, AppCommand, LogSettings};
+use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
@@ -24,6 +24,7 @@ use crate::readiness::{self, Inputs, Verdict};
 use crate::signal::Signals;
 use crate::supervise::{self, App};
 use crate::telemetry;
+use crate::webhook;
 
 /// Exit codes beyond success, as `--help` lists them.
 const FAILED: u8 = 1;
@@ -46,6 +47,41 @@ pub fn proxy(settings: Settings, log: LogSettings) -> u8 {
 /// `lameduck run`. Returns the app's exit code, or why it could not be started by the codes of a shell.
 pub fn run(settings: Settings, log: LogSettings, app: AppCommand) -> u8 {
     start(settings, log, Some(app))
+}
+
+/// `lameduck webhook`. Returns the exit code: 0 when it was asked to go and every review under way got its answer, 3
+/// when a second signal came before, 1 when it can't start.
+pub fn webhook(settings: WebhookSettings, log: LogSettings) -> u8 {
+    let _flush = match telemetry::init(log) {
+        Ok(flush) => flush,
+        Err(error) => return cannot("set up the log", &error),
+    };
+    raise_open_files();
+    let run = async {
+        let mut signals = Signals::new().map_err(|error| error.to_string())?;
+        let go = Notify::new();
+        let mut served = std::pin::pin!(webhook::run(settings, go.notified()));
+        tokio::select! {
+            ended = &mut served => return ended.map(|()| 0),
+            signal = signals.next() => tracing::info!(signal, "asked to go"),
+        }
+        go.notify_one();
+        tokio::select! {
+            ended = &mut served => ended.map(|()| 0),
+            signal = signals.next() => {
+                tracing::warn!(signal, "asked to go at once");
+                Ok(CUT)
+            }
+        }
+    };
+    match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build() {
+        Ok(runtime) => {
+            let code = runtime.block_on(run);
+            runtime.shutdown_background();
+            code.unwrap_or_else(|why: String| cannot("run the webhook", &why))
+        }
+        Err(error) => cannot("start", &error),
+    }
 }
 
 fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u8 {

@@ -3,6 +3,7 @@
 mod args;
 mod inject;
 mod values;
+mod webhook;
 
 #[cfg(test)]
 mod tests;
@@ -19,6 +20,7 @@ use tracing::Level;
 pub use self::args::LogFormat;
 use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub};
 pub use self::inject::check_proxy;
+pub use self::webhook::{Cluster, WebhookSettings};
 use crate::config::{DrainSettings, Limits, ReadySettings, Settings, Sidecar, UpstreamAddr, parse_listen};
 use crate::inject::command::Request;
 use crate::inject::manifest::Task;
@@ -65,6 +67,13 @@ pub enum Command {
     },
     /// `lameduck inject` and `lameduck uninject`.
     Inject(Request),
+    /// `lameduck webhook`.
+    Webhook {
+        /// Checked.
+        settings: Box<WebhookSettings>,
+        /// For `telemetry`.
+        log: LogSettings,
+    },
 }
 
 /// The app that `lameduck run` starts.
@@ -131,6 +140,8 @@ struct Surroundings {
     control_candidates: Vec<PathBuf>,
     /// Cores that this process may use.
     cores: usize,
+    /// The API server's host and port.
+    api: Option<(String, u16)>,
 }
 
 impl Surroundings {
@@ -146,6 +157,7 @@ impl Surroundings {
             port: std::env::var("PORT").ok().filter(|port| !port.is_empty()),
             control_candidates,
             cores: std::thread::available_parallelism().map_or(1, usize::from),
+            api: webhook::api(),
         }
     }
 
@@ -205,6 +217,10 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
         }
         Sub::Inject(args) => Command::Inject(args.request()?),
         Sub::Uninject(args) => Command::Inject(args.request(Task::Uninject)?),
+        Sub::Webhook(args) => {
+            let log = LogSettings { format: args.log.log_format, level: args.log.log_level };
+            Command::Webhook { settings: Box::new(args.settings(around.api.clone())?), log }
+        }
     })
 }
 
@@ -229,7 +245,7 @@ fn run(args: RunArgs, around: &Surroundings) -> Result<Command, String> {
 }
 
 fn log_settings(common: &CommonArgs) -> LogSettings {
-    LogSettings { format: common.log.log_format, level: common.log.log_level }
+    LogSettings { format: common.log.lines.log_format, level: common.log.lines.log_level }
 }
 
 fn settings(

@@ -32,6 +32,7 @@
 //! | [`client`] | `lameduck drain`, `resume`, `status` |
 //! | [`supervise`], [`signal`] | `lameduck run`'s child; our own signals |
 //! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
+//! | [`webhook`] | `lameduck webhook`: that patch as a mutating admission webhook, and its certificates |
 //! | [`telemetry`] | logs |
 //!
 //! # Who may use whom
@@ -39,7 +40,7 @@
 //! Downwards only, or its own parts; `tests/tidy.rs` holds it:
 //!
 //! ```text
-//! main → app → {admin, client, signal, supervise, telemetry} → drain::runner → drain::control → proxy → readiness → upstream
+//! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → proxy → readiness → upstream
 //!      → metrics → drain::{ledger, gate, machine} → cli → inject → config
 //! ```
 //!
@@ -59,3 +60,4 @@ pub mod signal;
 pub mod supervise;
 pub mod telemetry;
 pub mod upstream;
+pub mod webhook;

@@ -13,6 +13,7 @@ fn main() -> ExitCode {
         Ok(Command::Resume { control }) => client::resume(&control),
         Ok(Command::Status { control, view }) => client::status(&control, view),
         Ok(Command::Inject(request)) => inject::command::run(&request),
+        Ok(Command::Webhook { settings, log }) => app::webhook(*settings, log).into(),
         Err(error) => error.exit(),
     }
 }

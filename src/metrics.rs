@@ -195,16 +195,23 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
     if let Some(seconds) = now.last_drain {
         families.push(gauge("lameduck_last_drain_seconds", "How long the last drain took.", seconds));
     }
-    prometheus::TextEncoder::new().encode_to_string(&families).unwrap_or_default()
+    text(&families)
 }
 
-type Labelled = (Option<(&'static str, &'static str)>, u64);
+/// Families in Prometheus' text format, version 0.0.4.
+pub fn text(families: &[MetricFamily]) -> String {
+    prometheus::TextEncoder::new().encode_to_string(families).unwrap_or_default()
+}
+
+/// A counter's label, if it has one, and its value.
+pub type Labelled = (Option<(&'static str, &'static str)>, u64);
 
 fn counter(name: &str, help: &str, value: u64) -> MetricFamily {
     counters(name, help, &[(None, value)])
 }
 
-fn counters(name: &str, help: &str, values: &[Labelled]) -> MetricFamily {
+/// Counters of one name, told apart by a label.
+pub fn counters(name: &str, help: &str, values: &[Labelled]) -> MetricFamily {
     let metrics = values.iter().map(|(label, value)| {
         let mut counter = Counter::default();
         counter.set_value(*value as f64);
@@ -215,7 +222,8 @@ fn counters(name: &str, help: &str, values: &[Labelled]) -> MetricFamily {
     family(name, help, MetricType::COUNTER, metrics.collect())
 }
 
-fn gauge(name: &str, help: &str, value: f64) -> MetricFamily {
+/// A gauge.
+pub fn gauge(name: &str, help: &str, value: f64) -> MetricFamily {
     let mut gauge = Gauge::default();
     gauge.set_value(value);
     let mut metric = labelled(None);
@@ -224,27 +232,36 @@ fn gauge(name: &str, help: &str, value: f64) -> MetricFamily {
 }
 
 fn durations(shards: &[std::sync::Arc<Shard>]) -> MetricFamily {
+    let sum = |pick: &dyn Fn(&Shard) -> u64| shards.iter().map(|shard| pick(shard)).sum::<u64>();
+    let counts: Vec<_> =
+        (0..=BOUNDS_MS.len()).map(|at| sum(&|shard| shard.durations[at].load(Ordering::Relaxed))).collect();
+    let us = sum(&|shard| shard.duration_us.load(Ordering::Relaxed));
+    let help = "From a request's first byte to the last byte of its answer.";
+    histogram("lameduck_request_duration_seconds", help, &BOUNDS_MS, &counts, us)
+}
+
+/// A histogram of durations: how many were below each bound (and not below the one before it), and last how many
+/// were below none; all of them took `us` microseconds.
+pub fn histogram(name: &str, help: &str, bounds_ms: &[u64], counts: &[u64], us: u64) -> MetricFamily {
     let mut below = 0;
     let mut buckets = Vec::new();
-    for at in 0..=BOUNDS_MS.len() {
-        below += shards.iter().map(|shard| shard.durations[at].load(Ordering::Relaxed)).sum::<u64>();
+    for (at, count) in counts.iter().enumerate() {
+        below += count;
         // The encoder adds the last bucket itself: it would write one of ours as `inf`, not as `+Inf`.
-        if let Some(ms) = BOUNDS_MS.get(at) {
+        if let Some(ms) = bounds_ms.get(at) {
             let mut bucket = Bucket::default();
             bucket.set_cumulative_count(below);
             bucket.set_upper_bound(*ms as f64 / 1e3);
             buckets.push(bucket);
         }
     }
-    let us: u64 = shards.iter().map(|shard| shard.duration_us.load(Ordering::Relaxed)).sum();
     let mut histogram = Histogram::default();
     histogram.set_sample_count(below);
     histogram.set_sample_sum(us as f64 / 1e6);
     histogram.set_bucket(buckets);
     let mut metric = labelled(None);
     metric.set_histogram(histogram);
-    let help = "From a request's first byte to the last byte of its answer.";
-    family("lameduck_request_duration_seconds", help, MetricType::HISTOGRAM, vec![metric])
+    family(name, help, MetricType::HISTOGRAM, vec![metric])
 }
 
 fn labelled(label: Option<(&str, &str)>) -> Metric {

@@ -149,7 +149,6 @@ fn applying_again_leaves_what_the_webhook_wrote() {
 }
 
 #[test]
-#[ignore = "until there is `lameduck webhook`"]
 fn what_the_manifests_set_is_there() {
     let help = Command::new(env!("CARGO_BIN_EXE_lameduck")).args(["webhook", "--help"]).output().unwrap();
     let help = String::from_utf8(help.stdout).unwrap();

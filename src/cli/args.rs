@@ -11,6 +11,7 @@ use tracing::Level;
 
 use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, Switch};
+use super::webhook::{self, WebhookArgs};
 use crate::config::{DrainReadiness, Forwarded, ReadyCheck, Sidecar, UpstreamAddr, WarmUp, parse_listen};
 
 const EXIT_CODES: &str = "\
@@ -18,6 +19,7 @@ Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wro
   proxy, drain: 3 = drained, but something was cut
   status: 1 = not ready, with --ready
   run:    the app's own code (128 + N when signal N ended it)
+  webhook: 3 = a second signal came before the last review was done
   inject, uninject: 1 = with --check, something would change; 2 = also: a file is not understood";
 
 /// A sidecar proxy that makes unmodified apps shut down gracefully.
@@ -61,6 +63,13 @@ pub(super) enum Sub {
     /// Take the sidecar out of manifests that inject has changed
     #[command(after_help = inject::EXIT_CODES)]
     Uninject(FileArgs),
+    /// Put the sidecar into pods as they are created: the mutating admission webhook
+    ///
+    /// It gives the same sidecar as inject to the pods that the webhook configuration's selectors send to it. It
+    /// refuses no pod: what it doesn't understand it leaves alone, and warns. Every flag can also be set by its
+    /// environment variable; the flag wins.
+    #[command(after_help = webhook::AFTER_HELP)]
+    Webhook(Box<WebhookArgs>),
 }
 
 #[derive(Debug, Args)]
@@ -248,13 +257,8 @@ pub(super) struct LogArgs {
     /// Log one line per request
     #[arg(long, env = "LAMEDUCK_ACCESS_LOG", value_parser = BoolishValueParser::new())]
     pub access_log: bool,
-    /// How a line is written
-    #[arg(long, env = "LAMEDUCK_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "auto")]
-    pub log_format: LogFormat,
-    /// error, warn, info, debug or trace
-    #[arg(long, env = "LAMEDUCK_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
-          value_parser = values::level)]
-    pub log_level: Level,
+    #[command(flatten)]
+    pub lines: LineArgs,
     /// Where the drain's verdict goes for the kubelet to show, if that file exists
     #[arg(
         long,
@@ -263,6 +267,18 @@ pub(super) struct LogArgs {
         default_value = "/dev/termination-log"
     )]
     pub termination_log: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(super) struct LineArgs {
+    /// How a line is written
+    #[arg(long, env = "LAMEDUCK_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "auto")]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug or trace
+    #[arg(long, env = "LAMEDUCK_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
+          value_parser = values::level)]
+    pub log_level: Level,
 }
 
 #[derive(Debug, Args)]

@@ -116,7 +116,12 @@ impl FileArgs {
 /// What is wrong with it.
 pub fn check_proxy(args: &[String]) -> Result<(), String> {
     use clap::Parser;
-    let around = Surroundings { in_pod: true, control_candidates: vec!["/c".into()], cores: 1, port: None };
+    let around = Surroundings {
+        in_pod: true,
+        control_candidates: vec!["/c".into()],
+        cores: 1,
+        ..Surroundings::default()
+    };
     let typed = ["lameduck"].into_iter().chain(args.iter().map(String::as_str));
     let parsed = Cli::try_parse_from(typed).map_err(|error| {
         let text = error.to_string();

@@ -162,10 +162,11 @@ fn the_control_socket_goes_where_it_can_be_made_and_is_called_where_it_is() {
 }
 
 #[test]
-fn every_flag_of_the_proxy_stands_under_a_heading_with_its_variable() {
-    let headings = ["Addresses", "Drain", "Readiness", "App", "Limits", "Logging"];
+fn every_flag_of_the_long_running_commands_stands_under_a_heading_with_its_variable() {
+    let proxy: &[&str] = &["Addresses", "Drain", "Readiness", "App", "Limits", "Logging"];
+    let webhook: &[&str] = &["Addresses", "Certificates", "Sidecar", "Drain", "Logging"];
     let cli = Cli::command();
-    for name in ["proxy", "run"] {
+    for (name, headings) in [("proxy", proxy), ("run", proxy), ("webhook", webhook)] {
         let command = cli.find_subcommand(name).unwrap();
         let mut used = std::collections::BTreeSet::new();
         for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {

@@ -132,9 +132,7 @@ where
         out.extend_from_slice(LAST_CHUNK);
     }
     exchange.write(writer, out).await?;
-    if ended == Ended::EventsEnded {
-        exchange.flow.close.set(true);
-    }
+    // The connection stays: its client wasn't told that it would close, and may be sending the next request.
     Ok(ended)
 }
 

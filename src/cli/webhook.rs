@@ -1,0 +1,151 @@
+//! What can be typed after `webhook`, and what it means.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+
+use super::args::LineArgs;
+use super::values::{self, Switch};
+use crate::config::parse_listen;
+
+pub(super) const AFTER_HELP: &str = "\
+Opt-in by the label lameduck.dev/inject: enabled on a pod or on its namespace; annotations of the pod set the
+details: see lameduck inject --help.
+
+Exit codes: 0 = asked to go, and every review under way got its answer; 1 = failed; 2 = the command line or the
+environment is wrong; 3 = a second signal came before the last answer.";
+
+/// Where the kubelet puts a pod's service account (Kubernetes, "Accessing the Kubernetes API from a Pod").
+const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+
+/// Everything that a running webhook needs to know, checked once at start-up.
+#[derive(Clone, Debug)]
+pub struct WebhookSettings {
+    /// Where the API server asks.
+    pub listen: SocketAddr,
+    /// `/livez`, `/readyz`, `/metrics`; none when switched off.
+    pub probe_listen: Option<SocketAddr>,
+    /// The folder of `tls.crt` and `tls.key`; none for self-made ones.
+    pub tls_dir: Option<PathBuf>,
+    /// The Secret of self-made certificates.
+    pub secret: String,
+    /// The Service that the API server asks by.
+    pub service: String,
+    /// The MutatingWebhookConfiguration whose caBundles count; none looks at none.
+    pub config: Option<String>,
+    /// The API server; always there unless `tls_dir` is set and `config` isn't.
+    pub cluster: Option<Cluster>,
+    /// The sidecars' image.
+    pub image: String,
+    /// Their imagePullPolicy.
+    pub pull_policy: Option<String>,
+    /// How long new connections are still served after SIGTERM.
+    pub lame_duck: Duration,
+}
+
+/// An API server as a pod knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Cluster {
+    /// A name or an address.
+    pub host: String,
+    /// Its port.
+    pub port: u16,
+    /// The folder of `token`, `ca.crt` and `namespace`.
+    pub account: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct WebhookArgs {
+    /// Where the API server asks: POST /mutate over TLS
+    #[arg(long, env = "LAMEDUCK_LISTEN", value_name = "ADDR", default_value = ":8443",
+          value_parser = parse_listen, help_heading = "Addresses")]
+    pub listen: SocketAddr,
+    /// Where the kubelet and Prometheus ask, in plain HTTP: /livez, /readyz and /metrics; or 'off'
+    #[arg(long, env = "LAMEDUCK_PROBE_LISTEN", value_name = "ADDR", default_value = ":4881",
+          value_parser = values::listen_or_off, help_heading = "Addresses")]
+    pub probe_listen: Switch,
+    /// A folder with tls.crt and tls.key, read again when they change [default: certificates of its own making]
+    #[arg(long, env = "LAMEDUCK_TLS_DIR", value_name = "DIR", help_heading = "Certificates")]
+    pub tls_dir: Option<PathBuf>,
+    /// The Secret in this pod's namespace by which replicas share the certificates that they make
+    #[arg(long, env = "LAMEDUCK_SECRET", value_name = "NAME", default_value = "lameduck-webhook-tls",
+          value_parser = name, help_heading = "Certificates")]
+    pub secret: String,
+    /// The Service in this pod's namespace by which the API server asks: the certificates' name
+    #[arg(long, env = "LAMEDUCK_SERVICE", value_name = "NAME", default_value = "lameduck-webhook",
+          value_parser = name, help_heading = "Certificates")]
+    pub service: String,
+    /// The MutatingWebhookConfiguration: ready only while each caBundle in it for this Service verifies the
+    /// certificate; self-made ones are also written into it. Empty leaves it alone
+    #[arg(long, env = "LAMEDUCK_CONFIG", value_name = "NAME", default_value = "lameduck",
+          value_parser = name_or_empty, help_heading = "Certificates")]
+    pub config: Name,
+    /// The sidecars' image, whose entrypoint is lameduck
+    #[arg(long, env = "LAMEDUCK_IMAGE", value_name = "IMAGE", help_heading = "Sidecar",
+          default_value = concat!("lameduck:", env!("CARGO_PKG_VERSION")))]
+    pub image: String,
+    /// The sidecars' imagePullPolicy [default: left to Kubernetes]
+    #[arg(long, env = "LAMEDUCK_IMAGE_PULL_POLICY", value_name = "POLICY", help_heading = "Sidecar",
+          value_parser = ["Always", "IfNotPresent", "Never"])]
+    pub image_pull_policy: Option<String>,
+    /// How long new connections are still served after SIGTERM: API servers have not heard of it yet
+    #[arg(long, env = "LAMEDUCK_LAME_DUCK", value_name = "TIME", default_value = "5s",
+          value_parser = values::time, help_heading = "Drain")]
+    pub lame_duck: Duration,
+    #[command(flatten)]
+    pub log: LineArgs,
+}
+
+/// A name, or none for the empty text. (A bare `Option` would tell clap that the flag may be left out.)
+#[derive(Clone, Debug)]
+pub(super) struct Name(Option<String>);
+
+impl WebhookArgs {
+    /// `api` is the API server's host and port, if this is a pod.
+    pub fn settings(self, api: Option<(String, u16)>) -> Result<WebhookSettings, String> {
+        let cluster = api.map(|(host, port)| Cluster { host, port, account: ACCOUNT.into() });
+        if cluster.is_none() && (self.tls_dir.is_none() || self.config.0.is_some()) {
+            return Err(
+                "this is no pod (KUBERNETES_SERVICE_HOST is not set): give --tls-dir, and --config ''"
+                    .to_owned(),
+            );
+        }
+        if self.probe_listen.0.is_some_and(|probe| probe.port() != 0 && probe.port() == self.listen.port()) {
+            return Err("--listen and --probe-listen want the same port: give one of them another".to_owned());
+        }
+        Ok(WebhookSettings {
+            listen: self.listen,
+            probe_listen: self.probe_listen.0,
+            tls_dir: self.tls_dir,
+            secret: self.secret,
+            service: self.service,
+            config: self.config.0,
+            cluster,
+            image: self.image,
+            pull_policy: self.image_pull_policy,
+            lame_duck: self.lame_duck,
+        })
+    }
+}
+
+/// The API server's host and port, which every pod has in its environment.
+pub(super) fn api() -> Option<(String, u16)> {
+    let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
+    let port = std::env::var("KUBERNETES_SERVICE_PORT").ok().and_then(|port| port.parse().ok());
+    Some((host, port.unwrap_or(443)))
+}
+
+/// It becomes part of a path and of a DNS name.
+fn name(text: &str) -> Result<String, String> {
+    let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
+    match text.is_empty() || text.len() > 253 || !text.bytes().all(allowed) {
+        true => Err(format!("'{text}' is no Kubernetes object's name")),
+        false => Ok(text.to_owned()),
+    }
+}
+
+fn name_or_empty(text: &str) -> Result<Name, String> {
+    if text.is_empty() { Ok(Name(None)) } else { name(text).map(|name| Name(Some(name))) }
+}

@@ -1,0 +1,315 @@
+//! Keeps the certificate: looks every few seconds at the files, or at the Secret that the replicas share, and at what
+//! the API server trusts; has `certs` decide, and does it.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use hyper::{Method, StatusCode};
+use serde_json::{Value, json};
+
+use super::Webhook;
+use super::certs::{self, Kept, Write, accepted, go_over};
+use super::kube::{Api, Session};
+use super::x509::{Root, Seconds, Served, roots};
+use crate::cli::WebhookSettings;
+
+/// Between two looks, give or take a fifth: while all is well, and until it is.
+const PAUSE: Duration = Duration::from_secs(5);
+const PAUSE_AT_START: Duration = Duration::from_secs(1);
+/// What the API server trusts is believed once it has been seen for so long: API servers learn of it one by one.
+const BELIEVED: Duration = Duration::from_secs(2);
+/// Writes of one look: a CA, the bundles, a leaf, and one that another replica was faster with.
+const MOST_WRITES: usize = 5;
+
+/// Looks after the webhook's certificate.
+pub struct Keeper {
+    webhook: Arc<Webhook>,
+    source: Source,
+    api: Option<Api>,
+    config: Option<String>,
+    service: String,
+    namespace: String,
+    names: Vec<String>,
+    served: Option<Served>,
+    /// Since when every caBundle verifies what is served.
+    accepted: Option<Instant>,
+    /// What was last logged as wrong.
+    problem: Option<String>,
+}
+
+enum Source {
+    /// A folder of `tls.crt` and `tls.key`.
+    Files(PathBuf),
+    /// A Secret of our own, by name.
+    Secret(String),
+}
+
+/// What the API server trusts, as it was read.
+struct Config {
+    path: String,
+    version: Value,
+    /// Of each webhook entry that leads to us: its number, and its caBundle.
+    bundles: Vec<(usize, Vec<Root>)>,
+}
+
+impl Keeper {
+    /// For what was asked for. `namespace` is the pod's.
+    pub fn new(
+        webhook: Arc<Webhook>,
+        settings: &WebhookSettings,
+        api: Option<Api>,
+        namespace: String,
+    ) -> Self {
+        let service = &settings.service;
+        let names = [
+            format!("{service}.{namespace}.svc"),
+            format!("{service}.{namespace}.svc.cluster.local"),
+            format!("{service}.{namespace}"),
+            service.clone(),
+        ];
+        let source = match &settings.tls_dir {
+            Some(dir) => Source::Files(dir.clone()),
+            None => Source::Secret(settings.secret.clone()),
+        };
+        Self {
+            webhook,
+            source,
+            api,
+            config: settings.config.clone(),
+            service: service.clone(),
+            namespace,
+            names: names.to_vec(),
+            served: None,
+            accepted: None,
+            problem: None,
+        }
+    }
+
+    /// For as long as the process lives.
+    pub async fn run(mut self) {
+        loop {
+            let problem = self.look().await.err();
+            if problem != self.problem {
+                match &problem {
+                    Some(problem) => tracing::warn!("certificate: {problem}"),
+                    None => tracing::info!("certificate: all is well again"),
+                }
+            }
+            self.problem = problem;
+            let ready = self.publish();
+            let pause = if ready && self.problem.is_none() { PAUSE } else { PAUSE_AT_START };
+            tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * super::random_fraction())).await;
+        }
+    }
+
+    /// Tells the probes; returns whether it is ready.
+    fn publish(&mut self) -> bool {
+        let believed =
+            self.config.is_none() || self.accepted.is_some_and(|since| since.elapsed() >= BELIEVED);
+        let problem = self.problem.clone().or_else(|| {
+            let config = self.config.as_deref().unwrap_or_default();
+            let why = || {
+                format!("a caBundle of the webhook configuration {config} doesn't verify the certificate yet")
+            };
+            (!believed).then(why)
+        });
+        self.webhook.publish(believed && self.served.is_some(), problem)
+    }
+
+    async fn look(&mut self) -> Result<(), String> {
+        for _ in 0..=MOST_WRITES {
+            if !self.step().await? {
+                return Ok(());
+            }
+        }
+        Err("it changes again and again".to_owned())
+    }
+
+    /// One look, and one write at most; whether there may be more to do. The configuration is read before the Secret,
+    /// and written only if it is still the one that was read: so no bundle ever loses a CA that another replica put in.
+    async fn step(&mut self) -> Result<bool, String> {
+        let wants_api = self.config.is_some() || matches!(self.source, Source::Secret(_));
+        let mut session = match &self.api {
+            Some(api) if wants_api => Some(api.session().await?),
+            _ => None,
+        };
+        let config = match (&mut session, &self.config) {
+            (Some(session), Some(name)) => Some(self.read_config(session, name).await?),
+            _ => None,
+        };
+        let bundles: Vec<_> =
+            config.iter().flat_map(|config| &config.bundles).map(|(_, bundle)| bundle.clone()).collect();
+        let now = now();
+        let (name, session) = match (&self.source, session) {
+            (Source::Files(dir), _) => {
+                let read = |name: &str| fs::read(dir.join(name)).map_err(|why| format!("{name}: {why}"));
+                let found = read("tls.crt").and_then(|crt| Served::read(&crt, &read("tls.key")?));
+                let found = found.map_err(|why| format!("{}: {why}", dir.display()));
+                self.serve(now, &bundles, found.as_ref().ok(), false);
+                return found.map(|_| false);
+            }
+            (Source::Secret(_), None) => return Err("there is no API server".to_owned()),
+            (Source::Secret(name), Some(session)) => (name.clone(), session),
+        };
+        self.keep(now, &name, session, config, &bundles).await
+    }
+
+    /// The same for a Secret of our own.
+    async fn keep(
+        &mut self,
+        now: Seconds,
+        name: &str,
+        mut session: Session,
+        config: Option<Config>,
+        bundles: &[Vec<Root>],
+    ) -> Result<bool, String> {
+        let secret = self.read_secret(&mut session, name).await?;
+        let kept = kept(&secret);
+        self.serve(now, bundles, kept.served().ok().as_ref(), true);
+        match (certs::next(now, &self.names, &kept, bundles)?, config) {
+            (Some(Write::Secret(kept)), _) => {
+                self.write_secret(&mut session, name, secret, &kept).await?;
+                Ok(true)
+            }
+            (Some(Write::Bundles(pem)), Some(config)) => {
+                write_bundles(&mut session, &config, &pem).await?;
+                Ok(true)
+            }
+            (Some(Write::Bundles(_)) | None, _) => Ok(false),
+        }
+    }
+
+    /// Goes over to `candidate` if it is time to, and notes whether the API server accepts what is served.
+    fn serve(&mut self, now: Seconds, bundles: &[Vec<Root>], candidate: Option<&Served>, ours: bool) {
+        let name = &self.names[0];
+        if let Some(candidate) = candidate
+            && self.served.as_ref().is_none_or(|served| served.key.cert != candidate.key.cert)
+            && go_over(now, name, bundles, self.served.as_ref(), candidate, ours)
+        {
+            let expires = UNIX_EPOCH + Duration::from_secs(candidate.valid.end);
+            tracing::info!(expires = %humantime::format_rfc3339_seconds(expires), "serving a new certificate");
+            self.webhook.serve(candidate);
+            self.served = Some(candidate.clone());
+        }
+        let good = self.served.as_ref().is_some_and(|served| accepted(now, name, bundles, served));
+        self.accepted = good.then(|| self.accepted.unwrap_or_else(Instant::now));
+    }
+
+    async fn read_config(&self, session: &mut Session, name: &str) -> Result<Config, String> {
+        let path = format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}");
+        let explain = |why| format!("MutatingWebhookConfiguration {name}: {why}");
+        let object = session.get(&path).await.and_then(super::kube::Reply::object).map_err(explain)?;
+        let webhooks = object["webhooks"].as_array().into_iter().flatten().enumerate();
+        let bundles: Vec<_> = webhooks
+            .filter(|(_, webhook)| {
+                let service = &webhook["clientConfig"]["service"];
+                service["name"] == *self.service && service["namespace"] == *self.namespace
+            })
+            .map(|(n, webhook)| {
+                let bundle = webhook["clientConfig"]["caBundle"].as_str().unwrap_or_default();
+                (n, roots(&STANDARD.decode(bundle).unwrap_or_default()))
+            })
+            .collect();
+        if bundles.is_empty() {
+            return Err(explain(format!("no webhook in it leads to {}/{}", self.namespace, self.service)));
+        }
+        Ok(Config { path, version: object["metadata"]["resourceVersion"].clone(), bundles })
+    }
+
+    /// The Secret; null if there is none.
+    async fn read_secret(&self, session: &mut Session, name: &str) -> Result<Value, String> {
+        let reply = session.get(&self.secret_path(name)).await?;
+        if reply.status == StatusCode::NOT_FOUND {
+            return Ok(Value::Null);
+        }
+        reply.object().map_err(|why| format!("Secret {}/{name}: {why}", self.namespace))
+    }
+
+    /// Writes it, unless another replica has written it since it was read: then that one counts.
+    async fn write_secret(
+        &self,
+        session: &mut Session,
+        name: &str,
+        mut secret: Value,
+        kept: &Kept,
+    ) -> Result<(), String> {
+        let missing = secret.is_null();
+        if missing {
+            secret = json!({
+                "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
+                "metadata": { "name": name, "namespace": self.namespace },
+            });
+        }
+        let Kept { ca_crt, ca_key, tls_crt, tls_key } = kept;
+        if !secret["data"].is_object() {
+            secret["data"] = json!({});
+        }
+        for (key, text) in
+            [("ca.crt", ca_crt), ("ca.key", ca_key), ("tls.crt", tls_crt), ("tls.key", tls_key)]
+        {
+            secret["data"][key] = json!(STANDARD.encode(text));
+        }
+        let all = format!("/api/v1/namespaces/{}/secrets", self.namespace);
+        let (method, path) =
+            if missing { (Method::POST, all) } else { (Method::PUT, self.secret_path(name)) };
+        let reply = session.send(method, &path, "application/json", &secret).await?;
+        match reply.status {
+            StatusCode::CONFLICT => Ok(()),
+            StatusCode::FORBIDDEN if missing => Err(format!(
+                "there is no Secret {}/{name}, and this service account may not create it: apply the manifest that \
+                 has it, empty",
+                self.namespace
+            )),
+            _ => {
+                reply.object().map_err(|why| format!("Secret {}/{name}: {why}", self.namespace))?;
+                tracing::info!(secret = name, "wrote certificates");
+                Ok(())
+            }
+        }
+    }
+
+    fn secret_path(&self, name: &str) -> String {
+        format!("/api/v1/namespaces/{}/secrets/{name}", self.namespace)
+    }
+}
+
+/// What a Secret's object holds.
+fn kept(secret: &Value) -> Kept {
+    let text = |key: &str| {
+        let bytes = STANDARD.decode(secret["data"][key].as_str().unwrap_or_default()).unwrap_or_default();
+        String::from_utf8(bytes).unwrap_or_default()
+    };
+    Kept {
+        ca_crt: text("ca.crt"),
+        ca_key: text("ca.key"),
+        tls_crt: text("tls.crt"),
+        tls_key: text("tls.key"),
+    }
+}
+
+/// Writes every caBundle of ours, unless the configuration has changed since it was read: then it is looked at again.
+async fn write_bundles(session: &mut Session, config: &Config, pem: &str) -> Result<(), String> {
+    let mut ops = vec![json!({ "op": "test", "path": "/metadata/resourceVersion", "value": config.version })];
+    for (n, _) in &config.bundles {
+        let path = format!("/webhooks/{n}/clientConfig/caBundle");
+        ops.push(json!({ "op": "add", "path": path, "value": STANDARD.encode(pem) }));
+    }
+    let kind = "application/json-patch+json";
+    let reply = session.send(Method::PATCH, &config.path, kind, &json!(ops)).await?;
+    if [StatusCode::CONFLICT, StatusCode::UNPROCESSABLE_ENTITY].contains(&reply.status) {
+        tracing::debug!("the webhook configuration has changed meanwhile");
+        return Ok(());
+    }
+    reply.object().map_err(|why| format!("PATCH {}: {why}", config.path))?;
+    tracing::info!("wrote the caBundles");
+    Ok(())
+}
+
+/// Seconds since 1970.
+pub fn now() -> Seconds {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

@@ -1,0 +1,155 @@
+//! The API server's client, as small as it can be: JSON over one HTTP/1.1 connection, as the pod's service account.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1::{self, SendRequest};
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use rustls::{ClientConfig, RootCertStore};
+use serde_json::Value;
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+
+use super::x509::{provider, roots};
+use crate::cli::Cluster;
+
+/// From the connect to the answer's last byte, each for itself.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Bytes of an answer.
+const MOST_BYTES: usize = 4 << 20;
+
+/// An API server, and who we are to it.
+#[derive(Clone, Debug)]
+pub struct Api {
+    host: String,
+    port: u16,
+    account: PathBuf,
+}
+
+/// A connection to it.
+pub struct Session {
+    send: SendRequest<Full<Bytes>>,
+    host: String,
+    token: String,
+}
+
+/// What it answered.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status.
+    pub status: StatusCode,
+    /// The object, or a Status that says what is wrong.
+    pub body: Value,
+}
+
+impl Reply {
+    /// The object.
+    ///
+    /// # Errors
+    /// What the API server says is wrong with the request.
+    pub fn object(self) -> Result<Value, String> {
+        if self.status.is_success() {
+            return Ok(self.body);
+        }
+        Err(format!("{}: {}", self.status, self.body["message"].as_str().unwrap_or("no reason given")))
+    }
+}
+
+impl Api {
+    /// The one that the pod was told of.
+    pub fn new(cluster: &Cluster) -> Self {
+        Self { host: cluster.host.clone(), port: cluster.port, account: cluster.account.clone() }
+    }
+
+    /// Connects. The account's token is read each time, since the kubelet renews it.
+    ///
+    /// # Errors
+    /// What didn't work.
+    pub async fn session(&self) -> Result<Session, String> {
+        let connected = tokio::time::timeout(PATIENCE, self.connect()).await;
+        connected.map_err(|_| "no connection in time".to_owned()).flatten().map_err(|why| {
+            let Self { host, port, .. } = self;
+            format!("the API server at {host}:{port}: {why}")
+        })
+    }
+
+    async fn connect(&self) -> Result<Session, String> {
+        let file = |name: &str| {
+            let path = self.account.join(name);
+            fs::read_to_string(&path).map_err(|why| format!("{}: {why}", path.display()))
+        };
+        let mut store = RootCertStore::empty();
+        for root in roots(file("ca.crt")?.as_bytes()) {
+            store.add(root.der).map_err(|why| format!("ca.crt: {why}"))?;
+        }
+        let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|why| why.to_string())?;
+        let config = builder.with_root_certificates(store).with_no_client_auth();
+        let name = ServerName::try_from(self.host.clone()).map_err(|why| why.to_string())?;
+        let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
+        let stream = stream.map_err(|why| why.to_string())?;
+        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+        let stream = TokioIo::new(stream.map_err(|why| why.to_string())?);
+        let (send, connection) = http1::handshake(stream).await.map_err(|why| why.to_string())?;
+        // Ends when the session is dropped.
+        tokio::spawn(connection);
+        let token = file("token")?.trim().to_owned();
+        let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
+        Ok(Session { send, host: format!("{host}:{}", self.port), token })
+    }
+}
+
+impl Session {
+    /// Reads an object.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn get(&mut self, path: &str) -> Result<Reply, String> {
+        self.call(Method::GET, path, "application/json", Bytes::new()).await
+    }
+
+    /// Sends an object or a patch; `kind` is its content type.
+    ///
+    /// # Errors
+    /// When there is no answer.
+    pub async fn send(
+        &mut self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: &Value,
+    ) -> Result<Reply, String> {
+        self.call(method, path, kind, body.to_string().into()).await
+    }
+
+    async fn call(&mut self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Reply, String> {
+        let what = format!("{method} {path}");
+        let answer = tokio::time::timeout(PATIENCE, self.ask(method, path, kind, body)).await;
+        answer.map_err(|_| "no answer in time".to_owned()).flatten().map_err(|why| format!("{what}: {why}"))
+    }
+
+    async fn ask(&mut self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Reply, String> {
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, &self.host)
+            .header(header::AUTHORIZATION, format!("Bearer {}", self.token))
+            .header(header::ACCEPT, "application/json")
+            .header(header::CONTENT_TYPE, kind)
+            .header(header::USER_AGENT, concat!("lameduck-webhook/", env!("CARGO_PKG_VERSION")))
+            .body(Full::new(body))
+            .map_err(|why| why.to_string())?;
+        self.send.ready().await.map_err(|why| why.to_string())?;
+        let answer = self.send.send_request(request).await.map_err(|why| why.to_string())?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await;
+        let body = body.map_err(|why| why.to_string())?.to_bytes();
+        Ok(Reply { status, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
+    }
+}

@@ -1,0 +1,227 @@
+//! The loops that accept and serve, and the routes. One request per connection: nothing is kept open, so every bound is
+//! simple, a new certificate is shown to whoever comes next, and at the end no idle connection is in anybody's pool.
+
+use std::convert::Infallible;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::{BodyExt, Full};
+use hyper::body::{Bytes, Incoming};
+use hyper::header::{self, HeaderValue};
+use hyper::server::conn::http1;
+use hyper::service::service_fn;
+use hyper::{Method, Request, Response, StatusCode};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio_rustls::TlsAcceptor;
+
+use super::Webhook;
+use super::review::{Outcome, Reviewed, allowed_anyway, review};
+
+/// Open connections of each listener; past it callers wait in the kernel's queue.
+const CONNECTIONS: u32 = 256;
+/// From the accept to the end, handshake, review and answer included: an API server waits no longer by default.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// From the handshake to the head's last byte.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
+/// Bytes of a request's head.
+const MOST_HEAD: usize = 16 << 10;
+/// Bytes of an AdmissionReview. An API server takes objects of up to 3 MiB.
+pub const MOST_BODY: usize = 4 << 20;
+/// Bytes of all bodies that are being read: past it requests wait.
+const MOST_BODIES: usize = 16 << 20;
+/// After a failed accept (no file descriptor is free).
+const BACK_OFF: Duration = Duration::from_millis(50);
+/// The accept queue is empty when nothing has come for so long.
+const QUEUE_EMPTY: Duration = Duration::from_millis(20);
+
+/// Who asks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// The API server, over TLS.
+    Review,
+    /// The kubelet and Prometheus.
+    Probe,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+/// Serves until `stop`, then what is in the accept queue and what is under way.
+pub async fn serve(listener: TcpListener, door: Door, webhook: Arc<Webhook>, stop: impl Future<Output = ()>) {
+    let places = Arc::new(Semaphore::new(CONNECTIONS as usize));
+    let accept_one = async || {
+        // Nobody closes the semaphore.
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                tokio::spawn(serve_one(stream, door, Arc::clone(&webhook), place));
+            }
+            Err(_) => tokio::time::sleep(BACK_OFF).await,
+        }
+    };
+    let accept_all = async {
+        loop {
+            accept_one().await;
+        }
+    };
+    tokio::select! {
+        () = accept_all => {}
+        () = stop => {}
+    }
+    while tokio::time::timeout(QUEUE_EMPTY, accept_one()).await.is_ok() {}
+    drop(listener);
+    // All places free: all connections have ended.
+    let _ = tokio::time::timeout(PATIENCE, places.acquire_many(CONNECTIONS)).await;
+}
+
+async fn serve_one(stream: TcpStream, door: Door, webhook: Arc<Webhook>, _place: OwnedSemaphorePermit) {
+    let serve = async {
+        match door {
+            Door::Probe => http(stream, door, &webhook).await,
+            Door::Review => match TlsAcceptor::from(Arc::clone(&webhook.tls)).accept(stream).await {
+                Ok(stream) => http(stream, door, &webhook).await,
+                Err(why) => tracing::debug!("a TLS handshake failed: {why}"),
+            },
+        }
+    };
+    if tokio::time::timeout(PATIENCE, serve).await.is_err() {
+        tracing::debug!(?door, "a connection took too long");
+    }
+}
+
+async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, door: Door, webhook: &Webhook) {
+    let service = service_fn(async |ask: Request<Incoming>| {
+        let answer = match door {
+            Door::Review => mutate(ask, webhook).await,
+            Door::Probe => probe(&ask, webhook),
+        };
+        Ok::<_, Infallible>(answer)
+    });
+    let connection = http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEAD_TIMEOUT)
+        .keep_alive(false)
+        .max_buf_size(MOST_HEAD)
+        .serve_connection(TokioIo::new(stream), service);
+    if let Err(why) = connection.await {
+        tracing::debug!(?door, "a connection failed: {why}");
+    }
+}
+
+async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
+    match (ask.method(), ask.uri().path()) {
+        (&Method::POST, "/mutate") => {}
+        (_, "/mutate") => return wrong_method("POST"),
+        _ => return text(StatusCode::NOT_FOUND, "there is /mutate"),
+    }
+    let length =
+        ask.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
+    let room = length.unwrap_or(MOST_BODY).clamp(1, MOST_BODY) as u32;
+    // Nobody closes the semaphore.
+    let _room = webhook.room.acquire_many(room).await;
+    let body = match read(ask.into_body()).await {
+        Ok(Some(body)) => body,
+        Ok(None) => {
+            return text(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                &format!("an AdmissionReview has {MOST_BODY} bytes at most"),
+            );
+        }
+        Err(why) => return text(StatusCode::BAD_REQUEST, &why.to_string()),
+    };
+    let began = Instant::now();
+    match reviewed(&body, webhook) {
+        Ok(reviewed) => {
+            webhook.metrics.review(&reviewed.outcome, began.elapsed());
+            log(&reviewed);
+            if let Some(events) = &webhook.events {
+                events.tell(&reviewed);
+            }
+            answer(StatusCode::OK, "application/json", reviewed.answer.to_string().into())
+        }
+        Err(why) => {
+            webhook.metrics.review(&Outcome::Failed(String::new()), began.elapsed());
+            tracing::warn!("what was posted to /mutate is {why}");
+            text(StatusCode::BAD_REQUEST, &why)
+        }
+    }
+}
+
+/// The whole body, or none if it is too long; then it is read to its end all the same, within bounds, so that the client
+/// gets to read the answer.
+async fn read(mut body: Incoming) -> Result<Option<Vec<u8>>, hyper::Error> {
+    let (mut bytes, mut length) = (Vec::new(), 0);
+    while let Some(frame) = body.frame().await {
+        let Ok(data) = frame?.into_data() else { continue };
+        length += data.len();
+        if length > 4 * MOST_BODY {
+            break;
+        }
+        if length <= MOST_BODY {
+            bytes.extend_from_slice(&data);
+        } else {
+            bytes = Vec::new();
+        }
+    }
+    Ok((length <= MOST_BODY).then_some(bytes))
+}
+
+/// An error of ours must not cost a pod: whatever happens in there, it goes on.
+fn reviewed(body: &[u8], webhook: &Webhook) -> Result<Reviewed, String> {
+    let review = || review(body, &webhook.settings, super::random_token);
+    catch_unwind(AssertUnwindSafe(review)).unwrap_or_else(|_| allowed_anyway(body))
+}
+
+fn log(reviewed: &Reviewed) {
+    let Reviewed { outcome, namespace, name, dry_run, .. } = reviewed;
+    let result = outcome.name();
+    match outcome {
+        Outcome::Failed(reason) => tracing::error!(namespace, pod = name, outcome = result, reason, "review"),
+        Outcome::Skipped(reason) => {
+            tracing::info!(namespace, pod = name, outcome = result, reason, dry_run, "review");
+        }
+        Outcome::Injected | Outcome::Unchanged => {
+            tracing::info!(namespace, pod = name, outcome = result, dry_run, "review");
+        }
+    }
+}
+
+fn probe(ask: &Request<Incoming>, webhook: &Webhook) -> Answer {
+    match (ask.method(), ask.uri().path()) {
+        (&Method::GET | &Method::HEAD, "/livez") => text(StatusCode::OK, "ok"),
+        (&Method::GET | &Method::HEAD, "/readyz") => match webhook.ready() {
+            Ok(()) => text(StatusCode::OK, "ready"),
+            Err(why) => text(StatusCode::SERVICE_UNAVAILABLE, &why),
+        },
+        (&Method::GET | &Method::HEAD, "/metrics") => {
+            answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", webhook.render().into())
+        }
+        (_, "/livez" | "/readyz" | "/metrics") => wrong_method("GET, HEAD"),
+        _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics"),
+    }
+}
+
+/// Room for all bodies that are being read.
+pub fn room() -> Semaphore {
+    Semaphore::new(MOST_BODIES)
+}
+
+fn wrong_method(allowed: &'static str) -> Answer {
+    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
+    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
+    answer
+}
+
+fn text(status: StatusCode, line: &str) -> Answer {
+    answer(status, "text/plain; charset=utf-8", format!("{line}\n").into())
+}
+
+fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = status;
+    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
+    answer
+}
