@@ -23,6 +23,26 @@ fn an_event_stream_ends_after_a_whole_event() {
 }
 
 #[test]
+fn the_connection_of_an_ended_stream_takes_one_more_request() {
+    let app = Node::slow();
+    let mut proxy = Lameduck::proxy(app.addr, &["--stream-spread", "0s"]);
+    let (mut client, mut running) = (proxy.client(), proxy.client());
+    running.get("/slow?ms=4000");
+    client.request("GET", "/events?ms=400", &["Accept: text/event-stream"]);
+    let head = client.head();
+    client.wait_seen("id: 1\n");
+
+    proxy.terminate();
+    assert_eq!(client.body("GET", head).end, End::Whole);
+    // Its client was never told that the connection closes: a pool gives it the next request at once.
+    client.get("/");
+    let next = client.answer();
+    assert!(next.head.status == 200 && next.head.has("connection", "close"), "{:?}", next.head);
+    assert_eq!(running.answer().head.status, 200);
+    proxy.expect_clean_exit();
+}
+
+#[test]
 fn a_half_sent_event_is_left_out_or_finished() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &[]);
