@@ -223,7 +223,7 @@ fn node_options_are_kept_and_the_preload_is_added() {
     assert_eq!(app(&mut done.pod)["env"][0]["value"], options);
     let mount = json!({"name": "lameduck", "mountPath": "/run/lameduck", "readOnly": true});
     assert_eq!(app(&mut done.pod)["volumeMounts"], json!([mount]));
-    assert!(has(&done, "--preload-dir=/run/lameduck"));
+    assert!(has(&done, "--share-dir=/run/lameduck"));
     for (change, reason) in [
         (
             json!({"env": [{"name": "NODE_OPTIONS", "valueFrom": {"configMapKeyRef": {}}}]}),
@@ -235,7 +235,7 @@ fn node_options_are_kept_and_the_preload_is_added() {
         let before = pod(|pod| app(pod).as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
         let done = patched(&before);
         assert!(
-            done.warnings[0].contains(reason) && !has(&done, "--preload-dir=/run/lameduck"),
+            done.warnings[0].contains(reason) && !has(&done, "--share-dir=/run/lameduck"),
             "{:?}",
             done.warnings
         );
