@@ -104,13 +104,18 @@ async fn call(settings: &Settings, within: Duration) {
     let seconds = began.elapsed().as_secs_f64();
     match status {
         Some(status) if status.is_success() || status.is_redirection() => {
-            tracing::info!(target, status = status.as_u16(), seconds, "called the app's own preStop hook");
+            tracing::info!(
+                url = target,
+                status = status.as_u16(),
+                seconds,
+                "called the app's own preStop hook"
+            );
         }
         Some(status) => {
             let status = status.as_u16();
-            tracing::warn!(target, status, seconds, "the app's own preStop hook failed");
+            tracing::warn!(url = target, status, seconds, "the app's own preStop hook failed");
         }
-        None => tracing::warn!(target, seconds, "the app's own preStop hook did not answer"),
+        None => tracing::warn!(url = target, seconds, "the app's own preStop hook did not answer"),
     }
 }
 

@@ -82,7 +82,8 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
     if parts.shares() {
         args.push(format!("--share-dir={DIR}"));
     }
-    args
+    // The kubelet puts variables in for $(NAME), and one $ for two.
+    args.iter().map(|arg| arg.replace('$', "$$")).collect()
 }
 
 /// The container.
