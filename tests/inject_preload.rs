@@ -42,7 +42,7 @@ impl Init {
         command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "node", "-e", script]);
         command.env_remove("NODE_OPTIONS").stdout(Stdio::piped());
         if let Some(test) = preload {
-            command.env("NODE_OPTIONS", format!("--require={}/preload.js", preload_dir(test).display()));
+            command.env("NODE_OPTIONS", format!("--require {}/preload.js", preload_dir(test).display()));
         }
         let mut unshare = command.spawn().expect("unshare (util-linux)");
         let stdout = BufReader::new(unshare.stdout.take().unwrap());
@@ -136,7 +136,7 @@ fn a_handler_that_counts_the_others_finds_itself_alone() {
 #[test]
 fn it_does_nothing_in_other_processes_and_threads() {
     let inner = "console.log(process.listenerCount('SIGTERM'), /Reflect/.test(process.kill) ? 1 : 0)";
-    let option = format!("--require={}/preload.js", preload_dir("inert").display());
+    let option = format!("--require {}/preload.js", preload_dir("inert").display());
     let run = |script: &str, preload: bool| {
         let mut command = Command::new("node");
         command.args(["-e", script]).env_remove("NODE_OPTIONS");

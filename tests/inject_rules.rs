@@ -151,7 +151,7 @@ fn the_webhook_takes_the_port_when_it_can_and_warns_when_it_cannot() {
 fn node_options_are_kept_and_the_preload_is_added() {
     let mut done =
         patched(&pod(|pod| app(pod)["env"] = json!([{"name": "NODE_OPTIONS", "value": "--trace-warnings"}])));
-    let options = "--trace-warnings --require=/run/lameduck/preload.js";
+    let options = "--trace-warnings --require /run/lameduck/preload.js";
     assert_eq!(app(&mut done.pod)["env"][0]["value"], options);
     let mount = json!({"name": "lameduck", "mountPath": "/run/lameduck", "readOnly": true});
     assert_eq!(app(&mut done.pod)["volumeMounts"], json!([mount]));

@@ -135,7 +135,7 @@ pub fn token_of(pod: &Value) -> Option<&str> {
     env.iter().find(|var| var["name"] == TOKEN)?["value"].as_str()
 }
 
-/// What `NODE_OPTIONS` gets.
+/// What `NODE_OPTIONS` gets. Node 8 knows it with a space only.
 pub fn preload_option() -> String {
-    format!("--require={DIR}/{}", share::PRELOAD)
+    format!("--require {DIR}/{}", share::PRELOAD)
 }
