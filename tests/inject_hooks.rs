@@ -56,7 +56,7 @@ fn an_exec_runs_after_our_program_has_waited() {
     // Also where Node gets no preload.
     let exec = json!({"exec": {"command": ["/bye"]}});
     let leave = |pod: &mut Value| annotated("pid1", "leave")(pod);
-    let mut before = hooked(exec.clone());
+    let mut before = hooked(exec);
     leave(&mut before);
     let mut done = patched(&before);
     let mount = json!([{"name": "lameduck", "mountPath": "/run/lameduck", "readOnly": true}]);
