@@ -263,6 +263,35 @@ fn help_of_inject_tells_every_annotation_that_is_a_flag() {
     }
 }
 
+/// What the injection sets itself, or has an annotation of another name for.
+const NOT_ANNOTATED: [&str; 14] = [
+    "after-drain",
+    "after-drain-header",
+    "app-probe",
+    "control",
+    "grace",
+    "help",
+    "listen",
+    "probe-listen",
+    "share-dir",
+    "sidecar",
+    "termination-log",
+    "token",
+    "upstream",
+    "version",
+];
+
+#[test]
+fn every_setting_of_the_proxy_has_its_annotation() {
+    let cli = Cli::command();
+    let proxy = cli.find_subcommand("proxy").unwrap();
+    let flags =
+        proxy.get_arguments().filter_map(|arg| arg.get_long()).filter(|flag| !NOT_ANNOTATED.contains(flag));
+    let mut flags: Vec<_> = flags.collect();
+    flags.sort_unstable();
+    assert_eq!(flags, crate::inject::annotations::FLAGS);
+}
+
 /// The environment of this process must not change under other tests, so a child reads it.
 #[test]
 fn each_flag_can_come_from_the_environment_and_the_typed_one_wins() {
