@@ -1,6 +1,5 @@
 //! The drain: a pure machine, the gate that counts, the task that runs both, and the ledger of who is in flight.
 
-mod app_stop;
 pub mod control;
 pub mod gate;
 pub mod ledger;

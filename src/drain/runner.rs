@@ -1,12 +1,14 @@
 //! Runs the machine: feeds it what happens, carries out its effects, answers who waits, and tells the story in the log.
 
+mod app_stop;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, watch};
 
-use super::app_stop::{AppStop, Waiting};
+use self::app_stop::{AppStop, Waiting};
 use super::control::{Command, Control, Outcome, Published, trigger_name};
 use super::ledger::lock;
 use super::machine::{Counts, Effect, Event, Machine, Phase};

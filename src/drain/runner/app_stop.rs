@@ -8,9 +8,9 @@ use http_body_util::Empty;
 use hyper::Request;
 use tokio::sync::{OnceCell, oneshot};
 
-use super::control::Outcome;
-use super::machine::Trigger;
 use crate::config::{AfterDrain, Settings};
+use crate::drain::control::Outcome;
+use crate::drain::machine::Trigger;
 use crate::proxy::plane::Plane;
 use crate::{readiness, upstream};
 
