@@ -12,7 +12,8 @@ use crate::config::{AfterDrain, Settings};
 use crate::drain::control::Outcome;
 use crate::drain::machine::Trigger;
 use crate::proxy::plane::Plane;
-use crate::{readiness, upstream};
+use crate::readiness;
+use crate::upstream;
 
 /// An app that heard its SIGTERM closes its port sooner than this. Less than the usual reserve, so that the warning
 /// comes before SIGKILL.
