@@ -2,6 +2,7 @@
 //!
 //! It lives on a thread of its own, so that it answers while the data plane is saturated, and closes last.
 
+mod app_probe;
 mod serve;
 mod sockets;
 
@@ -69,6 +70,7 @@ impl Admin {
             ("GET" | "HEAD", "/readyz") => self.readyz(),
             ("GET" | "HEAD", "/metrics") => self.metrics(),
             ("GET", "/drain") => self.hook(token, ask).await,
+            (_, path) if path.starts_with(app_probe::PREFIX) => self.app_probe(ask).await,
             (_, "/livez" | "/readyz" | "/metrics") => wrong_method("GET, HEAD"),
             (_, "/drain") => wrong_method("GET"),
             _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /drain"),
@@ -146,10 +148,16 @@ impl Admin {
     }
 
     async fn operator(&self, ask: &Ask) -> Answer {
-        let [timeout, wait] = match parameters(ask, ["timeout", "wait"]) {
+        let [timeout, wait, hook] = match parameters(ask, ["timeout", "wait", "hook"]) {
             Ok(values) => values,
             Err(why) => return text(StatusCode::BAD_REQUEST, &why),
         };
+        match (hook, timeout, wait) {
+            (None, ..) => {}
+            // The app's container has no right to the socket and no token, but it is in this pod.
+            (Some("app"), None, None) => return ended(self.control.drain(Trigger::AppHook).await),
+            (Some(_), ..) => return text(StatusCode::BAD_REQUEST, "hook is app, and stands alone"),
+        }
         let time = |text| humantime::parse_duration(text).ok().filter(|t| !t.is_zero() && *t <= LONGEST);
         let timeout = match timeout.map(time) {
             Some(None) => return text(StatusCode::BAD_REQUEST, "timeout is a time over 0, as in 30s"),

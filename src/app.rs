@@ -16,11 +16,11 @@ use crate::config::{Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
-use crate::inject::preload;
+use crate::inject::share;
 use crate::metrics::{self, Now};
 use crate::proxy::listen::{self, Switch};
 use crate::proxy::plane::Plane;
-use crate::readiness::{self, Inputs, Verdict};
+use crate::readiness::{self, Inputs, Verdict, stale_socket};
 use crate::signal::Signals;
 use crate::supervise::{self, App};
 use crate::telemetry;
@@ -121,9 +121,9 @@ struct Bound {
 
 impl Bound {
     fn bind(settings: Settings) -> Result<Self, u8> {
-        if let Some(dir) = &settings.preload_dir {
-            let written = preload::write(dir);
-            written.map_err(|error| cannot(&format!("write the preload to {}", dir.display()), &error))?;
+        if let Some(dir) = &settings.share_dir {
+            let written = share::write(dir);
+            written.map_err(|error| cannot(&format!("write to {} (--share-dir)", dir.display()), &error))?;
         }
         let mut listeners = Vec::new();
         for addr in &settings.listen {
@@ -151,6 +151,9 @@ impl Bound {
         let warm = plane.settings.ready.warm_up.is_empty();
         let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
         tokio::spawn(app_state.clone().watch(plane.clone()));
+        if let UpstreamAddr::Unix(path) = plane.settings.upstream.clone() {
+            tokio::spawn(async move { stale_socket::keep_away(&path).await });
+        }
         let closing = Arc::new(Notify::new());
         let (served, close) = (admin_state(&plane, &control, &app_state), closing.clone());
         let admin = tokio::spawn(admin.serve(served, async move { close.notified().await }));

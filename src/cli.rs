@@ -15,13 +15,16 @@ use std::time::Duration;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
+use hyper::header::{HeaderName, HeaderValue};
 use tracing::Level;
 
 pub use self::args::LogFormat;
 use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub};
 pub use self::inject::check_proxy;
 pub use self::webhook::{Cluster, WebhookSettings};
-use crate::config::{DrainSettings, Limits, ReadySettings, Settings, Sidecar, UpstreamAddr, parse_listen};
+use crate::config::{
+    AfterDrain, DrainSettings, Limits, ReadySettings, Settings, Sidecar, UpstreamAddr, parse_listen,
+};
 use crate::inject::command::Request;
 use crate::inject::manifest::Task;
 
@@ -52,6 +55,13 @@ pub enum Command {
         timeout: Option<Duration>,
         /// Whether to wait for the drain's end.
         wait: bool,
+    },
+    /// `lameduck drain --app-hook`.
+    AppHook {
+        /// The control socket, or its address.
+        control: PathBuf,
+        /// The app's own preStop hook; empty if it has none.
+        command: Vec<OsString>,
     },
     /// `lameduck resume`.
     Resume {
@@ -197,10 +207,15 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             let log = log_settings(&args.common);
             let listen = [parse_listen(":4880")?];
             let mut settings = settings(args.common, &listen, args.upstream, args.sidecar, around)?;
-            settings.preload_dir = args.preload_dir;
+            settings.share_dir = args.share_dir;
+            settings.after_drain = after_drain(args.after_drain, args.after_drain_header)?;
+            settings.app_probes = args.app_probe;
             Command::Proxy { settings: Box::new(settings), log }
         }
         Sub::Run(args) => run(*args, around)?,
+        Sub::Drain(args) if args.app_hook => {
+            Command::AppHook { control: around.control_to_call(args.control), command: args.command }
+        }
         Sub::Drain(args) => Command::Drain {
             control: around.control_to_call(args.control),
             timeout: args.timeout,
@@ -224,6 +239,17 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
     })
 }
 
+fn after_drain(
+    request: Option<AfterDrain>,
+    headers: Vec<(HeaderName, HeaderValue)>,
+) -> Result<Option<AfterDrain>, String> {
+    match request {
+        Some(request) => Ok(Some(AfterDrain { headers, ..request })),
+        None if headers.is_empty() => Ok(None),
+        None => Err("--after-drain-header belongs to --after-drain: give that too".to_owned()),
+    }
+}
+
 fn run(args: RunArgs, around: &Surroundings) -> Result<Command, String> {
     let log = log_settings(&args.common);
     let listen = match &around.port {
@@ -237,10 +263,11 @@ fn run(args: RunArgs, around: &Surroundings) -> Result<Command, String> {
         },
         None => parse_listen(":4880")?,
     };
+    let app_port = args.app_port.and_then(|given| given.0);
     // The name, not an address: an app may listen on ::1 or on 127.0.0.1 only.
-    let upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port: args.app_port.unwrap_or(0) };
+    let upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port: app_port.unwrap_or(0) };
     let settings = settings(args.common, &[listen], upstream, Sidecar::None, around)?;
-    let app = AppCommand { port: args.app_port, start_timeout: args.start_timeout, command: args.command };
+    let app = AppCommand { port: app_port, start_timeout: args.start_timeout, command: args.command };
     Ok(Command::Run { settings: Box::new(settings), log, app })
 }
 
@@ -266,7 +293,9 @@ fn settings(
         control_listen: addresses.control_listen.map_or(control_listen, |switch| switch.0),
         token: addresses.token,
         sidecar,
-        preload_dir: None,
+        share_dir: None,
+        after_drain: None,
+        app_probes: vec![],
         drain: DrainSettings {
             lame_duck: drain.lame_duck.unwrap_or(lame_duck),
             grace: drain.grace,

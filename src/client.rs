@@ -1,11 +1,14 @@
-//! `lameduck drain`, `resume` and `status`: they talk to a running proxy over its control socket.
+//! `lameduck drain`, `resume` and `status`: they talk to a running proxy over its control socket, or by TCP.
 
 mod view;
 
+use std::ffi::OsString;
 use std::io::{self, ErrorKind, IsTerminal, Write};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::ExitCode;
+use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use http_body_util::{BodyExt, Empty, Limited};
@@ -15,10 +18,11 @@ use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustix::termios::tcgetwinsize;
 use serde::Deserialize;
-use tokio::net::UnixStream;
 
 use self::view::{Row, State};
 use crate::cli::StatusView;
+use crate::config::UpstreamAddr;
+use crate::upstream;
 
 /// Something was cut by the drain.
 const CUT: u8 = 3;
@@ -59,6 +63,20 @@ pub fn drain(control: &Path, timeout: Option<Duration>, wait: bool) -> ExitCode 
             _ => Err("not drained: the proxy was resumed meanwhile".to_owned()),
         }
     })
+}
+
+/// `lameduck drain --app-hook`: waits until the app may stop, and becomes the app's own hook, if it has one. That one
+/// must run whatever came of the drain, and the exit code is its own.
+pub fn app_hook(control: &Path, command: &[OsString]) -> ExitCode {
+    let waited = run(async {
+        call(control, Method::POST, "/drain?hook=app").await?;
+        Ok(ExitCode::SUCCESS)
+    });
+    let Some((program, args)) = command.split_first() else { return waited };
+    let error = Command::new(program).args(args).exec();
+    let _ = writeln!(io::stderr(), "lameduck: can't run {}: {error}", program.display());
+    // As a shell has it.
+    ExitCode::from(if error.kind() == ErrorKind::NotFound { 127 } else { 126 })
 }
 
 /// `lameduck resume`: 0 when the proxy serves again, 1 when it failed.
@@ -180,7 +198,7 @@ async fn in_time(
 
 /// One request on a connection of its own; the answer's body when it is one of success.
 async fn call(control: &Path, method: Method, target: &str) -> Result<Bytes, Failure> {
-    let stream = UnixStream::connect(control).await.map_err(|why| no_connection(control, &why))?;
+    let stream = upstream::connect(&addr(control)).await.map_err(|why| no_connection(control, &why))?;
     let broken = |why: hyper::Error| format!("lameduck on {} hung up: {why}", control.display());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let request = Request::builder().method(method).uri(target).header(header::HOST, "localhost");
@@ -196,6 +214,14 @@ async fn call(control: &Path, method: Method, target: &str) -> Result<Bytes, Fai
     match status {
         StatusCode::OK | StatusCode::ACCEPTED => Ok(body),
         refused => Err(format!("{refused}: {}", String::from_utf8_lossy(&body).trim_end())),
+    }
+}
+
+/// Any user of a pod may ask by TCP; the socket is its owner's.
+fn addr(control: &Path) -> UpstreamAddr {
+    match control.to_str().and_then(|text| text.parse::<SocketAddr>().ok()) {
+        Some(addr) => UpstreamAddr::Tcp { host: addr.ip().to_string(), port: addr.port() },
+        None => UpstreamAddr::Unix(control.to_owned()),
     }
 }
 

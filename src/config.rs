@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use hyper::header::{HeaderName, HeaderValue};
+
 /// Everything a running proxy needs to know, checked once at start-up.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -23,8 +25,12 @@ pub struct Settings {
     pub token: Option<String>,
     /// How the sidecar's own signals are meant.
     pub sidecar: Sidecar,
-    /// Where the app's Node finds its preload; none writes none.
-    pub preload_dir: Option<PathBuf>,
+    /// Where the app's container finds the preload and this program; none writes neither.
+    pub share_dir: Option<PathBuf>,
+    /// The app's own preStop `httpGet`, called once drained.
+    pub after_drain: Option<AfterDrain>,
+    /// Targets of the app that `/app-probe` on the probe port passes on.
+    pub app_probes: Vec<AppProbe>,
     /// The drain's times.
     pub drain: DrainSettings,
     /// Readiness and warm-up.
@@ -94,6 +100,48 @@ impl fmt::Display for UpstreamAddr {
     }
 }
 
+/// `--after-drain` and its headers: one GET.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AfterDrain {
+    /// Whom it goes to; none is the app.
+    pub at: Option<UpstreamAddr>,
+    /// Path and query.
+    pub target: String,
+    /// Header fields.
+    pub headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl FromStr for AfterDrain {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("'{text}' is neither a path that begins with / nor http://HOST:PORT/PATH");
+        let (at, target) = match text.strip_prefix("http://") {
+            None => (None, text),
+            Some(rest) => {
+                let (host, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                let bare = host.strip_suffix(']').map_or(!host.contains(':'), |_| true);
+                let addr = if bare { format!("{host}:80") } else { host.to_owned() };
+                (Some(addr.parse().map_err(|_| bad())?), if target.is_empty() { "/" } else { target })
+            }
+        };
+        is_target(target).then(|| Self { at, target: target.to_owned(), headers: vec![] }).ok_or_else(bad)
+    }
+}
+
+/// `--app-probe`: path and query of one of the app's own probes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AppProbe(pub String);
+
+impl FromStr for AppProbe {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let path = is_target(text).then(|| Self(text.to_owned()));
+        path.ok_or_else(|| format!("'{text}' is no path that begins with /"))
+    }
+}
+
 /// Parses `:4880`, `4880`, `127.0.0.1:4880` or `[::1]:4880`. A bare port listens on IPv6 and IPv4.
 pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
     let any = |port: &str| {
@@ -127,7 +175,7 @@ pub struct DrainSettings {
     pub lame_duck: Duration,
     /// From the drain's begin to the kill, as the platform counts it.
     pub grace: Duration,
-    /// What of the grace belongs to the app's own SIGTERM handling.
+    /// What of the grace belongs to the app after the drain: its own preStop hook, and its SIGTERM handling.
     pub reserve: Duration,
     /// How long running requests may finish when only the app restarts.
     pub restart_grace: Duration,

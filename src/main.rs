@@ -10,6 +10,7 @@ fn main() -> ExitCode {
         Ok(Command::Proxy { settings, log }) => app::proxy(*settings, log).into(),
         Ok(Command::Run { settings, log, app }) => app::run(*settings, log, app).into(),
         Ok(Command::Drain { control, timeout, wait }) => client::drain(&control, timeout, wait),
+        Ok(Command::AppHook { control, command }) => client::app_hook(&control, &command),
         Ok(Command::Resume { control }) => client::resume(&control),
         Ok(Command::Status { control, view }) => client::status(&control, view),
         Ok(Command::Inject(request)) => inject::command::run(&request),

@@ -1,12 +1,15 @@
 //! Whether `/readyz` says yes: a pure verdict with its reasons, and the questions to the app that it rests on.
 
+pub mod stale_socket;
+
 use std::fmt;
 use std::time::Duration;
 
 use http_body_util::{BodyExt, Empty};
 use hyper::body::{Bytes, Incoming};
 use hyper::client::conn::http1;
-use hyper::{Request, Response, header};
+use hyper::header::{self, HeaderValue};
+use hyper::{Request, Response};
 use hyper_util::rt::TokioIo;
 
 use crate::config::{DrainReadiness, ReadyCheck, Sidecar, UpstreamAddr, WarmUp};
@@ -112,7 +115,10 @@ pub async fn check_app(addr: &UpstreamAddr, check: &ReadyCheck, timeout: Duratio
         match check {
             ReadyCheck::Connect => upstream::connect(addr).await.is_ok(),
             ReadyCheck::Path(path) => {
-                let status = ask(addr, "GET", path, |answer| async move { answer.status() }).await;
+                let status = match get("GET", path) {
+                    Some(request) => ask(addr, request, |answer| async move { answer.status() }).await,
+                    None => None,
+                };
                 status.is_some_and(|status| status.is_success() || status.is_redirection())
             }
         }
@@ -126,7 +132,11 @@ pub async fn warm_up(addr: &UpstreamAddr, requests: &[WarmUp], count: u32) -> u6
     let mut failed = 0;
     for _ in 0..count {
         for WarmUp { method, path } in requests {
-            let asked = ask(addr, method, path, |answer| async move {
+            let Some(request) = get(method, path) else {
+                failed += 1;
+                continue;
+            };
+            let asked = ask(addr, request, |answer| async move {
                 let fine = !answer.status().is_server_error();
                 let mut body = answer.into_body();
                 while let Some(Ok(_)) = body.frame().await {}
@@ -139,11 +149,15 @@ pub async fn warm_up(addr: &UpstreamAddr, requests: &[WarmUp], count: u32) -> u6
     failed
 }
 
-/// One HTTP/1.1 request on a connection of its own; none when no answer's head came.
-async fn ask<F, T>(
+fn get(method: &str, path: &str) -> Option<Request<Empty<Bytes>>> {
+    Request::builder().method(method).uri(path).body(Empty::new()).ok()
+}
+
+/// One HTTP/1.1 request on a connection of its own, with a `Host` and a `User-Agent` if it has none; none when no
+/// answer's head came.
+pub async fn ask<F, T>(
     addr: &UpstreamAddr,
-    method: &str,
-    path: &str,
+    mut request: Request<Empty<Bytes>>,
     read: impl FnOnce(Response<Incoming>) -> F,
 ) -> Option<T>
 where
@@ -153,14 +167,11 @@ where
         UpstreamAddr::Unix(_) => "localhost".to_owned(),
         tcp @ UpstreamAddr::Tcp { .. } => tcp.to_string(),
     };
-    let request = Request::builder()
-        .method(method)
-        .uri(path)
-        .header(header::HOST, host)
-        .header(header::USER_AGENT, concat!("lameduck-probe/", env!("CARGO_PKG_VERSION")))
-        .header(header::CONNECTION, "close")
-        .body(Empty::<Bytes>::new())
-        .ok()?;
+    let headers = request.headers_mut();
+    let agent = HeaderValue::from_static(concat!("lameduck-probe/", env!("CARGO_PKG_VERSION")));
+    headers.entry(header::HOST).or_insert(host.parse().ok()?);
+    headers.entry(header::USER_AGENT).or_insert(agent);
+    headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     let stream = upstream::connect(addr).await.ok()?;
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.ok()?;
     let exchange = async move {

@@ -10,7 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use lameduck::inject::preload;
+use lameduck::inject::share;
 use rustix::process::{Pid, Signal, kill_process};
 
 const LIMIT: Duration = Duration::from_secs(20);
@@ -23,7 +23,7 @@ const SERVE: &str = "setInterval(() => {}, 1000); console.log('ready');";
 fn preload_dir(test: &str) -> PathBuf {
     let dir = std::env::temp_dir().join(format!("lameduck-preload-{}-{test}", std::process::id()));
     fs::create_dir_all(&dir).unwrap();
-    preload::write(&dir).unwrap();
+    share::write(&dir).unwrap();
     dir
 }
 
@@ -42,7 +42,7 @@ impl Init {
         command.args(["--pid", "--fork", "--mount-proc", "--kill-child", "node", "-e", script]);
         command.env_remove("NODE_OPTIONS").stdout(Stdio::piped());
         if let Some(test) = preload {
-            command.env("NODE_OPTIONS", format!("--require={}/preload.js", preload_dir(test).display()));
+            command.env("NODE_OPTIONS", format!("--require {}/preload.js", preload_dir(test).display()));
         }
         let mut unshare = command.spawn().expect("unshare (util-linux)");
         let stdout = BufReader::new(unshare.stdout.take().unwrap());
@@ -136,7 +136,7 @@ fn a_handler_that_counts_the_others_finds_itself_alone() {
 #[test]
 fn it_does_nothing_in_other_processes_and_threads() {
     let inner = "console.log(process.listenerCount('SIGTERM'), /Reflect/.test(process.kill) ? 1 : 0)";
-    let option = format!("--require={}/preload.js", preload_dir("inert").display());
+    let option = format!("--require {}/preload.js", preload_dir("inert").display());
     let run = |script: &str, preload: bool| {
         let mut command = Command::new("node");
         command.args(["-e", script]).env_remove("NODE_OPTIONS");
@@ -176,7 +176,7 @@ fn the_sidecar_writes_it_for_every_user_before_it_is_live() {
         .args(["--control-listen", "off", "--log-format", "json"])
         .arg("--control")
         .arg(dir.join("control.sock"))
-        .arg("--preload-dir")
+        .arg("--share-dir")
         .arg(&dir)
         .stdout(Stdio::piped())
         .spawn()
@@ -192,7 +192,7 @@ fn the_sidecar_writes_it_for_every_user_before_it_is_live() {
     let mut text = String::new();
     fs::File::open(&file).unwrap().read_to_string(&mut text).unwrap();
     assert!(text.contains("process.pid === 1"));
-    let nowhere = ["proxy", "--upstream", "127.0.0.1:9", "--preload-dir", "/nowhere"];
+    let nowhere = ["proxy", "--upstream", "127.0.0.1:9", "--share-dir", "/nowhere"];
     let failed = Command::new(env!("CARGO_BIN_EXE_lameduck")).args(nowhere).output().unwrap();
     assert_eq!(failed.status.code(), Some(1));
 }

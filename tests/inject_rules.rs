@@ -2,74 +2,13 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
-use lameduck::cli::check_proxy;
+mod common;
+
+use common::pod::{annotated, app, by, has, patched, pod, settings, sidecar, why};
 use lameduck::inject::ports::Services;
 use lameduck::inject::sidecar::token_of;
-use lameduck::inject::{Patch, Settings, Skip, patch, restore};
+use lameduck::inject::{Settings, patch, restore};
 use serde_json::{Value, json};
-
-fn settings(services: Services) -> Settings {
-    let image = "lameduck:test".to_owned();
-    Settings {
-        image,
-        pull_policy: Some("Never".to_owned()),
-        token: "t0ken".to_owned(),
-        services,
-        check: check_proxy,
-    }
-}
-
-/// A pod with one container and one named port.
-fn pod(change: impl Fn(&mut Value)) -> Value {
-    let mut pod = json!({
-        "metadata": {"labels": {"app": "x"}, "annotations": {}},
-        "spec": {"containers": [{
-            "name": "app", "image": "x", "ports": [{"name": "http", "containerPort": 3000}],
-        }]},
-    });
-    change(&mut pod);
-    pod
-}
-
-fn app(pod: &mut Value) -> &mut Value {
-    &mut pod["spec"]["containers"][0]
-}
-
-fn annotated(key: &str, value: &str) -> impl Fn(&mut Value) {
-    move |pod| pod["metadata"]["annotations"][format!("lameduck.dev/{key}")] = json!(value)
-}
-
-/// The patched pod; that doing it twice changes nothing and taking it out restores it holds for all of them.
-fn patched(pod: &Value) -> Patch {
-    by(pod, Services::Seen)
-}
-
-fn by(pod: &Value, services: Services) -> Patch {
-    let done = patch(pod, &settings(services)).unwrap();
-    assert_eq!(patch(&done.pod, &settings(services)).unwrap().ops, [], "twice");
-    let mut back = Value::Object(restore::restored(&done.pod).unwrap());
-    let annotations = pod["metadata"]["annotations"].as_object();
-    if annotations.is_some_and(serde_json::Map::is_empty) {
-        back["metadata"]["annotations"] = json!({});
-    }
-    assert_eq!(&back, pod, "and back");
-    done
-}
-
-fn why(pod: &Value) -> String {
-    let Err(Skip(why)) = patch(pod, &settings(Services::Seen)) else { panic!("injected: {pod}") };
-    why
-}
-
-fn sidecar(patch: &Patch) -> &Value {
-    let lists = [&patch.pod["spec"]["initContainers"], &patch.pod["spec"]["containers"]];
-    let mut all = lists.into_iter().filter_map(Value::as_array).flatten();
-    all.find(|container| container["name"] == "lameduck").unwrap()
-}
-
-fn has(patch: &Patch, arg: &str) -> bool {
-    sidecar(patch)["args"].as_array().unwrap().iter().any(|a| a == arg)
-}
 
 #[test]
 fn the_sidecar_is_native_probed_and_restricted() {
@@ -123,13 +62,6 @@ fn a_preset_sleep_becomes_the_least_lame_duck() {
         let mut done = patched(&before);
         assert!(has(&done, "--lame-duck=7s"), "{hook}");
         assert_eq!(app(&mut done.pod)["lifecycle"]["stopSignal"], "SIGINT");
-    }
-    for hook in [
-        json!({"exec": {"command": ["sh", "-c", "sleep 7; nginx -s quit"]}}),
-        json!({"httpGet": {"path": "/bye", "port": 3000}}),
-    ] {
-        let why = why(&pod(|pod| app(pod)["lifecycle"] = json!({"preStop": hook})));
-        assert!(why.contains("would have to run after the drain"), "{why}");
     }
 }
 
@@ -219,11 +151,11 @@ fn the_webhook_takes_the_port_when_it_can_and_warns_when_it_cannot() {
 fn node_options_are_kept_and_the_preload_is_added() {
     let mut done =
         patched(&pod(|pod| app(pod)["env"] = json!([{"name": "NODE_OPTIONS", "value": "--trace-warnings"}])));
-    let options = "--trace-warnings --require=/run/lameduck/preload.js";
+    let options = "--trace-warnings --require /run/lameduck/preload.js";
     assert_eq!(app(&mut done.pod)["env"][0]["value"], options);
     let mount = json!({"name": "lameduck", "mountPath": "/run/lameduck", "readOnly": true});
     assert_eq!(app(&mut done.pod)["volumeMounts"], json!([mount]));
-    assert!(has(&done, "--preload-dir=/run/lameduck"));
+    assert!(has(&done, "--share-dir=/run/lameduck"));
     for (change, reason) in [
         (
             json!({"env": [{"name": "NODE_OPTIONS", "valueFrom": {"configMapKeyRef": {}}}]}),
@@ -235,7 +167,7 @@ fn node_options_are_kept_and_the_preload_is_added() {
         let before = pod(|pod| app(pod).as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
         let done = patched(&before);
         assert!(
-            done.warnings[0].contains(reason) && !has(&done, "--preload-dir=/run/lameduck"),
+            done.warnings[0].contains(reason) && !has(&done, "--share-dir=/run/lameduck"),
             "{:?}",
             done.warnings
         );

@@ -65,6 +65,15 @@ fn busy(args: &[&str], mode: &str) -> (Lameduck, Client) {
     (run, client)
 }
 
+/// As Kubernetes sets it in every container once a Service is named lameduck-app.
+#[test]
+fn a_service_named_lameduck_app_does_not_choose_the_apps_port() {
+    let mut program = lameduck();
+    program.env("LAMEDUCK_APP_PORT", "tcp://10.0.0.1:80");
+    let run = Lameduck::start_as(program, &["run"], &[], &["node", "-e", APP]);
+    assert_eq!(environment(&run)["PORT"], app(&run).port().to_string());
+}
+
 #[test]
 fn the_inherited_port_is_the_proxys_and_the_app_gets_a_free_one() {
     let port = free_port();

@@ -7,12 +7,15 @@ use std::time::Duration;
 
 use clap::builder::BoolishValueParser;
 use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use hyper::header::{HeaderName, HeaderValue};
 use tracing::Level;
 
 use super::inject::{self, FileArgs, InjectArgs};
-use super::values::{self, Switch};
+use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
-use crate::config::{DrainReadiness, Forwarded, ReadyCheck, Sidecar, UpstreamAddr, WarmUp, parse_listen};
+use crate::config::{
+    AfterDrain, AppProbe, DrainReadiness, Forwarded, ReadyCheck, Sidecar, UpstreamAddr, WarmUp, parse_listen,
+};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
@@ -87,9 +90,28 @@ pub(super) struct ProxyArgs {
         help_heading = "Drain"
     )]
     pub sidecar: Sidecar,
-    /// Write preload.js there: named in the app's NODE_OPTIONS (--require), it lets Node end at SIGTERM as PID 1
-    #[arg(long, env = "LAMEDUCK_PRELOAD_DIR", value_name = "DIR", help_heading = "App")]
-    pub preload_dir: Option<PathBuf>,
+    /// Write preload.js and this program there, for the app's container: named in NODE_OPTIONS (--require), the one
+    /// lets Node end at SIGTERM as PID 1; the other is for a preStop exec, as `lameduck drain --app-hook`
+    #[arg(long, env = "LAMEDUCK_SHARE_DIR", value_name = "DIR", help_heading = "App")]
+    pub share_dir: Option<PathBuf>,
+    /// A GET to send once drained, before the app's preStop hook has its answer: a /PATH of the app, or
+    /// http://HOST:PORT/PATH; it takes from the reserve
+    #[arg(long, env = "LAMEDUCK_AFTER_DRAIN", value_name = "URL", help_heading = "Drain")]
+    pub after_drain: Option<AfterDrain>,
+    /// A header field of that GET, as in 'Name: value'; repeat it, or separate by line breaks
+    #[arg(long, env = "LAMEDUCK_AFTER_DRAIN_HEADER", value_name = "FIELD", value_delimiter = '\n',
+          value_parser = values::field, help_heading = "Drain")]
+    pub after_drain_header: Vec<(HeaderName, HeaderValue)>,
+    /// A path of the app that the probe port passes on, as /app-probe/PATH; repeat it, or separate by line
+    /// breaks. For the probes of an app on a unix socket, which the kubelet can't reach
+    #[arg(
+        long,
+        env = "LAMEDUCK_APP_PROBE",
+        value_name = "PATH",
+        value_delimiter = '\n',
+        help_heading = "Readiness"
+    )]
+    pub app_probe: Vec<AppProbe>,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -100,8 +122,8 @@ pub(super) struct RunArgs {
     pub common: CommonArgs,
     /// The app's port, for an app that doesn't read PORT [default: a free port, given to the app as PORT]
     #[arg(long, env = "LAMEDUCK_APP_PORT", value_name = "PORT", help_heading = "App",
-          value_parser = value_parser!(u16).range(1..))]
-    pub app_port: Option<u16>,
+          value_parser = values::port_or_link)]
+    pub app_port: Option<PortOrLink>,
     /// The app must listen within this time; else it is ended, and the exit code is 1
     #[arg(long, env = "LAMEDUCK_START_TIMEOUT", value_name = "TIME", help_heading = "App",
           default_value = "60s", value_parser = values::time_over_zero)]
@@ -161,7 +183,8 @@ pub(super) struct DrainTimes {
     /// From the drain's begin to the kill: the pod's terminationGracePeriodSeconds, compose's stop_grace_period
     #[arg(long, env = "LAMEDUCK_GRACE", value_name = "TIME", default_value = "30s", value_parser = values::time)]
     pub grace: Duration,
-    /// What of the grace is left to the app's own SIGTERM handling; running work is cut at grace - reserve
+    /// What of the grace is left to the app after the drain: its own preStop hook and SIGTERM handling; running work
+    /// is cut at grace - reserve
     #[arg(long, env = "LAMEDUCK_RESERVE", value_name = "TIME", default_value = "5s", value_parser = values::time)]
     pub reserve: Duration,
     /// How long running requests may finish when only the app restarts
@@ -283,7 +306,8 @@ pub(super) struct LineArgs {
 
 #[derive(Debug, Args)]
 pub(super) struct ControlArgs {
-    /// The proxy's control socket [default: the first of the proxy's own defaults that exists]
+    /// The proxy's control socket, or its --control-listen address [default: the first of the proxy's own default
+    /// sockets that exists]
     #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH", value_parser = values::socket_path)]
     pub control: Option<PathBuf>,
 }
@@ -298,6 +322,12 @@ pub(super) struct DrainArgs {
     /// Only begin the drain
     #[arg(long)]
     pub no_wait: bool,
+    /// This is the preStop hook of the app's container: on its own it means that only the app restarts
+    #[arg(long, conflicts_with_all = ["timeout", "no_wait"])]
+    pub app_hook: bool,
+    /// With --app-hook: run this then, whatever came of the drain
+    #[arg(last = true, requires = "app_hook", value_name = "CMD")]
+    pub command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]

@@ -16,6 +16,7 @@ Annotations of a pod (template), all lameduck.dev/NAME:
   inject: disabled              leave this one alone
   container, port               the app's, where there are several
   app-port                      the proxy takes the container port, the app listens here
+  app-socket                    the same, but on a unix socket: /run/lameduck/app.sock, which is its PORT then
   proxy-port, probe-port        where the proxy listens, and where the kubelet asks
   sidecar: ordinary             for Kubernetes before 1.29
   grace                         what terminationGracePeriodSeconds is raised to, as in 90s

@@ -83,6 +83,65 @@ fn typed_values_reach_the_settings() {
 }
 
 #[test]
+fn what_the_sidecar_does_for_the_apps_own_hook_and_probes_reaches_the_settings() {
+    let line = "lameduck proxy --upstream unix:/a.sock --share-dir /s --after-drain /bye?x --after-drain-header X-A:_b:c \
+                --app-probe /a,b --app-probe /c";
+    let s = settings_of(line, &pod());
+    assert_eq!(s.share_dir, Some("/s".into()));
+    assert_eq!(s.app_probes.iter().map(|probe| &probe.0[..]).collect::<Vec<_>>(), ["/a,b", "/c"]);
+    let own = s.after_drain.unwrap();
+    assert_eq!((own.at, own.target.as_str()), (None, "/bye?x"));
+    assert_eq!(own.headers, [("x-a".parse().unwrap(), "b:c".parse().unwrap())]);
+    for (url, at, target) in [
+        ("http://127.0.0.1:9100/bye", "127.0.0.1:9100", "/bye"),
+        ("http://[::1]:9100", "[::1]:9100", "/"),
+        ("http://[::1]/x", "[::1]:80", "/x"),
+        ("http://other/", "other:80", "/"),
+    ] {
+        let own: AfterDrain = url.parse().unwrap();
+        assert_eq!((own.at.unwrap().to_string().as_str(), own.target.as_str()), (at, target), "{url}");
+    }
+    for (flags, help) in [
+        ("--after-drain bye", "neither a path"),
+        ("--after-drain https://x/", "neither a path"),
+        ("--after-drain http://x:y/", "neither a path"),
+        ("--after-drain-header X-A:_b", "belongs to --after-drain"),
+        ("--after-drain / --after-drain-header X-A", "write 'Name: value'"),
+        ("--app-probe healthz", "begins with /"),
+    ] {
+        let error = refusal(&format!("lameduck proxy --upstream :3000 {flags}"));
+        assert!(error.contains(help), "{flags}: {error}");
+    }
+}
+
+/// Kubernetes sets `{NAME}_PORT=tcp://HOST:PORT` and more for each Service of the namespace, in every container.
+#[test]
+fn a_service_whose_name_begins_with_lameduck_sets_none_of_our_flags() {
+    fn variables(command: &clap::Command) -> Vec<(String, String)> {
+        let own = command
+            .get_arguments()
+            .filter_map(|arg| Some((arg.get_env()?.to_str()?.to_owned(), format!("--{}", arg.get_long()?))));
+        own.chain(command.get_subcommands().flat_map(variables)).collect()
+    }
+    let all = variables(&Cli::command());
+    assert!(all.len() > 40);
+    let link = |name: &str| {
+        let name = name.trim_start_matches("LAMEDUCK");
+        ["_SERVICE_HOST", "_SERVICE_PORT", "_PORT"].iter().any(|end| name.ends_with(end))
+            || name.contains("_SERVICE_PORT_")
+            || name.contains("_PORT_")
+    };
+    let links: Vec<_> = all.iter().filter(|(name, _)| link(name)).map(|(_, flag)| flag.as_str()).collect();
+    assert_eq!(links, ["--app-port"], "one more needs what --app-port does");
+    for value in ["tcp://10.0.0.1:80", "udp://10.0.0.1:53", "tcp://[fd00::1]:80"] {
+        let line = format!("lameduck run --app-port {value} -- x");
+        let Command::Run { app, .. } = parse_at(words(&line), &pod()).unwrap() else { panic!() };
+        assert_eq!(app.port, None, "{value}");
+    }
+    assert!(refusal("lameduck run --app-port 0 -- x").contains("'0' is no port"));
+}
+
+#[test]
 fn run_takes_over_the_inherited_port_and_everything_after_the_dashes() {
     let around = Surroundings { port: Some("8080".into()), ..laptop() };
     let line = "lameduck run --app-port 3000 --start-timeout 9s -- node server.js --listen x";
@@ -108,6 +167,11 @@ fn the_clients_know_what_to_do() {
         format!("Drain {{ {control}, timeout: Some(30s), wait: false }}")
     );
     assert!(parsed("lameduck drain").contains("\"/nowhere/c.sock\", timeout: None, wait: true"));
+    let hook = parsed("lameduck drain --app-hook --control 127.0.0.1:4882 -- sh -c x");
+    assert_eq!(hook, r#"AppHook { control: "127.0.0.1:4882", command: ["sh", "-c", "x"] }"#);
+    assert!(parsed("lameduck drain --app-hook").ends_with("command: [] }"));
+    assert!(refusal("lameduck drain -- x").contains("--app-hook"));
+    assert!(refusal("lameduck drain --app-hook --no-wait").contains("cannot be used with"));
     assert_eq!(parsed("lameduck resume --control /c"), format!("Resume {{ {control} }}"));
     assert!(parsed("lameduck status").contains("Human { watch: false }"));
     assert!(parsed("lameduck status --watch --json").contains("Json { watch: true }"));
@@ -198,6 +262,35 @@ fn help_of_inject_tells_every_annotation_that_is_a_flag() {
     for flag in crate::inject::annotations::FLAGS {
         assert!(help.contains(&format!(" {flag}")), "{flag}");
     }
+}
+
+/// What the injection sets itself, or has an annotation of another name for.
+const NOT_ANNOTATED: [&str; 14] = [
+    "after-drain",
+    "after-drain-header",
+    "app-probe",
+    "control",
+    "grace",
+    "help",
+    "listen",
+    "probe-listen",
+    "share-dir",
+    "sidecar",
+    "termination-log",
+    "token",
+    "upstream",
+    "version",
+];
+
+#[test]
+fn every_setting_of_the_proxy_has_its_annotation() {
+    let cli = Cli::command();
+    let proxy = cli.find_subcommand("proxy").unwrap();
+    let flags =
+        proxy.get_arguments().filter_map(|arg| arg.get_long()).filter(|flag| !NOT_ANNOTATED.contains(flag));
+    let mut flags: Vec<_> = flags.collect();
+    flags.sort_unstable();
+    assert_eq!(flags, crate::inject::annotations::FLAGS);
 }
 
 /// The environment of this process must not change under other tests, so a child reads it.

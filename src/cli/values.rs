@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use hyper::header::{HeaderName, HeaderValue};
 use tracing::Level;
 
 use crate::config::parse_listen;
@@ -91,6 +92,27 @@ pub(super) fn head_bytes(text: &str) -> Result<usize, String> {
         Some(_) => Err(format!("'{text}' is not between 8KiB and 16MiB")),
         None => Err(format!("'{text}' is no number of bytes: write 64KiB, 1MiB or 65536")),
     }
+}
+
+/// One `Name: value`.
+pub(super) fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+    let parsed = text.split_once(':').and_then(|(name, value)| {
+        Some((name.trim().parse().ok()?, HeaderValue::from_bytes(value.trim().as_bytes()).ok()?))
+    });
+    parsed.ok_or_else(|| format!("'{text}' is no header field: write 'Name: value'"))
+}
+
+/// A port; or none for what Kubernetes sets in every container when a Service is named `lameduck-app`:
+/// `LAMEDUCK_APP_PORT=tcp://HOST:PORT` ("Discovering services, Environment variables"). That isn't meant for us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct PortOrLink(pub Option<u16>);
+
+pub(super) fn port_or_link(text: &str) -> Result<PortOrLink, String> {
+    if ["tcp://", "udp://", "sctp://"].iter().any(|link| text.starts_with(link)) {
+        return Ok(PortOrLink(None));
+    }
+    let port = text.parse().ok().filter(|port| *port != 0);
+    port.map(|port| PortOrLink(Some(port))).ok_or_else(|| format!("'{text}' is no port: write 1 to 65535"))
 }
 
 pub(super) fn level(text: &str) -> Result<Level, String> {

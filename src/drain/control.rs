@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ledger::lock;
 use super::machine::{Event, Phase, Trigger};
+use crate::config::Settings;
 use crate::proxy::plane::Plane;
 
 /// How a drain ended for one who waited for it.
@@ -111,6 +112,11 @@ impl Control {
     /// What the machine said last.
     pub fn published(&self) -> Published {
         lock(&self.published).clone()
+    }
+
+    /// What the proxy was started with.
+    pub fn settings(&self) -> &Settings {
+        &self.plane.settings
     }
 
     /// Where the drain stands now.

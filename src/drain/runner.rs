@@ -1,11 +1,14 @@
 //! Runs the machine: feeds it what happens, carries out its effects, answers who waits, and tells the story in the log.
 
+mod app_stop;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
+use self::app_stop::{AppStop, Waiting};
 use super::control::{Command, Control, Outcome, Published, trigger_name};
 use super::ledger::lock;
 use super::machine::{Counts, Effect, Event, Machine, Phase};
@@ -37,7 +40,8 @@ pub struct Runner {
     events: mpsc::UnboundedSender<Command>,
     published: Arc<Mutex<Published>>,
     exit: watch::Sender<bool>,
-    waiting: Vec<oneshot::Sender<Outcome>>,
+    waiting: Vec<Waiting>,
+    stop: AppStop,
     /// The app's hook was answered; another one has nothing to wait for.
     hook_released: bool,
     /// How many had arrived, second by second.
@@ -68,6 +72,7 @@ pub fn control(plane: Arc<Plane>, switch: Switch, idle: Arc<Notify>) -> (Control
         published,
         exit,
         waiting: Vec::new(),
+        stop: AppStop::default(),
         hook_released: false,
         arrivals: VecDeque::from([(Instant::now(), 0)]),
         ended_before: [0; Ended::ALL.len()],
@@ -87,7 +92,8 @@ impl Runner {
                 biased;
                 command = self.commands.recv() => match command {
                     Some(Command::Begin(trigger, done)) => {
-                        self.waiting.push(done);
+                        self.stop.note(trigger);
+                        self.waiting.push((trigger, done));
                         Event::Begin(trigger)
                     }
                     Some(Command::Resume(done)) => {
@@ -143,6 +149,7 @@ impl Runner {
             Effect::Release => {
                 tracing::info!(held = self.plane.gate.held(), "the held requests go on");
                 self.hook_released = false;
+                self.stop = AppStop::default();
                 self.plane.set_holding(false);
             }
             Effect::ReleaseHook => {
@@ -156,6 +163,7 @@ impl Runner {
             Effect::EndStreams { spread } => self.plane.end_streams(spread),
             Effect::CloseIdle => self.plane.close_idle(),
             Effect::Exit => {
+                self.stop.warn_if_killed(&self.plane);
                 self.switch.close();
                 self.exit.send_replace(true);
             }
@@ -172,6 +180,7 @@ impl Runner {
                 tracing::info!(round = self.machine.round(), "resumed: serving again");
                 self.still = None;
                 self.hook_released = false;
+                self.stop = AppStop::default();
                 lock(&self.published).verdict = None;
                 self.plane.set_phase(phase);
                 self.answer(&Outcome::Resumed);
@@ -245,9 +254,8 @@ impl Runner {
     }
 
     fn answer(&mut self, outcome: &Outcome) {
-        for waiting in self.waiting.drain(..) {
-            let _ = waiting.send(outcome.clone());
-        }
+        let waiting = std::mem::take(&mut self.waiting);
+        self.stop.answer(&self.plane, waiting, outcome);
     }
 
     /// Those who call once it is over already.

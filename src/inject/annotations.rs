@@ -4,6 +4,9 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
+use super::share::{PRELOAD, PROGRAM};
+use super::sidecar::DIR;
+
 /// What our annotations and labels begin with.
 pub const PREFIX: &str = "lameduck.dev/";
 /// `enabled` or `disabled`: a label for the webhook's selectors; the CLI also reads it as an annotation.
@@ -46,6 +49,8 @@ pub struct Wishes {
     pub port: Option<String>,
     /// `app-port`: the proxy takes the container port, and the app listens here.
     pub app_port: Option<u16>,
+    /// `app-socket`: the app listens on this unix socket.
+    pub app_socket: Option<String>,
     /// `proxy-port`: where the proxy listens, unless it takes the app's port.
     pub proxy_port: Option<u16>,
     /// `probe-port`: where the kubelet asks.
@@ -66,6 +71,13 @@ pub struct Wishes {
     pub flags: Vec<(String, String)>,
     /// Annotations of ours that mean nothing: typing errors.
     pub unknown: Vec<String>,
+}
+
+impl Wishes {
+    /// The value of one of the proxy's flags, if it is annotated.
+    pub fn flag(&self, name: &str) -> Option<&str> {
+        self.flags.iter().find(|(flag, _)| flag == name).map(|(_, value)| value.as_str())
+    }
 }
 
 /// How an app that is PID 1 and has no handler gets to hear SIGTERM.
@@ -101,6 +113,7 @@ fn set(wishes: &mut Wishes, name: &str, value: &str) -> Result<(), String> {
         "container" => wishes.container = text(),
         "port" => wishes.port = text(),
         "app-port" => wishes.app_port = Some(port(value)?),
+        "app-socket" => wishes.app_socket = Some(socket(value)?),
         "proxy-port" => wishes.proxy_port = Some(port(value)?),
         "probe-port" => wishes.probe_port = Some(port(value)?),
         "sidecar" => {
@@ -135,6 +148,20 @@ fn port(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("'{text}' is no port"))
 }
 
+/// A file of its own in the directory that the app and the sidecar share.
+fn socket(text: &str) -> Result<String, String> {
+    let name = text.strip_prefix(DIR).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
+    let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && name.len() < 80;
+    if name.is_empty()
+        || name.starts_with('.')
+        || !plain
+        || ["control.sock", PRELOAD, PROGRAM].contains(&name)
+    {
+        return Err(format!("'{text}' is no file of its own in {DIR}: write {DIR}/app.sock"));
+    }
+    Ok(text.to_owned())
+}
+
 fn seconds(text: &str) -> Result<u64, String> {
     let time =
         humantime::parse_duration(text).map_err(|_| format!("'{text}' is no time: write 75s or 2m"))?;
@@ -166,9 +193,15 @@ mod tests {
 
     #[test]
     fn a_wrong_value_is_told() {
-        for (key, value) in
-            [("app-port", "0"), ("grace", "1.5s"), ("pid1", "on"), ("sidecar", "x"), ("grace", "10")]
-        {
+        for (key, value) in [
+            ("app-port", "0"),
+            ("app-socket", "/tmp/app.sock"),
+            ("app-socket", "/run/lameduck/../x"),
+            ("grace", "1.5s"),
+            ("pid1", "on"),
+            ("sidecar", "x"),
+            ("grace", "10"),
+        ] {
             let key = format!("{PREFIX}{key}");
             let error = read_json(json!({ &key: value })).unwrap_err();
             assert!(error.starts_with(&format!("annotation {key}: '{value}'")), "{error}");

@@ -3,8 +3,9 @@
 //! ```text
 //! command   files in, files or stdout out, the report
 //! manifest    documents, Lists, workloads, Services
-//! patch         the pod as it should be    ← annotations, ports, resources, sidecar; restore, what it was before
+//! patch         the pod as it should be    ← annotations, hooks, ports, resources, sidecar; restore, what it was before
 //! edit          that change in the text    ← diff, yaml, emit
+//! share     the files that the running sidecar shares with the app's container
 //! ```
 
 pub mod annotations;
@@ -12,13 +13,14 @@ pub mod command;
 pub mod diff;
 pub mod edit;
 pub mod emit;
+pub mod hooks;
 pub mod manifest;
 pub mod patch;
 pub mod ports;
-pub mod preload;
 pub mod resources;
 pub mod restore;
 pub mod service;
+pub mod share;
 pub mod sidecar;
 pub mod yaml;
 

@@ -4,7 +4,8 @@ use serde_json::{Map, Value, json};
 
 use super::annotations::{self, INJECT, INJECTED, Pid1, Wishes};
 use super::diff::{Op, Pointer, diff};
-use super::ports::{self, Plan, Services, env, not_taken};
+use super::hooks;
+use super::ports::{self, App, Plan, Services, env, not_taken};
 use super::resources::resources;
 use super::restore::{self, Record, object, probes};
 use super::sidecar::{self, DIR, NAME, Parts, preload_option};
@@ -79,8 +80,10 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     }
     let mut warnings: Vec<String> = plan.warning.iter().cloned().collect();
     warn(spec, &wishes, &plan, &mut warnings);
-    let sleep = own_hook(app)?;
+    let own = hooks::own(app, &plan)?;
+    warnings.extend(hooks::warning(own.as_ref(), &wishes));
     let preload = preload(spec, app, &wishes, &mut warnings);
+    let user = if wishes.app_socket.is_some() { user(spec, app)? } else { sidecar::USER };
     let (resources, warning) = resources(spec, &wishes.resources);
     warnings.extend(warning);
     let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
@@ -89,19 +92,21 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
         wishes: &wishes,
         plan: &plan,
         grace: grace.unwrap_or(GRACE.0).max(wishes.grace.unwrap_or(GRACE.1)),
-        sleep,
+        own,
         preload,
+        user,
         resources,
     };
-    let args = sidecar::arguments(&parts);
+    let mut record = Record::of(app, &plan, grace);
+    let mut changed = app.clone();
+    let app_probes = change_app(&mut changed, &parts, &mut record)?;
+    let args = sidecar::arguments(&parts, &app_probes);
     (settings.check)(&args)?;
 
-    let mut record = Record::of(app, &plan, grace);
     let sidecar = sidecar::container(&parts, &args);
     record.annotations = annotate(object(&mut new, "metadata")?, &plan, &record.container)?;
     let spec = object(&mut new, "spec")?;
-    let app = list(spec, "containers")?.get_mut(n).and_then(Value::as_object_mut).ok_or("it has no app")?;
-    change_app(app, &parts, &mut record)?;
+    *list(spec, "containers")?.get_mut(n).ok_or("it has no app")? = Value::Object(changed);
     let containers = if wishes.ordinary { "containers" } else { "initContainers" };
     list(spec, containers)?.push(sidecar);
     list(spec, "volumes")?.push(json!({ "name": NAME, "emptyDir": {} }));
@@ -194,41 +199,6 @@ fn warn(spec: &Map<String, Value>, wishes: &Wishes, plan: &Plan, warnings: &mut 
     }
 }
 
-/// The time of the user's own preStop, if it is a sleep and nothing else.
-fn own_hook(app: &Map<String, Value>) -> Result<Option<u64>, String> {
-    let Some(hook) = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop")) else {
-        return Ok(None);
-    };
-    if hook.is_null() {
-        return Ok(None);
-    }
-    if let Some(seconds) = hook["sleep"]["seconds"].as_u64().or_else(|| exec_sleep(&hook["exec"]["command"]))
-    {
-        return Ok(Some(seconds));
-    }
-    let kind = if hook.get("httpGet").is_some() { "httpGet" } else { "exec" };
-    Err(format!("its own preStop {kind} would have to run after the drain, which lameduck can't do yet"))
-}
-
-/// `sleep 5`, on its own or by a shell.
-fn exec_sleep(command: &Value) -> Option<u64> {
-    let words: Option<Vec<&str>> = command.as_array()?.iter().map(Value::as_str).collect();
-    let words = match words?.as_slice() {
-        [shell, "-c", line] if matches!(base(shell), "sh" | "bash" | "ash") => {
-            line.split_whitespace().collect()
-        }
-        words => words.to_vec(),
-    };
-    match words.as_slice() {
-        [sleep, time] if base(sleep) == "sleep" => time.strip_suffix('s').unwrap_or(time).parse().ok(),
-        _ => None,
-    }
-}
-
-fn base(path: &str) -> &str {
-    path.rsplit('/').next().unwrap_or(path)
-}
-
 /// Whether `NODE_OPTIONS` can name the preload.
 fn preload(
     spec: &Map<String, Value>,
@@ -245,14 +215,13 @@ fn preload(
     let text = options.and_then(|var| var.get("value")).and_then(Value::as_str).unwrap_or_default();
     let words = |key| app.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let restricted = |word: &str| word.contains("--permission") || word.contains("--experimental-permission");
-    let mounted = app.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();
     let why = if wishes.ordinary {
         "an ordinary sidecar may start after the app"
     } else if options.is_some_and(|var| var.get("valueFrom").is_some()) {
         "its NODE_OPTIONS comes from elsewhere"
     } else if restricted(text) || words("command").chain(words("args")).any(restricted) {
         "Node's permissions forbid it"
-    } else if mounted.into_iter().any(|mount| mount["mountPath"] == DIR) {
+    } else if mounted(app) {
         "something else is mounted on /run/lameduck"
     } else {
         if options.is_none() && app.contains_key("envFrom") {
@@ -263,6 +232,26 @@ fn preload(
     let text = "no preload, so an app that is PID 1 and ignores SIGTERM takes the whole grace to end";
     warnings.push(format!("{text}: {why} (lameduck.dev/pid1: share or leave)"));
     false
+}
+
+/// Whether something is on our directory already.
+fn mounted(app: &Map<String, Value>) -> bool {
+    let mounts = app.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();
+    mounts.into_iter().any(|mount| mount["mountPath"] == DIR)
+}
+
+/// The app's user. Who connects to a unix socket must be allowed to write to it, and it is its owner's alone.
+fn user(spec: &Map<String, Value>, app: &Map<String, Value>) -> Result<u64, String> {
+    let of = |parent: &Map<String, Value>| parent.get("securityContext")?.get("runAsUser")?.as_u64();
+    match of(app).or_else(|| of(spec)) {
+        Some(0) => Err("lameduck.dev/app-socket: the app runs as root, which the sidecar won't".to_owned()),
+        Some(user) => Ok(user),
+        None => Err(
+            "lameduck.dev/app-socket: write the app's runAsUser, so that the sidecar can run as the same \
+                     user"
+                .to_owned(),
+        ),
+    }
 }
 
 /// Puts our annotations in; returns what was there.
@@ -291,33 +280,73 @@ fn annotate(
     Ok(before)
 }
 
-/// Ports, probes, hook and environment of the app's own container.
-fn change_app(app: &mut Map<String, Value>, parts: &Parts, record: &mut Record) -> Result<(), String> {
+/// Ports, probes, hook and environment of the app's own container. Returns what the proxy asks the app in the
+/// kubelet's place.
+fn change_app(
+    app: &mut Map<String, Value>,
+    parts: &Parts,
+    record: &mut Record,
+) -> Result<Vec<String>, String> {
     let plan = parts.plan;
-    for (place, port) in probes(app) {
-        if *port == json!(plan.was) || (port.is_string() && port.as_str() == plan.name.as_deref()) {
-            let before = std::mem::replace(port, json!(plan.app));
-            if before != *port {
-                record.probes.insert(place, before);
-            }
-        }
-    }
-    object(app, "lifecycle")?.insert("preStop".to_owned(), sidecar::hook("app", parts));
+    let app_probes = change_probes(app, plan, record)?;
+    let hook = hooks::of_app(parts.own.as_ref(), plan, parts.wishes, parts.settings)?;
+    object(app, "lifecycle")?.insert("preStop".to_owned(), hook);
     if plan.moved {
         let all = list(app, "ports")?.iter_mut().filter_map(Value::as_object_mut);
         for port in all.filter(|port| port.get("containerPort") == Some(&json!(plan.was))) {
             port.insert("containerPort".to_owned(), json!(plan.listen));
         }
     } else {
-        set_env(app, "PORT", plan.app.to_string())?;
+        let value = plan.app.variable();
+        set_env(app, "PORT", value.as_str().map_or_else(|| value.to_string(), str::to_owned))?;
     }
     if parts.preload {
         let options = env(app, "NODE_OPTIONS").and_then(|var| var["value"].as_str()).unwrap_or_default();
         let options = format!("{options} {}", preload_option()).trim_start().to_owned();
         set_env(app, "NODE_OPTIONS", options)?;
-        list(app, "volumeMounts")?.push(json!({ "name": NAME, "mountPath": DIR, "readOnly": true }));
     }
-    Ok(())
+    let socket = matches!(plan.app, App::Socket(_));
+    if parts.shares() || socket {
+        if mounted(app) {
+            return Err(format!(
+                "something else is mounted on {DIR}, where the app would find the sidecar's files"
+            ));
+        }
+        // Whoever makes a socket writes to its directory.
+        list(app, "volumeMounts")?.push(json!({ "name": NAME, "mountPath": DIR, "readOnly": !socket }));
+    }
+    Ok(app_probes)
+}
+
+fn change_probes(
+    app: &mut Map<String, Value>,
+    plan: &Plan,
+    record: &mut Record,
+) -> Result<Vec<String>, String> {
+    let mut app_probes = Vec::new();
+    for (place, handler) in probes(app) {
+        let port = handler.get("port").unwrap_or(&Value::Null);
+        if *port != json!(plan.was) && (port.is_null() || port.as_str() != plan.name.as_deref()) {
+            continue;
+        }
+        let (port, path) = (port.clone(), handler.get("path").cloned());
+        match &plan.app {
+            App::Port(app) => {
+                handler.insert("port".to_owned(), json!(app));
+                if port != json!(app) {
+                    record.probes.insert(place, port);
+                }
+            }
+            App::Socket(_) => {
+                let target = hooks::to_app_probe(&place, handler, plan)?;
+                if !app_probes.contains(&target) {
+                    app_probes.push(target);
+                }
+                record.probes.insert(place, json!({ "port": port, "path": path }));
+            }
+        }
+    }
+    Ok(app_probes)
 }
 
 fn set_env(app: &mut Map<String, Value>, name: &str, value: String) -> Result<(), String> {

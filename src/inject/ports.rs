@@ -1,6 +1,6 @@
 //! Which port the proxy takes over from the app, and how clients find it. Pure.
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use super::annotations::Wishes;
 
@@ -22,6 +22,41 @@ pub enum Services {
     Unseen,
 }
 
+/// Where the app listens from now on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum App {
+    /// A port of its own.
+    Port(u16),
+    /// A unix socket; `PORT` is its path.
+    Socket(String),
+}
+
+impl App {
+    /// The proxy's `--upstream`.
+    pub fn upstream(&self) -> String {
+        match self {
+            Self::Port(port) => format!("127.0.0.1:{port}"),
+            Self::Socket(path) => format!("unix:{path}"),
+        }
+    }
+
+    /// What the app's `PORT` is set to.
+    pub fn variable(&self) -> Value {
+        match self {
+            Self::Port(port) => json!(port),
+            Self::Socket(path) => json!(path),
+        }
+    }
+
+    /// The port, unless it is a socket.
+    pub fn port(&self) -> Option<u16> {
+        match self {
+            Self::Port(port) => Some(*port),
+            Self::Socket(_) => None,
+        }
+    }
+}
+
 /// What becomes of the ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
@@ -30,7 +65,7 @@ pub struct Plan {
     /// Where the kubelet asks.
     pub probe: u16,
     /// Where the app listens from now on.
-    pub app: u16,
+    pub app: App,
     /// The container port's number before the injection.
     pub was: u16,
     /// The container port's name.
@@ -52,12 +87,23 @@ pub fn plan(app: &Map<String, Value>, wishes: &Wishes, services: Services) -> Re
     let probe = wishes.probe_port.unwrap_or(PROBE);
     let proxy = wishes.proxy_port.unwrap_or(PROXY);
     let taken = |app| Plan { listen: was, probe, app, was, name: name.clone(), moved: false, warning: None };
-    let moved =
-        |warning| Plan { listen: proxy, probe, app: was, was, name: name.clone(), moved: true, warning };
-    let plan = match (wishes.app_port, &name, has_port, services) {
+    let moved = |warning| Plan {
+        listen: proxy,
+        probe,
+        app: App::Port(was),
+        was,
+        name: name.clone(),
+        moved: true,
+        warning,
+    };
+    let asked = match (wishes.app_port, &wishes.app_socket) {
+        (Some(_), Some(_)) => return Err("lameduck.dev/app-port and app-socket are both there".to_owned()),
+        (port, socket) => port.map(App::Port).or_else(|| socket.clone().map(App::Socket)),
+    };
+    let plan = match (asked, &name, has_port, services) {
         (Some(app), ..) => taken(app),
         (None, Some(_), _, Services::Seen) => moved(None),
-        (None, _, true, _) => taken(SHIFTED),
+        (None, _, true, _) => taken(App::Port(SHIFTED)),
         (None, Some(name), false, Services::Unseen) => moved(Some(format!(
             "a Service whose targetPort is the number {was} goes past the proxy: give it the name '{name}'"
         ))),
@@ -94,8 +140,8 @@ fn choose(app: &Map<String, Value>, wishes: &Wishes) -> Result<(u16, Option<Stri
 
 /// The pod's containers share one network: no port twice.
 fn distinct(plan: &Plan, app: &Map<String, Value>) -> Result<(), String> {
-    let ours =
-        [("the proxy", plan.listen), ("the probes", plan.probe), ("control", CONTROL), ("the app", plan.app)];
+    let mut ours = vec![("the proxy", plan.listen), ("the probes", plan.probe), ("control", CONTROL)];
+    ours.extend(plan.app.port().map(|port| ("the app", port)));
     for (n, (what, port)) in ours.iter().enumerate() {
         if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| earlier == port) {
             let help = "see lameduck.dev/proxy-port, probe-port and app-port";
@@ -113,7 +159,8 @@ fn distinct(plan: &Plan, app: &Map<String, Value>) -> Result<(), String> {
 pub fn not_taken<'a>(plan: &Plan, ports: impl Iterator<Item = &'a Value>) -> Result<(), String> {
     for port in ports.filter(|port| protocol(port) == "TCP").filter_map(|port| port["containerPort"].as_u64())
     {
-        if [plan.listen, plan.probe, CONTROL, plan.app].map(u64::from).contains(&port) {
+        let ours = [plan.listen, plan.probe, CONTROL].into_iter().chain(plan.app.port());
+        if ours.map(u64::from).any(|ours| ours == port) {
             let help = "see lameduck.dev/proxy-port, probe-port and app-port";
             return Err(format!("port {port}, which lameduck needs, is another one's already: {help}"));
         }

@@ -2,7 +2,14 @@
 // Loaded by NODE_OPTIONS=--require. The kernel drops a signal to a container's PID 1 unless the program handles it, so
 // a plain `node server.js` would sit out its whole grace. This lets it end at SIGTERM as it would under any other
 // number. It does nothing in other processes and worker threads, nor when the app handles SIGTERM itself.
-if (process.pid === 1 && require('worker_threads').isMainThread) {
+const isMainThread = () => {
+  try {
+    return require('worker_threads').isMainThread;
+  } catch (none) {
+    return true; // Node 10 and older
+  }
+};
+if (process.pid === 1 && isMainThread()) {
   const SIGTERM = 'SIGTERM';
   const exit = () => process.exit(128 + 15);
   const deaf = () => process.listenerCount(SIGTERM) === 0;

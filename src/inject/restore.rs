@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::annotations::INJECTED;
+use super::hooks;
 use super::ports::{Plan, env};
-use super::sidecar::{NAME, is_hook, preload_option};
+use super::sidecar::{NAME, preload_option};
 
 /// What an injection changed, as it was before. It stands in the pod's `lameduck.dev/injected` annotation.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -20,11 +21,11 @@ pub struct Record {
     pub moved: Option<(u16, u16)>,
     /// `PORT`, unless the port was moved: what it became, and its entry as it was.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub port: Option<(u16, Option<Value>)>,
+    pub port: Option<(Value, Option<Value>)>,
     /// `NODE_OPTIONS`, if it was there and empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<Value>,
-    /// Ports of probes: those that changed.
+    /// Ports of probes: those that changed. With its path, if that changed too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub probes: BTreeMap<String, Value>,
     /// What the probes' ports became.
@@ -53,8 +54,8 @@ impl Record {
             options: env(app, "NODE_OPTIONS")
                 .filter(|var| var["value"].as_str().is_none_or(str::is_empty))
                 .cloned(),
-            port: (!plan.moved).then(|| (plan.app, env(app, "PORT").cloned())),
-            app: plan.app,
+            port: (!plan.moved).then(|| (plan.app.variable(), env(app, "PORT").cloned())),
+            app: plan.app.port().unwrap_or(plan.probe),
             pre_stop: pre_stop.filter(|hook| !hook.is_null()).cloned(),
             grace,
             ..Self::default()
@@ -124,15 +125,21 @@ fn restore_app(app: &mut Map<String, Value>, record: &Record) {
             port.insert("containerPort".to_owned(), json!(was));
         }
     }
-    for (place, port) in probes(app) {
-        if let Some(was) = record.probes.get(&place)
-            && *port == json!(record.app)
-        {
-            *port = was.clone();
+    for (place, handler) in probes(app) {
+        let Some(was) = record.probes.get(&place) else { continue };
+        if handler.get("port") != Some(&json!(record.app)) {
+            continue;
+        }
+        match was.get("port") {
+            Some(port) => {
+                handler.insert("port".to_owned(), port.clone());
+                put_back(handler, "path", was.get("path").filter(|path| !path.is_null()).cloned());
+            }
+            None => drop(handler.insert("port".to_owned(), was.clone())),
         }
     }
     if let Some(lifecycle) = app.get_mut("lifecycle").and_then(Value::as_object_mut) {
-        if lifecycle.get("preStop").is_some_and(is_hook) {
+        if lifecycle.get("preStop").is_some_and(hooks::is_ours) {
             put_back(lifecycle, "preStop", record.pre_stop.clone());
         }
         if lifecycle.is_empty() {
@@ -145,7 +152,8 @@ fn restore_app(app: &mut Map<String, Value>, record: &Record) {
 
 fn restore_env(app: &mut Map<String, Value>, record: &Record) {
     let Some(vars) = app.get_mut("env").and_then(Value::as_array_mut) else { return };
-    let text = record.port.as_ref().map(|(set, _)| set.to_string()).unwrap_or_default();
+    let text = record.port.as_ref().map(|(set, _)| set.as_str().map_or(set.to_string(), str::to_owned));
+    let text = text.unwrap_or_default();
     if let Some((_, was)) = &record.port
         && let Some(n) = vars.iter().rposition(|var| var["name"] == "PORT" && var["value"] == text)
     {
@@ -188,8 +196,8 @@ fn put_back(parent: &mut Map<String, Value>, key: &str, was: Option<Value>) {
     }
 }
 
-/// The ports that the kubelet asks the app at, each with its place: probes' and the postStart hook's.
-pub fn probes(app: &mut Map<String, Value>) -> Vec<(String, &mut Value)> {
+/// What the kubelet asks the app at a port, each with its place: probes and the postStart hook.
+pub fn probes(app: &mut Map<String, Value>) -> Vec<(String, &mut Map<String, Value>)> {
     let mut found = Vec::new();
     for (key, value) in app {
         let handlers = match key.as_str() {
@@ -198,8 +206,8 @@ pub fn probes(app: &mut Map<String, Value>) -> Vec<(String, &mut Value)> {
             _ => continue,
         };
         for (kind, handler) in handlers.into_iter().flatten() {
-            if let Some(port) = handler.get_mut("port") {
-                found.push((format!("{key}.{kind}"), port));
+            if let Some(handler) = handler.as_object_mut().filter(|handler| handler.contains_key("port")) {
+                found.push((format!("{key}.{kind}"), handler));
             }
         }
     }

@@ -3,16 +3,19 @@
 use serde_json::{Value, json};
 
 use super::annotations::Wishes;
+use super::hooks::{self, OwnHook};
 use super::patch::Settings;
 use super::ports::Plan;
-use super::preload;
+use super::share;
 
 /// The name of the sidecar and of its volume.
 pub const NAME: &str = "lameduck";
 /// Where the control socket and the preload are; the proxy's default directory.
 pub const DIR: &str = "/run/lameduck";
 /// Nobody in particular, as the restricted Pod Security Standard wants it.
-const USER: u32 = 65532;
+pub const USER: u64 = 65532;
+/// The reserve where the app has a hook of its own: ten seconds more than without.
+pub const RESERVE: &str = "15s";
 /// `--sidecar`'s variable for the hooks' token: other users of a node can read a command line.
 const TOKEN: &str = "LAMEDUCK_TOKEN";
 
@@ -26,31 +29,49 @@ pub struct Parts<'a> {
     pub plan: &'a Plan,
     /// terminationGracePeriodSeconds.
     pub grace: u64,
-    /// The user's own preStop sleep: the least lame duck.
-    pub sleep: Option<u64>,
-    /// Whether it writes the preload.
+    /// The user's own preStop hook.
+    pub own: Option<OwnHook>,
+    /// Whether Node gets the preload.
     pub preload: bool,
+    /// runAsUser.
+    pub user: u64,
     /// `resources`.
     pub resources: Value,
 }
 
+impl Parts<'_> {
+    /// Whether the app's container needs a file of ours.
+    pub fn shares(&self) -> bool {
+        self.preload || matches!(self.own, Some(OwnHook::Exec(_)))
+    }
+}
+
 /// The proxy's command line.
-pub fn arguments(parts: &Parts) -> Vec<String> {
+pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
     let Parts { wishes, plan, .. } = parts;
     let mode = if wishes.ordinary { "ordinary" } else { "native" };
     let mut args = vec![
         "proxy".to_owned(),
         format!("--sidecar={mode}"),
         format!("--listen=:{}", plan.listen),
-        format!("--upstream=127.0.0.1:{}", plan.app),
+        format!("--upstream={}", plan.app.upstream()),
         format!("--probe-listen=:{}", plan.probe),
         format!("--grace={}s", parts.grace),
     ];
-    if let Some(sleep) = parts.sleep
-        && !wishes.flags.iter().any(|(flag, _)| flag == "lame-duck")
-    {
-        args.push(format!("--lame-duck={sleep}s"));
+    match &parts.own {
+        Some(OwnHook::Sleep(seconds)) if wishes.flag("lame-duck").is_none() => {
+            args.push(format!("--lame-duck={seconds}s"));
+        }
+        Some(OwnHook::Get { .. } | OwnHook::Exec(_)) if wishes.flag("reserve").is_none() => {
+            args.push(format!("--reserve={RESERVE}"));
+        }
+        _ => {}
     }
+    if let Some(OwnHook::Get { url, headers }) = &parts.own {
+        args.push(format!("--after-drain={url}"));
+        args.extend(headers.iter().map(|header| format!("--after-drain-header={header}")));
+    }
+    args.extend(app_probes.iter().map(|target| format!("--app-probe={target}")));
     for (flag, value) in &wishes.flags {
         match (flag.as_str(), value.as_str()) {
             ("access-log", "true") => args.push("--access-log".to_owned()),
@@ -58,10 +79,11 @@ pub fn arguments(parts: &Parts) -> Vec<String> {
             _ => args.push(format!("--{flag}={value}")),
         }
     }
-    if parts.preload {
-        args.push(format!("--preload-dir={DIR}"));
+    if parts.shares() {
+        args.push(format!("--share-dir={DIR}"));
     }
-    args
+    // The kubelet puts variables in for $(NAME), and one $ for two.
+    args.iter().map(|arg| arg.replace('$', "$$")).collect()
 }
 
 /// The container.
@@ -82,14 +104,14 @@ pub fn container(parts: &Parts, args: &[String]) -> Value {
             "httpGet": { "path": "/readyz", "port": plan.probe },
             "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 2,
         },
-        "lifecycle": { "preStop": hook("sidecar", parts) },
+        "lifecycle": { "preStop": hooks::blocking("sidecar", plan, settings) },
         "resources": parts.resources,
         "securityContext": {
             "allowPrivilegeEscalation": false,
             "capabilities": { "drop": ["ALL"] },
             "readOnlyRootFilesystem": true,
             "runAsNonRoot": true,
-            "runAsUser": USER,
+            "runAsUser": parts.user,
             "seccompProfile": { "type": "RuntimeDefault" },
         },
         "volumeMounts": [{ "name": NAME, "mountPath": DIR }],
@@ -105,20 +127,6 @@ pub fn container(parts: &Parts, args: &[String]) -> Value {
     container
 }
 
-/// The blocking preStop hook. By port number: a name would be looked up in the hook's own container only.
-pub fn hook(whose: &str, parts: &Parts) -> Value {
-    json!({ "httpGet": {
-        "path": format!("/drain?hook={whose}"),
-        "port": parts.plan.probe,
-        "httpHeaders": [{ "name": "Lameduck-Token", "value": parts.settings.token }],
-    }})
-}
-
-/// Whether a preStop handler is ours.
-pub fn is_hook(handler: &Value) -> bool {
-    handler["httpGet"]["path"].as_str().is_some_and(|path| path.starts_with("/drain?hook="))
-}
-
 /// The token that an injected pod has; none if it has none. A webhook that is called again keeps it.
 pub fn token_of(pod: &Value) -> Option<&str> {
     let lists = [&pod["spec"]["initContainers"], &pod["spec"]["containers"]];
@@ -127,7 +135,7 @@ pub fn token_of(pod: &Value) -> Option<&str> {
     env.iter().find(|var| var["name"] == TOKEN)?["value"].as_str()
 }
 
-/// What `NODE_OPTIONS` gets.
+/// What `NODE_OPTIONS` gets. Node 8 knows it with a space only.
 pub fn preload_option() -> String {
-    format!("--require={DIR}/{}", preload::FILE)
+    format!("--require {DIR}/{}", share::PRELOAD)
 }

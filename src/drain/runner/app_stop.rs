@@ -1,0 +1,132 @@
+//! The app's turn after the drain: its own preStop hook is called, then the callers have their answer, and SIGTERM
+//! should end it.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use http_body_util::Empty;
+use hyper::Request;
+use tokio::sync::{OnceCell, oneshot};
+
+use crate::config::{AfterDrain, Settings};
+use crate::drain::control::Outcome;
+use crate::drain::machine::Trigger;
+use crate::proxy::plane::Plane;
+use crate::readiness;
+use crate::upstream;
+
+/// An app that heard its SIGTERM closes its port sooner than this. Less than the usual reserve, so that the warning
+/// comes before SIGKILL.
+const HEARD: Duration = Duration::from_secs(3);
+
+/// From a deletion to its hook's arrival, at most.
+const CALL: Duration = Duration::from_secs(1);
+
+/// What it usually is.
+const OUTLIVED: &str = "as PID 1 a program without a handler doesn't hear it (lameduck.dev/pid1: preload or \
+    share, an init in the image, or `lameduck run`), and a handler may wait for what never ends";
+
+/// One who began or joined a drain, and why.
+pub(super) type Waiting = (Trigger, oneshot::Sender<Outcome>);
+
+/// What is known of the app's own end in this round.
+#[derive(Default)]
+pub(super) struct AppStop {
+    /// When the kubelet said that it will stop the app.
+    since: Option<Instant>,
+    /// The app's own hook, called once however often the kubelet calls ours.
+    own_hook: Arc<OnceCell<()>>,
+}
+
+/// The app's SIGTERM comes once such a hook has its answer.
+fn stops_app(trigger: Trigger) -> bool {
+    matches!(trigger, Trigger::Hook | Trigger::AppHook)
+}
+
+impl AppStop {
+    /// Somebody began or joined a drain.
+    pub(super) fn note(&mut self, trigger: Trigger) {
+        if stops_app(trigger) {
+            self.since.get_or_insert_with(Instant::now);
+        }
+    }
+
+    /// Answers who waits; the app's own hook comes first if one of them is the kubelet about to stop the app.
+    pub(super) fn answer(&self, plane: &Arc<Plane>, waiting: Vec<Waiting>, outcome: &Outcome) {
+        let stops_app =
+            waiting.iter().any(|(trigger, _)| stops_app(*trigger)) && *outcome != Outcome::Resumed;
+        let told = outcome.clone();
+        let tell = move || {
+            for (_, done) in waiting {
+                let _ = done.send(told.clone());
+            }
+        };
+        if !stops_app {
+            return tell();
+        }
+        if plane.settings.after_drain.is_none() {
+            tell();
+            tokio::spawn(warn_if_it_lives_on(plane.clone(), outcome.clone()));
+            return;
+        }
+        let (plane, own_hook, outcome) = (plane.clone(), self.own_hook.clone(), outcome.clone());
+        let left =
+            plane.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
+        tokio::spawn(async move {
+            own_hook.get_or_init(|| call(&plane.settings, left)).await;
+            tell();
+            warn_if_it_lives_on(plane, outcome).await;
+        });
+    }
+
+    /// A native sidecar's SIGTERM comes once the app has gone: of its own accord, or killed when its time was up.
+    pub(super) fn warn_if_killed(&self, plane: &Plane) {
+        // The kubelet's time began a little before its call came.
+        let killed = self.since.map(|since| since + plane.settings.drain.grace.saturating_sub(CALL));
+        if killed.is_some_and(|killed| Instant::now() >= killed) {
+            tracing::warn!("the app outlived its SIGTERM until the grace was used up: {OUTLIVED}");
+        }
+    }
+}
+
+/// As the kubelet would: nothing depends on how it ends.
+async fn call(settings: &Settings, within: Duration) {
+    let Some(AfterDrain { at, target, headers }) = &settings.after_drain else { return };
+    let mut built = Request::builder().uri(target.as_str());
+    for (name, value) in headers {
+        built = built.header(name, value);
+    }
+    let Ok(request) = built.body(Empty::new()) else { return };
+    let began = Instant::now();
+    let asked = readiness::ask(at.as_ref().unwrap_or(&settings.upstream), request, |answer| async move {
+        answer.status()
+    });
+    let status = tokio::time::timeout(within, asked).await.ok().flatten();
+    let seconds = began.elapsed().as_secs_f64();
+    match status {
+        Some(status) if status.is_success() || status.is_redirection() => {
+            tracing::info!(
+                url = target,
+                status = status.as_u16(),
+                seconds,
+                "called the app's own preStop hook"
+            );
+        }
+        Some(status) => {
+            let status = status.as_u16();
+            tracing::warn!(url = target, status, seconds, "the app's own preStop hook failed");
+        }
+        None => tracing::warn!(url = target, seconds, "the app's own preStop hook did not answer"),
+    }
+}
+
+async fn warn_if_it_lives_on(plane: Arc<Plane>, outcome: Outcome) {
+    let heard = HEARD.min(plane.settings.drain.reserve / 2);
+    tokio::time::sleep(heard).await;
+    // A restart that is over doesn't hold any more, and the port is the next app's.
+    let over = outcome == Outcome::AppMayStop && !plane.gate.holding();
+    if !over && upstream::connect(&plane.settings.upstream).await.is_ok() {
+        let seconds = heard.as_secs_f64();
+        tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {OUTLIVED}");
+    }
+}

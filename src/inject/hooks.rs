@@ -1,0 +1,161 @@
+//! The app's preStop hook: the user's own, and what becomes of it. Pure.
+
+use serde_json::{Map, Value, json};
+
+use super::annotations::Wishes;
+use super::patch::Settings;
+use super::ports::{Plan, ports};
+use super::share;
+use super::sidecar::{DIR, RESERVE};
+
+/// Control by TCP, unless it is annotated; the proxy's default in a pod.
+const CONTROL: &str = "127.0.0.1:4882";
+
+/// The user's own preStop hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum OwnHook {
+    /// So many seconds, and nothing else: the least lame duck.
+    Sleep(u64),
+    /// The proxy sends this after the drain.
+    Get {
+        /// A path of the app itself, or a whole URL in the pod.
+        url: String,
+        /// `Name: value`.
+        headers: Vec<String>,
+    },
+    /// The app's container runs this after the drain.
+    Exec(Vec<String>),
+}
+
+/// Reads it; none if there is none.
+///
+/// # Errors
+/// Why it can't be kept.
+pub fn own(app: &Map<String, Value>, plan: &Plan) -> Result<Option<OwnHook>, String> {
+    let hook = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
+    let Some(hook) = hook.filter(|hook| !hook.is_null()) else { return Ok(None) };
+    if let Some(seconds) = hook["sleep"]["seconds"].as_u64() {
+        return Ok(Some(OwnHook::Sleep(seconds)));
+    }
+    if let Some(get) = hook.get("httpGet") {
+        return own_get(get, app, plan).map(Some).map_err(|why| format!("its own preStop httpGet {why}"));
+    }
+    let words = hook["exec"]["command"].as_array().filter(|words| !words.is_empty());
+    let words: Option<Vec<String>> =
+        words.and_then(|words| words.iter().map(|word| Some(word.as_str()?.to_owned())).collect());
+    let words = words.ok_or("its own preStop is neither a sleep, an httpGet nor an exec")?;
+    Ok(Some(sleep(&words).map_or(OwnHook::Exec(words), OwnHook::Sleep)))
+}
+
+/// What its owner should know.
+pub fn warning(own: Option<&OwnHook>, wishes: &Wishes) -> Option<String> {
+    let kind = match own? {
+        OwnHook::Sleep(_) => return None,
+        OwnHook::Get { .. } => "httpGet",
+        OwnHook::Exec(_) => "exec",
+    };
+    let text =
+        format!("its own preStop {kind} runs after the drain and has {RESERVE} together with its SIGTERM");
+    wishes.flag("reserve").is_none().then(|| text + " (lameduck.dev/reserve)")
+}
+
+/// `sleep 5`, on its own or by a shell.
+fn sleep(words: &[String]) -> Option<u64> {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let words = match words.as_slice() {
+        [shell, "-c", line] if matches!(base(shell), "sh" | "bash" | "ash") => {
+            line.split_whitespace().collect()
+        }
+        words => words.to_vec(),
+    };
+    match words.as_slice() {
+        [sleep, time] if base(sleep) == "sleep" => time.strip_suffix('s').unwrap_or(time).parse().ok(),
+        _ => None,
+    }
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// The kubelet asks the pod's own address from the node; for the proxy that is loopback.
+fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook, String> {
+    if get["host"].as_str().is_some_and(|host| !host.is_empty()) {
+        return Err("names a host, which may be another one when the pod asks instead of the node".to_owned());
+    }
+    if get["scheme"].as_str().is_some_and(|scheme| scheme != "HTTP") {
+        return Err("is not plain HTTP, which is all that the proxy can send".to_owned());
+    }
+    let port = match &get["port"] {
+        Value::String(name) => {
+            ports(app).find(|port| port["name"] == *name).map(|port| &port["containerPort"])
+        }
+        number => Some(number),
+    };
+    let port =
+        port.and_then(Value::as_u64).ok_or_else(|| format!("asks port {}, which it hasn't", get["port"]))?;
+    let path = format!("/{}", get["path"].as_str().unwrap_or_default().trim_start_matches('/'));
+    let url = if port == u64::from(plan.was) { path } else { format!("http://127.0.0.1:{port}{path}") };
+    let headers = get["httpHeaders"].as_array().into_iter().flatten();
+    let header = |header: &Value| {
+        let value = header["value"].as_str().unwrap_or_default();
+        Some(format!("{}: {value}", header["name"].as_str()?))
+    };
+    let headers: Option<Vec<String>> = headers.map(header).collect();
+    Ok(OwnHook::Get { url, headers: headers.ok_or("has a header without a name")? })
+}
+
+/// The blocking hook. By port number: a name would be looked up in the hook's own container only.
+pub fn blocking(whose: &str, plan: &Plan, settings: &Settings) -> Value {
+    json!({ "httpGet": {
+        "path": format!("/drain?hook={whose}"),
+        "port": plan.probe,
+        "httpHeaders": [{ "name": "Lameduck-Token", "value": settings.token }],
+    }})
+}
+
+/// The hook of the app's container: the blocking one, or our program, which waits as long and then runs the user's.
+///
+/// # Errors
+/// When the program has no way to the proxy.
+pub fn of_app(
+    own: Option<&OwnHook>,
+    plan: &Plan,
+    wishes: &Wishes,
+    settings: &Settings,
+) -> Result<Value, String> {
+    let Some(OwnHook::Exec(words)) = own else { return Ok(blocking("app", plan, settings)) };
+    let control = wishes.flag("control-listen").unwrap_or(CONTROL);
+    if control == "off" {
+        return Err("its own preStop exec waits for the drain by control-listen, which is off".to_owned());
+    }
+    let program = format!("{DIR}/{}", share::PROGRAM);
+    let mut command = vec![program, "drain".to_owned(), "--app-hook".to_owned()];
+    command.extend([format!("--control={control}"), "--".to_owned()]);
+    command.extend(words.iter().cloned());
+    Ok(json!({ "exec": { "command": command } }))
+}
+
+/// Whether a preStop handler is ours.
+pub fn is_ours(handler: &Value) -> bool {
+    let path = handler["httpGet"]["path"].as_str();
+    let program = handler["exec"]["command"][0].as_str();
+    path.is_some_and(|path| path.starts_with("/drain?hook="))
+        || program.and_then(|program| program.strip_prefix(DIR)) == Some("/lameduck")
+}
+
+/// Leads a probe of an app on a unix socket, which the kubelet can't reach, to the proxy. Returns what the proxy is to
+/// ask the app for.
+///
+/// # Errors
+/// When it asks for something else than a path.
+pub fn to_app_probe(place: &str, handler: &mut Map<String, Value>, plan: &Plan) -> Result<String, String> {
+    let text = |key: &str| handler.get(key).and_then(Value::as_str).unwrap_or_default();
+    if !place.ends_with(".httpGet") || !matches!(text("scheme"), "" | "HTTP") || !text("host").is_empty() {
+        return Err(format!("its {place} can't ask an app on a unix socket: only a plain httpGet can"));
+    }
+    let target = format!("/{}", text("path").trim_start_matches('/'));
+    handler.insert("path".to_owned(), json!(format!("/app-probe{target}")));
+    handler.insert("port".to_owned(), json!(plan.probe));
+    Ok(target)
+}

@@ -1,0 +1,32 @@
+//! What the sidecar puts into the pod's shared directory for the app's container.
+
+use std::fs::{self, File, Permissions};
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+/// Lets Node hear SIGTERM as PID 1.
+pub const PRELOAD: &str = "preload.js";
+/// This program, for a preStop exec.
+pub const PROGRAM: &str = "lameduck";
+
+const SCRIPT: &str = include_str!("preload.js");
+
+/// Writes both into this directory, for every user, and never half of one.
+///
+/// # Errors
+/// When the directory can't be written, or this program can't be read.
+pub fn write(dir: &Path) -> io::Result<()> {
+    put(dir, PRELOAD, 0o644, &mut SCRIPT.as_bytes())?;
+    put(dir, PROGRAM, 0o755, &mut File::open("/proc/self/exe")?)
+}
+
+fn put(dir: &Path, name: &str, mode: u32, from: &mut impl io::Read) -> io::Result<()> {
+    let new = dir.join(format!(".{name}.{}", std::process::id()));
+    let _ = fs::remove_file(&new);
+    let mut file = File::create_new(&new)?;
+    io::copy(from, &mut file)?;
+    // The umask may have taken the others' rights.
+    file.set_permissions(Permissions::from_mode(mode))?;
+    fs::rename(new, dir.join(name))
+}

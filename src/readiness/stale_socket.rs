@@ -1,0 +1,136 @@
+//! An app that died leaves its unix socket's file behind and could not listen there again: the file is removed.
+
+use std::fs;
+use std::io::ErrorKind;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use tokio::net::UnixStream;
+
+/// How often it is looked at. The kubelet takes longer to start an app again.
+const LOOK: Duration = Duration::from_millis(250);
+/// Nobody needs so long from making the file (bind) to accepting connections (listen).
+const SURE: Duration = Duration::from_secs(2);
+
+/// Device, inode and time of making, as an inode's number is soon used again.
+type Identity = (u64, u64, i64, i64);
+
+/// The file at the last look.
+struct Seen {
+    identity: Identity,
+    /// Somebody listened, so who refuses now has gone for good.
+    alive: bool,
+    since: Instant,
+}
+
+/// Removes the socket's file whenever nobody listens on it any more. Never returns.
+pub async fn keep_away(path: &Path) {
+    let mut last = None;
+    loop {
+        last = look(path, last).await;
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+async fn look(path: &Path, last: Option<Seen>) -> Option<Seen> {
+    let identity = identity(path)?;
+    match UnixStream::connect(path).await {
+        Ok(_) => Some(Seen { identity, alive: true, since: Instant::now() }),
+        Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
+            let seen = last.filter(|seen| seen.identity == identity);
+            let seen = seen.unwrap_or_else(|| Seen { identity, alive: false, since: Instant::now() });
+            if seen.alive || seen.since.elapsed() >= SURE {
+                remove(path, identity);
+                return None;
+            }
+            Some(seen)
+        }
+        // Its queue is full, say.
+        Err(_) => last,
+    }
+}
+
+/// Takes the file away and looks again before it is gone: the app may have made a new one just now.
+fn remove(path: &Path, dead: Identity) {
+    let mut aside = path.as_os_str().to_owned();
+    aside.push(format!(".{}", std::process::id()));
+    let aside = Path::new(&aside);
+    if let Err(error) = fs::rename(path, aside) {
+        tracing::warn!(path = %path.display(), "can't remove the socket that the app left behind: {error}");
+        return;
+    }
+    if identity(aside) == Some(dead) {
+        tracing::info!(path = %path.display(), "removed the socket that the app left behind");
+    } else {
+        let _ = fs::hard_link(aside, path);
+    }
+    let _ = fs::remove_file(aside);
+}
+
+fn identity(path: &Path) -> Option<Identity> {
+    let file = fs::symlink_metadata(path).ok().filter(|file| file.file_type().is_socket())?;
+    Some((file.dev(), file.ino(), file.mtime(), file.mtime_nsec()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    /// A path of its own.
+    fn path(test: &str) -> std::path::PathBuf {
+        let path = std::env::temp_dir().join(format!("lameduck-stale-{}-{test}.sock", std::process::id()));
+        let _ = fs::remove_file(&path);
+        path
+    }
+
+    #[tokio::test]
+    async fn a_socket_whose_listener_has_gone_is_removed_at_the_next_look() {
+        let path = path("gone");
+        let app = UnixListener::bind(&path).unwrap();
+        let seen = look(&path, None).await;
+        assert!(seen.as_ref().is_some_and(|seen| seen.alive));
+        drop(app);
+        assert!(look(&path, seen).await.is_none());
+        assert!(!path.exists());
+    }
+
+    /// Between bind and listen a connection is refused.
+    #[tokio::test]
+    async fn a_socket_that_nobody_was_seen_to_listen_on_has_time() {
+        let path = path("young");
+        drop(UnixListener::bind(&path).unwrap());
+        let seen = look(&path, None).await;
+        assert!(seen.as_ref().is_some_and(|seen| !seen.alive) && path.exists());
+        let long_ago = seen.map(|seen| Seen { since: seen.since - SURE, ..seen });
+        assert!(look(&path, long_ago).await.is_none());
+        assert!(!path.exists());
+    }
+
+    #[tokio::test]
+    async fn a_new_socket_in_the_place_of_the_dead_one_stays() {
+        let path = path("new");
+        let dead = UnixListener::bind(&path).unwrap();
+        let seen = look(&path, None).await.unwrap();
+        drop(dead);
+        fs::remove_file(&path).unwrap();
+        drop(UnixListener::bind(&path).unwrap());
+        assert_ne!(identity(&path), Some(seen.identity));
+        assert!(look(&path, Some(seen)).await.is_some_and(|seen| !seen.alive));
+        // Made between the look and the removal.
+        remove(&path, (0, 0, 0, 0));
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_is_no_socket_is_left_alone() {
+        let path = path("file");
+        fs::write(&path, "").unwrap();
+        assert!(look(&path, None).await.is_none());
+        assert!(path.exists());
+        fs::remove_file(&path).unwrap();
+    }
+}
