@@ -1,11 +1,11 @@
-//! Parked connections: a kept connection that rests costs a socket, a line here and no task. One epoll set per thread
-//! holds them; the first byte of a next request makes a task of it again.
+//! Parked connections and tunnels: what rests costs its sockets, a line here and no task. One epoll set per thread
+//! holds them; the next byte makes a task of it again.
 
 use std::cell::RefCell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +20,7 @@ use tokio::task::spawn_local;
 
 use super::conn;
 use super::plane::Worker;
+use super::upgrade::Resting;
 use crate::drain::gate::Connected;
 
 /// A connection is parked after resting for so long: busy ones never are.
@@ -28,6 +29,7 @@ pub const AFTER: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 /// Events taken from the set at once.
 const EVENTS: usize = 256;
+const TUNNEL: u64 = 1 << 63;
 
 struct Parked {
     stream: TcpStream,
@@ -37,10 +39,12 @@ struct Parked {
     connected: Option<Connected>,
 }
 
-/// The parked connections of one thread.
+/// The parked connections and tunnels of one thread.
 pub struct Parking {
     set: OwnedFd,
     parked: RefCell<Slab<Parked>>,
+    /// Their events' keys have the bit [`TUNNEL`].
+    tunnels: RefCell<Slab<Resting>>,
     wake: Arc<Notify>,
 }
 
@@ -51,7 +55,7 @@ impl Parking {
     /// When the kernel gives no epoll set.
     pub fn new(wake: Arc<Notify>) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { set, parked: RefCell::default(), wake })
+        Ok(Self { set, parked: RefCell::default(), tunnels: RefCell::default(), wake })
     }
 
     /// Parks a connection of which no byte is unread.
@@ -61,12 +65,31 @@ impl Parking {
     pub fn park(&self, stream: TcpStream, peer: SocketAddr, connected: Connected) -> io::Result<()> {
         let mut parked = self.parked.borrow_mut();
         let vacant = parked.vacant_entry();
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-        epoll::add(&self.set, &stream, epoll::EventData::new_u64(vacant.key() as u64), flags)?;
+        self.watch(&stream, vacant.key() as u64)?;
         vacant.insert(Parked { stream, peer, since: Instant::now(), connected: Some(connected) });
         // The drain may have asked for idle ones just before.
         self.wake.notify_one();
         Ok(())
+    }
+
+    /// Parks a tunnel of which no byte is under way.
+    ///
+    /// # Errors
+    /// When the kernel has no room for it; both its connections are closed.
+    pub fn park_tunnel(&self, tunnel: Resting) -> io::Result<()> {
+        let mut tunnels = self.tunnels.borrow_mut();
+        let vacant = tunnels.vacant_entry();
+        let key = TUNNEL | vacant.key() as u64;
+        self.watch(&tunnel.client, key)?;
+        self.watch(&tunnel.app, key)?;
+        vacant.insert(tunnel);
+        self.wake.notify_one();
+        Ok(())
+    }
+
+    fn watch(&self, socket: &impl AsFd, key: u64) -> io::Result<()> {
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        Ok(epoll::add(&self.set, socket, epoll::EventData::new_u64(key), flags)?)
     }
 
     fn take(&self, key: usize) -> Option<Parked> {
@@ -127,8 +150,28 @@ impl Parking {
     fn serve_ready(&self, worker: &Rc<Worker>) -> io::Result<usize> {
         let mut events = [const { MaybeUninit::uninit() }; EVENTS];
         let (happened, _) = epoll::wait(&self.set, &mut events, Some(&Default::default()))?;
-        happened.iter().for_each(|event| self.serve(worker, event.data.u64() as usize));
+        happened.iter().for_each(|event| match event.data.u64() {
+            tunnel if tunnel & TUNNEL != 0 => self.wake_tunnel(worker, (tunnel & !TUNNEL) as usize),
+            connection => self.serve(worker, connection as usize),
+        });
         Ok(happened.len())
+    }
+
+    /// Makes a task of a tunnel again. Both its sides may have an event: only the first finds it.
+    fn wake_tunnel(&self, worker: &Rc<Worker>, key: usize) {
+        let Some(tunnel) = self.tunnels.borrow_mut().try_remove(key) else { return };
+        let _ = epoll::delete(&self.set, &tunnel.client);
+        let _ = epoll::delete(&self.set, &tunnel.app);
+        tunnel.go_on(worker);
+    }
+
+    /// Makes tasks of those that the drain wants to end.
+    fn wake_tunnels(&self, worker: &Rc<Worker>) {
+        let ends = |tunnel: &Resting| worker.plane.ends_tunnel(tunnel.tunnel.websocket);
+        let tunnels = self.tunnels.borrow();
+        let over: Vec<_> = tunnels.iter().filter(|(_, tunnel)| ends(tunnel)).map(|(key, _)| key).collect();
+        drop(tunnels);
+        over.into_iter().for_each(|key| self.wake_tunnel(worker, key));
     }
 
     /// Makes a task of it again; one that we have closed has ended.
@@ -167,13 +210,14 @@ pub async fn run(worker: Rc<Worker>) -> io::Result<()> {
                 if worker.plane.closing_idle() {
                     parking.close_all(&worker);
                 }
+                parking.wake_tunnels(&worker);
             }
         }
     }
 }
 
 /// Asks the kernel itself: what it has received may not have been reported yet.
-pub fn has_unread(client: &impl std::os::fd::AsFd) -> bool {
+pub fn has_unread(client: &impl AsFd) -> bool {
     let mut byte = [MaybeUninit::uninit()];
     matches!(SockRef::from(client).peek(&mut byte), Ok(n) if n > 0)
 }
