@@ -13,14 +13,14 @@ use common::process::{Lameduck, Node};
 use common::wait_for;
 use common::websocket::{TEXT, WebSocket};
 
-/// How many sockets the proxy has parked, by the kernel's own word: those of which an epoll set reports what can be read
-/// and nothing more (proc_pid_fdinfo(5): EPOLLIN, EPOLLRDHUP, and the two that always are); the runtime asks for more.
+/// How many sockets the proxy has parked, by the kernel's own word: those of which an epoll set reports one event
+/// (proc_pid_fdinfo(5): EPOLLONESHOT, EPOLLIN, EPOLLRDHUP, and the two that always are); the runtime asks for all.
 fn parked(proxy: &Lameduck) -> usize {
     let files = fs::read_dir(format!("/proc/{}/fdinfo", proxy.process.pid())).expect("alive").flatten();
     let texts: Vec<_> = files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
     let socket = |line: &str| {
         let (socket, events) = line.strip_prefix("tfd:")?.split_once("events:")?;
-        events.trim().starts_with("2019 ").then(|| socket.trim().to_owned())
+        events.trim().starts_with("40002019 ").then(|| socket.trim().to_owned())
     };
     // A set with two file descriptors is listed twice.
     texts.iter().flat_map(|text| text.lines()).filter_map(socket).collect::<BTreeSet<_>>().len()

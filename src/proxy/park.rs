@@ -88,14 +88,9 @@ impl Parking {
     }
 
     fn watch(&self, socket: &impl AsFd, key: u64) -> io::Result<()> {
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
+        // One event is all we need: whatever it says ends the rest.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
         Ok(epoll::add(&self.set, socket, epoll::EventData::new_u64(key), flags)?)
-    }
-
-    fn take(&self, key: usize) -> Option<Parked> {
-        let parked = self.parked.borrow_mut().try_remove(key)?;
-        let _ = epoll::delete(&self.set, &parked.stream);
-        Some(parked)
     }
 
     /// Closes those that rested for longer than `idle` in all, and forgets those that were closed long enough.
@@ -123,11 +118,10 @@ impl Parking {
             parked.connected = None;
             return;
         }
-        if parked.connected.is_none() {
+        // With its only file descriptor it leaves the set.
+        if all.remove(key).connected.is_none() {
             worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
         }
-        drop(all);
-        self.take(key);
     }
 
     /// Closes all, but for those whose next request is here already: they are served.
@@ -139,21 +133,29 @@ impl Parking {
             .filter(|(_, parked)| parked.connected.is_some())
             .map(|(key, _)| key)
             .collect();
-        // A look at the set before every few, instead of one at each socket: a request comes hardly in between.
+        // A look at the set before every few, instead of one at each socket: a request comes hardly in between. The
+        // drain waits for these closes, and not for the clients' answers to them.
+        let mut ended = Vec::new();
         for few in open.chunks(32) {
-            while self.serve_ready(worker).is_ok_and(|served| served > 0) {}
+            while self.serve_ready(worker, &mut ended).is_ok_and(|served| served == EVENTS) {}
             few.iter().for_each(|key| self.close(worker, *key));
         }
+        ended.into_iter().for_each(|key| self.close(worker, key));
     }
 
-    /// Serves those of which the kernel says that something has come; how many.
-    fn serve_ready(&self, worker: &Rc<Worker>) -> io::Result<usize> {
+    /// Serves those of which the kernel says that something has come; how many. Those that we have closed and that have
+    /// come to their end are added to `ended`.
+    fn serve_ready(&self, worker: &Rc<Worker>, ended: &mut Vec<usize>) -> io::Result<usize> {
         let mut events = [const { MaybeUninit::uninit() }; EVENTS];
         let (happened, _) = epoll::wait(&self.set, &mut events, Some(&Default::default()))?;
-        happened.iter().for_each(|event| match event.data.u64() {
-            tunnel if tunnel & TUNNEL != 0 => self.wake_tunnel(worker, (tunnel & !TUNNEL) as usize),
-            connection => self.serve(worker, connection as usize),
-        });
+        for event in &*happened {
+            let key = event.data.u64();
+            if key & TUNNEL != 0 {
+                self.wake_tunnel(worker, (key & !TUNNEL) as usize);
+            } else if !self.serve(worker, key as usize) {
+                ended.push(key as usize);
+            }
+        }
         Ok(happened.len())
     }
 
@@ -174,16 +176,19 @@ impl Parking {
         over.into_iter().for_each(|key| self.wake_tunnel(worker, key));
     }
 
-    /// Makes a task of it again; one that we have closed has ended.
-    fn serve(&self, worker: &Rc<Worker>, key: usize) {
-        if self.parked.borrow().get(key).is_some_and(|parked| parked.connected.is_none()) {
-            return self.close(worker, key);
-        }
-        let Some(Parked { stream, peer, connected: Some(connected), .. }) = self.take(key) else { return };
+    /// Makes a task of it again; false for one that we have closed.
+    fn serve(&self, worker: &Rc<Worker>, key: usize) -> bool {
+        let mut all = self.parked.borrow_mut();
+        let Some(connected) = all.get_mut(key).and_then(|parked| parked.connected.take()) else {
+            return false;
+        };
+        let Parked { stream, peer, .. } = all.remove(key);
+        let _ = epoll::delete(&self.set, &stream);
         if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
             worker.ledger.assign();
             spawn_local(conn::serve(stream, peer, connected, None, worker.clone()));
         }
+        true
     }
 }
 
@@ -202,9 +207,11 @@ pub async fn run(worker: Rc<Worker>) -> io::Result<()> {
         tokio::select! {
             ready = set.readable() => {
                 let mut ready = ready?;
-                if parking.serve_ready(&worker)? < EVENTS {
+                let mut ended = Vec::new();
+                if parking.serve_ready(&worker, &mut ended)? < EVENTS {
                     ready.clear_ready();
                 }
+                ended.into_iter().for_each(|key| parking.close(&worker, key));
             }
             () = parking.wake.notified() => {
                 if worker.plane.closing_idle() {
