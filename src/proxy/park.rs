@@ -95,13 +95,13 @@ impl Parking {
 
     /// Closes those that rested for longer than `idle` in all, and forgets those that were closed long enough.
     pub fn expire(&self, worker: &Worker, idle: Duration) {
-        let rest = idle.saturating_sub(AFTER);
+        let (now, rest) = (Instant::now(), idle.saturating_sub(AFTER));
         let over: Vec<_> = self
             .parked
             .borrow()
             .iter()
             .filter(|(_, parked)| {
-                parked.since.elapsed() >= if parked.connected.is_some() { rest } else { LINGER }
+                now.duration_since(parked.since) >= if parked.connected.is_some() { rest } else { LINGER }
             })
             .map(|(key, _)| key)
             .collect();
