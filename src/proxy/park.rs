@@ -72,19 +72,18 @@ impl Parking {
         Ok(())
     }
 
-    /// Parks a tunnel of which no byte is under way.
-    ///
-    /// # Errors
-    /// When the kernel has no room for it; both its connections are closed.
-    pub fn park_tunnel(&self, tunnel: Resting) -> io::Result<()> {
+    /// Parks a tunnel of which no byte is under way; where the kernel has no room for it, it goes on as a task.
+    pub fn park_tunnel(&self, tunnel: Resting, worker: &Rc<Worker>) {
         let mut tunnels = self.tunnels.borrow_mut();
         let vacant = tunnels.vacant_entry();
         let key = TUNNEL | vacant.key() as u64;
-        self.watch(&tunnel.client, key)?;
-        self.watch(&tunnel.app, key)?;
+        let watched = self.watch(&tunnel.client, key).and_then(|()| self.watch(&tunnel.app, key));
+        if watched.is_err() {
+            let _ = epoll::delete(&self.set, &tunnel.client);
+            return tunnel.go_on(worker);
+        }
         vacant.insert(tunnel);
         self.wake.notify_one();
-        Ok(())
     }
 
     fn watch(&self, socket: &impl AsFd, key: u64) -> io::Result<()> {

@@ -158,16 +158,15 @@ impl Upgraded {
     }
 
     /// Nothing of it is lost: both directions stand between two frames, and no byte is buffered.
-    fn park(self, client: TcpStream, place: Place, connected: Connected, worker: &Worker) {
+    fn park(self, client: TcpStream, place: Place, connected: Connected, worker: &Rc<Worker>) {
         let Self { app, tunnel, .. } = self;
         let app = match app {
             Stream::Tcp(app) => app.into_std().map(OwnedFd::from),
             Stream::Unix(app) => app.into_std().map(OwnedFd::from),
         };
         if let (Ok(client), Ok(app)) = (client.into_std(), app) {
-            let resting = Resting { client, app, tunnel, place: place.hand_over(), connected };
-            // As with connections: a kernel that has no room for it has none for anything else.
-            let _ = worker.parking.park_tunnel(resting);
+            let place = place.hand_over();
+            worker.parking.park_tunnel(Resting { client, app, tunnel, place, connected }, worker);
         }
     }
 
