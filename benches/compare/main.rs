@@ -34,6 +34,7 @@ const USAGE: &str = "usage: cargo bench --bench compare -- [OPTION...]
   --only NAME,...    lameduck, lameduck-unix, nginx, haproxy, haproxy-tcp, envoy, direct
   --part NAME,...    load, start, idle, crowd, growth, quota
   --binary PATH      the lameduck to measure (the musl build, made now)
+  --image NAME       docker's image whose size is taken (what the Dockerfile makes of the binary)
   --json FILE        every sample and the targets
   --quick            one round and small crowds: whether every row works, not figures";
 
@@ -54,6 +55,7 @@ struct Options {
     proxies: Vec<Proxy>,
     parts: Vec<String>,
     binary: Option<PathBuf>,
+    image: Option<String>,
     json: Option<PathBuf>,
     quick: bool,
 }
@@ -92,6 +94,7 @@ impl Options {
             proxies: Proxy::ALL.to_vec(),
             parts: PARTS.map(str::to_owned).to_vec(),
             binary: None,
+            image: None,
             json: None,
             quick: false,
         };
@@ -111,6 +114,7 @@ impl Options {
                 }
                 "--part" => options.parts = value.split(',').map(str::to_owned).collect(),
                 "--binary" => options.binary = Some(value.into()),
+                "--image" => options.image = Some(value.into()),
                 "--json" => options.json = Some(value.into()),
                 _ => return Err(USAGE.into()),
             }
@@ -128,6 +132,8 @@ fn run(mut options: Options) -> Result<bool> {
     let mut report = Report::default();
     let binary = binary::choose(options.binary.as_deref(), "release", &mut report.notes)?;
     report.add("binary", "MB", Proxy::Lameduck, fs::metadata(&binary)?.len() as f64 / 1e6);
+    let image = measure::image_size(options.image.as_deref(), &binary)?;
+    report.add("image", "MB", Proxy::Lameduck, image as f64 / 1e6);
     println!("{}", machine());
     let scratch = Scratch::new("compare")?;
     let bench = Bench { binary, app: App::start(&scratch)?, scratch };

@@ -1,6 +1,7 @@
-//! What is measured of a running proxy: CPU and memory from `/proc`, load by wrk.
+//! What is measured of a running proxy: CPU and memory from `/proc`, load by wrk. And what its image weighs.
 
 use std::fs;
+use std::path::Path;
 use std::process::Command;
 
 use crate::app::LARGE;
@@ -128,4 +129,18 @@ pub fn threads(pid: u32, name: &str) -> Result<usize> {
         fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.starts_with(name))
     };
     Ok(tasks.filter(named).count())
+}
+
+/// An image's size in bytes: docker's word on the one of that name, else what the Dockerfile makes, which is two layers
+/// over nothing: `/run/lameduck`, which is empty, and the binary. A layer is a tar archive: blocks of 512 bytes, one
+/// before each entry and two behind the last.
+pub fn image_size(name: Option<&str>, binary: &Path) -> Result<u64> {
+    const BLOCK: u64 = 512;
+    let Some(name) = name else {
+        let content = fs::metadata(binary)?.len().next_multiple_of(BLOCK);
+        return Ok((2 + 2) * BLOCK + BLOCK + content + 2 * BLOCK);
+    };
+    let output = Command::new("docker").args(["image", "inspect", "--format", "{{.Size}}", name]).output()?;
+    let size = String::from_utf8_lossy(&output.stdout).trim().parse();
+    size.map_err(|_| format!("docker: {}", String::from_utf8_lossy(&output.stderr).trim()).into())
 }

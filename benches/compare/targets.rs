@@ -48,7 +48,7 @@ const CPU_64: &str = "CPU per request, 64 connections";
 const BESIDE_1_OPEN: &str = "CPU per request beside 1 open";
 const BESIDE_1_IN_FLIGHT: &str = "CPU per request beside 1 in flight";
 
-const TARGETS: [Target; 29] = [
+const TARGETS: [Target; 30] = [
     ratio(CPU_64, Proxy::Nginx, 1.0, Some(0.93)),
     ratio(CPU_64, Proxy::Haproxy, 0.95, None),
     ratio(CPU_64, Proxy::Envoy, 0.40, None),
@@ -70,6 +70,7 @@ const TARGETS: [Target; 29] = [
     value("resident with 10,000 idle (RSS)", 15.0, None),
     value("start to first answer", 10.0, None),
     value("binary", 8.0, None),
+    value("image", 8.5, None),
     value("10,000 connections at once: failed", 0.0, None),
     value("drain of 10,000 idle", 100.0, None),
     value("data-plane threads at 0.1 CPU", 1.0, None),

@@ -10,7 +10,6 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::spawn_local;
 
 use super::buffer::Buffer;
 use super::error::{self, Failure};
@@ -21,7 +20,7 @@ use super::linger::linger;
 use super::park;
 use super::plane::Worker;
 use super::record::Record;
-use super::upgrade::Tunnel;
+use super::upgrade::{Tunnel, Upgraded};
 use crate::drain::gate::{Connected, InFlight};
 use crate::drain::ledger::Place;
 use crate::metrics::{Ended, add};
@@ -42,7 +41,7 @@ pub enum Close {
     /// Not at all: it is parked until its next request.
     Rests,
     /// Not yet: it is a tunnel to the app now.
-    Tunnels(Box<Tunnel>),
+    Tunnels(Box<Upgraded>),
 }
 
 /// Serves a connection that was just accepted.
@@ -73,11 +72,7 @@ pub async fn serve(
         .await
     };
     match close {
-        // A task of its own, which is a fraction of this one's size.
-        Close::Tunnels(tunnel) => {
-            let place = place.hand_over();
-            spawn_local(tunnel.run(stream, place, connected, worker));
-        }
+        Close::Tunnels(upgraded) => upgraded.begin(stream, place, connected, worker),
         Close::Rests => {
             drop(place);
             if let Ok(stream) = stream.into_std() {
@@ -213,8 +208,8 @@ where
             let client_buf = std::mem::take(&mut client.buf);
             let in_flight = in_flight.map(|in_flight| in_flight.into_tunnel(&worker.plane.gate));
             let totals = flow.totals();
-            let tunnel = Tunnel { app, app_buf, client_buf, websocket, in_flight, record, totals };
-            return Some(Close::Tunnels(Box::new(tunnel)));
+            let tunnel = Tunnel { websocket, in_flight, record, totals };
+            return Some(Close::Tunnels(Box::new(Upgraded { app, app_buf, client_buf, tunnel })));
         }
         Err(failure) => {
             let (ended, close) = fail(client, &exchange, failure).await;

@@ -1,11 +1,11 @@
-//! Parked connections: a kept connection that rests costs a socket, a line here and no task. One epoll set per thread
-//! holds them; the first byte of a next request makes a task of it again.
+//! Parked connections and tunnels: what rests costs its sockets, a line here and no task. One epoll set per thread
+//! holds them; the next byte makes a task of it again.
 
 use std::cell::RefCell;
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Shutdown, SocketAddr, TcpStream};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -20,6 +20,7 @@ use tokio::task::spawn_local;
 
 use super::conn;
 use super::plane::Worker;
+use super::upgrade::Resting;
 use crate::drain::gate::Connected;
 
 /// A connection is parked after resting for so long: busy ones never are.
@@ -28,6 +29,7 @@ pub const AFTER: Duration = Duration::from_secs(1);
 const LINGER: Duration = Duration::from_secs(1);
 /// Events taken from the set at once.
 const EVENTS: usize = 256;
+const TUNNEL: u64 = 1 << 63;
 
 struct Parked {
     stream: TcpStream,
@@ -37,10 +39,12 @@ struct Parked {
     connected: Option<Connected>,
 }
 
-/// The parked connections of one thread.
+/// The parked connections and tunnels of one thread.
 pub struct Parking {
     set: OwnedFd,
     parked: RefCell<Slab<Parked>>,
+    /// Their events' keys have the bit [`TUNNEL`].
+    tunnels: RefCell<Slab<Resting>>,
     wake: Arc<Notify>,
 }
 
@@ -51,7 +55,7 @@ impl Parking {
     /// When the kernel gives no epoll set.
     pub fn new(wake: Arc<Notify>) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-        Ok(Self { set, parked: RefCell::default(), wake })
+        Ok(Self { set, parked: RefCell::default(), tunnels: RefCell::default(), wake })
     }
 
     /// Parks a connection of which no byte is unread.
@@ -61,29 +65,42 @@ impl Parking {
     pub fn park(&self, stream: TcpStream, peer: SocketAddr, connected: Connected) -> io::Result<()> {
         let mut parked = self.parked.borrow_mut();
         let vacant = parked.vacant_entry();
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP;
-        epoll::add(&self.set, &stream, epoll::EventData::new_u64(vacant.key() as u64), flags)?;
+        self.watch(&stream, vacant.key() as u64)?;
         vacant.insert(Parked { stream, peer, since: Instant::now(), connected: Some(connected) });
         // The drain may have asked for idle ones just before.
         self.wake.notify_one();
         Ok(())
     }
 
-    fn take(&self, key: usize) -> Option<Parked> {
-        let parked = self.parked.borrow_mut().try_remove(key)?;
-        let _ = epoll::delete(&self.set, &parked.stream);
-        Some(parked)
+    /// Parks a tunnel of which no byte is under way; where the kernel has no room for it, it goes on as a task.
+    pub fn park_tunnel(&self, tunnel: Resting, worker: &Rc<Worker>) {
+        let mut tunnels = self.tunnels.borrow_mut();
+        let vacant = tunnels.vacant_entry();
+        let key = TUNNEL | vacant.key() as u64;
+        let watched = self.watch(&tunnel.client, key).and_then(|()| self.watch(&tunnel.app, key));
+        if watched.is_err() {
+            let _ = epoll::delete(&self.set, &tunnel.client);
+            return tunnel.go_on(worker);
+        }
+        vacant.insert(tunnel);
+        self.wake.notify_one();
+    }
+
+    fn watch(&self, socket: &impl AsFd, key: u64) -> io::Result<()> {
+        // One event is all we need: whatever it says ends the rest.
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
+        Ok(epoll::add(&self.set, socket, epoll::EventData::new_u64(key), flags)?)
     }
 
     /// Closes those that rested for longer than `idle` in all, and forgets those that were closed long enough.
     pub fn expire(&self, worker: &Worker, idle: Duration) {
-        let rest = idle.saturating_sub(AFTER);
+        let (now, rest) = (Instant::now(), idle.saturating_sub(AFTER));
         let over: Vec<_> = self
             .parked
             .borrow()
             .iter()
             .filter(|(_, parked)| {
-                parked.since.elapsed() >= if parked.connected.is_some() { rest } else { LINGER }
+                now.duration_since(parked.since) >= if parked.connected.is_some() { rest } else { LINGER }
             })
             .map(|(key, _)| key)
             .collect();
@@ -100,11 +117,10 @@ impl Parking {
             parked.connected = None;
             return;
         }
-        if parked.connected.is_none() {
+        // With its only file descriptor it leaves the set.
+        if all.remove(key).connected.is_none() {
             worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
         }
-        drop(all);
-        self.take(key);
     }
 
     /// Closes all, but for those whose next request is here already: they are served.
@@ -116,31 +132,62 @@ impl Parking {
             .filter(|(_, parked)| parked.connected.is_some())
             .map(|(key, _)| key)
             .collect();
-        // A look at the set before every few, instead of one at each socket: a request comes hardly in between.
+        // A look at the set before every few, instead of one at each socket: a request comes hardly in between. The
+        // drain waits for these closes, and not for the clients' answers to them.
+        let mut ended = Vec::new();
         for few in open.chunks(32) {
-            while self.serve_ready(worker).is_ok_and(|served| served > 0) {}
+            while self.serve_ready(worker, &mut ended).is_ok_and(|served| served == EVENTS) {}
             few.iter().for_each(|key| self.close(worker, *key));
         }
+        ended.into_iter().for_each(|key| self.close(worker, key));
     }
 
-    /// Serves those of which the kernel says that something has come; how many.
-    fn serve_ready(&self, worker: &Rc<Worker>) -> io::Result<usize> {
+    /// Serves those of which the kernel says that something has come; how many. Those that we have closed and that have
+    /// come to their end are added to `ended`.
+    fn serve_ready(&self, worker: &Rc<Worker>, ended: &mut Vec<usize>) -> io::Result<usize> {
         let mut events = [const { MaybeUninit::uninit() }; EVENTS];
         let (happened, _) = epoll::wait(&self.set, &mut events, Some(&Default::default()))?;
-        happened.iter().for_each(|event| self.serve(worker, event.data.u64() as usize));
+        for event in &*happened {
+            let key = event.data.u64();
+            if key & TUNNEL != 0 {
+                self.wake_tunnel(worker, (key & !TUNNEL) as usize);
+            } else if !self.serve(worker, key as usize) {
+                ended.push(key as usize);
+            }
+        }
         Ok(happened.len())
     }
 
-    /// Makes a task of it again; one that we have closed has ended.
-    fn serve(&self, worker: &Rc<Worker>, key: usize) {
-        if self.parked.borrow().get(key).is_some_and(|parked| parked.connected.is_none()) {
-            return self.close(worker, key);
-        }
-        let Some(Parked { stream, peer, connected: Some(connected), .. }) = self.take(key) else { return };
+    /// Makes a task of a tunnel again. Both its sides may have an event: only the first finds it.
+    fn wake_tunnel(&self, worker: &Rc<Worker>, key: usize) {
+        let Some(tunnel) = self.tunnels.borrow_mut().try_remove(key) else { return };
+        let _ = epoll::delete(&self.set, &tunnel.client);
+        let _ = epoll::delete(&self.set, &tunnel.app);
+        tunnel.go_on(worker);
+    }
+
+    /// Makes tasks of those that the drain wants to end.
+    fn wake_tunnels(&self, worker: &Rc<Worker>) {
+        let ends = |tunnel: &Resting| worker.plane.ends_tunnel(tunnel.tunnel.websocket);
+        let tunnels = self.tunnels.borrow();
+        let over: Vec<_> = tunnels.iter().filter(|(_, tunnel)| ends(tunnel)).map(|(key, _)| key).collect();
+        drop(tunnels);
+        over.into_iter().for_each(|key| self.wake_tunnel(worker, key));
+    }
+
+    /// Makes a task of it again; false for one that we have closed.
+    fn serve(&self, worker: &Rc<Worker>, key: usize) -> bool {
+        let mut all = self.parked.borrow_mut();
+        let Some(connected) = all.get_mut(key).and_then(|parked| parked.connected.take()) else {
+            return false;
+        };
+        let Parked { stream, peer, .. } = all.remove(key);
+        let _ = epoll::delete(&self.set, &stream);
         if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
             worker.ledger.assign();
             spawn_local(conn::serve(stream, peer, connected, None, worker.clone()));
         }
+        true
     }
 }
 
@@ -159,21 +206,24 @@ pub async fn run(worker: Rc<Worker>) -> io::Result<()> {
         tokio::select! {
             ready = set.readable() => {
                 let mut ready = ready?;
-                if parking.serve_ready(&worker)? < EVENTS {
+                let mut ended = Vec::new();
+                if parking.serve_ready(&worker, &mut ended)? < EVENTS {
                     ready.clear_ready();
                 }
+                ended.into_iter().for_each(|key| parking.close(&worker, key));
             }
             () = parking.wake.notified() => {
                 if worker.plane.closing_idle() {
                     parking.close_all(&worker);
                 }
+                parking.wake_tunnels(&worker);
             }
         }
     }
 }
 
 /// Asks the kernel itself: what it has received may not have been reported yet.
-pub fn has_unread(client: &impl std::os::fd::AsFd) -> bool {
+pub fn has_unread(client: &impl AsFd) -> bool {
     let mut byte = [MaybeUninit::uninit()];
     matches!(SockRef::from(client).peek(&mut byte), Ok(n) if n > 0)
 }

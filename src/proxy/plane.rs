@@ -107,6 +107,11 @@ impl Plane {
         (ms != STREAMS_STAY).then(|| Duration::from_millis(ms))
     }
 
+    /// Whether a tunnel has to act: a WebSocket on the end of streams, any other only when all is cut.
+    pub fn ends_tunnel(&self, websocket: bool) -> bool {
+        self.forced() || (websocket && self.streams_end().is_some())
+    }
+
     /// Returns when a stream is to end: at random within the spread that the drain gives.
     pub async fn stream_end(&self) {
         let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;

@@ -3,6 +3,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
+use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -10,16 +11,19 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::sync::Notify;
+use tokio::task::spawn_local;
 
 use super::buffer::{Buffer, Store};
 use super::conn::shut;
 use super::error::Failure;
 use super::exchange::reset_on_close;
 use super::frames::{Frames, close_to_app, close_to_client};
+use super::park;
 use super::plane::Worker;
 use super::record::{Record, Totals};
+use crate::config::UpstreamAddr;
 use crate::drain::gate::{Connected, InFlightTunnel};
 use crate::drain::ledger::{Class, Place};
 use crate::metrics::Ended;
@@ -28,62 +32,124 @@ use crate::upstream::Stream;
 /// Both sides have so long to answer a Close of ours.
 const CLOSING: Duration = Duration::from_secs(2);
 
-/// An upgraded connection, ready to be relayed.
-pub struct Tunnel {
+/// A connection that has just become a tunnel, or one that has rested and goes on.
+pub struct Upgraded {
     /// The app's connection, and what was read from it and not yet passed on.
     pub app: Stream,
     /// See `app`.
     pub app_buf: Buffer,
     /// What was read from the client and not yet passed on.
     pub client_buf: Buffer,
+    /// What else is known of it.
+    pub tunnel: Tunnel,
+}
+
+/// What is known of a tunnel besides its two connections.
+pub struct Tunnel {
     /// A WebSocket, whose frames are followed.
     pub websocket: bool,
     /// Counted until the tunnel closes; a probe isn't.
     pub in_flight: Option<InFlightTunnel>,
     /// Written once it has closed.
     pub record: Record,
-    /// Of the handshake.
+    /// Of the handshake, and of what has passed since.
     pub totals: Totals,
+}
+
+/// A tunnel between two frames over which nothing moves: no task and no buffer, only this.
+pub struct Resting {
+    /// The client's connection.
+    pub client: std::net::TcpStream,
+    /// The app's connection.
+    pub app: OwnedFd,
+    /// What else is known of it.
+    pub tunnel: Tunnel,
+    place: Place,
+    connected: Connected,
+}
+
+/// One direction of a tunnel.
+#[derive(Default)]
+struct Direction {
+    /// Bytes that it has passed on.
+    moved: Cell<u64>,
+    /// It waits for a frame's first byte.
+    rests: Cell<bool>,
 }
 
 /// What the two directions know of each other.
 #[derive(Default)]
 struct Ends {
+    up: Direction,
+    down: Direction,
     /// The drain wants the tunnel to end.
     told: Cell<bool>,
     /// A direction got its Close from us.
     ours: Cell<bool>,
     ours_sent: Notify,
-    sent: Cell<u64>,
-    received: Cell<u64>,
 }
 
-impl Tunnel {
-    /// Relays until both sides have ended, or the drain ends it, and closes the client's connection.
-    pub async fn run(
+impl Resting {
+    /// Relays again.
+    pub fn go_on(self, worker: &Rc<Worker>) {
+        let Self { client, app, tunnel, place, connected } = self;
+        let app = match &worker.plane.settings.upstream {
+            UpstreamAddr::Tcp { .. } => TcpStream::from_std(app.into()).map(Stream::Tcp),
+            UpstreamAddr::Unix(_) => UnixStream::from_std(app.into()).map(Stream::Unix),
+        };
+        match (TcpStream::from_std(client), app) {
+            (Ok(client), Ok(app)) => {
+                let upgraded =
+                    Upgraded { app, app_buf: Buffer::default(), client_buf: Buffer::default(), tunnel };
+                spawn_local(Box::new(upgraded).run(client, place, connected, worker.clone()));
+            }
+            // Both connections are closed by now.
+            _ => tunnel.record.write(worker, tunnel.totals, Ended::Cut),
+        }
+    }
+}
+
+impl Upgraded {
+    /// Goes on in a task of its own, which is a fraction of the size of the one that served the handshake.
+    pub fn begin(self: Box<Self>, client: TcpStream, place: Place, connected: Connected, worker: Rc<Worker>) {
+        place.set_class(if self.tunnel.websocket { Class::WebSocket } else { Class::Tunnel });
+        keep_alive(&client);
+        spawn_local(self.run(client, place.hand_over(), connected, worker));
+    }
+
+    /// Relays until both sides have ended, or the drain ends it, and closes the client's connection; or until nothing
+    /// has moved for a while, and parks it.
+    async fn run(
         mut self: Box<Self>,
         mut client: TcpStream,
         place: Place,
         connected: Connected,
         worker: Rc<Worker>,
     ) {
-        place.set_class(if self.websocket { Class::WebSocket } else { Class::Tunnel });
-        keep_alive(&client);
         let ends = Ends::default();
         let ended = {
+            let websocket = self.tunnel.websocket;
             let mut relaying = pin!(self.relay(&mut client, &worker, &ends));
             poll_fn(|cx| {
                 place.register(cx);
                 match relaying.as_mut().poll(cx) {
-                    Poll::Pending if worker.plane.forced() => Poll::Ready(Ended::Cut),
-                    polled => polled,
+                    Poll::Ready(ended) => return Poll::Ready(Some(ended)),
+                    Poll::Pending if worker.plane.forced() => return Poll::Ready(Some(Ended::Cut)),
+                    Poll::Pending
+                        if place.expired() && ends.rest() && !worker.plane.ends_tunnel(websocket) =>
+                    {
+                        return Poll::Ready(None);
+                    }
+                    Poll::Pending => place.set_deadline(worker.deadline(park::AFTER)),
                 }
+                Poll::Pending
             })
             .await
         };
-        self.totals.sent += ends.sent.get();
-        self.totals.received += ends.received.get();
-        self.record.write(&worker, self.totals, ended);
+        self.tunnel.totals.sent += ends.down.moved.get();
+        self.tunnel.totals.received += ends.up.moved.get();
+        let Some(ended) = ended else { return self.park(client, place, connected, &worker) };
+        self.tunnel.record.write(&worker, self.tunnel.totals, ended);
         drop((self, place));
         match ended {
             Ended::Cut => reset_on_close(&client),
@@ -91,16 +157,29 @@ impl Tunnel {
         }
     }
 
+    /// Nothing of it is lost: both directions stand between two frames, and no byte is buffered.
+    fn park(self, client: TcpStream, place: Place, connected: Connected, worker: &Rc<Worker>) {
+        let Self { app, tunnel, .. } = self;
+        let app = match app {
+            Stream::Tcp(app) => app.into_std().map(OwnedFd::from),
+            Stream::Unix(app) => app.into_std().map(OwnedFd::from),
+        };
+        if let (Ok(client), Ok(app)) = (client.into_std(), app) {
+            let place = place.hand_over();
+            worker.parking.park_tunnel(Resting { client, app, tunnel, place, connected }, worker);
+        }
+    }
+
     async fn relay(&mut self, client: &mut TcpStream, worker: &Worker, ends: &Ends) -> Ended {
-        let Self { app, app_buf, client_buf, websocket, .. } = self;
+        let Self { app, app_buf, client_buf, tunnel: Tunnel { websocket, .. } } = self;
         let (mut app_reader, mut app_writer) = app.split();
         let (mut reader, mut writer) = client.split();
         let (to_app, to_client) = (close_to_app(), close_to_client());
         let to_app = websocket.then_some(&to_app[..]);
         let to_client = websocket.then_some(&to_client[..]);
         let store = &worker.store;
-        let up = direction(store, ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.received);
-        let down = direction(store, ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.sent);
+        let up = direction(store, ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.up);
+        let down = direction(store, ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.down);
         // A direction that fails takes the other with it: nobody is left to read that one.
         let both = async { tokio::try_join!(up, down).map(drop) };
         let told = async {
@@ -127,6 +206,13 @@ impl Tunnel {
     }
 }
 
+impl Ends {
+    /// Nothing is under way in either direction.
+    fn rest(&self) -> bool {
+        self.up.rests.get() && self.down.rests.get() && !self.told.get()
+    }
+}
+
 /// A peer that vanished without a word would hold its tunnel, and a drain, for ever.
 fn keep_alive(client: &TcpStream) {
     let probes =
@@ -143,7 +229,7 @@ async fn direction<S, D>(
     buf: &mut Buffer,
     sink: &mut D,
     close: Option<&[u8]>,
-    moved: &Cell<u64>,
+    own: &Direction,
 ) -> Result<(), Failure>
 where
     S: AsyncRead + Unpin,
@@ -154,7 +240,7 @@ where
     loop {
         let unread = buf.unread();
         let boundary = if close.is_some() { frames.follow(unread) } else { 0 };
-        moved.set(moved.get() + unread.len() as u64);
+        own.moved.set(own.moved.get() + unread.len() as u64);
         // A frame that has begun goes on to its end; what follows the boundary then is dropped.
         let ending = ends.told.get() && !closed_by_us;
         let pass = match (closed_by_us, ending && boundary > 0 && !frames.closed()) {
@@ -181,7 +267,10 @@ where
             Poll::Pending if waits_to_end && ends.told.get() => Poll::Ready(Ok(usize::MAX)),
             Poll::Pending => Poll::Pending,
         });
-        if read.await? == 0 {
+        own.rests.set(frames.at_boundary() && !frames.closed() && !closed_by_us);
+        let read = read.await?;
+        own.rests.set(false);
+        if read == 0 {
             let _ = sink.shutdown().await;
             return Ok(());
         }
