@@ -47,7 +47,8 @@ impl Load {
         }
         let text = std::fs::read_to_string(&self.out).expect("the load's report");
         let outcome: Value = serde_json::from_str(&text).expect("JSON");
-        println!("{}: {} requests, {} lost: {outcome}", self.name, outcome["requests"], outcome["lost"]);
+        let all = if outcome["lost"] == 0 { String::new() } else { format!(": {outcome:#}") };
+        println!("{}: {} requests, {} lost{all}", self.name, outcome["requests"], outcome["lost"]);
         Outcome(outcome)
     }
 }
