@@ -5,6 +5,7 @@ use std::thread::sleep;
 use super::WARM;
 use super::cluster::Namespace;
 use super::deploy::{By, inject};
+use super::pods::GONE_WITHIN;
 
 /// A plain Node service that asks the slow app.
 const FRONT: &str = include_str!("front.yaml");
@@ -23,7 +24,7 @@ fn a_service_that_calls_another_loses_nothing_while_both_roll() {
     ns.restart(&["slow", "front"]);
     ns.pods.wait_gone(4);
     load.finish().expect_nothing_lost(3000);
-    ns.pods.expect_clean_drains(4);
+    ns.pods.expect_clean_drains(4, GONE_WITHIN);
 }
 
 #[test]
@@ -39,5 +40,5 @@ fn an_ingress_with_kept_connections_loses_nothing_while_both_services_behind_it_
     ns.restart(&["slow", "front"]);
     ns.pods.wait_gone(4);
     load.finish().expect_nothing_lost(3000);
-    ns.pods.expect_clean_drains(4);
+    ns.pods.expect_clean_drains(4, GONE_WITHIN);
 }

@@ -5,6 +5,7 @@ use std::thread::sleep;
 use super::WARM;
 use super::cluster::{Namespace, kubectl};
 use super::deploy::By;
+use super::pods::GONE_WITHIN;
 
 #[test]
 #[ignore = "needs a cluster"]
@@ -23,7 +24,8 @@ fn deleting_the_only_pod_and_scaling_out_and_in_lose_nothing() {
     }
     ns.pods.wait_gone(1 + 8);
     load.finish().expect_nothing_lost(3000);
-    ns.pods.expect_clean_drains(1 + 8);
+    // Eight pods that end at once keep the kubelets busy.
+    ns.pods.expect_clean_drains(1 + 8, GONE_WITHIN * 2);
 }
 
 #[test]
@@ -42,7 +44,7 @@ fn draining_nodes_with_and_without_a_disruption_budget_loses_nothing() {
     let second = drain_node(&ns, "node1");
     ns.pods.wait_gone(first + second);
     load.finish().expect_nothing_lost(3000);
-    ns.pods.expect_clean_drains(first + second);
+    ns.pods.expect_clean_drains(first + second, GONE_WITHIN);
 }
 
 /// Drains a node of the slow app's pods, and returns how many there were. It can be used again afterwards.

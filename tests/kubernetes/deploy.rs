@@ -72,7 +72,8 @@ pub fn plain(changes: Changes<'_>) -> String {
 /// # Panics
 /// When it fails, or has left something out.
 pub fn inject(yaml: &str) -> String {
-    let arguments = ["inject", "--image", LAMEDUCK, "--image-pull-policy", "Never", "--token-seed", "test", "-"];
+    let arguments =
+        ["inject", "--image", LAMEDUCK, "--image-pull-policy", "Never", "--token-seed", "test", "-"];
     let output = with_input(Command::new(lameduck()).args(arguments), yaml);
     let report = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success() && !report.contains("skipped"), "inject: {report}");

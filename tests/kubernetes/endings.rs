@@ -5,6 +5,7 @@ use std::thread::sleep;
 use super::WARM;
 use super::cluster::Namespace;
 use super::deploy::{By, changed, inject, plain};
+use super::pods::GONE_WITHIN;
 
 #[test]
 #[ignore = "needs a cluster"]
@@ -31,12 +32,14 @@ fn a_request_longer_than_the_grace_ends_visibly_before_the_kill() {
     let outcome = finish.join().expect("the load's report");
     assert_eq!((outcome.lost("endless"), outcome.lost("trickle")), (5, 3), "{:#}", outcome.0);
     let samples = outcome.0["samples"].as_array().expect("samples");
-    let told = |what: &str| samples.iter().filter(|line| line.as_str().is_some_and(|l| l.contains(what))).count();
+    let told =
+        |what: &str| samples.iter().filter(|line| line.as_str().is_some_and(|l| l.contains(what))).count();
     assert_eq!(told("status 504"), 5, "unanswered ones: {samples:#?}");
     assert_eq!(told("trickle reset") + told("trickle cut"), 3, "half-sent ones: {samples:#?}");
     let pods = ns.pods.all();
     let drained = pods.values().next().and_then(|pod| pod.line("drained")).expect("a drain");
     assert_eq!(drained["verdict"], "5 unanswered, 3 cut");
+    assert!(drained["seconds"].as_f64().is_some_and(|seconds| seconds < 20.0), "after SIGKILL: {drained}");
 }
 
 #[test]
@@ -52,7 +55,7 @@ fn websockets_see_only_announced_endings() {
     outcome.expect_nothing_lost(20);
     // Some clients had left by themselves.
     outcome.expect_announced_ends("websocket", 10);
-    ns.pods.expect_clean_drains(2);
+    ns.pods.expect_clean_drains(2, GONE_WITHIN);
 }
 
 /// SIGTERM comes to the app and to the sidecar at once, as from a kubelet that could not call the hooks.
@@ -99,5 +102,5 @@ fn without_hooks_run_as_the_entrypoint_loses_nothing() {
     ns.restart(&["slow"]);
     ns.pods.wait_gone(3);
     load.finish().expect_nothing_lost(3000);
-    ns.pods.expect_clean_drains(3);
+    ns.pods.expect_clean_drains(3, GONE_WITHIN);
 }

@@ -71,8 +71,11 @@ fn takes(ns: &Namespace, what: &str, yaml: &str) {
     let context = ["--namespace", ns.name, "apply", "--dry-run=server", "--validate=strict", "-f", "-"];
     let output = kubectl_with(yaml, &context);
     let said = String::from_utf8_lossy(&output.stderr);
-    let complaints: Vec<_> =
-        said.lines().filter(|line| !FOREIGN.iter().any(|api| line.contains(api))).filter(|l| !l.is_empty()).collect();
+    let complaints: Vec<_> = said
+        .lines()
+        .filter(|line| !FOREIGN.iter().any(|api| line.contains(api)))
+        .filter(|l| !l.is_empty())
+        .collect();
     println!("{what}: {} objects", String::from_utf8_lossy(&output.stdout).lines().count());
     assert!(complaints.is_empty(), "{what}: {complaints:#?}");
     assert!(output.status.success() || !said.is_empty(), "{what}: {:?}", output.status);

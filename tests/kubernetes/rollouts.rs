@@ -6,6 +6,7 @@ use super::WARM;
 use super::cluster::{Namespace, inside, kubectl};
 use super::deploy::{By, Changes};
 use super::load::Load;
+use super::pods::GONE_WITHIN;
 
 /// An address of no network (RFC 5737).
 const OUTSIDE: &str = "192.0.2.1";
@@ -13,6 +14,8 @@ const OUTSIDE: &str = "192.0.2.1";
 /// Restarts the slow app's three pods so often under load, and expects that nothing is lost.
 fn restarts_lose_nothing(ns: &Namespace, by: By, changes: Changes<'_>, times: usize) {
     ns.deploy(by, changes);
+    let nodes = ns.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"]);
+    assert!(nodes.contains("node1") && nodes.contains("node2"), "not over both nodes: {nodes}");
     let load = ns.load("slow", &["--requests", "3000"]);
     sleep(WARM);
     for _ in 0..times {
@@ -22,7 +25,7 @@ fn restarts_lose_nothing(ns: &Namespace, by: By, changes: Changes<'_>, times: us
     let outcome = load.finish();
     outcome.expect_nothing_lost(3000);
     outcome.expect_announced_ends("events", 1);
-    ns.pods.expect_clean_drains(3 * times);
+    ns.pods.expect_clean_drains(3 * times, GONE_WITHIN);
 }
 
 #[test]
@@ -30,6 +33,10 @@ fn restarts_lose_nothing(ns: &Namespace, by: By, changes: Changes<'_>, times: us
 fn rolling_restarts_lose_nothing() {
     let Some(ns) = Namespace::new("rolling-restart") else { return };
     restarts_lose_nothing(&ns, By::Inject, &[], 2);
+    // That it was soon gone counts for something only if nothing stood between it and the kernel's deafness.
+    let ask = "fetch('http://127.0.0.1:3000/').then((answer) => answer.text()).then(console.log)";
+    let hello = ns.kubectl(&["exec", &ns.living()[0], "-c", "app", "--", "node", "-e", ask]);
+    assert_eq!(hello.trim(), "hello from pid 1");
 }
 
 #[test]
@@ -97,5 +104,5 @@ fn a_node_port_with_local_traffic_policy_loses_nothing() {
     ns.restart(&["slow"]);
     ns.pods.wait_gone(2);
     load.finish().expect_nothing_lost(3000);
-    ns.pods.expect_clean_drains(2);
+    ns.pods.expect_clean_drains(2, GONE_WITHIN);
 }
