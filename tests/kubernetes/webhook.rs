@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use super::cluster::{Namespace, kubectl, kubectl_with, run};
 use super::images::scratch;
+use super::manifests::takes;
 
 /// Where it lives.
 const HOME: &str = "lameduck-system";
@@ -18,6 +19,10 @@ const HOME: &str = "lameduck-system";
 const SOON: Duration = Duration::from_secs(90);
 /// The Helm that lints and installs the chart.
 const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.22.0";
+
+/// What the chart is rendered with.
+const CHARTS: [&str; 3] =
+    ["replicas=1", "replicas=3,failurePolicy=Fail", "certManager.enabled=true,podMonitor.enabled=true"];
 
 /// A pod that asks for the sidecar by its own label, and that no node takes.
 const POD: &str = r#"
@@ -116,6 +121,12 @@ fn the_chart_lints_and_both_ways_of_installing_end_in_a_working_webhook() {
     let chart = manifest("chart");
     run(Command::new(&helm).args(["lint", "--strict", &chart]));
     installed();
+    for values in CHARTS {
+        let template = ["template", "lameduck", &chart, "--namespace", HOME, "--set", values];
+        let rendered = Command::new(&helm).args(template).output().expect("helm");
+        assert!(rendered.status.success(), "{values}: {}", String::from_utf8_lossy(&rendered.stderr));
+        takes(&ns, &format!("the chart with {values}"), &String::from_utf8_lossy(&rendered.stdout));
+    }
     kubectl(&["delete", "-f", &manifest("install.yaml"), "--timeout=90s"]);
     assert!(!injects(), "it is gone, and pods come without it");
 
@@ -128,5 +139,4 @@ fn the_chart_lints_and_both_ways_of_installing_end_in_a_working_webhook() {
     helm(&["uninstall", "lameduck", "--wait"]);
     assert!(!injects(), "nothing of it is left");
     install();
-    drop(ns);
 }
