@@ -96,10 +96,11 @@ fn every_pod_created_during_the_webhooks_own_rollout_gets_the_sidecar() {
             });
         }
         for _ in 0..2 {
+            let old = kubectl(&["-n", HOME, "get", "pods", "-o", "name"]);
+            let old: Vec<_> = old.split_whitespace().collect();
             kubectl(&["-n", HOME, "rollout", "restart", "deployment/lameduck-webhook"]);
             kubectl(&["-n", HOME, "rollout", "status", "deployment/lameduck-webhook", "--timeout=120s"]);
-            // The old pods go now.
-            sleep(Duration::from_secs(8));
+            kubectl(&[&["-n", HOME, "wait", "--for=delete", "--timeout=90s"], old.as_slice()].concat());
         }
         over.store(true, Ordering::Relaxed);
     });
