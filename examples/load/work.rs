@@ -331,7 +331,8 @@ impl Worker {
 
     fn check(&self, head: &Head, as_expected: bool, body: &[u8]) -> Result<bool, Loss> {
         if head.status >= 500 {
-            return Err(Loss::Status(head.status));
+            let body = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
+            return Err(Loss::Status(head.status, body));
         }
         if head.status != 200 || !as_expected {
             return Err(Loss::Wrong(format!("{} {:?}", head.status, String::from_utf8_lossy(body))));

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::images;
+use super::images::{self, scratch};
 use super::load::Load;
 use super::pods::Pods;
 
@@ -129,8 +129,12 @@ impl Drop for Namespace {
         let took: Duration = self.began.elapsed();
         let failed = std::thread::panicking();
         println!("{}: {} after {took:.0?}", self.name, if failed { "FAILED" } else { "done" });
-        // After a failure it stays for a look, until the case runs again.
-        if !failed {
+        // After a failure it stays for a look, until the case runs again; pods that have gone leave only their logs.
+        if failed {
+            let file = scratch(&format!("{}.log", self.name));
+            let written = std::fs::write(&file, format!("{:#?}", self.pods.all()));
+            println!("{}: the pods' logs are in {}: {written:?}", self.name, file.display());
+        } else {
             let _ = inside("kubectl").args(["delete", "namespace", self.name, "--wait=false"]).output();
         }
     }
