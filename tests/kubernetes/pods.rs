@@ -13,8 +13,11 @@ use super::cluster::inside;
 
 /// How long a pod may be kept once its last request and the lame duck are over. Half of a case's pods are held to it, and
 /// each to three times as much: the kubelet looks at its containers once a second, twice for a pod with a native
-/// sidecar, and is late when pods end together on a machine whose cores also run the load and the control plane.
+/// sidecar. On a machine with more to do than these tests it is later still, see [`slack`].
 pub const GONE_WITHIN: Duration = Duration::from_secs(2);
+
+/// How much of the load average the cases themselves make, by core, with the control plane and two at a time.
+const OWN_LOAD: f64 = 3.0;
 
 /// The longest that anything is waited for.
 const LIMIT: Duration = Duration::from_secs(180);
@@ -105,7 +108,10 @@ impl Pods {
             all.push(kept);
         }
         all.sort();
-        println!("pods were gone so long after their drain: {all:.2?}");
+        let within = within.mul_f64(slack());
+        println!(
+            "pods were gone so long after their drain: {all:.2?}, half of them to be within {within:.2?}"
+        );
         assert!(
             all[(all.len() - 1) / 2] <= within,
             "half of the pods were kept longer than {within:?}: {all:.2?}"
@@ -129,6 +135,15 @@ impl Pod {
     pub fn line(&self, message: &str) -> Option<&Value> {
         self.log.iter().rev().find(|line| line["message"] == message)
     }
+}
+
+/// By how much to stretch a limit of time: 1, or as many times as the machine is busier than these tests make it.
+fn slack() -> f64 {
+    let average = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
+    let average: f64 =
+        average.split(' ').next().and_then(|last_minute| last_minute.parse().ok()).unwrap_or_default();
+    let cores = thread::available_parallelism().map_or(1.0, |cores| cores.get() as f64);
+    (average / cores / OWN_LOAD).max(1.0)
 }
 
 /// When a log line was written.
