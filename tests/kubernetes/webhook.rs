@@ -86,11 +86,12 @@ fn every_pod_created_during_the_webhooks_own_rollout_gets_the_sidecar() {
     let Some(ns) = Namespace::new("webhook-rollout") else { return };
     installed();
     let over = AtomicBool::new(false);
+    let pods = [POD; 5].join("---");
     scope(|threads| {
         for _ in 0..2 {
             threads.spawn(|| {
                 while !over.load(Ordering::Relaxed) {
-                    let created = kubectl_with(POD, &["-n", ns.name, "create", "-f", "-"]);
+                    let created = kubectl_with(&pods, &["-n", ns.name, "create", "-f", "-"]);
                     assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
                 }
             });
@@ -123,7 +124,8 @@ fn the_chart_lints_and_both_ways_of_installing_end_in_a_working_webhook() {
     run(Command::new(&helm).args(["lint", "--strict", &chart]));
     installed();
     for values in CHARTS {
-        let template = ["template", "lameduck", &chart, "--namespace", HOME, "--set", values];
+        let template =
+            ["template", "lameduck", &chart, "--namespace", HOME, "--kube-version", "1.34", "--set", values];
         let rendered = Command::new(&helm).args(template).output().expect("helm");
         assert!(rendered.status.success(), "{values}: {}", String::from_utf8_lossy(&rendered.stderr));
         takes(&ns, &format!("the chart with {values}"), &String::from_utf8_lossy(&rendered.stdout));
