@@ -12,6 +12,9 @@ const FRONT: &str = include_str!("front.yaml");
 /// nginx as an ingress has it: kept connections to one Service, everything else by default.
 const NGINX: &str = include_str!("nginx.yaml");
 
+/// Each event stream that ends gives its connection back to a pool that is in the midst of other requests.
+const KINDS: &str = "keep-alive:20,new:8,slow:10,long:6,stream:6,upload:4,download:2,idle:6,events:12";
+
 #[test]
 #[ignore = "needs a cluster"]
 fn a_service_that_calls_another_loses_nothing_while_both_roll() {
@@ -19,7 +22,7 @@ fn a_service_that_calls_another_loses_nothing_while_both_roll() {
     ns.deploy(By::Inject, &[("replicas: 3", "replicas: 2")]);
     ns.apply(&inject(&FRONT.replace("BACKEND_ADDRESS", &ns.address("slow"))));
     ns.rolled_out();
-    let load = ns.load("front", &["--requests", "3000"]);
+    let load = ns.load("front", &["--requests", "3000", "--kinds", KINDS]);
     sleep(WARM);
     ns.restart(&["slow", "front"]);
     ns.pods.wait_gone(4);
@@ -35,7 +38,7 @@ fn an_ingress_with_kept_connections_loses_nothing_while_both_services_behind_it_
     ns.apply(&inject(&FRONT.replace("BACKEND_ADDRESS", &ns.address("slow"))));
     ns.apply(&NGINX.replace("UPSTREAM_ADDRESS", &ns.address("front")));
     ns.rolled_out();
-    let load = ns.load("nginx", &["--requests", "3000"]);
+    let load = ns.load("nginx", &["--requests", "3000", "--kinds", KINDS]);
     sleep(WARM);
     ns.restart(&["slow", "front"]);
     ns.pods.wait_gone(4);
