@@ -4,9 +4,10 @@
 //! cargo run --example load -- --addr 198.18.0.1:80 --kinds keep-alive:20,new:8,slow:10 --requests 3000 < /dev/tty
 //! ```
 //!
-//! It talks to the apps beside it (`slow`, `chat`), goes on until its input ends and `--requests` have been made,
-//! then lets what runs finish and prints one JSON object. It retries nothing, honours `Connection: close`, and
-//! never sends on a connection whose end it has seen. It begins once every address takes a connection.
+//! It talks to the apps beside it (`slow`, `chat`, or `slow` through `front`), goes on until its input ends and
+//! `--requests` have been made, then lets what runs finish and prints one JSON object. It retries nothing, honours
+//! `Connection: close`, and never sends on a connection whose end it has seen. It begins once every address takes a
+//! connection.
 
 mod connection;
 mod report;

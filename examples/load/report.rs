@@ -19,8 +19,8 @@ pub enum Loss {
     Reset,
     /// The connection ended before the answer did.
     Cut,
-    /// An answer of 500 or more.
-    Status(u16),
+    /// An answer of 500 or more, and how its body begins.
+    Status(u16, String),
     /// Nothing came for too long.
     TimedOut,
     /// An answer that makes no sense.
@@ -33,7 +33,7 @@ impl Loss {
             Self::Refused(_) => "refused",
             Self::Reset => "reset",
             Self::Cut => "cut",
-            Self::Status(_) => "5xx",
+            Self::Status(..) => "5xx",
             Self::TimedOut => "timed-out",
             Self::Wrong(_) => "wrong",
         }
@@ -44,7 +44,7 @@ impl fmt::Display for Loss {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Refused(error) => write!(f, "refused: {error}"),
-            Self::Status(status) => write!(f, "status {status}"),
+            Self::Status(status, body) => write!(f, "status {status} {body:?}"),
             Self::Wrong(what) => write!(f, "wrong: {what}"),
             other => f.write_str(other.name()),
         }

@@ -35,10 +35,12 @@ pub enum Kind {
     WebSocket,
     /// Answers that take longer than any grace: their visible end is what counts, not their success.
     Endless,
+    /// The same, of answers that come line by line.
+    Trickle,
 }
 
 impl Kind {
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::KeepAlive,
         Self::New,
         Self::Slow,
@@ -50,6 +52,7 @@ impl Kind {
         Self::Events,
         Self::WebSocket,
         Self::Endless,
+        Self::Trickle,
     ];
 
     pub fn name(self) -> &'static str {
@@ -65,6 +68,7 @@ impl Kind {
             Self::Events => "events",
             Self::WebSocket => "websocket",
             Self::Endless => "endless",
+            Self::Trickle => "trickle",
         }
     }
 
@@ -168,10 +172,7 @@ impl Worker {
             Kind::Long => self.slow(on, 3_000..20_000).await,
             Kind::Stream => {
                 let (n, ms) = (self.number(5..25), self.number(50..400));
-                let last = format!("line {n} of {n}\n");
-                let head = self.get(on, &format!("/stream?n={n}&ms={ms}")).await?;
-                let body = on.body(&head).await?;
-                self.check(&head, body.ends_with(last.as_bytes()), &body)
+                self.stream(on, n, ms).await
             }
             Kind::Upload => self.upload(on).await,
             Kind::Download => {
@@ -183,7 +184,16 @@ impl Worker {
             Kind::Events => self.events(on, over).await,
             Kind::WebSocket => self.websocket(on, over).await,
             Kind::Endless => self.slow(on, 600_000..600_001).await,
+            Kind::Trickle => self.stream(on, 2_000, 300).await,
         }
+    }
+
+    /// So many lines, one each so many milliseconds.
+    async fn stream(&mut self, on: &mut Connection, n: u64, ms: u64) -> Result<bool, Loss> {
+        let last = format!("line {n} of {n}\n");
+        let head = self.get(on, &format!("/stream?n={n}&ms={ms}")).await?;
+        let body = on.body(&head).await?;
+        self.check(&head, body.ends_with(last.as_bytes()), &body)
     }
 
     async fn text(&mut self, on: &mut Connection, target: &str, expected: &str) -> Result<bool, Loss> {
@@ -321,7 +331,8 @@ impl Worker {
 
     fn check(&self, head: &Head, as_expected: bool, body: &[u8]) -> Result<bool, Loss> {
         if head.status >= 500 {
-            return Err(Loss::Status(head.status));
+            let body = String::from_utf8_lossy(&body[..body.len().min(80)]).into_owned();
+            return Err(Loss::Status(head.status, body));
         }
         if head.status != 200 || !as_expected {
             return Err(Loss::Wrong(format!("{} {:?}", head.status, String::from_utf8_lossy(body))));

@@ -1,27 +1,31 @@
-//! The engine, images, and namespaces of a real cluster.
+//! The engine, `kubectl`, and namespaces of a real cluster.
 
 use std::io::Write;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::process::{Command, Output, Stdio};
+use std::sync::{OnceLock, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use super::images::{self, scratch};
 use super::load::Load;
 use super::pods::Pods;
 
-/// The example that is tested, with all that a reader of it would apply.
-pub const SLOW: &str = include_str!("../../manifests/sidecar/slow.yaml");
+/// Cases share the cluster, but for those that take away a node or the webhook.
+static CLUSTER: RwLock<()> = RwLock::new(());
 
-/// One case at a time: each wants the machine for itself.
-static TURN: Mutex<()> = Mutex::new(());
+enum Turn {
+    Shared { _held: RwLockReadGuard<'static, ()> },
+    Alone { _held: RwLockWriteGuard<'static, ()> },
+}
 
 /// A namespace that enforces `restricted`, gone again at the end.
 pub struct Namespace {
     pub name: &'static str,
     pub pods: Pods,
-    _turn: MutexGuard<'static, ()>,
+    began: Instant,
+    _turn: Turn,
 }
 
 /// `$LAMEDUCK_CLUSTER`, or the engine beside the repository. None, loudly, if there is none.
@@ -35,6 +39,17 @@ fn engine() -> Option<PathBuf> {
     None
 }
 
+/// Whether there is an engine; then the cluster is up and has the images.
+fn ready() -> bool {
+    static READY: OnceLock<bool> = OnceLock::new();
+    *READY.get_or_init(|| {
+        let Some(engine) = engine() else { return false };
+        run(Command::new(&engine).args(["up", "2"]));
+        images::put(&engine);
+        true
+    })
+}
+
 /// A command inside the cluster's network, with `KUBECONFIG` set.
 pub fn inside(command: &str) -> Command {
     let mut run = Command::new(engine().expect("an engine"));
@@ -45,14 +60,23 @@ pub fn inside(command: &str) -> Command {
 impl Namespace {
     /// A new namespace on the running cluster; none if there is no engine.
     pub fn new(name: &'static str) -> Option<Self> {
-        let engine = engine()?;
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        static READY: OnceLock<()> = OnceLock::new();
-        READY.get_or_init(|| set_up(&engine));
+        let shared = || Turn::Shared { _held: CLUSTER.read().unwrap_or_else(PoisonError::into_inner) };
+        ready().then(|| Self::create(name, shared()))
+    }
+
+    /// The same, and no other case runs meanwhile.
+    pub fn alone(name: &'static str) -> Option<Self> {
+        let alone = || Turn::Alone { _held: CLUSTER.write().unwrap_or_else(PoisonError::into_inner) };
+        ready().then(|| Self::create(name, alone()))
+    }
+
+    fn create(name: &'static str, turn: Turn) -> Self {
         kubectl(&["delete", "namespace", name, "--ignore-not-found", "--timeout=120s"]);
         kubectl(&["create", "namespace", name]);
-        kubectl(&["label", "namespace", name, "pod-security.kubernetes.io/enforce=restricted"]);
-        Some(Self { name, pods: Pods::watch(name), _turn: turn })
+        let [enforce, warn] =
+            ["enforce", "warn"].map(|mode| format!("pod-security.kubernetes.io/{mode}=restricted"));
+        kubectl(&["label", "namespace", name, &enforce, &warn]);
+        Self { name, pods: Pods::watch(name), began: Instant::now(), _turn: turn }
     }
 
     /// `kubectl` in this namespace.
@@ -62,43 +86,32 @@ impl Namespace {
 
     /// Applies this text.
     pub fn apply(&self, yaml: &str) {
-        let mut child = inside("kubectl")
-            .args(["-n", self.name, "apply", "-f", "-"])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::null())
-            .spawn()
-            .expect("kubectl");
-        child.stdin.take().expect("a pipe").write_all(yaml.as_bytes()).expect("applied");
-        assert!(child.wait().expect("kubectl").success(), "apply failed");
+        let applied = kubectl_with(yaml, &["-n", self.name, "apply", "-f", "-"]);
+        assert!(applied.status.success(), "apply: {}", String::from_utf8_lossy(&applied.stderr));
     }
 
-    /// Applies the example, changed by `(from, to)`, and waits until all replicas are ready.
-    pub fn deploy(&self, changes: &[(&str, &str)]) {
-        let yaml = changes.iter().fold(SLOW.to_owned(), |yaml, (from, to)| {
-            assert!(yaml.contains(from), "the example has no {from:?}");
-            yaml.replace(from, to)
-        });
-        self.apply(&yaml);
-        self.rolled_out();
-    }
-
-    /// Waits until the Deployment is as it should be.
+    /// Waits until every Deployment is as it should be.
     pub fn rolled_out(&self) {
         self.kubectl(&["rollout", "status", "deployment", "--timeout=180s"]);
     }
 
-    /// One rolling restart; returns how long it took until the last new pod was ready.
-    pub fn restart(&self, deployment: &str) -> Duration {
+    /// One rolling restart of every Deployment that is named; tells how long it took until the last new pod was ready.
+    pub fn restart(&self, deployments: &[&str]) {
         let began = Instant::now();
-        self.kubectl(&["rollout", "restart", deployment]);
+        self.kubectl(&[&["rollout", "restart", "deployment"], deployments].concat());
         self.rolled_out();
-        began.elapsed()
+        println!("{}: rollout took {:.1?}", self.name, began.elapsed());
     }
 
-    /// Load on the Service's cluster address.
+    /// Where a Service is.
+    pub fn address(&self, service: &str) -> String {
+        self.kubectl(&["get", "service", service, "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"])
+    }
+
+    /// Load on a Service.
     pub fn load(&self, service: &str, arguments: &[&str]) -> Load {
-        let ip = self.kubectl(&["get", "service", service, "-o", "jsonpath={.spec.clusterIP}"]);
-        Load::start(&[&["--addr", &format!("{ip}:80")], arguments].concat())
+        let addr = format!("--addr={}", self.address(service));
+        Load::start(&format!("{}/{service}", self.name), &[&[addr.as_str()], arguments].concat())
     }
 
     /// The names of pods that aren't being deleted.
@@ -113,8 +126,15 @@ impl Namespace {
 
 impl Drop for Namespace {
     fn drop(&mut self) {
-        // After a failure it stays for a look, until the case runs again.
-        if !std::thread::panicking() {
+        let took: Duration = self.began.elapsed();
+        let failed = std::thread::panicking();
+        println!("{}: {} after {took:.0?}", self.name, if failed { "FAILED" } else { "done" });
+        // After a failure it stays for a look, until the case runs again; pods that have gone leave only their logs.
+        if failed {
+            let file = scratch(&format!("{}.log", self.name));
+            let written = std::fs::write(&file, format!("{:#?}", self.pods.all()));
+            println!("{}: the pods' logs are in {}: {written:?}", self.name, file.display());
+        } else {
             let _ = inside("kubectl").args(["delete", "namespace", self.name, "--wait=false"]).output();
         }
     }
@@ -131,58 +151,25 @@ pub fn kubectl(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Starts the cluster if it isn't up, builds lameduck and the load client, and puts the images on the nodes.
-fn set_up(engine: &Path) {
-    run(Command::new(engine).args(["up", "2"]));
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
-    run(cargo().args(["build", "--example", "load"]));
-    let lameduck = std::env::var_os("LAMEDUCK_BIN").map_or_else(
-        || {
-            let target = "x86_64-unknown-linux-musl";
-            run(cargo().args(["build", "--release", "--bin", "lameduck", "--target", target]));
-            target_dir().join(target).join("release/lameduck")
-        },
-        PathBuf::from,
-    );
-    let path = |path: &Path| path.to_str().expect("a path in UTF-8").to_owned();
-    let binary = format!("{}:/usr/local/bin/lameduck", path(&lameduck));
-    image(engine, "lameduck:0.1.0", &["--file", &binary, "--entrypoint", r#"["lameduck"]"#]);
-
-    let node = Command::new("node").args(["-p", "process.execPath"]).output().expect("node");
-    let node = format!("{}:/usr/local/bin/node", String::from_utf8_lossy(&node.stdout).trim());
-    let chat = Path::new(env!("CARGO_TARGET_TMPDIR")).join("chat");
-    run(Command::new("cp").arg("-rT").arg(root.join("examples/chat")).arg(&chat));
-    run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&chat));
-    for (name, folder) in [("slow:1.0.0", root.join("examples/slow")), ("chat:1.0.0", chat)] {
-        let app = format!("{}:/app", path(&folder));
-        let start = r#"["node", "server.js"]"#;
-        image(
-            engine,
-            name,
-            &["--program", &node, "--file", &app, "--workdir", "/app", "--entrypoint", start],
-        );
-    }
+/// Runs `kubectl` with this text on its standard input; it may fail.
+pub fn kubectl_with(input: &str, arguments: &[&str]) -> Output {
+    with_input(inside("kubectl").args(arguments), input)
 }
 
-fn image(engine: &Path, name: &str, arguments: &[&str]) {
-    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("image.tar");
-    run(Command::new(engine.with_file_name("image")).arg(name).arg(&file).args(arguments));
-    run(Command::new(engine).arg("load").arg(&file));
+/// Runs a command with this text on its standard input.
+pub fn with_input(command: &mut Command, input: &str) -> Output {
+    let piped = command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    let mut child = piped.spawn().expect("it starts");
+    let mut stdin = child.stdin.take().expect("a pipe");
+    let input = input.to_owned();
+    let written = std::thread::spawn(move || stdin.write_all(input.as_bytes()));
+    let output = child.wait_with_output().expect("it ends");
+    let _ = written.join();
+    output
 }
 
-fn cargo() -> Command {
-    let mut cargo = Command::new(env!("CARGO"));
-    cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
-    cargo
-}
-
-/// Where cargo builds to: two folders above this test's own program.
-pub fn target_dir() -> PathBuf {
-    let me = std::env::current_exe().expect("a path");
-    me.ancestors().nth(3).expect("target/debug/deps/me").to_owned()
-}
-
-fn run(command: &mut Command) {
+/// Runs a command that must succeed, and shows its complaints.
+pub fn run(command: &mut Command) {
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
 }

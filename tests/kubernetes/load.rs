@@ -1,32 +1,37 @@
 //! The load client as a child process inside the cluster's network.
 
 use std::fs::File;
-use std::path::Path;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use super::cluster::{inside, target_dir};
+use super::cluster::inside;
+use super::images::{scratch, target_dir};
 
 /// How long the load may still run once it was told to end: its longest request, and being held.
 const TAIL: Duration = Duration::from_secs(150);
 
 /// Load that runs.
-pub struct Load(Child);
+pub struct Load {
+    name: String,
+    out: PathBuf,
+    child: Child,
+}
 
 /// What came of it.
 #[derive(Debug)]
 pub struct Outcome(pub Value);
 
 impl Load {
-    /// Starts it with these arguments.
-    pub fn start(arguments: &[&str]) -> Self {
+    /// Starts it with these arguments; its name is for the one who reads along.
+    pub fn start(name: &str, arguments: &[&str]) -> Self {
         let program = target_dir().join("debug/examples/load");
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("load.json");
+        let out = scratch(&format!("load-{}.json", name.replace('/', "-")));
         let mut command = inside(program.to_str().expect("a path in UTF-8"));
-        command.args(arguments).stdin(Stdio::piped()).stdout(File::create(out).expect("a file"));
-        Self(command.spawn().expect("the load client"))
+        command.args(arguments).stdin(Stdio::piped()).stdout(File::create(&out).expect("a file"));
+        Self { name: name.to_owned(), out, child: command.spawn().expect("the load client") }
     }
 
     /// Ends it once it has made the requests it was asked for, and returns what came of them.
@@ -34,24 +39,24 @@ impl Load {
     /// # Panics
     /// When it doesn't end.
     pub fn finish(mut self) -> Outcome {
-        drop(self.0.stdin.take());
+        drop(self.child.stdin.take());
         let end = Instant::now() + TAIL;
-        while self.0.try_wait().expect("a child").is_none() {
+        while self.child.try_wait().expect("a child").is_none() {
             assert!(Instant::now() < end, "the load did not end within {TAIL:?}");
             std::thread::sleep(Duration::from_millis(50));
         }
-        let out = Path::new(env!("CARGO_TARGET_TMPDIR")).join("load.json");
-        let text = std::fs::read_to_string(out).expect("the load's report");
+        let text = std::fs::read_to_string(&self.out).expect("the load's report");
         let outcome: Value = serde_json::from_str(&text).expect("JSON");
-        println!("load: {outcome:#}");
+        let all = if outcome["lost"] == 0 { String::new() } else { format!(": {outcome:#}") };
+        println!("{}: {} requests, {} lost{all}", self.name, outcome["requests"], outcome["lost"]);
         Outcome(outcome)
     }
 }
 
 impl Drop for Load {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -60,5 +65,15 @@ impl Outcome {
     pub fn expect_nothing_lost(&self, of_at_least: u64) {
         assert_eq!(self.0["lost"], 0, "requests were lost: {:#}", self.0["samples"]);
         assert!(self.0["requests"].as_u64().is_some_and(|made| made >= of_at_least), "too few requests");
+    }
+
+    /// At least so many streams or WebSockets were ended by the server, each in the way that its protocol has for it.
+    pub fn expect_announced_ends(&self, kind: &str, at_least: u64) {
+        assert!(self.0["announced_ends"][kind].as_u64() >= Some(at_least), "{:#}", self.0);
+    }
+
+    /// How many requests of this kind were lost.
+    pub fn lost(&self, kind: &str) -> u64 {
+        self.0["kinds"][kind]["lost"].as_u64().unwrap_or_default()
     }
 }

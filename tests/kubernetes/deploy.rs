@@ -1,0 +1,89 @@
+//! The slow app on the cluster, with its sidecar put in by each of the ways that there are.
+
+use std::process::Command;
+
+use super::cluster::{Namespace, with_input};
+use super::images::{LAMEDUCK, lameduck};
+use super::webhook;
+
+/// The example for people who want no webhook, with all that a reader of it would apply.
+const HAND: &str = include_str!("../../manifests/sidecar/slow.yaml");
+
+/// The app as its owner would deploy it.
+const PLAIN: &str = include_str!("../../examples/slow/deployment.yaml");
+
+/// What `restricted` asks of the app's own containers, and the grace that every case has unless it says otherwise.
+const OURS: Changes<'static> = &[
+    (
+        "      labels: {app: slow}\n    spec:\n",
+        "      labels: {app: slow}
+      annotations: {lameduck.dev/grace: 75s}
+    spec:
+      securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+",
+    ),
+    (
+        "          image: slow:1.0.0   # node server.js as PID 1\n",
+        "          image: slow:1.0.0
+          imagePullPolicy: Never
+          securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+",
+    ),
+];
+
+/// `(from, to)`, each of which must be there.
+pub type Changes<'a> = &'a [(&'a str, &'a str)];
+
+/// Who puts the sidecar in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum By {
+    /// `manifests/sidecar/slow.yaml`, as it stands there.
+    Hand,
+    /// `lameduck inject`.
+    Inject,
+    /// The webhook, by a label on the namespace.
+    Webhook,
+}
+
+impl Namespace {
+    /// Applies the slow app, changed, and waits until all replicas are ready.
+    pub fn deploy(&self, by: By, changes: Changes<'_>) {
+        match by {
+            By::Hand => self.apply(&changed(HAND, changes)),
+            By::Inject => self.apply(&inject(&plain(changes))),
+            By::Webhook => {
+                webhook::installed();
+                self.kubectl(&["label", "namespace", self.name, "lameduck.dev/inject=enabled"]);
+                // The webhook doesn't see the Service, and a number would go past the proxy.
+                self.apply(&changed(&plain(changes), &[("targetPort: 3000", "targetPort: http")]));
+            }
+        }
+        self.rolled_out();
+    }
+}
+
+/// The plain Deployment and its Service.
+pub fn plain(changes: Changes<'_>) -> String {
+    changed(&changed(PLAIN, OURS), changes)
+}
+
+/// What `lameduck inject` makes of it.
+///
+/// # Panics
+/// When it fails, or has left something out.
+pub fn inject(yaml: &str) -> String {
+    let arguments =
+        ["inject", "--image", LAMEDUCK, "--image-pull-policy", "Never", "--token-seed", "test", "-"];
+    let output = with_input(Command::new(lameduck()).args(arguments), yaml);
+    let report = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success() && !report.contains("skipped"), "inject: {report}");
+    String::from_utf8(output.stdout).expect("UTF-8")
+}
+
+/// The text with these changes.
+pub fn changed(text: &str, changes: Changes<'_>) -> String {
+    changes.iter().fold(text.to_owned(), |text, (from, to)| {
+        assert!(text.contains(from), "no {from:?} in {text}");
+        text.replace(from, to)
+    })
+}

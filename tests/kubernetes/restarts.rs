@@ -1,0 +1,80 @@
+//! The app alone restarts or crashes: the pod stays, and clients lose no more than they must.
+
+use std::thread::sleep;
+
+use super::WARM;
+use super::cluster::{Namespace, inside};
+use super::deploy::By;
+
+// The kubelet calls a pod not ready for as long as one of its containers doesn't run: new connections then find
+// the other pods, and a Service without others refuses them. What this pod has is held.
+
+#[test]
+#[ignore = "needs a cluster"]
+fn a_liveness_restart_lets_finish_what_ends_within_its_grace() {
+    let Some(ns) = Namespace::new("liveness-restart") else { return };
+    ns.deploy(
+        By::Inject,
+        &[
+            // Healthy until somebody writes the file; the restarted app is healthy again.
+            (
+                "          readinessProbe:",
+                r#"          livenessProbe:
+            exec: {command: [node, -e, "try { fs.unlinkSync('/probe/sick'); process.exit(1) } catch {}"]}
+            periodSeconds: 2
+            timeoutSeconds: 10
+            failureThreshold: 1
+          volumeMounts: [{name: probe, mountPath: /probe}]
+          readinessProbe:"#,
+            ),
+            (
+                "      securityContext: {runAsNonRoot",
+                "      volumes: [{name: probe, emptyDir: {}}]\n      securityContext: {runAsNonRoot",
+            ),
+            // The longest request takes 20 s.
+            ("{lameduck.dev/grace: 75s}", "{lameduck.dev/grace: 75s, lameduck.dev/restart-grace: 25s}"),
+        ],
+    );
+    let pod = ns.living().remove(0);
+    let kinds = "keep-alive:20,new:8,slow:10,long:6,stream:6,upload:4,download:2,idle:6,events:12";
+    let load = ns.load("slow", &["--requests", "3000", "--kinds", kinds]);
+    sleep(WARM);
+    let sicken = "fs.writeFileSync('/probe/sick', '')";
+    ns.kubectl(&["exec", &pod, "-c", "app", "--", "node", "-e", sicken]);
+    ns.pods.wait("the app's restart", |pods| pods[&pod].restarts.get("app") == Some(&1));
+    sleep(WARM);
+    let outcome = load.finish();
+    // Event streams have no end of their own, so the app's end cuts them, for everyone to see. Nothing else is lost.
+    let (cut, lost) = (outcome.lost("events"), outcome.0["lost"].as_u64());
+    assert_eq!(lost, Some(cut), "{:#}", outcome.0);
+    assert!(cut <= 12, "an event stream each: {:#}", outcome.0);
+    let losses = outcome.0["losses"].as_object().expect("losses");
+    assert!(losses.keys().all(|how| how == "reset" || how == "cut"), "not cut: {:#}", outcome.0);
+    assert!(outcome.0["requests"].as_u64() >= Some(3000), "too few requests");
+    let seen = ns.pods.all().remove(&pod).expect("the pod");
+    assert_eq!(seen.restarts["lameduck"], 0, "the sidecar restarted too");
+    assert!(seen.line("the app may stop").is_some() && seen.line("drain began").is_none(), "{:#?}", seen.log);
+}
+
+#[test]
+#[ignore = "needs a cluster"]
+fn a_crash_of_the_app_costs_only_what_it_was_running() {
+    let Some(ns) = Namespace::new("crash") else { return };
+    ns.deploy(By::Inject, &[]);
+    let pod = ns.living().remove(0);
+    let kinds = "keep-alive:20,new:8,slow:10,idle:6";
+    let load = ns.load("slow", &["--requests", "3000", "--kinds", kinds]);
+    sleep(WARM);
+    let crash = "fetch('http://127.0.0.1:3000/crash').catch(() => {})";
+    let _ = inside("kubectl")
+        .args(["-n", ns.name, "exec", &pod, "-c", "app", "--", "node", "-e", crash])
+        .output();
+    ns.pods.wait("the app's restart", |pods| pods[&pod].restarts.get("app") == Some(&1));
+    sleep(WARM);
+    let outcome = load.finish().0;
+    // A slow request each, and what of the short ones was running just then.
+    let lost = outcome["lost"].as_u64().expect("a count");
+    assert!(lost <= 20, "{:#}", outcome["samples"]);
+    assert!(outcome["losses"].as_object().expect("losses").keys().all(|kind| kind == "5xx"), "{outcome:#}");
+    assert_eq!(ns.pods.all()[&pod].restarts["lameduck"], 0, "the sidecar restarted too");
+}

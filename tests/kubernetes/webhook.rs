@@ -1,0 +1,145 @@
+//! The webhook, installed and replaced, puts the sidecar into every pod that asks for it.
+
+use std::path::Path;
+use std::process::Command;
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{scope, sleep};
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use super::cluster::{Namespace, kubectl, kubectl_with, run};
+use super::images::scratch;
+use super::manifests::takes;
+
+/// Where it lives.
+const HOME: &str = "lameduck-system";
+/// The certificates, the caBundle and the first replica must have come so soon.
+const SOON: Duration = Duration::from_secs(90);
+/// The Helm that lints and installs the chart.
+const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.22.0";
+
+/// What the chart is rendered with.
+const CHARTS: [&str; 3] =
+    ["replicas=1", "replicas=3,failurePolicy=Fail", "certManager.enabled=true,podMonitor.enabled=true"];
+
+/// A pod that asks for the sidecar by its own label, and that no node takes.
+const POD: &str = r#"
+apiVersion: v1
+kind: Pod
+metadata:
+  generateName: asks-
+  labels: {lameduck.dev/inject: enabled}
+spec:
+  nodeSelector: {lameduck.dev/no-such: node}
+  securityContext: {runAsNonRoot: true, runAsUser: 65532, seccompProfile: {type: RuntimeDefault}}
+  containers:
+  - name: app
+    image: slow:1.0.0
+    ports: [{name: http, containerPort: 3000}]
+    securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
+"#;
+
+/// Applies `install.yaml`, once, and waits until it works.
+pub fn installed() {
+    static INSTALLED: OnceLock<()> = OnceLock::new();
+    INSTALLED.get_or_init(install);
+}
+
+fn install() {
+    let applied = kubectl_with("", &["apply", "-f", &manifest("install.yaml")]);
+    assert!(applied.status.success(), "install.yaml: {}", String::from_utf8_lossy(&applied.stderr));
+    expect_working("install.yaml");
+}
+
+fn manifest(name: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests").join(name).display().to_string()
+}
+
+/// Waits until all replicas are ready and a pod that asks for it gets the sidecar.
+fn expect_working(what: &str) {
+    let began = Instant::now();
+    kubectl(&["-n", HOME, "rollout", "status", "deployment/lameduck-webhook", "--timeout=90s"]);
+    while !injects() {
+        assert!(began.elapsed() < SOON, "{what}: no sidecar within {SOON:?}");
+        sleep(Duration::from_millis(200));
+    }
+    println!("{what}: works after {:.1?}", began.elapsed());
+}
+
+/// Whether a pod would get the sidecar now.
+fn injects() -> bool {
+    let asked = kubectl_with(POD, &["-n", "default", "create", "--dry-run=server", "-o", "json", "-f", "-"]);
+    assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
+    has_sidecar(&serde_json::from_slice(&asked.stdout).expect("a pod"))
+}
+
+fn has_sidecar(pod: &Value) -> bool {
+    let containers = pod["spec"]["initContainers"].as_array().into_iter().flatten();
+    containers.into_iter().any(|container| container["name"] == "lameduck")
+}
+
+#[test]
+#[ignore = "needs a cluster"]
+fn every_pod_created_during_the_webhooks_own_rollout_gets_the_sidecar() {
+    let Some(ns) = Namespace::new("webhook-rollout") else { return };
+    installed();
+    let over = AtomicBool::new(false);
+    let pods = [POD; 5].join("---");
+    scope(|threads| {
+        for _ in 0..2 {
+            threads.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    let created = kubectl_with(&pods, &["-n", ns.name, "create", "-f", "-"]);
+                    assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+                }
+            });
+        }
+        for _ in 0..2 {
+            let old = kubectl(&["-n", HOME, "get", "pods", "-o", "name"]);
+            let old: Vec<_> = old.split_whitespace().collect();
+            kubectl(&["-n", HOME, "rollout", "restart", "deployment/lameduck-webhook"]);
+            kubectl(&["-n", HOME, "rollout", "status", "deployment/lameduck-webhook", "--timeout=120s"]);
+            kubectl(&[&["-n", HOME, "wait", "--for=delete", "--timeout=90s"], old.as_slice()].concat());
+        }
+        over.store(true, Ordering::Relaxed);
+    });
+    let pods: Value = serde_json::from_str(&ns.kubectl(&["get", "pods", "-o", "json"])).expect("pods");
+    let pods = pods["items"].as_array().expect("a list");
+    let without: Vec<_> = pods.iter().filter(|pod| !has_sidecar(pod)).map(|pod| &pod["metadata"]).collect();
+    println!("webhook-rollout: {} pods created, {} without the sidecar", pods.len(), without.len());
+    assert!(without.is_empty() && pods.len() >= 50, "of {}: {without:#?}", pods.len());
+}
+
+#[test]
+#[ignore = "needs a cluster"]
+fn the_chart_lints_and_both_ways_of_installing_end_in_a_working_webhook() {
+    let helm = scratch("bin/helm");
+    let Some(ns) = Namespace::alone("installing") else { return };
+    if !helm.exists() {
+        run(Command::new("go").args(["install", HELM]).env("GOBIN", scratch("bin")));
+    }
+    let chart = manifest("chart");
+    run(Command::new(&helm).args(["lint", "--strict", &chart]));
+    installed();
+    for values in CHARTS {
+        let template =
+            ["template", "lameduck", &chart, "--namespace", HOME, "--kube-version", "1.34", "--set", values];
+        let rendered = Command::new(&helm).args(template).output().expect("helm");
+        assert!(rendered.status.success(), "{values}: {}", String::from_utf8_lossy(&rendered.stderr));
+        takes(&ns, &format!("the chart with {values}"), &String::from_utf8_lossy(&rendered.stdout));
+    }
+    kubectl(&["delete", "-f", &manifest("install.yaml"), "--timeout=90s"]);
+    assert!(!injects(), "it is gone, and pods come without it");
+
+    let helm = |arguments: &[&str]| {
+        let mut inside = super::cluster::inside(helm.to_str().expect("a path in UTF-8"));
+        run(inside.args(arguments).args(["--namespace", HOME]));
+    };
+    helm(&["install", "lameduck", &chart, "--create-namespace", "--wait", "--timeout=90s"]);
+    expect_working("the chart");
+    helm(&["uninstall", "lameduck", "--wait"]);
+    assert!(!injects(), "nothing of it is left");
+    install();
+}
