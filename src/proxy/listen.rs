@@ -3,6 +3,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -212,12 +213,7 @@ impl Acceptor {
     async fn accept(&self, mut listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
         loop {
             listener = self.accept_until_off(listener, on).await?;
-            // New handshakes are ignored from here on, those that had begun may end: their clients believe themselves
-            // connected, and closing would reset them. Ignored ones are refused when they ask again.
-            if let Err(error) = SockRef::from(&listener).attach_filter(&IGNORE_SYN) {
-                tracing::debug!(%error, "no filter on the listening socket");
-            }
-            tokio::time::sleep(HANDSHAKES).await;
+            handshakes_end(&listener).await;
             if !*on.borrow() {
                 return self.empty_queue(&listener);
             }
@@ -292,6 +288,16 @@ impl Acceptor {
             tokio::time::sleep(BACK_OFF).await;
         }
     }
+}
+
+/// Returns when no connection will come to a listening socket any more. New handshakes are ignored from here on, those
+/// that had begun may end: their clients believe themselves connected, and closing would reset them. Ignored ones are
+/// refused when they ask again, once it has closed.
+pub async fn handshakes_end(listener: &impl AsFd) {
+    if let Err(error) = SockRef::from(listener).attach_filter(&IGNORE_SYN) {
+        tracing::debug!(%error, "no filter on the listening socket");
+    }
+    tokio::time::sleep(HANDSHAKES).await;
 }
 
 /// Classic BPF over a TCP header: drop when of SYN and ACK only SYN is set (RFC 9293 §3.1), else keep all of it.

@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Webhook;
 use super::review::{Outcome, Reviewed, allowed_anyway, review};
+use crate::proxy::listen::handshakes_end;
 
 /// Open connections of each listener; past it callers wait in the kernel's queue.
 const CONNECTIONS: u32 = 256;
@@ -35,9 +36,6 @@ pub const MOST_BODY: usize = 4 << 20;
 const MOST_BODIES: usize = 16 << 20;
 /// After a failed accept (no file descriptor is free).
 const BACK_OFF: Duration = Duration::from_millis(50);
-/// The accept queue is empty when nothing has come for so long.
-const QUEUE_EMPTY: Duration = Duration::from_millis(20);
-
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Door {
@@ -71,7 +69,8 @@ pub async fn serve(listener: TcpListener, door: Door, webhook: Arc<Webhook>, sto
         () = accept_all => {}
         () = stop => {}
     }
-    while tokio::time::timeout(QUEUE_EMPTY, accept_one()).await.is_ok() {}
+    handshakes_end(&listener).await;
+    while tokio::time::timeout(Duration::ZERO, accept_one()).await.is_ok() {}
     drop(listener);
     // All places free: all connections have ended.
     let _ = tokio::time::timeout(PATIENCE, places.acquire_many(CONNECTIONS)).await;
