@@ -16,6 +16,7 @@ use crate::config::{Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
+use crate::drain::switch;
 use crate::inject::preload;
 use crate::metrics::{self, Now};
 use crate::proxy::listen::{self, Switch};
@@ -24,6 +25,7 @@ use crate::readiness::{self, Inputs, Verdict};
 use crate::signal::Signals;
 use crate::supervise::{self, App};
 use crate::telemetry;
+use crate::upstream;
 
 /// Exit codes beyond success, as `--help` lists them.
 const FAILED: u8 = 1;
@@ -109,6 +111,14 @@ impl Bound {
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
         let plane = Arc::new(Plane::new(settings, move || wake.notify_one()));
+        // The app of `run` is this process's own child: nobody has switched to it.
+        if app.is_none()
+            && let Some(chosen) = switch::remembered(&plane.settings.control)
+        {
+            tracing::info!(upstream = %chosen, "a switch before this start outranks --upstream");
+            plane.upstream.switch(chosen, &[]);
+        }
+        tokio::spawn(upstream::keep_up_to_date(plane.upstream.clone()));
         let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
 
@@ -307,8 +317,9 @@ struct AppState {
 impl AppState {
     /// Asks the app for as long as the process lives, and warms it up once.
     async fn watch(self: Arc<Self>, plane: Arc<Plane>) {
-        let (ready, upstream) = (&plane.settings.ready, &plane.settings.upstream);
+        let ready = &plane.settings.ready;
         loop {
+            let upstream = &plane.upstream.addr();
             let up = readiness::check_app(upstream, &ready.check, ready.timeout).await;
             if self.up.swap(up, Ordering::Relaxed) != up {
                 tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });

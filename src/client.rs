@@ -1,5 +1,6 @@
-//! `lameduck drain`, `resume` and `status`: they talk to a running proxy over its control socket.
+//! `lameduck drain`, `resume`, `status` and others: they talk to a running proxy over its control socket.
 
+mod swap;
 mod view;
 
 use std::io::{self, ErrorKind, IsTerminal, Write};
@@ -17,6 +18,7 @@ use rustix::termios::tcgetwinsize;
 use serde::Deserialize;
 use tokio::net::UnixStream;
 
+pub use self::swap::{hold, swap, switch};
 use self::view::{Row, State};
 use crate::cli::StatusView;
 
@@ -100,6 +102,11 @@ pub fn status(control: &Path, view: StatusView) -> ExitCode {
             }
         }
     })
+}
+
+/// A line on stderr.
+fn show_line(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn run(work: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {

@@ -5,11 +5,12 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 /// Who may use whom: a module uses only what stands below it, or its own parts. One line, one layer.
-const LAYERS: [&[&str]; 14] = [
+const LAYERS: [&[&str]; 15] = [
     &["app"],
     &["admin", "client", "signal", "supervise", "telemetry"],
     &["drain::runner"],
     &["drain::control"],
+    &["drain::switch"],
     &["proxy"],
     &["readiness"],
     &["upstream"],
@@ -40,8 +41,9 @@ const MOST_LINES: usize = 500;
 const MOST_LINES_OF_A_FUNCTION: usize = 70;
 
 /// Files that may be longer, and why.
-const LONG_FILES: [(&str, &str); 2] = [
+const LONG_FILES: [(&str, &str); 3] = [
     ("src/drain/machine.rs", "one state machine; its rules are read against each other"),
+    ("tests/drain_machine.rs", "a simulation and what it must keep to are read together"),
     ("src/proxy/headers.rs", "both kinds of head share one reading of their fields"),
 ];
 

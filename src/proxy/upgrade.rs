@@ -23,7 +23,7 @@ use super::record::{Record, Totals};
 use crate::drain::gate::{Connected, InFlightTunnel};
 use crate::drain::ledger::{Class, Place};
 use crate::metrics::Ended;
-use crate::upstream::Stream;
+use crate::upstream::Connection;
 
 /// Both sides have so long to answer a Close of ours.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -31,7 +31,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// An upgraded connection, ready to be relayed.
 pub struct Tunnel {
     /// The app's connection, and what was read from it and not yet passed on.
-    pub app: Stream,
+    pub app: Connection,
     /// See `app`.
     pub app_buf: Buffer,
     /// What was read from the client and not yet passed on.
@@ -93,7 +93,7 @@ impl Tunnel {
 
     async fn relay(&mut self, client: &mut TcpStream, worker: &Worker, ends: &Ends) -> Ended {
         let Self { app, app_buf, client_buf, websocket, .. } = self;
-        let (mut app_reader, mut app_writer) = app.split();
+        let (mut app_reader, mut app_writer, backend) = app.split();
         let (mut reader, mut writer) = client.split();
         let (to_app, to_client) = (close_to_app(), close_to_client());
         let to_app = websocket.then_some(&to_app[..]);
@@ -107,7 +107,7 @@ impl Tunnel {
             if !*websocket {
                 return pending().await;
             }
-            worker.plane.stream_end().await;
+            worker.plane.stream_end(backend).await;
             ends.told.set(true);
             ends.ours_sent.notified().await;
             tokio::time::sleep(CLOSING).await;

@@ -1,0 +1,223 @@
+//! One thread's way to the app: which server, over a connection that rests or a new one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::backends::{At, Backend, Set, Upstream};
+use super::{Reader, Stream, Writer, is_down, is_lost, open};
+
+/// Idle connections are kept so long where the app doesn't say; Node closes its own after 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// However long the app would keep it, a connection that rests longer isn't worth its memory.
+const KEEP_ALIVE_MOST: Duration = Duration::from_secs(60);
+/// The app may count its timeout from a little before we do.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
+/// Idle connections kept per thread.
+const POOL: usize = 1024;
+/// One attempt to connect may take so long; a new one asks again sooner than the kernel would.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// How often a connection attempt asks whether its server is still one of the app's.
+const STILL_THERE: Duration = Duration::from_millis(50);
+
+/// A connection to one of the app's servers, counted there while it is in use.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    home: Home,
+}
+
+/// Counts one on its way to a server.
+#[derive(Debug)]
+struct Home {
+    backend: Arc<Backend>,
+    thread: usize,
+    busy: bool,
+}
+
+impl Home {
+    fn set_busy(&mut self, busy: bool) {
+        if self.busy != busy {
+            self.busy = busy;
+            self.backend.count(self.thread, busy);
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.set_busy(false);
+    }
+}
+
+impl Connection {
+    /// Both halves, usable side by side, and the server they lead to.
+    pub fn split(&mut self) -> (Reader<'_>, Writer<'_>, &Arc<Backend>) {
+        let (reader, writer) = self.stream.split();
+        (reader, writer, &self.home.backend)
+    }
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    until: Instant,
+}
+
+/// The servers as one thread sees them, and its connections that rest between requests.
+#[derive(Debug)]
+pub struct Pool {
+    upstream: Arc<Upstream>,
+    thread: usize,
+    version: Cell<u64>,
+    set: RefCell<Set>,
+    idle: RefCell<VecDeque<Idle>>,
+    /// Where to begin to look, so that equals take turns.
+    turn: Cell<usize>,
+}
+
+impl Pool {
+    /// For the thread with this number.
+    pub fn new(upstream: Arc<Upstream>, thread: usize) -> Self {
+        let (version, set) = upstream.see(thread);
+        Self {
+            upstream,
+            thread,
+            version: Cell::new(version),
+            set: RefCell::new(set),
+            idle: RefCell::default(),
+            turn: Cell::new(thread),
+        }
+    }
+
+    /// A connection that rests and is alive, to the server that has the fewest requests; the one that rested the shortest.
+    pub fn take(&self) -> Option<Connection> {
+        self.look();
+        if self.set.borrow().len() > 1 {
+            let best = self.best(&[])?;
+            return self.take_from(|idle| Arc::ptr_eq(&idle.connection.home.backend, &best));
+        }
+        self.take_from(|_| true)
+    }
+
+    fn take_from(&self, fits: impl Fn(&Idle) -> bool) -> Option<Connection> {
+        let now = Instant::now();
+        let mut idle = self.idle.borrow_mut();
+        while let Some(newest) = idle.iter().rposition(&fits) {
+            let Idle { mut connection, until } = idle.remove(newest)?;
+            if until > now && connection.stream.is_alive() {
+                connection.home.set_busy(true);
+                return Some(connection);
+            }
+        }
+        None
+    }
+
+    /// A new connection to the server that has the fewest requests, or to another one when that is down.
+    ///
+    /// # Errors
+    /// When none takes one; `NotFound` when there is none.
+    pub async fn connect(&self) -> io::Result<Connection> {
+        let mut tried = Vec::new();
+        let mut failed = io::Error::from(io::ErrorKind::NotFound);
+        self.look();
+        while let Some(backend) = self.best(&tried) {
+            let mut home = Home { backend: backend.clone(), thread: self.thread, busy: false };
+            home.set_busy(true);
+            match self.attempt(&backend).await {
+                Ok(stream) => {
+                    backend.set_aside(false);
+                    return Ok(Connection { stream, home });
+                }
+                Err(error) if is_down(&error) || is_lost(&error) => failed = error,
+                Err(error) => return Err(error),
+            }
+            if self.set.borrow().len() > 1 {
+                backend.set_aside(true);
+                self.idle.borrow_mut().retain(|idle| !Arc::ptr_eq(&idle.connection.home.backend, &backend));
+            }
+            tried.push(backend);
+            self.look();
+        }
+        self.upstream.doubt.notify_one();
+        Err(failed)
+    }
+
+    /// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing.
+    async fn attempt(&self, backend: &Backend) -> io::Result<Stream> {
+        let connecting = async {
+            match &backend.at {
+                At::Tcp(addrs) => open(addrs).await,
+                At::Unix(path) => Stream::unix(path).await,
+            }
+        };
+        let gone = async {
+            for _ in 0..ATTEMPT.as_millis() / STILL_THERE.as_millis() {
+                tokio::time::sleep(STILL_THERE).await;
+                if backend.is_gone() {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                self.upstream.doubt.notify_one();
+            }
+            Err(io::ErrorKind::TimedOut.into())
+        };
+        tokio::select! {
+            biased;
+            connected = connecting => connected,
+            gone = gone => gone,
+        }
+    }
+
+    /// The server with the fewest requests that wasn't tried; those that are down come last.
+    fn best(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
+        let set = self.set.borrow();
+        let turn = self.turn.get();
+        self.turn.set(turn.wrapping_add(1));
+        let from = turn.checked_rem(set.len())?;
+        let untried = |backend: &&Arc<Backend>| !tried.iter().any(|tried| Arc::ptr_eq(tried, backend));
+        let inturn = set[from..].iter().chain(&set[..from]).filter(untried);
+        inturn.min_by_key(|backend| (backend.is_aside(), backend.in_flight())).cloned()
+    }
+
+    /// Keeps a connection whose last answer has been read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
+    pub fn put(&self, mut connection: Connection, timeout: Option<Duration>) {
+        if connection.home.backend.is_gone() {
+            return;
+        }
+        let rest = match timeout {
+            Some(timeout) => timeout.saturating_sub(KEEP_ALIVE_MARGIN).max(timeout / 2).min(KEEP_ALIVE_MOST),
+            None => KEEP_ALIVE,
+        };
+        connection.home.set_busy(false);
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() == POOL {
+            idle.pop_front();
+        }
+        idle.push_back(Idle { connection, until: Instant::now() + rest });
+    }
+
+    /// Closes what rested too long or was closed by the app.
+    pub fn retire(&self) {
+        self.look();
+        let now = Instant::now();
+        self.idle.borrow_mut().retain(|idle| idle.until > now && idle.connection.stream.is_quiet());
+    }
+
+    /// Closes all of them, so that an app which waits for its connections can leave.
+    pub fn clear(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
+    /// Chooses by the latest set from here on. What rests and leads elsewhere is closed.
+    fn look(&self) {
+        if self.version.get() == self.upstream.version() {
+            return;
+        }
+        let (version, set) = self.upstream.see(self.thread);
+        self.version.set(version);
+        self.set.replace(set);
+        self.idle.borrow_mut().retain(|idle| !idle.connection.home.backend.is_gone());
+    }
+}
