@@ -118,7 +118,12 @@ impl Bound {
             tracing::info!(upstream = %chosen, "a switch before this start outranks --upstream");
             plane.upstream.switch(chosen, &[]);
         }
-        tokio::spawn(upstream::keep_up_to_date(plane.upstream.clone()));
+        let ready = plane.settings.ready.clone();
+        let answers = move |addr| {
+            let ready = ready.clone();
+            async move { readiness::check_app(&addr, &ready.check, ready.timeout).await }
+        };
+        tokio::spawn(upstream::keep_up_to_date(plane.upstream.clone(), answers));
         let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
 

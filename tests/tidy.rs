@@ -278,7 +278,7 @@ fn code_spans(text: &str) -> Vec<String> {
 #[test]
 fn the_readme_names_only_what_there_is() {
     let mut help = String::new();
-    for command in ["proxy", "run", "drain", "status"] {
+    for command in ["proxy", "run", "drain", "status", "hold", "swap", "switch"] {
         let shown = Command::new(env!("CARGO_BIN_EXE_lameduck")).args([command, "--help"]).output();
         help += &String::from_utf8_lossy(&shown.expect("lameduck starts").stdout);
     }

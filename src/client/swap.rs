@@ -20,6 +20,8 @@ use crate::config::UpstreamAddr;
 const ASK_APP: Duration = Duration::from_millis(50);
 /// Between two lines of progress.
 const PROGRESS: Duration = Duration::from_millis(500);
+/// The same where it isn't written over.
+const PROGRESS_LINE: Duration = Duration::from_secs(2);
 /// As a shell tells an end by SIGINT.
 const INTERRUPTED: u8 = 130;
 
@@ -190,7 +192,7 @@ async fn beside_progress(
                 }
                 last = Some((running, held));
             }
-            tokio::time::sleep(PROGRESS).await;
+            tokio::time::sleep(if terminal { PROGRESS } else { PROGRESS_LINE }).await;
         }
     };
     let done = tokio::select! {

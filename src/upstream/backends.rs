@@ -18,8 +18,10 @@ pub struct Backend {
     pub at: At,
     /// Requests and tunnels on their way to it, counted by each thread for itself.
     busy: Box<[Counter]>,
-    /// It didn't take a connection: others come first until it does.
+    /// It is new beside others, or didn't take a connection: they come first until it answers.
     aside: AtomicBool,
+    /// It is being asked whether it answers.
+    pub(super) asked: AtomicBool,
     /// The app's name has it no longer, or another upstream was chosen.
     gone: AtomicBool,
     /// Its streams end, within so many milliseconds; `STAY` while they need not.
@@ -48,6 +50,7 @@ impl Backend {
             at,
             busy: (0..threads).map(|_| Counter::default()).collect(),
             aside: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             streams_ms: AtomicU64::new(STAY),
         }
@@ -65,14 +68,14 @@ impl Backend {
         busy.store(if more { now + 1 } else { now - 1 }, Ordering::Release);
     }
 
-    /// Whether others come first because it didn't take a connection.
+    /// Whether others come first because it didn't answer lately, or not yet.
     pub fn is_aside(&self) -> bool {
         self.aside.load(Ordering::Relaxed)
     }
 
     pub(super) fn set_aside(&self, aside: bool) {
         if self.aside.swap(aside, Ordering::Relaxed) != aside {
-            tracing::info!(address = %self.at, "a server of the app {}", if aside { "is down" } else { "is back" });
+            tracing::info!(address = %self.at, "a server of the app {}", if aside { "is down" } else { "answers" });
         }
     }
 
@@ -107,6 +110,14 @@ impl fmt::Display for At {
 }
 
 impl At {
+    /// As an address that can be asked.
+    pub fn to_addr(&self) -> UpstreamAddr {
+        match self {
+            Self::Tcp(addrs) => UpstreamAddr::Tcp { host: addrs[0].ip().to_string(), port: addrs[0].port() },
+            Self::Unix(path) => UpstreamAddr::Unix(path.clone()),
+        }
+    }
+
     /// Where it is if nobody has to be asked for that.
     fn known(addr: &UpstreamAddr) -> Option<Self> {
         match addr {
@@ -205,11 +216,17 @@ impl Upstream {
 
     fn choose(&self, state: &mut State, at: Vec<At>) {
         let threads = self.seen.len();
-        let kept = |at: At| {
-            let known = state.set.iter().find(|backend| backend.at == at).cloned();
-            known.unwrap_or_else(|| Arc::new(Backend::new(at, threads)))
+        let known = |at: &At| state.set.iter().find(|backend| backend.at == *at).cloned();
+        let some_stay = at.iter().any(|at| known(at).is_some());
+        let chosen = |at: At| {
+            known(&at).unwrap_or_else(|| {
+                let new = Backend::new(at, threads);
+                // It may still boot: as long as there are others it proves first that it answers.
+                new.aside.store(some_stay, Ordering::Relaxed);
+                Arc::new(new)
+            })
         };
-        let set: Set = at.into_iter().map(kept).collect();
+        let set: Set = at.into_iter().map(chosen).collect();
         state.old.retain(|old| old.in_flight() > 0);
         for left in state.set.iter().filter(|left| !set.iter().any(|kept| Arc::ptr_eq(kept, left))) {
             left.gone.store(true, Ordering::Release);

@@ -221,3 +221,112 @@ impl Pool {
         self.idle.borrow_mut().retain(|idle| !idle.connection.home.backend.is_gone());
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener};
+
+    use super::*;
+    use crate::config::UpstreamAddr;
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        (listener, addr)
+    }
+
+    fn named() -> UpstreamAddr {
+        "app.test:80".parse().unwrap()
+    }
+
+    fn pool(addrs: &[SocketAddr]) -> (Arc<Upstream>, Pool) {
+        let upstream = Arc::new(Upstream::new(named(), 1));
+        upstream.switch(named(), addrs);
+        (upstream.clone(), Pool::new(upstream, 0))
+    }
+
+    fn load(upstream: &Upstream) -> Vec<u64> {
+        upstream.servers().iter().map(|server| server.in_flight()).collect()
+    }
+
+    #[tokio::test]
+    async fn the_server_with_the_fewest_requests_comes_first() {
+        let ((_one, a), (_two, b)) = (listener(), listener());
+        let (upstream, pool) = pool(&[a, b]);
+        let mut busy = Vec::new();
+        for _ in 0..6 {
+            busy.push(pool.connect().await.unwrap());
+        }
+        assert_eq!(load(&upstream), [3, 3]);
+        busy.retain(|connection| !connection.home.backend.at.to_string().contains(&b.to_string()));
+        assert_eq!(load(&upstream), [3, 0]);
+        // One that rests is used before a new one is made, but only if it leads to the least busy one.
+        pool.put(busy.pop().unwrap(), None);
+        assert!(pool.take().is_none(), "it leads to the busier one");
+        for _ in 0..2 {
+            busy.push(pool.connect().await.unwrap());
+        }
+        assert_eq!(load(&upstream), [2, 2]);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_down_is_put_aside_and_costs_nobody_a_request() {
+        let ((alive, a), (dead, b)) = (listener(), listener());
+        drop(dead);
+        let (upstream, pool) = pool(&[a, b]);
+        for _ in 0..4 {
+            pool.connect().await.unwrap();
+        }
+        let aside: Vec<_> = upstream.servers().iter().map(|server| server.is_aside()).collect();
+        assert_eq!(aside, [false, true]);
+        drop(alive);
+        assert!(is_down(&pool.connect().await.unwrap_err()), "all are down");
+    }
+
+    #[test]
+    fn a_new_server_beside_others_proves_first_that_it_answers() {
+        let [old, new] = ["10.0.0.7:80", "10.0.0.8:80"].map(|addr| addr.parse().unwrap());
+        let (upstream, pool) = pool(&[old]);
+        upstream.switch(named(), &[old, new]);
+        pool.look();
+        let best = |pool: &Pool| pool.best(&[]).unwrap().at.to_string();
+        assert!((0..9).all(|_| best(&pool) == "10.0.0.7:80"));
+        upstream.switch(named(), &[new]);
+        pool.look();
+        assert_eq!(best(&pool), "10.0.0.8:80", "alone it is tried at once");
+    }
+
+    #[tokio::test]
+    async fn what_leads_to_a_server_that_was_left_is_closed_and_no_longer_counted() {
+        let ((_one, a), (_two, b)) = (listener(), listener());
+        let (upstream, pool) = pool(&[a]);
+        let (resting, busy) = (pool.connect().await.unwrap(), pool.connect().await.unwrap());
+        pool.put(resting, None);
+        let left = upstream.switch(named(), &[b]);
+        assert!(!upstream.is_seen_by_all() && left[0].in_flight() == 1);
+        assert!(pool.take().is_none() && upstream.is_seen_by_all());
+        pool.put(busy, None);
+        assert_eq!((left[0].in_flight(), pool.idle.borrow().len()), (0, 0));
+        assert_eq!(pool.connect().await.unwrap().home.backend.at.to_string(), b.to_string());
+    }
+
+    #[test]
+    fn the_app_is_told_by_its_address_but_not_on_loopback() {
+        let (upstream, _pool) = pool(&["10.0.0.7:80".parse().unwrap(), "127.0.0.1:80".parse().unwrap()]);
+        let is_app = |ip: &str| upstream.is_app(ip.parse().unwrap());
+        assert!(is_app("10.0.0.7") && is_app("::ffff:10.0.0.7"));
+        assert!(!is_app("10.0.0.8") && !is_app("127.0.0.1"));
+    }
+
+    #[test]
+    fn a_look_up_for_a_name_that_was_left_changes_nothing() {
+        let (upstream, _pool) = pool(&["10.0.0.7:80".parse().unwrap()]);
+        let (name, addrs) = (("app.test".to_owned(), 80), vec!["10.0.0.9:80".parse().unwrap()]);
+        upstream.switch("green.test:80".parse().unwrap(), &["10.0.0.8:80".parse().unwrap()]);
+        upstream.resolved(&name, addrs.clone());
+        assert_eq!(upstream.servers()[0].at.to_string(), "10.0.0.8:80");
+        upstream.switch(named(), &[]);
+        upstream.resolved(&name, addrs);
+        assert_eq!(upstream.servers()[0].at.to_string(), "10.0.0.9:80");
+    }
+}

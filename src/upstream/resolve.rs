@@ -7,12 +7,14 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use tokio::net::lookup_host;
+use tokio::task::JoinSet;
 
-use super::backends::{At, Backend, Upstream};
-use super::open;
+use super::backends::Upstream;
+use crate::config::UpstreamAddr;
 
 /// Between two look-ups of the name.
 const EVERY: Duration = Duration::from_secs(1);
@@ -20,15 +22,18 @@ const EVERY: Duration = Duration::from_secs(1);
 const IN_DOUBT: Duration = Duration::from_millis(100);
 /// Look-ups at the same time. One that hangs must not keep the next one's answer.
 const AT_ONCE: usize = 4;
-/// A server that is down gets so long to take a connection.
-const PROBE: Duration = Duration::from_secs(1);
+/// Between two questions to a server that is aside.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Looks the app's name up for as long as the process lives, and asks servers that are down whether they are back.
-pub async fn keep_up_to_date(upstream: Arc<Upstream>) {
-    let mut looking = tokio::task::JoinSet::new();
-    let mut probed = Instant::now();
+/// Looks the app's name up for as long as the process lives, and asks servers that are aside whether they `answer`.
+pub async fn keep_up_to_date<F>(upstream: Arc<Upstream>, answer: impl Fn(UpstreamAddr) -> F)
+where
+    F: Future<Output = bool> + Send + 'static,
+{
+    let mut looking = JoinSet::new();
     loop {
         let began = Instant::now();
+        while looking.try_join_next().is_some() {}
         if let Some(name) = upstream.name().filter(|_| looking.len() < AT_ONCE) {
             let upstream = upstream.clone();
             looking.spawn(async move {
@@ -38,13 +43,36 @@ pub async fn keep_up_to_date(upstream: Arc<Upstream>) {
                 }
             });
         }
-        if probed.elapsed() >= EVERY {
-            probed = Instant::now();
-            upstream.servers().iter().filter(|server| server.is_aside()).cloned().for_each(probe);
+        let look_again = async {
+            let _ = tokio::time::timeout(EVERY, upstream.doubt.notified()).await;
+            tokio::time::sleep(IN_DOUBT.saturating_sub(began.elapsed())).await;
+        };
+        tokio::select! {
+            () = look_again => {}
+            () = ask_those_aside(&upstream, &answer) => {}
         }
-        let _ = tokio::time::timeout(EVERY, upstream.doubt.notified()).await;
-        tokio::time::sleep(IN_DOUBT.saturating_sub(began.elapsed())).await;
-        while looking.try_join_next().is_some() {}
+    }
+}
+
+/// Goes on for ever: each is asked once at a time.
+async fn ask_those_aside<F>(upstream: &Upstream, answer: &impl Fn(UpstreamAddr) -> F)
+where
+    F: Future<Output = bool> + Send + 'static,
+{
+    loop {
+        for server in upstream.servers().iter().filter(|server| server.is_aside()).cloned() {
+            if server.asked.swap(true, Ordering::Relaxed) {
+                continue;
+            }
+            let answers = answer(server.at.to_addr());
+            tokio::spawn(async move {
+                if answers.await {
+                    server.set_aside(false);
+                }
+                server.asked.store(false, Ordering::Relaxed);
+            });
+        }
+        tokio::time::sleep(ASK_AGAIN).await;
     }
 }
 
@@ -54,13 +82,4 @@ pub async fn keep_up_to_date(upstream: Arc<Upstream>) {
 /// When it resolves to nothing, or nobody answers.
 pub async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(lookup_host((host, port)).await?.collect())
-}
-
-fn probe(server: Arc<Backend>) {
-    tokio::spawn(async move {
-        let At::Tcp(addrs) = &server.at else { return };
-        if tokio::time::timeout(PROBE, open(addrs)).await.is_ok_and(|opened| opened.is_ok()) {
-            server.set_aside(false);
-        }
-    });
 }

@@ -10,8 +10,10 @@ use serde_json::Value;
 
 /// How long the load may still run once it was told to end: its longest request, and being held.
 const TAIL: Duration = Duration::from_secs(120);
-/// Clients of each kind, 60 in all.
-const KINDS: &str =
+/// Clients of each kind, 60 in all. Where new requests wait for the longest that runs, that is a stream of 10 s.
+pub const HELD: &str = "keep-alive:16,new:8,slow:10,stream:6,upload:4,download:2,idle:4,events:4,websocket:6";
+/// The same where nobody waits for anybody, with answers that take up to 20 s.
+pub const LONG: &str =
     "keep-alive:14,new:8,slow:10,long:2,stream:6,upload:4,download:2,idle:4,events:4,websocket:6";
 
 /// Load that runs.
@@ -23,12 +25,12 @@ pub struct Outcome(Value);
 
 impl Load {
     /// Starts it and lets it get going.
-    pub fn start(port: u16) -> Self {
+    pub fn start(port: u16, kinds: &str) -> Self {
         let me = std::env::current_exe().expect("a path");
         // target/debug/deps/me
         let program = me.ancestors().nth(2).expect("target/debug").join("examples/load");
         let mut command = Command::new(program);
-        command.args(["--addr", &format!("127.0.0.1:{port}"), "--kinds", KINDS]);
+        command.args(["--addr", &format!("127.0.0.1:{port}"), "--kinds", kinds]);
         command.stdin(Stdio::piped()).stdout(File::create(out()).expect("a file"));
         let load = Self(command.spawn().expect("the load client"));
         sleep(Duration::from_secs(3));

@@ -12,7 +12,7 @@ mod stack;
 
 use std::time::Instant;
 
-use load::Outcome;
+use load::{HELD, LONG, Outcome};
 use stack::{Stack, docker};
 
 /// The figures that the README and an operator want.
@@ -27,7 +27,7 @@ fn tell(stack: &Stack, what: &str, outcome: &Outcome, service: &str) {
 #[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
 fn swap_replaces_a_plain_app() {
     let Some(stack) = Stack::up(true) else { return };
-    let load = stack.load();
+    let load = stack.load(HELD);
     let recreate = stack.compose_command(&["up", "-d", "--force-recreate", "app"]);
     let recreate: Vec<&str> = recreate.iter().map(String::as_str).collect();
     let said = stack.must(&[&["swap", "--"][..], &recreate].concat());
@@ -42,7 +42,7 @@ fn swap_replaces_a_plain_app() {
 fn switch_goes_to_green_and_back() {
     let Some(stack) = Stack::up(true) else { return };
     stack.compose(&["up", "-d", "green"]);
-    let load = stack.load();
+    let load = stack.load(LONG);
     stack.must(&["switch", "green:3000"]);
     stack.compose(&["up", "-d", "--force-recreate", "app"]);
     let status = stack.must(&["status"]);
@@ -58,7 +58,7 @@ fn switch_goes_to_green_and_back() {
 #[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
 fn up_alone_replaces_an_app_with_run_as_its_entrypoint() {
     let Some(stack) = Stack::up(false) else { return };
-    let load = stack.load();
+    let load = stack.load(HELD);
     stack.compose(&["up", "-d", "--force-recreate", "app"]);
     let outcome = load.finish();
     tell(&stack, "up -d --force-recreate app", &outcome, "app");
@@ -69,7 +69,7 @@ fn up_alone_replaces_an_app_with_run_as_its_entrypoint() {
 #[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
 fn the_app_is_scaled_out_and_in() {
     let Some(stack) = Stack::up(false) else { return };
-    let load = stack.load();
+    let load = stack.load(LONG);
     stack.compose(&["up", "-d", "--scale", "app=3", "--no-recreate"]);
     stack.wait("three servers are in use", || {
         let output = stack.lameduck(&["status", "--json"]);
@@ -87,7 +87,7 @@ fn the_app_is_scaled_out_and_in() {
 #[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
 fn a_restart_of_the_front_door_itself_is_told() {
     let Some(stack) = Stack::up(false) else { return };
-    let load = stack.load();
+    let load = stack.load(HELD);
     let began = Instant::now();
     stack.compose(&["restart", "front"]);
     let took = began.elapsed();

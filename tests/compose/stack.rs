@@ -118,9 +118,9 @@ impl Stack {
         command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false")
     }
 
-    /// 60 clients with all kinds of requests, through the published port.
-    pub fn load(&self) -> Load {
-        Load::start(self.port)
+    /// 60 clients with these kinds of requests, through the published port.
+    pub fn load(&self, kinds: &str) -> Load {
+        Load::start(self.port, kinds)
     }
 
     /// Waits until it is so.
