@@ -233,6 +233,8 @@ impl Upstream {
             state.old.push(left.clone());
         }
         state.set = set;
+        // New ones beside others are to be asked now.
+        self.doubt.notify_one();
         self.version.fetch_add(1, Ordering::Release);
     }
 

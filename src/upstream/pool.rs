@@ -73,6 +73,8 @@ pub struct Pool {
     thread: usize,
     version: Cell<u64>,
     set: RefCell<Set>,
+    /// There is a choice.
+    several: Cell<bool>,
     idle: RefCell<VecDeque<Idle>>,
     /// Where to begin to look, so that equals take turns.
     turn: Cell<usize>,
@@ -86,6 +88,7 @@ impl Pool {
             upstream,
             thread,
             version: Cell::new(version),
+            several: Cell::new(set.len() > 1),
             set: RefCell::new(set),
             idle: RefCell::default(),
             turn: Cell::new(thread),
@@ -95,24 +98,23 @@ impl Pool {
     /// A connection that rests and is alive, to the server that has the fewest requests; the one that rested the shortest.
     pub fn take(&self) -> Option<Connection> {
         self.look();
-        if self.set.borrow().len() > 1 {
-            let best = self.best(&[])?;
-            return self.take_from(|idle| Arc::ptr_eq(&idle.connection.home.backend, &best));
-        }
-        self.take_from(|_| true)
-    }
-
-    fn take_from(&self, fits: impl Fn(&Idle) -> bool) -> Option<Connection> {
         let now = Instant::now();
         let mut idle = self.idle.borrow_mut();
-        while let Some(newest) = idle.iter().rposition(&fits) {
-            let Idle { mut connection, until } = idle.remove(newest)?;
-            if until > now && connection.stream.is_alive() {
-                connection.home.set_busy(true);
-                return Some(connection);
+        let best = if self.several.get() { Some(self.best(&[])?) } else { None };
+        loop {
+            let mut newest = match &best {
+                None => idle.pop_back()?,
+                Some(best) => {
+                    let fits = |idle: &Idle| Arc::ptr_eq(&idle.connection.home.backend, best);
+                    let newest = idle.iter().rposition(fits)?;
+                    idle.remove(newest)?
+                }
+            };
+            if newest.until > now && newest.connection.stream.is_alive() {
+                newest.connection.home.set_busy(true);
+                return Some(newest.connection);
             }
         }
-        None
     }
 
     /// A new connection to the server that has the fewest requests, or to another one when that is down.
@@ -134,7 +136,7 @@ impl Pool {
                 Err(error) if is_down(&error) || is_lost(&error) => failed = error,
                 Err(error) => return Err(error),
             }
-            if self.set.borrow().len() > 1 {
+            if self.several.get() {
                 backend.set_aside(true);
                 self.idle.borrow_mut().retain(|idle| !Arc::ptr_eq(&idle.connection.home.backend, &backend));
             }
@@ -217,6 +219,7 @@ impl Pool {
         }
         let (version, set) = self.upstream.see(self.thread);
         self.version.set(version);
+        self.several.set(set.len() > 1);
         self.set.replace(set);
         self.idle.borrow_mut().retain(|idle| !idle.connection.home.backend.is_gone());
     }

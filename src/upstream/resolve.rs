@@ -54,7 +54,7 @@ where
     }
 }
 
-/// Goes on for ever: each is asked once at a time.
+/// Goes on for ever, and wakes nobody while none is aside. Each is asked once at a time.
 async fn ask_those_aside<F>(upstream: &Upstream, answer: &impl Fn(UpstreamAddr) -> F)
 where
     F: Future<Output = bool> + Send + 'static,
@@ -72,7 +72,10 @@ where
                 server.asked.store(false, Ordering::Relaxed);
             });
         }
-        tokio::time::sleep(ASK_AGAIN).await;
+        match upstream.servers().iter().any(|server| server.is_aside()) {
+            true => tokio::time::sleep(ASK_AGAIN).await,
+            false => std::future::pending().await,
+        }
     }
 }
 
