@@ -72,6 +72,11 @@ impl Outcome {
         (number("requests"), number("lost"))
     }
 
+    /// How many were lost in which way.
+    pub fn losses(&self) -> &Value {
+        &self.0["losses"]
+    }
+
     /// The longest that a short request took.
     pub fn pause(&self) -> Duration {
         let slowest = |kind: &str| self.0["kinds"][kind]["slowest_ms"].as_u64().unwrap_or(0);
