@@ -18,7 +18,8 @@ use serde_json::json;
 use subtle::ConstantTimeEq;
 
 pub use self::sockets::{Bound, bind};
-use crate::drain::control::{Control, Outcome, Status};
+use crate::config::UpstreamAddr;
+use crate::drain::control::{Control, Held, Outcome, Status};
 use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Trigger;
 use crate::readiness::Verdict;
@@ -83,15 +84,19 @@ impl Admin {
             ("GET" | "HEAD", "/ledger") => json(StatusCode::OK, &(self.ledger)()),
             ("GET" | "HEAD", "/metrics") => self.metrics(),
             ("POST", "/drain") => self.operator(ask).await,
+            ("POST", "/hold") => self.hold(ask).await,
+            ("POST", "/switch") => self.switch(ask).await,
+            ("GET", "/app") => json(StatusCode::OK, &json!({ "answers": self.control.app_answers().await })),
             ("POST", "/resume") => {
                 self.control.resume().await;
                 json(StatusCode::OK, &json!({ "outcome": "resumed" }))
             }
             (_, "/status" | "/ledger" | "/metrics") => wrong_method("GET, HEAD"),
-            (_, "/drain" | "/resume") => wrong_method("POST"),
+            (_, "/app") => wrong_method("GET"),
+            (_, "/drain" | "/resume" | "/hold" | "/switch") => wrong_method("POST"),
             _ => text(
                 StatusCode::NOT_FOUND,
-                "there are GET /status, /ledger, /metrics and POST /drain, /resume",
+                "there are GET /status, /ledger, /metrics, /app and POST /drain, /resume, /hold, /switch",
             ),
         }
     }
@@ -147,6 +152,45 @@ impl Admin {
         ended(self.control.drain(trigger).await)
     }
 
+    async fn hold(&self, ask: &Ask) -> Answer {
+        let [most, streams, wait] = match parameters(ask, ["max", "streams", "wait"]) {
+            Ok(values) => values,
+            Err(why) => return text(StatusCode::BAD_REQUEST, &why),
+        };
+        let Some(most) = time(most.unwrap_or("60s")) else {
+            return text(StatusCode::BAD_REQUEST, "max is a time over 0, as in 60s");
+        };
+        let (keep, wait) = match (streams.unwrap_or("end"), wait.unwrap_or("true")) {
+            (streams @ ("keep" | "end"), wait @ ("true" | "false")) => (streams == "keep", wait == "true"),
+            _ => return text(StatusCode::BAD_REQUEST, "streams is keep or end, wait is true or false"),
+        };
+        let outcome = match self.control.hold(most, keep, wait).await {
+            Held::Begun => "holding",
+            Held::Idle => "idle",
+            Held::Released => "released",
+            Held::Refused => return text(StatusCode::CONFLICT, "a drain or a restart is under way"),
+        };
+        json(StatusCode::OK, &json!({ "outcome": outcome }))
+    }
+
+    async fn switch(&self, ask: &Ask) -> Answer {
+        let [to, timeout, wait] = match parameters(ask, ["to", "timeout", "wait"]) {
+            Ok(values) => values,
+            Err(why) => return text(StatusCode::BAD_REQUEST, &why),
+        };
+        let to = match to.map(str::parse::<UpstreamAddr>).transpose() {
+            Ok(to) => to,
+            Err(why) => return text(StatusCode::BAD_REQUEST, &why),
+        };
+        let Some(timeout) = time(timeout.unwrap_or("30s")) else {
+            return text(StatusCode::BAD_REQUEST, "timeout is a time over 0, as in 30s");
+        };
+        match self.control.switch(to, timeout, wait != Some("false")).await {
+            Ok(()) => json(StatusCode::OK, &json!({ "outcome": "switched" })),
+            Err(why) => text(StatusCode::CONFLICT, &why),
+        }
+    }
+
     async fn operator(&self, ask: &Ask) -> Answer {
         let [timeout, wait, hook] = match parameters(ask, ["timeout", "wait", "hook"]) {
             Ok(values) => values,
@@ -158,7 +202,6 @@ impl Admin {
             (Some("app"), None, None) => return ended(self.control.drain(Trigger::AppHook).await),
             (Some(_), ..) => return text(StatusCode::BAD_REQUEST, "hook is app, and stands alone"),
         }
-        let time = |text| humantime::parse_duration(text).ok().filter(|t| !t.is_zero() && *t <= LONGEST);
         let timeout = match timeout.map(time) {
             Some(None) => return text(StatusCode::BAD_REQUEST, "timeout is a time over 0, as in 30s"),
             Some(some) => some,
@@ -175,6 +218,10 @@ impl Admin {
             Some(_) => text(StatusCode::BAD_REQUEST, "wait is true or false"),
         }
     }
+}
+
+fn time(text: &str) -> Option<Duration> {
+    humantime::parse_duration(text).ok().filter(|time| !time.is_zero() && *time <= LONGEST)
 }
 
 /// A browser can be led here by a name that its page's owner rebinds to 127.0.0.1; its requests then carry that name

@@ -16,6 +16,7 @@ use crate::config::{Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
+use crate::drain::switch;
 use crate::inject::share;
 use crate::metrics::{self, Now};
 use crate::proxy::listen::{self, Switch};
@@ -24,6 +25,7 @@ use crate::readiness::{self, Inputs, Verdict, stale_socket};
 use crate::signal::Signals;
 use crate::supervise::{self, App};
 use crate::telemetry;
+use crate::upstream;
 use crate::webhook;
 
 /// Exit codes beyond success, as `--help` lists them.
@@ -145,6 +147,19 @@ impl Bound {
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
         let plane = Arc::new(Plane::new(settings, move || wake.notify_one()));
+        // The app of `run` is this process's own child: nobody has switched to it.
+        if app.is_none()
+            && let Some(chosen) = switch::remembered(&plane.settings.control)
+        {
+            tracing::info!(upstream = %chosen, "a switch before this start outranks --upstream");
+            plane.upstream.switch(chosen, &[]);
+        }
+        let ready = plane.settings.ready.clone();
+        let answers = move |addr| {
+            let ready = ready.clone();
+            async move { readiness::check_app(&addr, &ready.check, ready.timeout).await }
+        };
+        tokio::spawn(upstream::keep_up_to_date(plane.upstream.clone(), answers));
         let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
 
@@ -346,8 +361,9 @@ struct AppState {
 impl AppState {
     /// Asks the app for as long as the process lives, and warms it up once.
     async fn watch(self: Arc<Self>, plane: Arc<Plane>) {
-        let (ready, upstream) = (&plane.settings.ready, &plane.settings.upstream);
+        let ready = &plane.settings.ready;
         loop {
+            let upstream = &plane.upstream.addr();
             let up = readiness::check_app(upstream, &ready.check, ready.timeout).await;
             if self.up.swap(up, Ordering::Relaxed) != up {
                 tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });

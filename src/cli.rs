@@ -68,6 +68,37 @@ pub enum Command {
         /// The control socket.
         control: PathBuf,
     },
+    /// `lameduck hold`.
+    Hold {
+        /// The control socket.
+        control: PathBuf,
+        /// How.
+        how: Hold,
+        /// Whether to wait until nothing runs any more.
+        until_idle: bool,
+    },
+    /// `lameduck swap`.
+    Swap {
+        /// The control socket.
+        control: PathBuf,
+        /// How requests are held meanwhile.
+        how: Hold,
+        /// How long the app may take to answer once the command has ended.
+        timeout: Duration,
+        /// What replaces the app, and its arguments; at least one.
+        command: Vec<OsString>,
+    },
+    /// `lameduck switch`.
+    Switch {
+        /// The control socket.
+        control: PathBuf,
+        /// Where new requests go; none for `--upstream`.
+        to: Option<UpstreamAddr>,
+        /// How long it may take to answer.
+        timeout: Duration,
+        /// Whether to wait until the old one has run dry.
+        wait: bool,
+    },
     /// `lameduck status`.
     Status {
         /// The control socket.
@@ -84,6 +115,15 @@ pub enum Command {
         /// For `telemetry`.
         log: LogSettings,
     },
+}
+
+/// How `lameduck hold` and `lameduck swap` hold new requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// For so long at most.
+    pub most: Duration,
+    /// WebSockets and event streams stay, and aren't waited for.
+    pub keep_streams: bool,
 }
 
 /// The app that `lameduck run` starts.
@@ -222,6 +262,23 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             wait: !args.no_wait,
         },
         Sub::Resume(args) => Command::Resume { control: around.control_to_call(args) },
+        Sub::Hold(args) => Command::Hold {
+            control: around.control_to_call(args.control),
+            how: args.hold.meant(),
+            until_idle: args.until_idle,
+        },
+        Sub::Swap(args) => Command::Swap {
+            control: around.control_to_call(args.control),
+            how: args.hold.meant(),
+            timeout: args.timeout,
+            command: args.command,
+        },
+        Sub::Switch(args) => Command::Switch {
+            control: around.control_to_call(args.control),
+            to: args.to,
+            timeout: args.timeout,
+            wait: !args.no_wait,
+        },
         Sub::Status(args) => {
             let view = match (args.ready, args.json) {
                 (true, _) => StatusView::Ready,
@@ -320,6 +377,7 @@ fn settings(
             idle_timeout: limits.idle_timeout,
             connections: limits.max_connections.into(),
             held: limits.max_held,
+            held_bytes: limits.max_held_bytes,
         },
         threads: limits.threads.map_or(around.cores, usize::from),
         termination_log: log.termination_log,

@@ -1,5 +1,6 @@
-//! `lameduck drain`, `resume` and `status`: they talk to a running proxy over its control socket, or by TCP.
+//! `lameduck drain`, `resume`, `status` and others: they talk to a running proxy over its control socket, or by TCP.
 
+mod swap;
 mod view;
 
 use std::ffi::OsString;
@@ -19,6 +20,7 @@ use hyper_util::rt::TokioIo;
 use rustix::termios::tcgetwinsize;
 use serde::Deserialize;
 
+pub use self::swap::{hold, swap, switch};
 use self::view::{Row, State};
 use crate::cli::StatusView;
 use crate::config::UpstreamAddr;
@@ -118,6 +120,11 @@ pub fn status(control: &Path, view: StatusView) -> ExitCode {
             }
         }
     })
+}
+
+/// A line on stderr.
+fn show_line(line: &str) {
+    let _ = writeln!(io::stderr(), "{line}");
 }
 
 fn run(work: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {

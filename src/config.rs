@@ -52,7 +52,7 @@ pub struct Settings {
 /// The app's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamAddr {
-    /// `host:port`; the host is resolved at each connect.
+    /// `host:port`; a name is looked up each second.
     Tcp {
         /// A name or an address.
         host: String,
@@ -305,6 +305,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// Open client connections; past it new ones wait in the listening socket's queue.
     pub connections: u64,
-    /// Requests held while the app restarts; past it 503.
+    /// Requests held while the app restarts or is replaced; past it 503.
     pub held: u64,
+    /// Bytes of held requests; past it 503.
+    pub held_bytes: usize,
 }

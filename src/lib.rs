@@ -26,10 +26,10 @@
 //! | [`cli`], [`config`] | what was typed, and the environment → checked settings |
 //! | [`app`] | the only place that wires: bind, run, drain, exit code |
 //! | [`proxy`] | the data plane: one thread per core, one task per connection |
-//! | [`upstream`] | connections to the app: made, kept, retired before the app would close them |
+//! | [`upstream`] | the app's servers: looked up, balanced; connections made, kept, retired before the app would close them |
 //! | [`drain`] | the pure machine, the gate that counts, the ledger of who is in flight, the task that runs them |
 //! | [`admin`], [`readiness`], [`metrics`] | what the probe and control listeners answer |
-//! | [`client`] | `lameduck drain`, `resume`, `status` |
+//! | [`client`] | `lameduck drain`, `resume`, `status`, `hold`, `swap`, `switch` |
 //! | [`supervise`], [`signal`] | `lameduck run`'s child; our own signals |
 //! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
 //! | [`webhook`] | `lameduck webhook`: that patch as a mutating admission webhook, and its certificates |
@@ -40,8 +40,8 @@
 //! Downwards only, or its own parts; `tests/tidy.rs` holds it:
 //!
 //! ```text
-//! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → proxy → readiness → upstream
-//!      → metrics → drain::{ledger, gate, machine} → cli → inject → config
+//! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → drain::switch → proxy → readiness
+//!      → upstream//!      → metrics → drain::{ledger, gate, machine} → cli → inject → config
 //! ```
 //!
 //! `drain::machine` and `proxy::headers` use nothing of ours but `config`; `proxy::frames` and `metrics` nothing at all.

@@ -12,6 +12,13 @@ fn main() -> ExitCode {
         Ok(Command::Drain { control, timeout, wait }) => client::drain(&control, timeout, wait),
         Ok(Command::AppHook { control, command }) => client::app_hook(&control, &command),
         Ok(Command::Resume { control }) => client::resume(&control),
+        Ok(Command::Hold { control, how, until_idle }) => client::hold(&control, how, until_idle),
+        Ok(Command::Swap { control, how, timeout, command }) => {
+            client::swap(&control, how, timeout, &command)
+        }
+        Ok(Command::Switch { control, to, timeout, wait }) => {
+            client::switch(&control, to.as_ref(), timeout, wait)
+        }
         Ok(Command::Status { control, view }) => client::status(&control, view),
         Ok(Command::Inject(request)) => inject::command::run(&request),
         Ok(Command::Webhook { settings, log }) => app::webhook(*settings, log).into(),

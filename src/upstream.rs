@@ -1,30 +1,28 @@
-//! The app's side: connect, keep connections for reuse, and retire them before the app would.
+//! The app's side: find its servers, connect, keep connections for reuse, and retire them before the app would.
 
-use std::cell::RefCell;
-use std::collections::VecDeque;
+mod backends;
+mod pool;
+mod resolve;
+
 use std::io;
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpStream, UnixStream, lookup_host, tcp, unix};
+use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
+pub use self::backends::{Backend, Upstream};
+pub use self::pool::{Connection, Parked, Pool};
+pub use self::resolve::{addresses, keep_up_to_date};
 use crate::config::UpstreamAddr;
 
 /// One attempt to connect may take so long; an app on the same host answers at once or never.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Idle connections are kept so long where the app doesn't say; Node closes its own after 5 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
-/// However long the app would keep it, a connection that rests longer isn't worth its memory.
-const KEEP_ALIVE_MOST: Duration = Duration::from_secs(60);
-/// The app may count its timeout from a little before we do.
-const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
-/// Idle connections kept per thread.
-const POOL: usize = 1024;
 
 /// A connection to the app.
 #[derive(Debug)]
@@ -66,6 +64,10 @@ impl Stream {
                 (Reader::Unix(reader), Writer::Unix(writer))
             }
         }
+    }
+
+    async fn unix(path: &Path) -> io::Result<Self> {
+        UnixStream::connect(path).await.map(Self::Unix)
     }
 
     /// Ready once the app has closed it, or sent what nobody asked for.
@@ -143,28 +145,19 @@ impl AsyncWrite for Stream {
 pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
     let attempt = async {
         match addr {
-            UpstreamAddr::Unix(path) => UnixStream::connect(path).await.map(Stream::Unix),
-            UpstreamAddr::Tcp { host, port } => {
-                let stream = match host.parse() {
-                    Ok(ip) => TcpStream::connect(SocketAddr::new(ip, *port)).await?,
-                    // Always loopback (RFC 6761 §6.3), so nobody has to be asked for it.
-                    Err(_) if host == "localhost" => {
-                        let both = [
-                            SocketAddr::from((Ipv4Addr::LOCALHOST, *port)),
-                            (Ipv6Addr::LOCALHOST, *port).into(),
-                        ];
-                        TcpStream::connect(&both[..]).await?
-                    }
-                    Err(_) => {
-                        // An orchestrator takes a container's name away while it replaces the container.
-                        let named = lookup_host((host.as_str(), *port)).await;
-                        let addrs = named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?;
-                        TcpStream::connect(&addrs.collect::<Vec<_>>()[..]).await?
-                    }
-                };
-                stream.set_nodelay(true)?;
-                Ok(Stream::Tcp(stream))
-            }
+            UpstreamAddr::Unix(path) => Stream::unix(path).await,
+            UpstreamAddr::Tcp { host, port } => match host.parse() {
+                Ok(ip) => open(&[SocketAddr::new(ip, *port)]).await,
+                // Always loopback (RFC 6761 §6.3), so nobody has to be asked for it.
+                Err(_) if host == "localhost" => {
+                    open(&[(Ipv4Addr::LOCALHOST, *port).into(), (Ipv6Addr::LOCALHOST, *port).into()]).await
+                }
+                Err(_) => {
+                    // An orchestrator takes a container's name away while it replaces the container.
+                    let named = addresses(host, *port).await;
+                    open(&named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?).await
+                }
+            },
         }
     };
     tokio::time::timeout(CONNECT_TIMEOUT, attempt)
@@ -172,63 +165,25 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// By TCP, to the first of these that takes a connection.
+async fn open(addrs: &[SocketAddr]) -> io::Result<Stream> {
+    let stream = TcpStream::connect(addrs).await?;
+    stream.set_nodelay(true)?;
+    Ok(Stream::Tcp(stream))
+}
+
 /// The app lives, but its queue of connections is full: a unix socket says so at once, TCP waits.
 pub fn is_full(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock
+}
+
+/// Nobody answers at all: a container that has gone, or whose address another one is about to get.
+pub fn is_lost(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::TimedOut
 }
 
 /// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent.
 pub fn is_down(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NotFound};
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NotFound)
-}
-
-#[derive(Debug)]
-struct Idle {
-    stream: Stream,
-    until: Instant,
-}
-
-/// The connections of one thread that rest between requests.
-#[derive(Debug, Default)]
-pub struct Pool {
-    idle: RefCell<VecDeque<Idle>>,
-}
-
-impl Pool {
-    /// The connection that rested the shortest, if one is alive and not about to be closed by the app.
-    pub fn take(&self) -> Option<Stream> {
-        let now = Instant::now();
-        let mut idle = self.idle.borrow_mut();
-        while let Some(mut newest) = idle.pop_back() {
-            if newest.until > now && newest.stream.is_alive() {
-                return Some(newest.stream);
-            }
-        }
-        None
-    }
-
-    /// Keeps a connection whose last answer has been read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
-    pub fn put(&self, stream: Stream, timeout: Option<Duration>) {
-        let rest = match timeout {
-            Some(timeout) => timeout.saturating_sub(KEEP_ALIVE_MARGIN).max(timeout / 2).min(KEEP_ALIVE_MOST),
-            None => KEEP_ALIVE,
-        };
-        let mut idle = self.idle.borrow_mut();
-        if idle.len() == POOL {
-            idle.pop_front();
-        }
-        idle.push_back(Idle { stream, until: Instant::now() + rest });
-    }
-
-    /// Closes what rested too long or was closed by the app.
-    pub fn retire(&self) {
-        let now = Instant::now();
-        self.idle.borrow_mut().retain(|idle| idle.until > now && idle.stream.is_quiet());
-    }
-
-    /// Closes all of them, so that an app which waits for its connections can leave.
-    pub fn clear(&self) {
-        self.idle.borrow_mut().clear();
-    }
 }

@@ -71,6 +71,10 @@ struct Sim {
     /// The app's hook that waits alone, and the quiet window of its moment.
     hook: Option<(Instant, Duration)>,
     holding: bool,
+    /// An operator's hold: when it ends, and whether it keeps streams.
+    hold: Option<(Instant, bool)>,
+    /// It was said that nothing runs any more.
+    idle: bool,
     phase: Phase,
     drain: Option<Noted>,
     log: Vec<String>,
@@ -104,6 +108,7 @@ impl Sim {
         let start = Instant::now();
         let counts = Counts {
             running: 0,
+            kept: 0,
             held: 0,
             connections: 0,
             listening: true,
@@ -124,6 +129,8 @@ impl Sim {
             stubborn,
             hook: None,
             holding: false,
+            hold: None,
+            idle: false,
             phase: Phase::Serving,
             drain: None,
             log: Vec::new(),
@@ -176,12 +183,13 @@ impl Sim {
             Trigger::AppHook,
             Trigger::SidecarHook,
         ];
-        match self.random.below(16) {
+        match self.random.below(20) {
             0..=5 => Event::Begin(self.random.pick(&begin)),
             6..=7 => Event::AppGone,
             8..=9 => Event::AppBack,
             10 => Event::Resume,
             11 => Event::Force,
+            12..=14 => Event::Hold { most: self.random.ms(20_000), keep_streams: self.random.one_in(2) },
             _ => Event::Tick,
         }
     }
@@ -232,7 +240,12 @@ impl Sim {
             }
             3..=4 if self.counts.running > 0 => {
                 self.counts.running -= 1;
-                tick |= self.counts.running == 0;
+                self.counts.kept = self.counts.kept.min(self.counts.running);
+                tick |= self.counts.running == self.counts.kept;
+            }
+            5 if self.counts.kept < self.counts.running && self.random.one_in(2) => {
+                self.counts.kept += 1;
+                tick |= self.counts.running == self.counts.kept;
             }
             5 if self.counts.connections > self.counts.running + self.counts.held => {
                 self.counts.connections -= 1;
@@ -251,6 +264,7 @@ impl Sim {
     /// One step, what it must keep to, and the data plane's answer. Whether there were effects.
     fn step(&mut self, at: Instant, event: Event) -> bool {
         let before = (self.machine.phase(), self.machine.round());
+        self.counts.kept = self.counts.kept.min(self.counts.running);
         let effects = self.machine.step(at, event, &self.counts);
         self.latest = self.latest.max(at);
         self.now = self.latest;
@@ -275,6 +289,8 @@ impl Sim {
         let resumed = event == Event::Resume && before.0 > Phase::Serving;
         self.promise(self.machine.round() == before.1 + u32::from(resumed), "each resume is a round");
         self.check_state();
+        let begins = matches!(event, Event::Hold { .. });
+        self.promise(begins || self.idle || !self.hold_rests(), "a hold says at once that nothing runs");
         self.obey(&effects);
         !effects.is_empty()
     }
@@ -285,8 +301,13 @@ impl Sim {
     }
 
     fn note_event(&mut self, event: Event, before: Phase) {
+        let lonely_at_rest = self.hold.is_some() || !self.holding;
+        let may_hold = before == Phase::Serving && self.hook.is_none() && lonely_at_rest;
+        if let (Event::Hold { most, keep_streams }, true) = (event, may_hold) {
+            (self.hold, self.idle) = (Some((self.now + most, keep_streams)), false);
+        }
         let lonely = self.sidecar != Sidecar::None && event == Event::Begin(Trigger::AppHook);
-        if lonely && before == Phase::Serving && self.hook.is_none() && !self.holding {
+        if lonely && may_hold {
             self.hook = Some((self.now, self.window()));
         }
         if let (None, Some(began)) = (&self.drain, self.machine.began()) {
@@ -328,7 +349,14 @@ impl Sim {
                     self.drain = None;
                 }
             }
+            Effect::Idle => {
+                self.promise(self.hold_rests() && !self.idle, "idle is said once, when nothing runs");
+                self.idle = true;
+            }
             Effect::Hold | Effect::Release => {
+                if effect == Effect::Release {
+                    self.hold = None;
+                }
                 self.promise(self.holding != (effect == Effect::Hold), "held once, released once");
                 self.promise(self.phase == Phase::Serving, "nothing is held in a drain");
                 self.holding = !self.holding;
@@ -373,6 +401,10 @@ impl Sim {
         (lasted >= self.settings.lame_duck && quiet) || lasted >= self.settings.lame_duck_max()
     }
 
+    fn hold_rests(&self) -> bool {
+        self.hold.is_some_and(|(_, keep)| self.counts.running <= if keep { self.counts.kept } else { 0 })
+    }
+
     fn empty(&self) -> bool {
         let Counts { running, held, connections, listening, .. } = self.counts;
         running + held + connections == 0 && !listening
@@ -402,7 +434,10 @@ impl Sim {
     /// What holds after every step.
     fn check_state(&self) {
         self.promise(self.machine.phase() == self.phase, "every phase is announced");
-        self.promise(self.machine.restarting() == self.holding, "holding is announced");
+        let until = self.machine.held_until();
+        self.promise(until == self.hold.map(|hold| hold.0), "an operator's hold is announced");
+        self.promise((self.machine.restarting() || until.is_some()) == self.holding, "holding is announced");
+        self.promise(until.is_none_or(|until| self.now <= until), "a hold ends in time");
         if let Some((arrived, _)) = self.hook {
             let bound = self.settings.restart_grace.max(2_000 * MS);
             self.promise(self.now <= arrived + bound, "the app's hook returns within restart_grace");
@@ -468,6 +503,6 @@ fn every_schedule_keeps_the_drains_promises() {
         sim.run();
         seen.append(&mut sim.seen);
     }
-    // The schedules are worth something only if they reach everything: five phases and eight other effects.
-    assert_eq!(seen.len(), 13, "{seen:?}");
+    // The schedules are worth something only if they reach everything: five phases and nine other effects.
+    assert_eq!(seen.len(), 14, "{seen:?}");
 }

@@ -35,6 +35,7 @@ impl Rig {
         let machine = Machine::new(settings, sidecar);
         let counts = Counts {
             running: 1,
+            kept: 0,
             held: 0,
             connections: 1,
             listening: true,

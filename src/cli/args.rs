@@ -10,6 +10,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use hyper::header::{HeaderName, HeaderValue};
 use tracing::Level;
 
+use super::Hold;
 use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
@@ -20,6 +21,7 @@ use crate::config::{
 const EXIT_CODES: &str = "\
 Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
   proxy, drain: 3 = drained, but something was cut
+  swap:   130 = interrupted; the held requests went on
   status: 1 = not ready, with --ready
   run:    the app's own code (128 + N when signal N ended it)
   webhook: 3 = a second signal came before the last review was done
@@ -50,7 +52,22 @@ pub(super) enum Sub {
     /// Drain a running proxy and wait until nothing is in flight
     #[command(after_help = EXIT_CODES)]
     Drain(DrainArgs),
-    /// End a drain: listen again and serve on
+    /// Hold new requests while what runs may finish, until resume or --max
+    ///
+    /// What the app itself asks for through the proxy goes on, told by its address (not on loopback). WebSockets and
+    /// event streams end as in a drain; their clients are held when they come again.
+    #[command(after_help = EXIT_CODES)]
+    Hold(HoldArgs),
+    /// Hold new requests, run a command that replaces the app, and let them go once it answers
+    #[command(after_help = EXIT_CODES)]
+    Swap(SwapArgs),
+    /// Send new requests to another upstream once it answers, and wait until the old one has run dry
+    ///
+    /// It outranks --upstream until it is undone by --back, and is remembered beside the control socket: put that
+    /// into a volume to keep it.
+    #[command(after_help = EXIT_CODES)]
+    Switch(SwitchArgs),
+    /// End a drain or a hold: serve on
     #[command(after_help = EXIT_CODES)]
     Resume(ControlArgs),
     /// Show what a running proxy does and who is in flight
@@ -77,7 +94,7 @@ pub(super) enum Sub {
 
 #[derive(Debug, Args)]
 pub(super) struct ProxyArgs {
-    /// The app: host:port or unix:/path; a name is resolved at each connect
+    /// The app: host:port or unix:/path; a name is looked up each second, several addresses are balanced
     #[arg(long, env = "LAMEDUCK_UPSTREAM", value_name = "ADDR", help_heading = "App")]
     pub upstream: UpstreamAddr,
     /// What SIGTERM means to this proxy
@@ -255,9 +272,13 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_MAX_CONNECTIONS", value_name = "N", default_value = "50000",
           value_parser = value_parser!(u32).range(1..))]
     pub max_connections: u32,
-    /// Requests held while the app restarts; past it 503
+    /// Requests held while the app restarts or is replaced; past it 503
     #[arg(long, env = "LAMEDUCK_MAX_HELD", value_name = "N", default_value = "1000")]
     pub max_held: u64,
+    /// Bytes of held requests; past it 503
+    #[arg(long, env = "LAMEDUCK_MAX_HELD_BYTES", value_name = "BYTES", default_value = "64MiB",
+          value_parser = values::bytes)]
+    pub max_held_bytes: usize,
     /// Data-plane threads [default: the cores that this process may use]
     #[arg(long, env = "LAMEDUCK_THREADS", value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
@@ -328,6 +349,65 @@ pub(super) struct DrainArgs {
     /// With --app-hook: run this then, whatever came of the drain
     #[arg(last = true, requires = "app_hook", value_name = "CMD")]
     pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HowToHold {
+    /// Let them go after this time whatever happens
+    #[arg(long = "max", value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
+    pub most: Duration,
+    /// WebSockets and event streams stay, and aren't waited for
+    #[arg(long)]
+    pub keep_streams: bool,
+}
+
+impl HowToHold {
+    pub(super) fn meant(self) -> Hold {
+        Hold { most: self.most, keep_streams: self.keep_streams }
+    }
+}
+
+#[derive(Debug, Args)]
+pub(super) struct HoldArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub hold: HowToHold,
+    /// Return only when nothing runs any more
+    #[arg(long)]
+    pub until_idle: bool,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SwapArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    #[command(flatten)]
+    pub hold: HowToHold,
+    /// The app must answer within this time after the command has ended
+    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
+    pub timeout: Duration,
+    /// What replaces the app, as in: docker compose up -d app
+    #[arg(last = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub(super) struct SwitchArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// The new upstream: host:port or unix:/path
+    #[arg(value_name = "ADDR", required_unless_present = "back")]
+    pub to: Option<UpstreamAddr>,
+    /// Back to the proxy's --upstream
+    #[arg(long, conflicts_with = "to")]
+    pub back: bool,
+    /// The new upstream must answer within this time; else nothing is changed
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::time_over_zero)]
+    pub timeout: Duration,
+    /// Don't wait until the old one has run dry
+    #[arg(long)]
+    pub no_wait: bool,
 }
 
 #[derive(Debug, Args)]

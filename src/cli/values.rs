@@ -79,6 +79,13 @@ pub(super) fn token(text: &str) -> Result<String, String> {
 /// 8 KiB is the least that hyper's buffer takes.
 pub(super) fn head_bytes(text: &str) -> Result<usize, String> {
     const RANGE: std::ops::RangeInclusive<usize> = 8 << 10..=16 << 20;
+    match bytes(text)? {
+        bytes if RANGE.contains(&bytes) => Ok(bytes),
+        _ => Err(format!("'{text}' is not between 8KiB and 16MiB")),
+    }
+}
+
+pub(super) fn bytes(text: &str) -> Result<usize, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = match text[digits..].trim() {
         "" | "B" => Some(1),
@@ -87,11 +94,7 @@ pub(super) fn head_bytes(text: &str) -> Result<usize, String> {
         _ => None,
     };
     let bytes = text[..digits].parse::<usize>().ok().zip(unit).and_then(|(n, unit)| n.checked_mul(unit));
-    match bytes {
-        Some(bytes) if RANGE.contains(&bytes) => Ok(bytes),
-        Some(_) => Err(format!("'{text}' is not between 8KiB and 16MiB")),
-        None => Err(format!("'{text}' is no number of bytes: write 64KiB, 1MiB or 65536")),
-    }
+    bytes.ok_or_else(|| format!("'{text}' is no number of bytes: write 64KiB, 1MiB or 65536"))
 }
 
 /// One `Name: value`.

@@ -13,15 +13,36 @@ const SHOWN: usize = 10;
 pub(super) struct State {
     phase: String,
     trigger: Option<String>,
-    in_flight: u64,
-    running: u64,
-    held: u64,
+    pub(super) in_flight: u64,
+    pub(super) running: u64,
+    pub(super) held: u64,
     connections: u64,
     age_ms: Option<u64>,
     deadline_ms: Option<i64>,
     verdict: Option<String>,
+    pub(super) hold: Option<Hold>,
+    pub(super) upstream: Option<String>,
+    #[serde(default)]
+    switched: bool,
+    #[serde(default)]
+    servers: Vec<Server>,
     pub(super) ready: bool,
     reasons: Vec<String>,
+}
+
+/// An operator holds requests.
+#[derive(Deserialize)]
+pub(super) struct Hold {
+    left_ms: u64,
+    idle: bool,
+}
+
+/// One of the app's servers.
+#[derive(Deserialize)]
+struct Server {
+    address: String,
+    in_flight: u64,
+    down: bool,
 }
 
 /// One of `GET /ledger`.
@@ -38,6 +59,11 @@ pub(super) struct Row {
 pub(super) fn progress(state: &State, elapsed: Duration) -> String {
     let left = deadline(state).map(|left| format!(", {left}")).unwrap_or_default();
     format!("{}: {} in flight, {}s{left}", state.phase, state.in_flight, elapsed.as_secs())
+}
+
+/// `waiting for what runs: 3 running, 12 held, 4.0s`.
+pub(super) fn swapping(what: &str, running: u64, held: u64, elapsed: Duration) -> String {
+    format!("{what}: {running} running, {held} held, {}", seconds(elapsed.as_millis() as u64))
 }
 
 /// What is over has no deadline any more.
@@ -59,12 +85,24 @@ pub(super) fn table(state: &State, mut rows: Vec<Row>) -> String {
     if let Some(left) = deadline(state) {
         let _ = write!(phase, ", {left}");
     }
+    if let Some(Hold { left_ms, idle }) = &state.hold {
+        let what = if *idle { "idle" } else { "waits for what runs" };
+        let _ = write!(phase, ", holds new requests ({what}) for {} more at most", seconds(*left_ms));
+    }
     let ready = if state.ready { "yes".to_owned() } else { format!("no: {}", state.reasons.join("; ")) };
     let State { in_flight, running, held, connections, .. } = state;
     let mut text = format!(
         "phase        {phase}\nready        {ready}\n\
          in flight    {in_flight} ({running} running, {held} held)\nconnections  {connections}\n"
     );
+    if let Some(upstream) = &state.upstream {
+        let by = if state.switched { " (by lameduck switch; outranks --upstream)" } else { "" };
+        let _ = writeln!(text, "upstream     {upstream}{by}");
+        for Server { address, in_flight, down } in state.servers.iter().filter(|_| state.servers.len() > 1) {
+            let down = if *down { ", down" } else { "" };
+            let _ = writeln!(text, "             {address}: {in_flight} in flight{down}");
+        }
+    }
     if let Some(verdict) = &state.verdict {
         let _ = writeln!(text, "verdict      {verdict}");
     }
@@ -139,6 +177,25 @@ mod tests {
         assert!(text.find("/old") < text.find("/young"));
         let line = progress(&state, Duration::from_secs(4));
         assert_eq!(line, "draining: 3 in flight, 4s, 21.8s until the deadline");
+    }
+
+    #[test]
+    fn a_hold_and_a_switch_are_told() {
+        let state = state(
+            r#""phase":"serving","hold":{"left_ms":5500,"idle":false},"upstream":"green:3000","switched":true,
+               "servers":[{"address":"10.0.0.2:3000","in_flight":2,"down":false},
+                          {"address":"10.0.0.3:3000","in_flight":0,"down":true}],"ready":true,"reasons":[]"#,
+        );
+        let text = table(&state, vec![]);
+        for line in [
+            "phase        serving, holds new requests (waits for what runs) for 5.5s more at most\n",
+            "upstream     green:3000 (by lameduck switch; outranks --upstream)\n",
+            "             10.0.0.2:3000: 2 in flight\n             10.0.0.3:3000: 0 in flight, down\n",
+        ] {
+            assert!(text.contains(line), "{text}");
+        }
+        let line = swapping("waiting", 2, 1, Duration::from_millis(1200));
+        assert_eq!(line, "waiting: 2 running, 1 held, 1.2s");
     }
 
     #[test]

@@ -8,8 +8,11 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::ledger::lock;
 use super::machine::{Event, Phase, Trigger};
-use crate::config::Settings;
+use super::switch;
+use crate::config::{Settings, UpstreamAddr};
 use crate::proxy::plane::Plane;
+use crate::readiness;
+use crate::upstream::Backend;
 
 /// How a drain ended for one who waited for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,6 +28,39 @@ pub enum Outcome {
     Resumed,
 }
 
+/// What came of a hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// New requests wait from now on.
+    Begun,
+    /// New requests wait, and nothing runs any more.
+    Idle,
+    /// It ended before it came to that: by a resume, a drain, or its longest time.
+    Released,
+    /// A drain or a restart of the app is under way.
+    Refused,
+}
+
+/// A hold that runs.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct HoldStatus {
+    /// Until the held requests go at the latest, in milliseconds.
+    pub left_ms: u64,
+    /// Nothing ran any more since it began.
+    pub idle: bool,
+}
+
+/// One of the app's servers.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServerStatus {
+    /// Its address.
+    pub address: String,
+    /// Requests and tunnels on their way to it.
+    pub in_flight: u64,
+    /// It took no connection the last time; others come first.
+    pub down: bool,
+}
+
 /// Where the drain stands.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
@@ -38,8 +74,16 @@ pub struct Status {
     pub in_flight: u64,
     /// In flight and not held.
     pub running: u64,
-    /// Held because the app restarts.
+    /// Held because the app restarts or is replaced.
     pub held: u64,
+    /// An operator's hold.
+    pub hold: Option<HoldStatus>,
+    /// Where new requests go.
+    pub upstream: String,
+    /// `lameduck switch` chose that; it outranks `--upstream`.
+    pub switched: bool,
+    /// The app's servers under that address.
+    pub servers: Vec<ServerStatus>,
     /// Client connections.
     pub connections: u64,
     /// Since T0, in milliseconds.
@@ -59,6 +103,8 @@ pub struct Published {
     pub trigger: Option<Trigger>,
     /// Only the app restarts.
     pub restarting: bool,
+    /// Until when an operator holds requests, and whether nothing ran any more since.
+    pub(super) hold: Option<(Instant, bool)>,
     pub(super) round: u32,
     pub(super) began: Option<Instant>,
     pub(super) deadline: Option<Instant>,
@@ -71,6 +117,13 @@ pub struct Published {
 
 pub(super) enum Command {
     Begin(Trigger, oneshot::Sender<Outcome>),
+    Hold {
+        most: Duration,
+        keep_streams: bool,
+        /// Until nothing runs any more.
+        wait: bool,
+        done: oneshot::Sender<Held>,
+    },
     Resume(oneshot::Sender<()>),
     Event(Event),
 }
@@ -90,6 +143,37 @@ impl Control {
         let (done, outcome) = oneshot::channel();
         let _ = self.commands.send(Command::Begin(trigger, done));
         outcome.await.unwrap_or(Outcome::Drained { verdict: "the proxy has ended".to_owned() })
+    }
+
+    /// Lets new requests wait for `most`; with `wait` it returns when nothing runs any more. `keep_streams`: WebSockets
+    /// and event streams stay, and aren't waited for.
+    pub async fn hold(&self, most: Duration, keep_streams: bool, wait: bool) -> Held {
+        let (done, held) = oneshot::channel();
+        let _ = self.commands.send(Command::Hold { most, keep_streams, wait, done });
+        held.await.unwrap_or(Held::Released)
+    }
+
+    /// Sends new requests to `to`, or back to `--upstream`, once it answers; `wait`s until the old one has run dry.
+    ///
+    /// # Errors
+    /// Why nothing was changed, in words.
+    pub async fn switch(
+        &self,
+        to: Option<UpstreamAddr>,
+        timeout: Duration,
+        wait: bool,
+    ) -> Result<(), String> {
+        let left = switch::switch(&self.plane, to, timeout).await?;
+        if wait {
+            left.run_dry().await;
+        }
+        Ok(())
+    }
+
+    /// Asks the app now whether it answers.
+    pub async fn app_answers(&self) -> bool {
+        let ready = &self.plane.settings.ready;
+        readiness::check_app(&self.plane.upstream.addr(), &ready.check, ready.timeout).await
     }
 
     /// Serves again; returns once it does.
@@ -129,6 +213,16 @@ impl Control {
             Some(left) => left.as_millis() as i64,
             None => -(now.duration_since(at).as_millis() as i64),
         };
+        let hold = published.hold.map(|(until, idle)| {
+            let left_ms = until.saturating_duration_since(now).as_millis() as u64;
+            HoldStatus { left_ms, idle }
+        });
+        let (upstream, servers) = (self.plane.upstream.addr(), self.plane.upstream.servers());
+        let server = |server: &Arc<Backend>| ServerStatus {
+            address: server.at.to_string(),
+            in_flight: server.in_flight(),
+            down: server.is_aside(),
+        };
         Status {
             phase: gate.phase().name(),
             round: published.round,
@@ -136,6 +230,10 @@ impl Control {
             in_flight,
             running: in_flight.saturating_sub(held),
             held,
+            hold,
+            switched: upstream != self.plane.settings.upstream,
+            upstream: upstream.to_string(),
+            servers: servers.iter().map(server).collect(),
             connections: gate.connections(),
             age_ms: published.began.map(|began| now.duration_since(began).as_millis() as u64),
             deadline_ms: published.deadline.map(until),

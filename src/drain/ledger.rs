@@ -227,6 +227,16 @@ impl Ledger {
         }
     }
 
+    /// How many WebSockets, other tunnels and event streams there are.
+    pub fn streams(&self) -> u64 {
+        let stream = |entry: &Arc<Entry>| {
+            let work = lock(&entry.work);
+            work.since.is_some()
+                && matches!(work.class, Class::EventStream | Class::WebSocket | Class::Tunnel)
+        };
+        lock(&self.entries).iter().filter(|(_, entry)| stream(entry)).count() as u64
+    }
+
     /// Adds this thread's running requests to `rows`.
     pub fn collect(&self, rows: &mut Vec<LedgerRow>) {
         for (_, entry) in lock(&self.entries).iter() {

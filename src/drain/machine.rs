@@ -71,6 +71,13 @@ pub enum Event {
     AppGone,
     /// While the app restarts: it answers again.
     AppBack,
+    /// `lameduck hold`; one that runs already begins anew.
+    Hold {
+        /// How long new requests wait at most.
+        most: Duration,
+        /// WebSockets and event streams stay, and aren't waited for.
+        keep_streams: bool,
+    },
     /// `lameduck resume`.
     Resume,
     /// Don't wait any longer: a second signal.
@@ -84,7 +91,9 @@ pub enum Event {
 pub struct Counts {
     /// Requests, tunnels and leases in flight that are not held.
     pub running: u64,
-    /// Requests held back because the app restarts.
+    /// How many of those running are WebSockets and event streams that a hold keeps.
+    pub kept: u64,
+    /// Requests held back.
     pub held: u64,
     /// Client connections over which a request could still come.
     pub connections: u64,
@@ -101,8 +110,10 @@ pub struct Counts {
 pub enum Effect {
     /// Publish this phase.
     Enter(Phase),
-    /// New requests wait, nothing closes: the app restarts.
+    /// New requests wait, nothing closes: the app restarts or is replaced.
     Hold,
+    /// Nothing runs any more while new requests wait.
+    Idle,
     /// Let the held requests go.
     Release,
     /// The app's hook may return although nothing was drained: what ran has finished, or `restart_grace` is over.
@@ -145,6 +156,7 @@ pub struct Machine {
 enum State {
     Serving,
     Restart(Restart),
+    Hold(Hold),
     Drain(Drain),
 }
 
@@ -159,6 +171,15 @@ struct Restart {
     hook_released: Option<Instant>,
     /// The app's port is closed.
     gone: bool,
+}
+
+/// An operator replaces the app.
+#[derive(Debug)]
+struct Hold {
+    until: Instant,
+    keep_streams: bool,
+    /// It was said that nothing runs any more.
+    idle: bool,
 }
 
 #[derive(Debug)]
@@ -215,6 +236,21 @@ impl Machine {
         matches!(&self.state, State::Restart(restart) if restart.holding)
     }
 
+    /// Until when requests are held for an operator at most; none if they aren't.
+    pub fn held_until(&self) -> Option<Instant> {
+        self.hold().map(|hold| hold.until)
+    }
+
+    /// Whether nothing ran any more since requests are held for an operator.
+    pub fn held_idle(&self) -> bool {
+        self.hold().is_some_and(|hold| hold.idle)
+    }
+
+    /// Whether a hold keeps WebSockets and event streams: their number is then to be looked at.
+    pub fn keeps_streams(&self) -> bool {
+        self.hold().is_some_and(|hold| hold.keep_streams)
+    }
+
     /// Feeds one event; returns what is to be done now, in order.
     /// A `now` before an earlier one counts as that one.
     pub fn step(&mut self, now: Instant, event: Event, counts: &Counts) -> Vec<Effect> {
@@ -229,6 +265,11 @@ impl Machine {
             Event::Begin(trigger) => self.begin(now, trigger, counts, &mut effects),
             Event::AppGone => self.app_gone(),
             Event::AppBack => self.app_back(&mut effects),
+            Event::Hold { most, keep_streams } => {
+                self.hold_requests(later(now, most), keep_streams, &mut effects);
+                // The counts are older than the hold: `wake_at` asks for new ones at once.
+                return effects;
+            }
             Event::Resume => self.resume(&mut effects),
             Event::Force => self.force(now, counts, &mut effects),
             Event::Tick => {}
@@ -237,6 +278,11 @@ impl Machine {
             State::Serving => {}
             State::Restart(restart) => {
                 if restart.advance(now, counts, &self.settings, &mut effects) {
+                    self.state = State::Serving;
+                }
+            }
+            State::Hold(hold) => {
+                if hold.advance(now, counts, &mut effects) {
                     self.state = State::Serving;
                 }
             }
@@ -250,6 +296,7 @@ impl Machine {
         match &self.state {
             State::Serving => None,
             State::Restart(restart) => restart.wake_at(self.latest, counts, &self.settings),
+            State::Hold(hold) => hold.wake_at(self.latest, counts),
             State::Drain(drain) => drain.wake_at(counts, &self.settings),
         }
     }
@@ -257,7 +304,14 @@ impl Machine {
     fn drain(&self) -> Option<&Drain> {
         match &self.state {
             State::Drain(drain) => Some(drain),
-            State::Serving | State::Restart(_) => None,
+            State::Serving | State::Restart(_) | State::Hold(_) => None,
+        }
+    }
+
+    fn hold(&self) -> Option<&Hold> {
+        match &self.state {
+            State::Hold(hold) => Some(hold),
+            State::Serving | State::Restart(_) | State::Drain(_) => None,
         }
     }
 
@@ -268,7 +322,8 @@ impl Machine {
         let deletion = !matches!(trigger, Trigger::Operator { .. });
         match &mut self.state {
             State::Drain(drain) => drain.again(now, trigger, &self.settings),
-            State::Serving if trigger == Trigger::AppHook => {
+            State::Serving | State::Hold(_) if trigger == Trigger::AppHook => {
+                self.release(effects);
                 self.state = State::Restart(Restart::new(now, quiet_window(counts)));
             }
             State::Restart(_) if trigger == Trigger::AppHook => {}
@@ -276,14 +331,35 @@ impl Machine {
                 let (arrived, window) = (*arrived, *window);
                 self.start(arrived, Trigger::AppHook, window, effects);
             }
-            State::Serving | State::Restart(_) => self.start(now, trigger, quiet_window(counts), effects),
+            State::Serving | State::Restart(_) | State::Hold(_) => {
+                self.start(now, trigger, quiet_window(counts), effects);
+            }
+        }
+    }
+
+    /// Only where nothing else is under way.
+    fn hold_requests(&mut self, until: Instant, keep_streams: bool, effects: &mut Vec<Effect>) {
+        match &mut self.state {
+            State::Serving => {
+                self.state = State::Hold(Hold { until, keep_streams, idle: false });
+                effects.push(Effect::Hold);
+            }
+            State::Hold(hold) => *hold = Hold { until, keep_streams, idle: false },
+            State::Restart(_) | State::Drain(_) => return,
+        }
+        // At once: their clients are held when they come again, and let go one after the other.
+        effects.extend((!keep_streams).then_some(Effect::EndStreams { spread: Duration::ZERO }));
+    }
+
+    /// Whoever is held is held no longer.
+    fn release(&self, effects: &mut Vec<Effect>) {
+        if self.restarting() || self.hold().is_some() {
+            effects.push(Effect::Release);
         }
     }
 
     fn start(&mut self, began: Instant, trigger: Trigger, window: Duration, effects: &mut Vec<Effect>) {
-        if self.restarting() {
-            effects.push(Effect::Release);
-        }
+        self.release(effects);
         let mut drain = Drain::new(began, trigger, window, &self.settings);
         drain.enter(Phase::LameDuck, effects);
         self.state = State::Drain(drain);
@@ -300,9 +376,7 @@ impl Machine {
 
     /// A native sidecar's signal: the app has exited or the grace is used up, so nothing is worth waiting for.
     fn exit(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
-        if self.restarting() {
-            effects.push(Effect::Release);
-        }
+        self.release(effects);
         if self.drain().is_none() {
             let window = quiet_window(counts);
             self.state = State::Drain(Drain::new(now, Trigger::Signal, window, &self.settings));
@@ -328,6 +402,7 @@ impl Machine {
                 // Nothing else would ever answer it.
                 effects.extend(restart.hook_released.is_none().then_some(Effect::ReleaseHook));
             }
+            State::Hold(_) => effects.push(Effect::Release),
             State::Serving | State::Restart(_) => return,
         }
         self.state = State::Serving;
@@ -392,6 +467,28 @@ impl Restart {
             Some(_) if self.gone => None,
             Some(released) => Some(later(released, settings.grace)),
         }
+    }
+}
+
+impl Hold {
+    /// Whether it has lasted long enough.
+    fn advance(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) -> bool {
+        if !self.idle && self.rests(counts) {
+            self.idle = true;
+            effects.push(Effect::Idle);
+        }
+        let over = now >= self.until;
+        effects.extend(over.then_some(Effect::Release));
+        over
+    }
+
+    fn wake_at(&self, now: Option<Instant>, counts: &Counts) -> Option<Instant> {
+        if !self.idle && self.rests(counts) { now } else { Some(self.until) }
+    }
+
+    fn rests(&self, counts: &Counts) -> bool {
+        let kept = if self.keep_streams { counts.kept } else { 0 };
+        counts.running <= kept
     }
 }
 

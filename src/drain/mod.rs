@@ -5,6 +5,7 @@ pub mod gate;
 pub mod ledger;
 pub mod machine;
 pub mod runner;
+pub mod switch;
 
 mod atomic {
     pub use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

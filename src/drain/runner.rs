@@ -6,10 +6,10 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use tokio::sync::{Notify, mpsc, watch};
+use tokio::sync::{Notify, mpsc, oneshot, watch};
 
 use self::app_stop::{AppStop, Waiting};
-use super::control::{Command, Control, Outcome, Published, trigger_name};
+use super::control::{Command, Control, Held, Outcome, Published, trigger_name};
 use super::ledger::lock;
 use super::machine::{Counts, Effect, Event, Machine, Phase};
 use crate::metrics::{self, Ended};
@@ -28,6 +28,8 @@ const NAMED: usize = 5;
 const ASK_APP: Duration = Duration::from_millis(20);
 /// No app closes a new connection for its silence within this time; Node's least is 30 s.
 const STEADY: Duration = Duration::from_secs(1);
+/// How often a hold that keeps streams looks whether anything else runs.
+const COUNT_STREAMS: Duration = Duration::from_millis(50);
 
 /// The task behind [`Control`].
 pub struct Runner {
@@ -42,6 +44,8 @@ pub struct Runner {
     exit: watch::Sender<bool>,
     waiting: Vec<Waiting>,
     stop: AppStop,
+    /// Those who wait for a hold to be idle.
+    holders: Vec<oneshot::Sender<Held>>,
     /// The app's hook was answered; another one has nothing to wait for.
     hook_released: bool,
     /// How many had arrived, second by second.
@@ -73,6 +77,7 @@ pub fn control(plane: Arc<Plane>, switch: Switch, idle: Arc<Notify>) -> (Control
         exit,
         waiting: Vec::new(),
         stop: AppStop::default(),
+        holders: Vec::new(),
         hook_released: false,
         arrivals: VecDeque::from([(Instant::now(), 0)]),
         ended_before: [0; Ended::ALL.len()],
@@ -86,7 +91,9 @@ impl Runner {
     pub async fn run(mut self) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         loop {
-            let wake = [self.machine.wake_at(&self.counts()), self.still].into_iter().flatten().min();
+            let streams = self.machine.keeps_streams().then(|| Instant::now() + COUNT_STREAMS);
+            let wake =
+                [self.machine.wake_at(&self.counts()), self.still, streams].into_iter().flatten().min();
             let idle = self.idle.clone();
             let event = tokio::select! {
                 biased;
@@ -105,6 +112,10 @@ impl Runner {
                         });
                         continue;
                     }
+                    Some(Command::Hold { most, keep_streams, wait, done }) => {
+                        self.hold(most, keep_streams, wait, done);
+                        continue;
+                    }
                     Some(Command::Event(event)) => event,
                     None => return,
                 },
@@ -116,6 +127,18 @@ impl Runner {
                 }
             };
             self.step(event);
+        }
+    }
+
+    fn hold(&mut self, most: Duration, keep_streams: bool, wait: bool, done: oneshot::Sender<Held>) {
+        self.step(Event::Hold { most, keep_streams });
+        match self.machine.held_until() {
+            None => drop(done.send(Held::Refused)),
+            Some(_) if wait => self.holders.push(done),
+            Some(_) => drop(done.send(Held::Begun)),
+        }
+        if self.machine.held_until().is_some() {
+            self.plane.hold(most);
         }
     }
 
@@ -139,18 +162,29 @@ impl Runner {
             Effect::Enter(Phase::Drained) => self.drained(),
             Effect::Enter(phase) => self.enter(phase),
             Effect::Hold => {
+                let in_flight = self.plane.gate.in_flight();
+                let settings = &self.plane.settings;
+                if self.machine.held_until().is_some() {
+                    tracing::info!(in_flight, "new requests wait: the app is replaced");
+                } else {
+                    tracing::info!(in_flight, "only the app restarts: new requests wait");
+                    self.plane.hold(settings.drain.grace + settings.upstream_wait);
+                    tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
+                }
+            }
+            Effect::Idle => {
                 tracing::info!(
-                    in_flight = self.plane.gate.in_flight(),
-                    "only the app restarts: new requests wait"
+                    held = self.plane.gate.held(),
+                    "nothing runs any more: the app may be replaced"
                 );
-                self.plane.set_holding(true);
-                tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
+                self.answer_holders(Held::Idle);
             }
             Effect::Release => {
                 tracing::info!(held = self.plane.gate.held(), "the held requests go on");
                 self.hook_released = false;
                 self.stop = AppStop::default();
-                self.plane.set_holding(false);
+                self.plane.release();
+                self.answer_holders(Held::Released);
             }
             Effect::ReleaseHook => {
                 let running = self.plane.gate.in_flight().saturating_sub(self.plane.gate.held());
@@ -258,6 +292,12 @@ impl Runner {
         self.stop.answer(&self.plane, waiting, outcome);
     }
 
+    fn answer_holders(&mut self, held: Held) {
+        for holder in self.holders.drain(..) {
+            let _ = holder.send(held);
+        }
+    }
+
     /// Those who call once it is over already.
     fn answer_late_callers(&mut self) {
         if self.machine.phase() == Phase::Drained {
@@ -289,6 +329,7 @@ impl Runner {
         published.phase = Some(self.machine.phase());
         published.trigger = self.machine.trigger();
         published.restarting = self.machine.restarting();
+        published.hold = self.machine.held_until().map(|until| (until, self.machine.held_idle()));
         published.round = self.machine.round();
         published.began = self.machine.began();
         published.deadline = self.machine.deadline();
@@ -309,6 +350,7 @@ impl Runner {
         let recent = if recent == 1 { 0 } else { recent };
         Counts {
             running: in_flight.saturating_sub(held),
+            kept: if self.machine.keeps_streams() { self.plane.streams() } else { 0 },
             held: held.min(in_flight),
             connections,
             listening,
@@ -343,7 +385,7 @@ fn verdict(ended: &[(Ended, u64)]) -> String {
 /// one by one, and for a moment its queue still takes new ones: so only one that stays shows that it is back.
 async fn watch_app(plane: Arc<Plane>, events: mpsc::UnboundedSender<Command>) {
     let ready = &plane.settings.ready;
-    let addr = &plane.settings.upstream;
+    let addr = &plane.upstream.addr();
     let mut let_go = false;
     while plane.gate.holding() {
         let Ok(mut app) = upstream::connect(addr).await else { break };

@@ -15,7 +15,7 @@ pub const INJECT: &str = "lameduck.dev/inject";
 pub const INJECTED: &str = "lameduck.dev/injected";
 
 /// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: [&str; 22] = [
+pub const FLAGS: [&str; 23] = [
     "access-log",
     "body-timeout",
     "control-listen",
@@ -29,6 +29,7 @@ pub const FLAGS: [&str; 22] = [
     "max-connections",
     "max-head",
     "max-held",
+    "max-held-bytes",
     "ready-check",
     "ready-timeout",
     "reserve",

@@ -22,8 +22,10 @@ pub enum Failure {
     AppBroken(&'static str),
     /// Nothing moved for too long.
     TimedOut,
-    /// Too many are held already.
+    /// Too many are held already, or too many bytes of them.
     HeldTooMany,
+    /// It was held for as long as it may be.
+    HeldTooLong,
     /// The drain's deadline has passed.
     Forced,
 }
@@ -65,9 +67,8 @@ impl Failure {
             (Self::AppBroken(why), _) => (Some(502), Ended::AppBroken, why),
             (Self::TimedOut, Progress::Unsent) => (Some(408), Ended::TimedOut, "the request came too slowly"),
             (Self::TimedOut, _) => (Some(408), Ended::TimedOut, "the request's body came too slowly"),
-            (Self::HeldTooMany, _) => {
-                (Some(503), Ended::Refused, "too many requests wait for the app's restart")
-            }
+            (Self::HeldTooMany, _) => (Some(503), Ended::Refused, "too many requests wait for the app"),
+            (Self::HeldTooLong, _) => (Some(503), Ended::Refused, "the request waited too long for the app"),
             (Self::Forced, Progress::Unsent) => {
                 (Some(503), Ended::Unsent, "shutting down; the request was not processed, send it again")
             }

@@ -19,7 +19,7 @@ use super::sendq;
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
-use crate::upstream::{self, Stream, Writer};
+use crate::upstream::{self, Connection, Writer};
 
 /// After an early answer the rest of the request is waited for so long from byte to byte.
 const EARLY: Duration = Duration::from_secs(5);
@@ -142,25 +142,31 @@ impl Exchange<'_> {
         }
     }
 
-    /// Waits while the app restarts.
-    pub async fn held_back(&self) -> Result<(), Failure> {
+    /// Waits while the app restarts or is replaced, with a head of so many bytes. What the app itself asks for goes
+    /// on: what runs may be waiting for it.
+    pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
         let plane = &self.worker.plane;
-        if !plane.gate.holding() || self.request.probe {
+        if !plane.gate.holding() || self.request.probe || plane.upstream.is_app(self.place.peer.ip()) {
             return Ok(());
         }
-        let _held = plane.gate.hold_back(plane.settings.limits.held).ok_or(Failure::HeldTooMany)?;
-        let most = plane.settings.drain.grace + plane.settings.upstream_wait;
-        let released = poll_fn(|_| if plane.gate.holding() { Poll::Pending } else { Poll::Ready(()) });
-        tokio::time::timeout(most, released).await.map_err(|_| Failure::AppDown)
+        let limits = &plane.settings.limits;
+        let _held = plane.gate.hold_back(limits.held).ok_or(Failure::HeldTooMany)?;
+        // What comes of its body meanwhile fills one buffer.
+        let turn = plane.line.wait(&plane.gate, head + buffer::SIZE, limits.held_bytes);
+        match tokio::time::timeout(plane.hold_most(), turn).await {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(Failure::HeldTooMany),
+            Err(_) => Err(Failure::HeldTooLong),
+        }
     }
 
     /// Connects to the app; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so
     /// waiting is safe; once the pod goes it is of no use.
-    pub async fn reach(&self) -> Result<Stream, Failure> {
+    pub async fn reach(&self) -> Result<Connection, Failure> {
         let settings = &self.worker.plane.settings;
         let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
         loop {
-            match upstream::connect(&settings.upstream).await {
+            match self.worker.pool.connect().await {
                 Ok(app) => {
                     add(&self.worker.shard.connects, 1);
                     return Ok(app);
@@ -168,6 +174,7 @@ impl Exchange<'_> {
                 Err(error) if upstream::is_full(&error) && since.elapsed() < settings.upstream_wait => {
                     tokio::time::sleep(wait).await;
                 }
+                Err(error) if upstream::is_lost(&error) && since.elapsed() < settings.upstream_wait => {}
                 Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
                 Err(_) if self.worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
                 Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),

@@ -20,7 +20,7 @@ use super::headers::{self, Framing, Response, Upgrade};
 use super::relay::{relay, relay_events};
 use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
-use crate::upstream::{Stream, Writer};
+use crate::upstream::{Backend, Connection, Writer};
 
 /// A request that was sent is kept for a second try up to this size, in bytes.
 const REPLAY: usize = 64 * 1024;
@@ -34,7 +34,7 @@ pub enum Finish {
     /// The answer is whole.
     Answered(Ended),
     /// The connection is a tunnel to the app now; with what the app sent already.
-    Upgraded(Stream, Buffer),
+    Upgraded(Connection, Buffer),
 }
 
 /// What came of the answer.
@@ -66,7 +66,7 @@ where
     if exchange.worker.plane.forced() {
         return Err(Failure::Forced);
     }
-    exchange.bounded(exchange.while_watched(client, exchange.held_back())).await?;
+    exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
     let mut pooled = exchange.worker.pool.take();
     let mut again = false;
     loop {
@@ -111,21 +111,21 @@ async fn attempt<R, W>(
     exchange: &Exchange<'_>,
     head: &mut Vec<u8>,
     body: &mut Body,
-    app: &mut Stream,
+    app: &mut Connection,
     app_buf: &mut Buffer,
 ) -> Result<Answered, Failure>
 where
     R: AsyncRead + AsRef<TcpStream> + Unpin,
     W: AsyncWrite + AsRef<TcpStream> + Unpin,
 {
-    let (mut app_reader, mut app_writer) = app.split();
+    let (mut app_reader, mut app_writer, backend) = app.split();
     let flow = &exchange.flow;
     exchange.send(&mut app_writer, head).await?;
     let Client { reader, writer, buf, .. } = client;
     let mut upload = pin!(upload(exchange, reader, buf, body, &mut app_writer, head));
     let mut uploading = true;
     let answered = {
-        let mut answer = pin!(answer(exchange, &mut app_reader, app_buf, writer));
+        let mut answer = pin!(answer(exchange, &mut app_reader, backend, app_buf, writer));
         poll_fn(|cx| {
             if uploading && let Poll::Ready(over) = upload.as_mut().poll(cx) {
                 over?;
@@ -229,6 +229,7 @@ async fn half_closed(exchange: &Exchange<'_>, client: &TcpStream) -> Result<(), 
 async fn answer<A, W>(
     exchange: &Exchange<'_>,
     app: &mut A,
+    backend: &Backend,
     buf: &mut Buffer,
     writer: &mut W,
 ) -> Result<Answered, Failure>
@@ -265,7 +266,7 @@ where
     {
         flow.events.set(true);
         exchange.place.set_class(Class::EventStream);
-        relay_events(exchange, app, buf, writer, &mut out, &response).await?
+        relay_events(exchange, app, backend, buf, writer, &mut out, &response).await?
     } else {
         relay(exchange, app, buf, writer, &mut out, &response).await?;
         Ended::Complete

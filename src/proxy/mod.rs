@@ -8,6 +8,7 @@ pub mod exchange;
 pub mod forward;
 pub mod frames;
 pub mod headers;
+mod line;
 pub mod linger;
 pub mod listen;
 pub mod park;

@@ -168,7 +168,7 @@ impl Parking {
 
     /// Makes tasks of those that the drain wants to end.
     fn wake_tunnels(&self, worker: &Rc<Worker>) {
-        let ends = |tunnel: &Resting| worker.plane.ends_tunnel(tunnel.tunnel.websocket);
+        let ends = |tunnel: &Resting| worker.plane.ends_tunnel(tunnel.tunnel.websocket, tunnel.app.backend());
         let tunnels = self.tunnels.borrow();
         let over: Vec<_> = tunnels.iter().filter(|(_, tunnel)| ends(tunnel)).map(|(key, _)| key).collect();
         drop(tunnels);

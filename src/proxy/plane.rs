@@ -14,8 +14,9 @@ use crate::drain::ledger::{Ledger, LedgerRow};
 use crate::drain::machine::Phase;
 use crate::metrics::{Shard, add};
 use crate::proxy::buffer::Store;
+use crate::proxy::line::Line;
 use crate::proxy::park::Parking;
-use crate::upstream::Pool;
+use crate::upstream::{Backend, Pool, Upstream};
 use tokio::sync::Notify;
 
 /// Shared by all threads; what changes in it is a few words that the drain writes.
@@ -24,6 +25,10 @@ pub struct Plane {
     pub settings: Settings,
     /// Admission and counts.
     pub gate: Arc<Gate>,
+    /// Where the app is.
+    pub upstream: Arc<Upstream>,
+    /// Requests that are held.
+    pub line: Line,
     /// One ledger a thread.
     pub ledgers: Vec<Arc<Ledger>>,
     /// One shard of counters a thread.
@@ -37,6 +42,8 @@ pub struct Plane {
     closing_idle: AtomicBool,
     /// Long-lived streams end, each within so many milliseconds; `u64::MAX` while they need not.
     stream_spread_ms: AtomicU64,
+    /// How long a request is held at most.
+    hold_most_ms: AtomicU64,
 }
 
 const STREAMS_STAY: u64 = u64::MAX;
@@ -46,6 +53,8 @@ impl Plane {
     pub fn new(settings: Settings, on_idle: impl Fn() + Send + Sync + 'static) -> Self {
         let threads = settings.threads.max(1);
         Self {
+            upstream: Arc::new(Upstream::new(settings.upstream.clone(), threads)),
+            line: Line::default(),
             settings,
             gate: Arc::new(Gate::new(on_idle)),
             ledgers: (0..threads).map(|_| Arc::default()).collect(),
@@ -55,6 +64,7 @@ impl Plane {
             began: Instant::now(),
             closing_idle: AtomicBool::new(false),
             stream_spread_ms: AtomicU64::new(STREAMS_STAY),
+            hold_most_ms: AtomicU64::new(0),
         }
     }
 
@@ -78,10 +88,21 @@ impl Plane {
         self.wake_all();
     }
 
-    /// Lets new requests wait, or go on.
-    pub fn set_holding(&self, on: bool) {
-        self.gate.set_holding(on);
-        self.wake_all();
+    /// Lets new requests wait, each no longer than `most`.
+    pub fn hold(&self, most: Duration) {
+        self.hold_most_ms.store(most.as_millis() as u64, Ordering::Release);
+        self.line.hold(&self.gate, true);
+    }
+
+    /// Lets the held requests go, one after the other. Streams need not end any more.
+    pub fn release(&self) {
+        self.stream_spread_ms.store(STREAMS_STAY, Ordering::Release);
+        self.line.hold(&self.gate, false);
+    }
+
+    /// How long a request is held at most.
+    pub fn hold_most(&self) -> Duration {
+        Duration::from_millis(self.hold_most_ms.load(Ordering::Acquire))
     }
 
     /// Idle connections close.
@@ -101,25 +122,31 @@ impl Plane {
         self.wake_all();
     }
 
-    /// Within what time a stream is to end, once it is to end at all.
-    pub fn streams_end(&self) -> Option<Duration> {
+    /// Within what time a stream from this server is to end, once it is to end at all.
+    fn streams_end(&self, from: &Backend) -> Option<Duration> {
         let ms = self.stream_spread_ms.load(Ordering::Acquire);
-        (ms != STREAMS_STAY).then(|| Duration::from_millis(ms))
+        (ms != STREAMS_STAY).then(|| Duration::from_millis(ms)).or_else(|| from.streams_end())
     }
 
-    /// Whether a tunnel has to act: a WebSocket on the end of streams, any other only when all is cut.
-    pub fn ends_tunnel(&self, websocket: bool) -> bool {
-        self.forced() || (websocket && self.streams_end().is_some())
+    /// Whether a tunnel to this server has to act: a WebSocket on the end of streams, any other only when all is cut.
+    pub fn ends_tunnel(&self, websocket: bool, to: &Backend) -> bool {
+        self.forced() || (websocket && self.streams_end(to).is_some())
     }
 
-    /// Returns when a stream is to end: at random within the spread that the drain gives.
-    pub async fn stream_end(&self) {
+    /// The streams of a server that was left end, each at random within `spread`.
+    pub fn end_streams_of(&self, server: &Backend, spread: Duration) {
+        server.end_streams(spread);
+        self.wake_all();
+    }
+
+    /// Returns when a stream from this server is to end: at random within the spread that the drain gives.
+    pub async fn stream_end(&self, from: &Backend) {
         let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
         loop {
-            let spread = poll_fn(|_| self.streams_end().map_or(Poll::Pending, Poll::Ready)).await;
+            let spread = poll_fn(|_| self.streams_end(from).map_or(Poll::Pending, Poll::Ready)).await;
             tokio::time::sleep(spread.mul_f64(share)).await;
             // Not if somebody resumed meanwhile.
-            if self.streams_end().is_some() {
+            if self.streams_end(from).is_some() {
                 return;
             }
         }
@@ -131,6 +158,11 @@ impl Plane {
         self.ledgers.iter().for_each(|ledger| ledger.collect(&mut rows));
         rows.sort_by_key(|row| std::cmp::Reverse(row.age_ms));
         rows
+    }
+
+    /// How many WebSockets, other tunnels and event streams there are.
+    pub fn streams(&self) -> u64 {
+        self.ledgers.iter().map(|ledger| ledger.streams()).sum()
     }
 
     /// Connections and requests that arrived so far, and when the last did.
@@ -170,7 +202,8 @@ impl Worker {
     pub fn new(plane: Arc<Plane>, number: usize) -> io::Result<Self> {
         let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
         let parking = Parking::new(plane.parkings[number].clone())?;
-        Ok(Self { plane, ledger, shard, parking, pool: Pool::default(), store: Store::default() })
+        let pool = Pool::new(plane.upstream.clone(), number);
+        Ok(Self { plane, ledger, shard, parking, pool, store: Store::default() })
     }
 
     /// A connection or request has arrived, for the quiet rule.

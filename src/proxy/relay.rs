@@ -12,6 +12,7 @@ use super::exchange::Exchange;
 use super::headers::{Framing, Response};
 use crate::drain::ledger::Class;
 use crate::metrics::Ended;
+use crate::upstream::Backend;
 
 /// How the answer's body goes to the client.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -82,6 +83,7 @@ where
 pub async fn relay_events<A, W>(
     exchange: &Exchange<'_>,
     app: &mut A,
+    backend: &Backend,
     buf: &mut Buffer,
     writer: &mut W,
     out: &mut Vec<u8>,
@@ -93,7 +95,7 @@ where
 {
     let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
     let mut told = false;
-    let mut end = pin!(exchange.worker.plane.stream_end());
+    let mut end = pin!(exchange.worker.plane.stream_end(backend));
     let ended = loop {
         content.clear();
         let n =

@@ -3,7 +3,6 @@
 
 use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
-use std::os::fd::OwnedFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
@@ -11,7 +10,7 @@ use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
@@ -23,11 +22,10 @@ use super::frames::{Frames, close_to_app, close_to_client};
 use super::park;
 use super::plane::Worker;
 use super::record::{Record, Totals};
-use crate::config::UpstreamAddr;
 use crate::drain::gate::{Connected, InFlightTunnel};
 use crate::drain::ledger::{Class, Place};
 use crate::metrics::Ended;
-use crate::upstream::Stream;
+use crate::upstream::{Connection, Parked};
 
 /// Both sides have so long to answer a Close of ours.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -35,7 +33,7 @@ const CLOSING: Duration = Duration::from_secs(2);
 /// A connection that has just become a tunnel, or one that has rested and goes on.
 pub struct Upgraded {
     /// The app's connection, and what was read from it and not yet passed on.
-    pub app: Stream,
+    pub app: Connection,
     /// See `app`.
     pub app_buf: Buffer,
     /// What was read from the client and not yet passed on.
@@ -61,7 +59,7 @@ pub struct Resting {
     /// The client's connection.
     pub client: std::net::TcpStream,
     /// The app's connection.
-    pub app: OwnedFd,
+    pub app: Parked,
     /// What else is known of it.
     pub tunnel: Tunnel,
     place: Place,
@@ -93,11 +91,7 @@ impl Resting {
     /// Relays again.
     pub fn go_on(self, worker: &Rc<Worker>) {
         let Self { client, app, tunnel, place, connected } = self;
-        let app = match &worker.plane.settings.upstream {
-            UpstreamAddr::Tcp { .. } => TcpStream::from_std(app.into()).map(Stream::Tcp),
-            UpstreamAddr::Unix(_) => UnixStream::from_std(app.into()).map(Stream::Unix),
-        };
-        match (TcpStream::from_std(client), app) {
+        match (TcpStream::from_std(client), app.unpark()) {
             (Ok(client), Ok(app)) => {
                 let upgraded =
                     Upgraded { app, app_buf: Buffer::default(), client_buf: Buffer::default(), tunnel };
@@ -129,6 +123,7 @@ impl Upgraded {
         let ends = Ends::default();
         let ended = {
             let websocket = self.tunnel.websocket;
+            let backend = self.app.backend().clone();
             let mut relaying = pin!(self.relay(&mut client, &worker, &ends));
             poll_fn(|cx| {
                 place.register(cx);
@@ -136,7 +131,9 @@ impl Upgraded {
                     Poll::Ready(ended) => return Poll::Ready(Some(ended)),
                     Poll::Pending if worker.plane.forced() => return Poll::Ready(Some(Ended::Cut)),
                     Poll::Pending
-                        if place.expired() && ends.rest() && !worker.plane.ends_tunnel(websocket) =>
+                        if place.expired()
+                            && ends.rest()
+                            && !worker.plane.ends_tunnel(websocket, &backend) =>
                     {
                         return Poll::Ready(None);
                     }
@@ -160,11 +157,7 @@ impl Upgraded {
     /// Nothing of it is lost: both directions stand between two frames, and no byte is buffered.
     fn park(self, client: TcpStream, place: Place, connected: Connected, worker: &Rc<Worker>) {
         let Self { app, tunnel, .. } = self;
-        let app = match app {
-            Stream::Tcp(app) => app.into_std().map(OwnedFd::from),
-            Stream::Unix(app) => app.into_std().map(OwnedFd::from),
-        };
-        if let (Ok(client), Ok(app)) = (client.into_std(), app) {
+        if let (Ok(client), Ok(app)) = (client.into_std(), app.park()) {
             let place = place.hand_over();
             worker.parking.park_tunnel(Resting { client, app, tunnel, place, connected }, worker);
         }
@@ -172,7 +165,7 @@ impl Upgraded {
 
     async fn relay(&mut self, client: &mut TcpStream, worker: &Worker, ends: &Ends) -> Ended {
         let Self { app, app_buf, client_buf, tunnel: Tunnel { websocket, .. } } = self;
-        let (mut app_reader, mut app_writer) = app.split();
+        let (mut app_reader, mut app_writer, backend) = app.split();
         let (mut reader, mut writer) = client.split();
         let (to_app, to_client) = (close_to_app(), close_to_client());
         let to_app = websocket.then_some(&to_app[..]);
@@ -186,7 +179,7 @@ impl Upgraded {
             if !*websocket {
                 return pending().await;
             }
-            worker.plane.stream_end().await;
+            worker.plane.stream_end(backend).await;
             ends.told.set(true);
             ends.ours_sent.notified().await;
             tokio::time::sleep(CLOSING).await;

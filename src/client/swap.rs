@@ -1,0 +1,206 @@
+//! `lameduck hold`, `swap` and `switch`: the app is replaced behind a front door that stays.
+
+use std::ffi::OsString;
+use std::io::{self, IsTerminal, Write};
+use std::path::Path;
+use std::process::{Command, ExitCode, ExitStatus};
+use std::time::{Duration, Instant};
+
+use hyper::Method;
+use hyper::body::Bytes;
+use serde::Deserialize;
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::view::{self, State};
+use super::{Failure, call, get, in_time, parse, run, say, show_line, state};
+use crate::cli::Hold;
+use crate::config::UpstreamAddr;
+
+/// Between two questions whether the app answers.
+const ASK_APP: Duration = Duration::from_millis(50);
+/// Between two lines of progress.
+const PROGRESS: Duration = Duration::from_millis(500);
+/// The same where it isn't written over.
+const PROGRESS_LINE: Duration = Duration::from_secs(2);
+/// As a shell tells an end by SIGINT.
+const INTERRUPTED: u8 = 130;
+
+/// `lameduck hold`: 0 when new requests wait, with `until_idle` when nothing runs any more; 1 when it failed.
+pub fn hold(control: &Path, how: Hold, until_idle: bool) -> ExitCode {
+    run(async {
+        let held = call_hold(control, how, until_idle);
+        match until_idle {
+            true => beside_progress(control, "waiting for what runs", Instant::now(), held).await?,
+            false => in_time(control, held).await?,
+        };
+        say(if until_idle { "idle: new requests wait" } else { "new requests wait" });
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `lameduck switch`: 0 when new requests go to `to`, or back to `--upstream`, and the old one has run dry; 1 when
+/// nothing was changed.
+pub fn switch(control: &Path, to: Option<&UpstreamAddr>, timeout: Duration, wait: bool) -> ExitCode {
+    run(async {
+        let to = to.map(|to| format!("&to={to}")).unwrap_or_default();
+        let target = format!("/switch?timeout={}ms&wait={wait}{to}", timeout.as_millis());
+        let switched = call(control, Method::POST, &target);
+        beside_progress(control, "switching", Instant::now(), switched).await?;
+        let state = state(control).await?;
+        say(&format!("new requests go to {}", state.upstream.unwrap_or_default()));
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// `lameduck swap`: 0 when the app was replaced and answers; 130 when interrupted; else 1. Whatever happens, the held
+/// requests are let go at the end.
+pub fn swap(control: &Path, how: Hold, timeout: Duration, command: &[OsString]) -> ExitCode {
+    run(async {
+        let replaced = tokio::select! {
+            replaced = replace(control, how, timeout, command) => replaced,
+            () = interrupted() => {
+                let _ = resume(control).await;
+                say("interrupted: the held requests go to the app as it is");
+                return Ok(ExitCode::from(INTERRUPTED));
+            }
+        };
+        let resumed = resume(control).await;
+        match (replaced, resumed) {
+            (Ok(done), Ok(())) => say(&done),
+            (Err(failed), Ok(())) => {
+                return Err(format!("{failed}; the held requests go to the app as it is"));
+            }
+            (Ok(failed) | Err(failed), Err(why)) => {
+                return Err(format!("{failed}; then resume failed: {why}"));
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+/// Holds, replaces the app and waits for the new one. What was done, or why not, in words.
+async fn replace(
+    control: &Path,
+    how: Hold,
+    timeout: Duration,
+    command: &[OsString],
+) -> Result<String, Failure> {
+    let start = Instant::now();
+    beside_progress(control, "waiting for what runs", start, call_hold(control, how, true)).await?;
+    let idle = start.elapsed();
+    let shown = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
+    show_line(&format!("idle after {:.1}s; running {shown}", idle.as_secs_f64()));
+    let status = execute(command).await.map_err(|why| format!("can't run {shown}: {why}"))?;
+    if !status.success() {
+        return Err(format!("{shown} failed ({status})"));
+    }
+    let ran = start.elapsed();
+    let answers = beside_progress(control, "waiting for the app", start, async {
+        while !answers(control).await? {
+            if ran + timeout < start.elapsed() {
+                let late = humantime::format_duration(timeout);
+                return Err(format!("the app did not answer within {late} (--timeout)"));
+            }
+            tokio::time::sleep(ASK_APP).await;
+        }
+        Ok(Bytes::new())
+    });
+    answers.await?;
+    let seconds = |time: Duration| time.as_secs_f64();
+    let state = state(control).await?;
+    if state.hold.is_none() {
+        return Err("the app was replaced, but the hold was over before (--max)".to_owned());
+    }
+    Ok(format!(
+        "swapped in {:.1}s: idle after {:.1}s, the command took {:.1}s, the app answered {:.1}s later; {} held requests go on",
+        seconds(start.elapsed()),
+        seconds(idle),
+        seconds(ran - idle),
+        seconds(start.elapsed() - ran),
+        state.held,
+    ))
+}
+
+async fn call_hold(control: &Path, how: Hold, until_idle: bool) -> Result<Bytes, Failure> {
+    #[derive(Deserialize)]
+    struct Came {
+        outcome: String,
+    }
+    let Hold { most, keep_streams } = how;
+    let target = format!("/hold?max={}ms&streams={}&wait={until_idle}", most.as_millis(), keep(keep_streams));
+    let answer = call(control, Method::POST, &target).await?;
+    match parse::<Came>(&answer)?.outcome.as_str() {
+        "released" => Err("not idle in time: the hold is over (--max, a resume or a drain)".to_owned()),
+        _ => Ok(answer),
+    }
+}
+
+fn keep(streams: bool) -> &'static str {
+    if streams { "keep" } else { "end" }
+}
+
+async fn resume(control: &Path) -> Result<(), Failure> {
+    in_time(control, call(control, Method::POST, "/resume")).await.map(drop)
+}
+
+async fn answers(control: &Path) -> Result<bool, Failure> {
+    #[derive(Deserialize)]
+    struct App {
+        answers: bool,
+    }
+    parse::<App>(&get(control, "/app").await?).map(|app| app.answers)
+}
+
+/// The command's own output goes where ours goes.
+async fn execute(command: &[OsString]) -> io::Result<ExitStatus> {
+    let mut child = Command::new(&command[0]).args(&command[1..]).spawn()?;
+    tokio::task::spawn_blocking(move || child.wait()).await?
+}
+
+async fn interrupted() {
+    let (Ok(mut interrupt), Ok(mut terminate)) =
+        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+}
+
+/// Runs `work` and shows meanwhile how far it is: on a terminal in one line that is written over, else in a line
+/// whenever something has changed.
+async fn beside_progress(
+    control: &Path,
+    what: &str,
+    start: Instant,
+    work: impl Future<Output = Result<Bytes, Failure>>,
+) -> Result<Bytes, Failure> {
+    let terminal = io::stderr().is_terminal();
+    let progress = async {
+        let mut last = None;
+        loop {
+            if let Ok(state) = state(control).await {
+                let State { in_flight, running, held, .. } = state;
+                if terminal || last != Some((running, held)) {
+                    let line = view::swapping(what, in_flight - held.min(in_flight), held, start.elapsed());
+                    match terminal {
+                        true => drop(write!(io::stderr(), "\r\x1b[K{line}")),
+                        false => show_line(&line),
+                    }
+                }
+                last = Some((running, held));
+            }
+            tokio::time::sleep(if terminal { PROGRESS } else { PROGRESS_LINE }).await;
+        }
+    };
+    let done = tokio::select! {
+        done = work => done,
+        never = progress => never,
+    };
+    if terminal {
+        let _ = write!(io::stderr(), "\r\x1b[K");
+    }
+    done
+}

@@ -1,0 +1,92 @@
+//! `lameduck switch`: new requests go to another upstream, and the one that was left runs dry.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::config::UpstreamAddr;
+use crate::proxy::plane::Plane;
+use crate::readiness;
+use crate::upstream;
+
+/// Between two questions to the new upstream, and between two looks at the old one.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// Sends new requests to `to`, or back to `--upstream`, once it answers, for which it has `timeout`. The choice is
+/// remembered beside the control socket. Returns when every new request goes there, and the old servers with what
+/// they still have to do, for [`run_dry`].
+///
+/// # Errors
+/// Why nothing was changed, in words.
+pub async fn switch(plane: &Plane, to: Option<UpstreamAddr>, timeout: Duration) -> Result<Left, String> {
+    let settings = &plane.settings;
+    let back = to.is_none();
+    let to = to.unwrap_or_else(|| settings.upstream.clone());
+    let began = Instant::now();
+    while !readiness::check_app(&to, &settings.ready.check, settings.ready.timeout).await {
+        if began.elapsed() >= timeout {
+            let kept = plane.upstream.addr();
+            return Err(format!("{to} did not become ready within {timeout:?}: {kept} was kept"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+    let addrs = match &to {
+        UpstreamAddr::Tcp { host, port } => upstream::addresses(host, *port).await,
+        UpstreamAddr::Unix(_) => Ok(Vec::new()),
+    };
+    let addrs = addrs.map_err(|error| format!("{to} can't be looked up: {error}"))?;
+    let chosen = (!back && to != settings.upstream).then_some(&to);
+    let file = file(&settings.control);
+    remember(&file, chosen)
+        .map_err(|error| format!("can't remember the choice in {}: {error}", file.display()))?;
+    tracing::info!(upstream = %to, "new requests go to another upstream");
+    let old = plane.upstream.switch(to, &addrs);
+    old.iter().for_each(|server| plane.end_streams_of(server, settings.drain.stream_spread));
+    while !plane.upstream.is_seen_by_all() {
+        tokio::time::sleep(LOOK).await;
+    }
+    Ok(Left(old))
+}
+
+/// The servers that were left.
+pub struct Left(Vec<std::sync::Arc<upstream::Backend>>);
+
+impl Left {
+    /// Waits until the old servers have nothing more to do.
+    pub async fn run_dry(self) {
+        while self.0.iter().any(|server| server.in_flight() > 0) {
+            tokio::time::sleep(LOOK).await;
+        }
+    }
+}
+
+/// The upstream that was chosen before this start, if one was.
+pub fn remembered(control: &Path) -> Option<UpstreamAddr> {
+    let text = std::fs::read_to_string(file(control)).ok()?;
+    match text.trim().parse() {
+        Ok(addr) => Some(addr),
+        Err(error) => {
+            tracing::warn!(%error, "the remembered upstream is left aside");
+            None
+        }
+    }
+}
+
+/// Beside the control socket, since that is in a folder of ours.
+fn file(control: &Path) -> PathBuf {
+    control.with_extension("upstream")
+}
+
+fn remember(file: &Path, chosen: Option<&UpstreamAddr>) -> io::Result<()> {
+    let Some(addr) = chosen else {
+        return match std::fs::remove_file(file) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+            _ => Ok(()),
+        };
+    };
+    // Whole or not at all, whenever the machine stops.
+    let new = file.with_extension("new");
+    std::fs::write(&new, format!("{addr}\n"))?;
+    std::fs::File::open(&new)?.sync_all()?;
+    std::fs::rename(new, file)
+}

@@ -1,0 +1,132 @@
+//! Requests that are held, in the order in which they came. Only who is held takes the lock.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::task::{Poll, Waker};
+
+use crate::drain::gate::Gate;
+
+/// Those who wait. It moves on one by one, so that they reach the app in order.
+#[derive(Debug, Default)]
+pub struct Line(Mutex<Waiting>);
+
+#[derive(Debug, Default)]
+struct Waiting {
+    /// By number, with whom to wake.
+    people: BTreeMap<u64, Option<Waker>>,
+    next: u64,
+    bytes: usize,
+    moving: bool,
+}
+
+/// A place in the line.
+struct Ticket<'l> {
+    line: &'l Line,
+    gate: &'l Gate,
+    number: u64,
+    bytes: usize,
+}
+
+impl Line {
+    /// Stops, or moves on: newcomers wait until all who were there before them have gone.
+    pub fn hold(&self, gate: &Gate, on: bool) {
+        let mut waiting = self.waiting();
+        waiting.moving = !on;
+        if on {
+            gate.set_holding(true);
+        } else {
+            waiting.move_on(gate);
+        }
+    }
+
+    /// Waits for its turn; false when the line already holds so many bytes that these are too many. No less than one
+    /// request is held, however large.
+    pub async fn wait(&self, gate: &Gate, bytes: usize, most: usize) -> bool {
+        let ticket = {
+            let mut waiting = self.waiting();
+            if waiting.bytes > 0 && waiting.bytes + bytes > most {
+                return false;
+            }
+            waiting.bytes += bytes;
+            waiting.next += 1;
+            let number = waiting.next;
+            waiting.people.insert(number, None);
+            Ticket { line: self, gate, number, bytes }
+        };
+        poll_fn(|cx| {
+            let mut waiting = self.waiting();
+            let first = waiting.people.first_key_value().is_some_and(|(first, _)| *first == ticket.number);
+            if first && waiting.moving {
+                return Poll::Ready(());
+            }
+            waiting.people.insert(ticket.number, Some(cx.waker().clone()));
+            Poll::Pending
+        })
+        .await;
+        true
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    fn move_on(&self, gate: &Gate) {
+        match self.people.first_key_value() {
+            Some((_, Some(first))) => first.wake_by_ref(),
+            // It is about to look by itself.
+            Some((_, None)) => {}
+            None => gate.set_holding(false),
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        let mut waiting = self.line.waiting();
+        waiting.people.remove(&self.number);
+        waiting.bytes -= self.bytes;
+        if waiting.moving {
+            waiting.move_on(self.gate);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::pin::pin;
+    use std::task::Context;
+
+    use super::*;
+
+    #[test]
+    fn who_came_first_goes_first_and_newcomers_wait_behind_them() {
+        let (line, gate) = (Line::default(), Gate::new(|| ()));
+        let cx = &mut Context::from_waker(Waker::noop());
+        line.hold(&gate, true);
+        let mut first = pin!(line.wait(&gate, 1, 9));
+        let mut second = Box::pin(line.wait(&gate, 1, 9));
+        assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
+        line.hold(&gate, false);
+        assert!(gate.holding(), "a newcomer would overtake");
+        let mut third = pin!(line.wait(&gate, 1, 9));
+        assert!(third.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
+        assert_eq!(first.as_mut().poll(cx), Poll::Ready(true));
+        // One that gives up leaves no gap.
+        drop(second);
+        assert_eq!(third.as_mut().poll(cx), Poll::Ready(true));
+        assert!(!gate.holding());
+    }
+
+    #[test]
+    fn bytes_are_bounded_but_one_request_always_fits() {
+        let (line, gate) = (Line::default(), Gate::new(|| ()));
+        let cx = &mut Context::from_waker(Waker::noop());
+        line.hold(&gate, true);
+        let mut large = pin!(line.wait(&gate, 100, 10));
+        assert!(large.as_mut().poll(cx).is_pending());
+        assert_eq!(pin!(line.wait(&gate, 1, 10)).poll(cx), Poll::Ready(false));
+    }
+}

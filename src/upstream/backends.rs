@@ -1,0 +1,275 @@
+//! Where the app is: the addresses that its name has now, who is busy at which, and which of them are down.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::Notify;
+
+use crate::config::UpstreamAddr;
+
+/// One server of the app, under one of the addresses that the app's name has.
+#[derive(Debug)]
+pub struct Backend {
+    /// Where it is.
+    pub at: At,
+    /// Requests and tunnels on their way to it, counted by each thread for itself.
+    busy: Box<[Counter]>,
+    /// It is new beside others, or didn't take a connection: they come first until it answers.
+    aside: AtomicBool,
+    /// It is being asked whether it answers.
+    pub(super) asked: AtomicBool,
+    /// The app's name has it no longer, or another upstream was chosen.
+    gone: AtomicBool,
+    /// Its streams end, within so many milliseconds; `STAY` while they need not.
+    streams_ms: AtomicU64,
+}
+
+/// Where a server is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum At {
+    /// By TCP. Several only for `localhost`, which means one server on either loopback address.
+    Tcp(Vec<SocketAddr>),
+    /// By unix socket.
+    Unix(PathBuf),
+}
+
+/// A cache line of its own: only one thread writes to it.
+#[derive(Debug, Default)]
+#[repr(align(64))]
+struct Counter(AtomicU64);
+
+const STAY: u64 = u64::MAX;
+
+impl Backend {
+    fn new(at: At, threads: usize) -> Self {
+        Self {
+            at,
+            busy: (0..threads).map(|_| Counter::default()).collect(),
+            aside: AtomicBool::new(false),
+            asked: AtomicBool::new(false),
+            gone: AtomicBool::new(false),
+            streams_ms: AtomicU64::new(STAY),
+        }
+    }
+
+    /// Requests and tunnels on their way to it.
+    pub fn in_flight(&self) -> u64 {
+        self.busy.iter().map(|busy| busy.0.load(Ordering::Acquire)).sum()
+    }
+
+    /// Counts one more or one less on its way. Only this thread writes there, so a plain store will do.
+    pub(super) fn count(&self, thread: usize, more: bool) {
+        let busy = &self.busy[thread].0;
+        let now = busy.load(Ordering::Relaxed);
+        busy.store(if more { now + 1 } else { now - 1 }, Ordering::Release);
+    }
+
+    /// Whether others come first because it didn't answer lately, or not yet.
+    pub fn is_aside(&self) -> bool {
+        self.aside.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn set_aside(&self, aside: bool) {
+        if self.aside.swap(aside, Ordering::Relaxed) != aside {
+            tracing::info!(address = %self.at, "a server of the app {}", if aside { "is down" } else { "answers" });
+        }
+    }
+
+    /// Whether no new request goes there.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
+
+    /// Its WebSockets and event streams end, each at random within `spread`.
+    pub fn end_streams(&self, spread: Duration) {
+        self.streams_ms.store(spread.as_millis() as u64, Ordering::Release);
+    }
+
+    /// Within what time one of its streams is to end, once it is to end at all.
+    pub fn streams_end(&self) -> Option<Duration> {
+        let ms = self.streams_ms.load(Ordering::Acquire);
+        (ms != STAY).then(|| Duration::from_millis(ms))
+    }
+
+    fn is_at(&self, ip: IpAddr) -> bool {
+        matches!(&self.at, At::Tcp(addrs) if addrs.iter().any(|addr| addr.ip().to_canonical() == ip))
+    }
+}
+
+impl fmt::Display for At {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(addrs) => write!(f, "{}", addrs[0]),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
+impl At {
+    /// As an address that can be asked.
+    pub fn to_addr(&self) -> UpstreamAddr {
+        match self {
+            Self::Tcp(addrs) => UpstreamAddr::Tcp { host: addrs[0].ip().to_string(), port: addrs[0].port() },
+            Self::Unix(path) => UpstreamAddr::Unix(path.clone()),
+        }
+    }
+
+    /// Where it is if nobody has to be asked for that.
+    fn known(addr: &UpstreamAddr) -> Option<Self> {
+        match addr {
+            UpstreamAddr::Unix(path) => Some(Self::Unix(path.clone())),
+            UpstreamAddr::Tcp { host, port } => match host.parse() {
+                Ok(ip) => Some(Self::Tcp(vec![SocketAddr::new(ip, *port)])),
+                // Always loopback (RFC 6761 §6.3).
+                Err(_) if host == "localhost" => {
+                    let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+                    Some(Self::Tcp(both.map(|ip| SocketAddr::new(ip, *port)).into()))
+                }
+                Err(_) => None,
+            },
+        }
+    }
+}
+
+/// The servers to choose from.
+pub type Set = Arc<[Arc<Backend>]>;
+
+/// The app's address, shared by all threads. They look at the version, and at the rest only when it has changed.
+#[derive(Debug)]
+pub struct Upstream {
+    version: AtomicU64,
+    state: Mutex<State>,
+    /// The version that each thread chooses by.
+    seen: Box<[AtomicU64]>,
+    /// A connection failed: the name may have another address by now.
+    pub(super) doubt: Notify,
+}
+
+#[derive(Debug)]
+struct State {
+    addr: UpstreamAddr,
+    set: Set,
+    /// No longer chosen, and perhaps still busy.
+    old: Vec<Arc<Backend>>,
+}
+
+impl Upstream {
+    /// The app at `addr`, for `threads` threads. A name has no server before it was looked up.
+    pub fn new(addr: UpstreamAddr, threads: usize) -> Self {
+        let at = At::known(&addr);
+        let set = at.into_iter().map(|at| Arc::new(Backend::new(at, threads))).collect();
+        Self {
+            version: AtomicU64::new(1),
+            state: Mutex::new(State { addr, set, old: Vec::new() }),
+            seen: (0..threads).map(|_| AtomicU64::new(0)).collect(),
+            doubt: Notify::new(),
+        }
+    }
+
+    /// The address as it was given.
+    pub fn addr(&self) -> UpstreamAddr {
+        self.state().addr.clone()
+    }
+
+    /// The servers that new requests go to.
+    pub fn servers(&self) -> Set {
+        self.state().set.clone()
+    }
+
+    /// The name and port to look up; none if nobody has to be asked.
+    pub(super) fn name(&self) -> Option<(String, u16)> {
+        match self.addr() {
+            addr if At::known(&addr).is_some() => None,
+            UpstreamAddr::Tcp { host, port } => Some((host, port)),
+            UpstreamAddr::Unix(_) => None,
+        }
+    }
+
+    /// The name's addresses are these now; those that stay keep their counts.
+    pub(super) fn resolved(&self, name: &(String, u16), mut addrs: Vec<SocketAddr>) {
+        addrs.sort();
+        addrs.dedup();
+        let mut state = self.state();
+        let asked =
+            matches!(&state.addr, UpstreamAddr::Tcp { host, port } if (host, *port) == (&name.0, name.1));
+        let same = state.set.iter().map(|backend| &backend.at).eq(&at_each(&addrs));
+        if !asked || same {
+            return;
+        }
+        let list = addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
+        tracing::info!(addresses = list, "{} has {} address(es)", name.0, addrs.len());
+        self.choose(&mut state, at_each(&addrs));
+    }
+
+    /// Sends new requests to `addr`. `addrs`: what its name resolves to. Returns the servers that were left.
+    pub fn switch(&self, addr: UpstreamAddr, addrs: &[SocketAddr]) -> Vec<Arc<Backend>> {
+        let mut state = self.state();
+        let at = At::known(&addr).map_or_else(|| at_each(addrs), |at| vec![at]);
+        state.addr = addr;
+        self.choose(&mut state, at);
+        state.old.clone()
+    }
+
+    fn choose(&self, state: &mut State, at: Vec<At>) {
+        let threads = self.seen.len();
+        let known = |at: &At| state.set.iter().find(|backend| backend.at == *at).cloned();
+        let some_stay = at.iter().any(|at| known(at).is_some());
+        let chosen = |at: At| {
+            known(&at).unwrap_or_else(|| {
+                let new = Backend::new(at, threads);
+                // It may still boot: as long as there are others it proves first that it answers.
+                new.aside.store(some_stay, Ordering::Relaxed);
+                Arc::new(new)
+            })
+        };
+        let set: Set = at.into_iter().map(chosen).collect();
+        state.old.retain(|old| old.in_flight() > 0);
+        for left in state.set.iter().filter(|left| !set.iter().any(|kept| Arc::ptr_eq(kept, left))) {
+            left.gone.store(true, Ordering::Release);
+            state.old.push(left.clone());
+        }
+        state.set = set;
+        // New ones beside others are to be asked now.
+        self.doubt.notify_one();
+        self.version.fetch_add(1, Ordering::Release);
+    }
+
+    /// Whether a client at this address is the app itself. On loopback everybody may be.
+    pub fn is_app(&self, ip: IpAddr) -> bool {
+        let ip = ip.to_canonical();
+        let state = self.state();
+        let old = state.old.iter().filter(|old| old.in_flight() > 0);
+        !ip.is_loopback() && state.set.iter().chain(old).any(|backend| backend.is_at(ip))
+    }
+
+    /// Whether every thread chooses by the latest set: nothing new goes to a server that was left.
+    pub fn is_seen_by_all(&self) -> bool {
+        let version = self.version.load(Ordering::Acquire);
+        self.seen.iter().all(|seen| seen.load(Ordering::Acquire) == version)
+    }
+
+    /// The version that a thread has to have seen.
+    pub(super) fn version(&self) -> u64 {
+        self.version.load(Ordering::Relaxed)
+    }
+
+    /// The set and its version, for this thread to choose by from now on.
+    pub(super) fn see(&self, thread: usize) -> (u64, Set) {
+        let state = self.state();
+        let version = self.version.load(Ordering::Acquire);
+        self.seen[thread].store(version, Ordering::Release);
+        (version, state.set.clone())
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn at_each(addrs: &[SocketAddr]) -> Vec<At> {
+    addrs.iter().map(|addr| At::Tcp(vec![*addr])).collect()
+}

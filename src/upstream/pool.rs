@@ -1,0 +1,390 @@
+//! One thread's way to the app: which server, over a connection that rests or a new one.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::io;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::net::{TcpStream, UnixStream};
+
+use super::backends::{At, Backend, Set, Upstream};
+use super::{Reader, Stream, Writer, is_down, is_lost, open};
+
+/// Idle connections are kept so long where the app doesn't say; Node closes its own after 5 s.
+const KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// However long the app would keep it, a connection that rests longer isn't worth its memory.
+const KEEP_ALIVE_MOST: Duration = Duration::from_secs(60);
+/// The app may count its timeout from a little before we do.
+const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
+/// Idle connections kept per thread.
+const POOL: usize = 1024;
+/// One attempt to connect may take so long; a new one asks again sooner than the kernel would.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// How often a connection attempt asks whether its server is still one of the app's.
+const STILL_THERE: Duration = Duration::from_millis(50);
+
+/// A connection to one of the app's servers, counted there while it is in use.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    home: Home,
+}
+
+/// Counts one on its way to a server.
+#[derive(Debug)]
+struct Home {
+    backend: Arc<Backend>,
+    thread: usize,
+    busy: bool,
+}
+
+impl Home {
+    fn set_busy(&mut self, busy: bool) {
+        if self.busy != busy {
+            self.busy = busy;
+            self.backend.count(self.thread, busy);
+        }
+    }
+}
+
+impl Drop for Home {
+    fn drop(&mut self) {
+        self.set_busy(false);
+    }
+}
+
+impl Connection {
+    /// Both halves, usable side by side, and the server they lead to.
+    pub fn split(&mut self) -> (Reader<'_>, Writer<'_>, &Arc<Backend>) {
+        let (reader, writer) = self.stream.split();
+        (reader, writer, &self.home.backend)
+    }
+
+    /// The server it leads to.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.home.backend
+    }
+
+    /// The bare socket, still counted at its server.
+    ///
+    /// # Errors
+    /// When the runtime doesn't let go of it.
+    pub fn park(self) -> io::Result<Parked> {
+        let Self { stream, home } = self;
+        let (socket, by_unix) = match stream {
+            Stream::Tcp(stream) => (stream.into_std()?.into(), false),
+            Stream::Unix(stream) => (stream.into_std()?.into(), true),
+        };
+        Ok(Parked { socket, by_unix, home })
+    }
+}
+
+/// A connection that no task looks at.
+#[derive(Debug)]
+pub struct Parked {
+    socket: OwnedFd,
+    by_unix: bool,
+    home: Home,
+}
+
+impl Parked {
+    /// The server it leads to.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.home.backend
+    }
+
+    /// For use by a task again.
+    ///
+    /// # Errors
+    /// When the runtime doesn't take it.
+    pub fn unpark(self) -> io::Result<Connection> {
+        let Self { socket, by_unix, home } = self;
+        let stream = match by_unix {
+            true => Stream::Unix(UnixStream::from_std(socket.into())?),
+            false => Stream::Tcp(TcpStream::from_std(socket.into())?),
+        };
+        Ok(Connection { stream, home })
+    }
+}
+
+impl AsFd for Parked {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+#[derive(Debug)]
+struct Idle {
+    connection: Connection,
+    until: Instant,
+}
+
+/// The servers as one thread sees them, and its connections that rest between requests.
+#[derive(Debug)]
+pub struct Pool {
+    upstream: Arc<Upstream>,
+    thread: usize,
+    version: Cell<u64>,
+    set: RefCell<Set>,
+    /// There is a choice.
+    several: Cell<bool>,
+    idle: RefCell<VecDeque<Idle>>,
+    /// Where to begin to look, so that equals take turns.
+    turn: Cell<usize>,
+}
+
+impl Pool {
+    /// For the thread with this number.
+    pub fn new(upstream: Arc<Upstream>, thread: usize) -> Self {
+        let (version, set) = upstream.see(thread);
+        Self {
+            upstream,
+            thread,
+            version: Cell::new(version),
+            several: Cell::new(set.len() > 1),
+            set: RefCell::new(set),
+            idle: RefCell::default(),
+            turn: Cell::new(thread),
+        }
+    }
+
+    /// A connection that rests and is alive, to the server that has the fewest requests; the one that rested the shortest.
+    pub fn take(&self) -> Option<Connection> {
+        self.look();
+        let now = Instant::now();
+        let mut idle = self.idle.borrow_mut();
+        let best = if self.several.get() { Some(self.best(&[])?) } else { None };
+        loop {
+            let mut newest = match &best {
+                None => idle.pop_back()?,
+                Some(best) => {
+                    let fits = |idle: &Idle| Arc::ptr_eq(&idle.connection.home.backend, best);
+                    let newest = idle.iter().rposition(fits)?;
+                    idle.remove(newest)?
+                }
+            };
+            if newest.until > now && newest.connection.stream.is_alive() {
+                newest.connection.home.set_busy(true);
+                return Some(newest.connection);
+            }
+        }
+    }
+
+    /// A new connection to the server that has the fewest requests, or to another one when that is down.
+    ///
+    /// # Errors
+    /// When none takes one; `NotFound` when there is none.
+    pub async fn connect(&self) -> io::Result<Connection> {
+        let mut tried = Vec::new();
+        let mut failed = io::Error::from(io::ErrorKind::NotFound);
+        self.look();
+        while let Some(backend) = self.best(&tried) {
+            let mut home = Home { backend: backend.clone(), thread: self.thread, busy: false };
+            home.set_busy(true);
+            match self.attempt(&backend).await {
+                Ok(stream) => {
+                    backend.set_aside(false);
+                    return Ok(Connection { stream, home });
+                }
+                Err(error) if is_down(&error) || is_lost(&error) => failed = error,
+                Err(error) => return Err(error),
+            }
+            if self.several.get() {
+                backend.set_aside(true);
+                self.idle.borrow_mut().retain(|idle| !Arc::ptr_eq(&idle.connection.home.backend, &backend));
+            }
+            tried.push(backend);
+            self.look();
+        }
+        self.upstream.doubt.notify_one();
+        Err(failed)
+    }
+
+    /// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing.
+    async fn attempt(&self, backend: &Backend) -> io::Result<Stream> {
+        let connecting = async {
+            match &backend.at {
+                At::Tcp(addrs) => open(addrs).await,
+                At::Unix(path) => Stream::unix(path).await,
+            }
+        };
+        let gone = async {
+            for _ in 0..ATTEMPT.as_millis() / STILL_THERE.as_millis() {
+                tokio::time::sleep(STILL_THERE).await;
+                if backend.is_gone() {
+                    return Err(io::ErrorKind::NotFound.into());
+                }
+                self.upstream.doubt.notify_one();
+            }
+            Err(io::ErrorKind::TimedOut.into())
+        };
+        tokio::select! {
+            biased;
+            connected = connecting => connected,
+            gone = gone => gone,
+        }
+    }
+
+    /// The server with the fewest requests that wasn't tried; those that are down come last.
+    fn best(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
+        let set = self.set.borrow();
+        let turn = self.turn.get();
+        self.turn.set(turn.wrapping_add(1));
+        let from = turn.checked_rem(set.len())?;
+        let untried = |backend: &&Arc<Backend>| !tried.iter().any(|tried| Arc::ptr_eq(tried, backend));
+        let inturn = set[from..].iter().chain(&set[..from]).filter(untried);
+        inturn.min_by_key(|backend| (backend.is_aside(), backend.in_flight())).cloned()
+    }
+
+    /// Keeps a connection whose last answer has been read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
+    pub fn put(&self, mut connection: Connection, timeout: Option<Duration>) {
+        if connection.home.backend.is_gone() {
+            return;
+        }
+        let rest = match timeout {
+            Some(timeout) => timeout.saturating_sub(KEEP_ALIVE_MARGIN).max(timeout / 2).min(KEEP_ALIVE_MOST),
+            None => KEEP_ALIVE,
+        };
+        connection.home.set_busy(false);
+        let mut idle = self.idle.borrow_mut();
+        if idle.len() == POOL {
+            idle.pop_front();
+        }
+        idle.push_back(Idle { connection, until: Instant::now() + rest });
+    }
+
+    /// Closes what rested too long or was closed by the app.
+    pub fn retire(&self) {
+        self.look();
+        let now = Instant::now();
+        self.idle.borrow_mut().retain(|idle| idle.until > now && idle.connection.stream.is_quiet());
+    }
+
+    /// Closes all of them, so that an app which waits for its connections can leave.
+    pub fn clear(&self) {
+        self.idle.borrow_mut().clear();
+    }
+
+    /// Chooses by the latest set from here on. What rests and leads elsewhere is closed.
+    fn look(&self) {
+        if self.version.get() == self.upstream.version() {
+            return;
+        }
+        let (version, set) = self.upstream.see(self.thread);
+        self.version.set(version);
+        self.several.set(set.len() > 1);
+        self.set.replace(set);
+        self.idle.borrow_mut().retain(|idle| !idle.connection.home.backend.is_gone());
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{SocketAddr, TcpListener};
+
+    use super::*;
+    use crate::config::UpstreamAddr;
+
+    fn listener() -> (TcpListener, SocketAddr) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let addr = listener.local_addr().unwrap();
+        (listener, addr)
+    }
+
+    fn named() -> UpstreamAddr {
+        "app.test:80".parse().unwrap()
+    }
+
+    fn pool(addrs: &[SocketAddr]) -> (Arc<Upstream>, Pool) {
+        let upstream = Arc::new(Upstream::new(named(), 1));
+        upstream.switch(named(), addrs);
+        (upstream.clone(), Pool::new(upstream, 0))
+    }
+
+    fn load(upstream: &Upstream) -> Vec<u64> {
+        upstream.servers().iter().map(|server| server.in_flight()).collect()
+    }
+
+    #[tokio::test]
+    async fn the_server_with_the_fewest_requests_comes_first() {
+        let ((_one, a), (_two, b)) = (listener(), listener());
+        let (upstream, pool) = pool(&[a, b]);
+        let mut busy = Vec::new();
+        for _ in 0..6 {
+            busy.push(pool.connect().await.unwrap());
+        }
+        assert_eq!(load(&upstream), [3, 3]);
+        busy.retain(|connection| !connection.home.backend.at.to_string().contains(&b.to_string()));
+        assert_eq!(load(&upstream), [3, 0]);
+        // One that rests is used before a new one is made, but only if it leads to the least busy one.
+        pool.put(busy.pop().unwrap(), None);
+        assert!(pool.take().is_none(), "it leads to the busier one");
+        for _ in 0..2 {
+            busy.push(pool.connect().await.unwrap());
+        }
+        assert_eq!(load(&upstream), [2, 2]);
+    }
+
+    #[tokio::test]
+    async fn one_that_is_down_is_put_aside_and_costs_nobody_a_request() {
+        let ((alive, a), (dead, b)) = (listener(), listener());
+        drop(dead);
+        let (upstream, pool) = pool(&[a, b]);
+        for _ in 0..4 {
+            pool.connect().await.unwrap();
+        }
+        let aside: Vec<_> = upstream.servers().iter().map(|server| server.is_aside()).collect();
+        assert_eq!(aside, [false, true]);
+        drop(alive);
+        assert!(is_down(&pool.connect().await.unwrap_err()), "all are down");
+    }
+
+    #[test]
+    fn a_new_server_beside_others_proves_first_that_it_answers() {
+        let [old, new] = ["10.0.0.7:80", "10.0.0.8:80"].map(|addr| addr.parse().unwrap());
+        let (upstream, pool) = pool(&[old]);
+        upstream.switch(named(), &[old, new]);
+        pool.look();
+        let best = |pool: &Pool| pool.best(&[]).unwrap().at.to_string();
+        assert!((0..9).all(|_| best(&pool) == "10.0.0.7:80"));
+        upstream.switch(named(), &[new]);
+        pool.look();
+        assert_eq!(best(&pool), "10.0.0.8:80", "alone it is tried at once");
+    }
+
+    #[tokio::test]
+    async fn what_leads_to_a_server_that_was_left_is_closed_and_no_longer_counted() {
+        let ((_one, a), (_two, b)) = (listener(), listener());
+        let (upstream, pool) = pool(&[a]);
+        let (resting, busy) = (pool.connect().await.unwrap(), pool.connect().await.unwrap());
+        pool.put(resting, None);
+        let left = upstream.switch(named(), &[b]);
+        assert!(!upstream.is_seen_by_all() && left[0].in_flight() == 1);
+        assert!(pool.take().is_none() && upstream.is_seen_by_all());
+        pool.put(busy, None);
+        assert_eq!((left[0].in_flight(), pool.idle.borrow().len()), (0, 0));
+        assert_eq!(pool.connect().await.unwrap().home.backend.at.to_string(), b.to_string());
+    }
+
+    #[test]
+    fn the_app_is_told_by_its_address_but_not_on_loopback() {
+        let (upstream, _pool) = pool(&["10.0.0.7:80".parse().unwrap(), "127.0.0.1:80".parse().unwrap()]);
+        let is_app = |ip: &str| upstream.is_app(ip.parse().unwrap());
+        assert!(is_app("10.0.0.7") && is_app("::ffff:10.0.0.7"));
+        assert!(!is_app("10.0.0.8") && !is_app("127.0.0.1"));
+    }
+
+    #[test]
+    fn a_look_up_for_a_name_that_was_left_changes_nothing() {
+        let (upstream, _pool) = pool(&["10.0.0.7:80".parse().unwrap()]);
+        let (name, addrs) = (("app.test".to_owned(), 80), vec!["10.0.0.9:80".parse().unwrap()]);
+        upstream.switch("green.test:80".parse().unwrap(), &["10.0.0.8:80".parse().unwrap()]);
+        upstream.resolved(&name, addrs.clone());
+        assert_eq!(upstream.servers()[0].at.to_string(), "10.0.0.8:80");
+        upstream.switch(named(), &[]);
+        upstream.resolved(&name, addrs);
+        assert_eq!(upstream.servers()[0].at.to_string(), "10.0.0.9:80");
+    }
+}

@@ -1,0 +1,220 @@
+//! The engine, its images, and a stack of `examples/compose` on it.
+
+use std::net::TcpListener;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::load::Load;
+
+/// One case at a time: each wants the machine for itself.
+static TURN: Mutex<()> = Mutex::new(());
+/// How long anything of the engine's may take.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// A running stack, gone again at the end.
+pub struct Stack {
+    files: &'static [&'static str],
+    port: u16,
+    /// The folder of the control socket.
+    run: PathBuf,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// `$LAMEDUCK_DOCKER`, or the engine beside the repository. None, loudly, if there is none.
+fn engine() -> Option<PathBuf> {
+    let beside = root().join("../shared/docker/engine");
+    let engine = std::env::var_os("LAMEDUCK_DOCKER").map_or(beside, PathBuf::from);
+    if engine.is_file() {
+        return Some(engine);
+    }
+    eprintln!("LEFT OUT: no engine at {} (set LAMEDUCK_DOCKER): NOTHING WAS TESTED", engine.display());
+    None
+}
+
+fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+fn temporary(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
+}
+
+impl Stack {
+    /// The example with WebSockets, its front door ready; none if there is no engine. `plain`: without lameduck in
+    /// the app's image.
+    pub fn up(plain: bool) -> Option<Self> {
+        let engine = engine()?;
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        static READY: OnceLock<()> = OnceLock::new();
+        READY.get_or_init(|| set_up(&engine));
+        let run = temporary("run");
+        let _ = std::fs::remove_dir_all(&run);
+        std::fs::create_dir_all(&run).expect("a folder");
+        // Root may use the socket of any user.
+        if user().is_none() {
+            std::os::unix::fs::chown(&run, Some(65532), Some(65532)).expect("the image's own user owns it");
+        }
+        let free = TcpListener::bind("127.0.0.1:0").expect("a port");
+        let port = free.local_addr().expect("its address").port();
+        drop(free);
+        let files: &[&str] = match plain {
+            true => &["examples/compose/compose.yaml", "examples/compose/compose.plain.yaml", TESTS],
+            false => &["examples/compose/compose.yaml", TESTS],
+        };
+        let stack = Self { files, port, run, _turn: turn };
+        stack.compose(&["down", "-v", "-t", "1"]);
+        stack.compose(&["up", "-d"]);
+        stack.wait("the front door is ready", || stack.lameduck(&["status", "--ready"]).status.success());
+        Some(stack)
+    }
+
+    /// `docker compose` in this stack, as a command to be run by others.
+    pub fn compose_command(&self, arguments: &[&str]) -> Vec<String> {
+        let mut command: Vec<String> =
+            vec!["docker".into(), "compose".into(), "-p".into(), "lameduck-test".into()];
+        for file in self.files {
+            command.extend(["-f".into(), root().join(file).display().to_string()]);
+        }
+        command.extend(arguments.iter().map(ToString::to_string));
+        command
+    }
+
+    /// Runs `docker compose` in this stack and returns what it said.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn compose(&self, arguments: &[&str]) -> String {
+        let command = self.compose_command(arguments);
+        let output = self.environment(Command::new(&command[0]).args(&command[1..])).output();
+        said(&output.expect("docker"), &command.join(" "))
+    }
+
+    /// `lameduck` of this build against the stack's front door, by the control socket in the bind mount.
+    pub fn lameduck(&self, arguments: &[&str]) -> Output {
+        let (subcommand, rest) = arguments.split_first().expect("a subcommand");
+        let mut command = Command::new(env!("CARGO_BIN_EXE_lameduck"));
+        command.arg(subcommand).arg("--control").arg(self.run.join("control.sock")).args(rest);
+        self.environment(&mut command).output().expect("lameduck")
+    }
+
+    /// The same; prints and returns what it said.
+    ///
+    /// # Panics
+    /// When it fails.
+    pub fn must(&self, arguments: &[&str]) -> String {
+        let output = self.lameduck(arguments);
+        let text = said(&output, &arguments.join(" "));
+        println!("{}{text}", String::from_utf8_lossy(&output.stderr));
+        text
+    }
+
+    fn environment<'c>(&self, command: &'c mut Command) -> &'c mut Command {
+        command.env("LAMEDUCK_RUN", &self.run).env("PORT", self.port.to_string());
+        command.env("LAMEDUCK_IMAGE", lameduck_image()).env("ATTACH", temporary("attach"));
+        command.envs(user().map(|user| ("LAMEDUCK_USER", user))).stdin(Stdio::null());
+        // Debian's engine has the classic builder only.
+        command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false")
+    }
+
+    /// 60 clients with these kinds of requests, through the published port.
+    pub fn load(&self, kinds: &str) -> Load {
+        Load::start(self.port, kinds)
+    }
+
+    /// Waits until it is so.
+    ///
+    /// # Panics
+    /// When it takes too long.
+    pub fn wait(&self, what: &str, ask: impl Fn() -> bool) {
+        let end = Instant::now() + LIMIT;
+        while !ask() {
+            assert!(Instant::now() < end, "{what}: not within {LIMIT:?}:\n{}", self.compose(&["logs"]));
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    /// How long the newest container of a service took from its start until the app in it listened.
+    pub fn boot(&self, service: &str) -> Duration {
+        let id = self.compose(&["ps", "-q", service]).lines().last().expect("a container").to_owned();
+        let time = |text: &str| humantime::parse_rfc3339(text).expect("a time");
+        let started = time(docker(&["inspect", "-f", "{{.State.StartedAt}}", &id]).trim());
+        let listens = || -> Option<SystemTime> {
+            let log = docker(&["logs", "-t", &id]);
+            let line = log.lines().find(|line| line.contains("listens on port"))?;
+            Some(time(line.split(' ').next()?))
+        };
+        self.wait("the app listens", || listens().is_some());
+        listens().and_then(|at| at.duration_since(started).ok()).unwrap_or_default()
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{}", self.compose(&["logs", "-t"]));
+        }
+        self.compose(&["down", "-v", "-t", "1"]);
+    }
+}
+
+const TESTS: &str = "tests/compose/compose.yaml";
+
+/// This user, whom the control socket has to belong to; none for root.
+fn user() -> Option<String> {
+    use rustix::process::{getgid, getuid};
+    (!getuid().is_root()).then(|| format!("{}:{}", getuid().as_raw(), getgid().as_raw()))
+}
+
+/// `$LAMEDUCK_IMAGE`, which must be there then, or the one that the Dockerfile makes.
+fn lameduck_image() -> String {
+    std::env::var("LAMEDUCK_IMAGE").unwrap_or_else(|_| "lameduck".to_owned())
+}
+
+/// Runs `docker` and returns what it said.
+///
+/// # Panics
+/// When it fails.
+pub fn docker(arguments: &[&str]) -> String {
+    said(&Command::new("docker").args(arguments).output().expect("docker"), &arguments.join(" "))
+}
+
+fn said(output: &Output, what: &str) -> String {
+    let error = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{what}: {error}{}", String::from_utf8_lossy(&output.stdout));
+    String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// Starts the engine if it isn't up, builds the load client and the images.
+fn set_up(engine: &Path) {
+    run(Command::new(engine).arg("up"));
+    run(Command::new(env!("CARGO")).args(["build", "--locked", "--example", "load"]).current_dir(root()));
+    if std::env::var_os("LAMEDUCK_IMAGE").is_none() {
+        run(&mut Command::new(root().join("tests/compose/base-image.sh")));
+        run(Command::new("docker").args(["build", "-t", &lameduck_image(), "."]).current_dir(root()));
+    }
+    // Node's image, of this machine's Node.
+    let node = Command::new("node").args(["-p", "process.execPath"]).output().expect("node");
+    let node = format!("{}:/usr/local/bin/node", String::from_utf8_lossy(&node.stdout).trim());
+    let image = temporary("node.tar");
+    let make = engine.with_file_name("../cluster/image");
+    run(Command::new(make).arg("node:24-alpine").arg(&image).args(["--program", &node]));
+    run(Command::new("docker").arg("load").arg("-i").arg(&image));
+    let attach = temporary("attach");
+    std::fs::create_dir_all(&attach).expect("a folder");
+    for file in ["examples/chat/package.json", "examples/chat/package-lock.json", "tests/compose/attach.js"] {
+        let name = Path::new(file).file_name().expect("a name");
+        std::fs::copy(root().join(file), attach.join(name)).expect("copied");
+    }
+    run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&attach));
+    let build = ["compose", "-f", "examples/compose/compose.yaml", "build", "app"];
+    let mut build_app = Command::new("docker");
+    build_app.args(build).current_dir(root()).env("LAMEDUCK_IMAGE", lameduck_image());
+    run(build_app.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false"));
+}
+
+fn run(command: &mut Command) {
+    let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
+    assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
+}
