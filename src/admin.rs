@@ -51,6 +51,8 @@ type Answer = Response<Full<Bytes>>;
 type Ask = Request<Incoming>;
 
 const TOKEN: HeaderName = HeaderName::from_static("lameduck-token");
+/// What a client of control sends along.
+const CONTROL: HeaderName = HeaderName::from_static("lameduck-control");
 /// An operator's longest timeout: far from overflow when times are added.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
@@ -60,6 +62,10 @@ impl Admin {
             Door::Probe { token } => self.probe(token.as_deref(), ask).await,
             Door::ControlTcp if !from_this_machine(ask.headers()) => {
                 text(StatusCode::FORBIDDEN, "control answers only to a loopback Host and to no web page")
+            }
+            // An app that can be made to post to any address can't be made to say this.
+            Door::ControlTcp if !ask.method().is_safe() && !ask.headers().contains_key(CONTROL) => {
+                text(StatusCode::FORBIDDEN, "by TCP a change needs the header Lameduck-Control, of any value")
             }
             Door::ControlSocket | Door::ControlTcp => self.control(ask).await,
         }
@@ -87,10 +93,7 @@ impl Admin {
             ("POST", "/hold") => self.hold(ask).await,
             ("POST", "/switch") => self.switch(ask).await,
             ("GET", "/app") => json(StatusCode::OK, &json!({ "answers": self.control.app_answers().await })),
-            ("POST", "/resume") => {
-                self.control.resume().await;
-                json(StatusCode::OK, &json!({ "outcome": "resumed" }))
-            }
+            ("POST", "/resume") => self.resume(ask).await,
             (_, "/status" | "/ledger" | "/metrics") => wrong_method("GET, HEAD"),
             (_, "/app") => wrong_method("GET"),
             (_, "/drain" | "/resume" | "/hold" | "/switch") => wrong_method("POST"),
@@ -189,6 +192,16 @@ impl Admin {
             Ok(()) => json(StatusCode::OK, &json!({ "outcome": "switched" })),
             Err(why) => text(StatusCode::CONFLICT, &why),
         }
+    }
+
+    async fn resume(&self, ask: &Ask) -> Answer {
+        match parameters(ask, ["only"]) {
+            Ok([None]) => self.control.resume().await,
+            Ok([Some("hold")]) => self.control.release(),
+            Ok(_) => return text(StatusCode::BAD_REQUEST, "only is hold"),
+            Err(why) => return text(StatusCode::BAD_REQUEST, &why),
+        }
+        json(StatusCode::OK, &json!({ "outcome": "resumed" }))
     }
 
     async fn operator(&self, ask: &Ask) -> Answer {

@@ -209,6 +209,7 @@ async fn call(control: &Path, method: Method, target: &str) -> Result<Bytes, Fai
     let broken = |why: hyper::Error| format!("lameduck on {} hung up: {why}", control.display());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let request = Request::builder().method(method).uri(target).header(header::HOST, "localhost");
+    let request = request.header("Lameduck-Control", env!("CARGO_PKG_VERSION"));
     let request = request.body(Empty::<Bytes>::new()).map_err(|why| why.to_string())?;
     let exchange = async move {
         let answer = sender.send_request(request).await.map_err(broken)?;

@@ -71,6 +71,23 @@ fn a_command_that_fails_or_an_app_that_stays_away_lets_the_requests_go() {
 }
 
 #[test]
+fn a_drain_that_begins_meanwhile_goes_on() {
+    let app = Node::held();
+    let mut proxy = Lameduck::proxy(app.addr, &[]);
+    let mut running = proxy.client();
+    running.get("/wait");
+    app.wait_active(1);
+    let mut swap = swap(&proxy, &[], "true");
+    proxy.wait_status("a hold", |status| !status["hold"].is_null());
+    proxy.terminate();
+    assert_eq!(swap.wait_exit(), 1, "{}", swap.output());
+    assert_eq!(proxy.wait_phase("draining")["in_flight"], 1);
+    app.release();
+    assert_eq!(running.answer().text(), "released\n");
+    proxy.expect_clean_exit();
+}
+
+#[test]
 fn ctrl_c_lets_the_requests_go() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);

@@ -208,7 +208,7 @@ fn control_by_tcp_takes_the_apps_hook_and_no_half_of_it() {
     let addr: SocketAddr = control.trim_start_matches("--control=").parse().expect("an address");
     let post = |target: &str| -> Answer {
         let mut client = Client::connect(addr);
-        client.send(format!("POST {target} HTTP/1.1\r\nHost: localhost\r\n\r\n"));
+        client.send(format!("POST {target} HTTP/1.1\r\nHost: localhost\r\nLameduck-Control: 1\r\n\r\n"));
         client.answer()
     };
     for target in ["/drain?hook=sidecar", "/drain?hook=app&timeout=1s", "/drain?hook=app&wait=false"] {

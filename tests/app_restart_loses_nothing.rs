@@ -2,8 +2,9 @@
 
 mod common;
 
-use common::http::Client;
+use common::http::{Client, End};
 use common::process::{Lameduck, Node, TOKEN};
+use common::websocket::WebSocket;
 use common::{MOMENT, wait_for};
 
 #[test]
@@ -26,6 +27,26 @@ fn requests_wait_for_an_app_that_crashed() {
     clients.iter_mut().for_each(|client| assert_eq!(client.answer().head.status, 200));
     wait_for("ready again", || (proxy.ready().head.status == 200).then_some(()));
     drop(app);
+}
+
+#[test]
+fn streams_end_before_an_app_that_restarts_would_cut_them() {
+    let (slow, chat) = (Node::slow(), Node::chat());
+    let patient = ["--sidecar", "ordinary", "--restart-grace", "60s"];
+    let (proxy, chats) = (Lameduck::proxy(slow.addr, &patient), Lameduck::proxy(chat.addr, &patient));
+    let mut client = proxy.client();
+    client.request("GET", "/events?ms=400", &["Accept: text/event-stream"]);
+    let head = client.head();
+    client.wait_seen("id: 1\n");
+    let mut socket = WebSocket::open(chats.listen, "/chat?name=ada");
+    socket.receive();
+
+    let mut hooks = [&proxy, &chats].map(|proxy| proxy.hook("/drain?hook=app", Some(TOKEN)));
+    let events = client.body("GET", head);
+    assert!(events.end == End::Whole && events.text().ends_with("\n\n"), "{:?}", events.text());
+    socket.expect_close(1001);
+    // Nothing else runs, so the restart's grace isn't waited for.
+    hooks.iter_mut().for_each(|hook| assert!(hook.answer().text().contains("app-may-stop")));
 }
 
 #[test]

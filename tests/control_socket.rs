@@ -217,7 +217,12 @@ fn control_by_tcp_refuses_what_a_web_page_could_send() {
             assert_eq!(status(line, headers), 403, "{line} {headers}");
         }
     }
+    // A server that posts to any address it is given chooses no header of its own.
+    for line in ["POST /drain", "POST /switch?to=127.0.0.1:1", "POST /hold"] {
+        assert_eq!(status(line, "Host: 127.0.0.1:4882\r\n"), 403, "{line}");
+    }
     assert_eq!(proxy.status().expect("a status")["phase"], "serving");
+    assert_eq!(status("POST /resume", "Host: 127.0.0.1:4882\r\nLameduck-Control: 1\r\n"), 200);
     for host in ["127.0.0.1:4882", "localhost:4882", "LocalHost", "127.0.0.1", "[::1]:4882"] {
         assert_eq!(status("GET /status", &format!("Host: {host}\r\n")), 200, "{host}");
     }

@@ -183,12 +183,13 @@ impl Sim {
             Trigger::AppHook,
             Trigger::SidecarHook,
         ];
-        match self.random.below(20) {
+        match self.random.below(21) {
             0..=5 => Event::Begin(self.random.pick(&begin)),
             6..=7 => Event::AppGone,
             8..=9 => Event::AppBack,
             10 => Event::Resume,
             11 => Event::Force,
+            20 => Event::Release,
             12..=14 => Event::Hold { most: self.random.ms(20_000), keep_streams: self.random.one_in(2) },
             _ => Event::Tick,
         }

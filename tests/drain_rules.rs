@@ -258,7 +258,7 @@ fn restarting() -> Rig {
     let mut rig = Rig::new(Sidecar::Native);
     assert_eq!(rig.at(0, Begin(AppHook)), []);
     assert_eq!(rig.at(100, Begin(AppHook)), []);
-    assert_eq!(rig.at(2_000, Tick), [Hold]);
+    assert_eq!(rig.at(2_000, Tick), [Hold, spread(0)]);
     assert!(rig.machine.restarting());
     rig
 }
@@ -297,7 +297,7 @@ fn the_apps_hook_is_judged_by_counts_taken_after_the_hold() {
     let mut rig = Rig::new(Sidecar::Native);
     rig.at(0, Begin(AppHook));
     rig.counts.running = 0;
-    assert_eq!(rig.at(2_000, Tick), [Hold]);
+    assert_eq!(rig.at(2_000, Tick), [Hold, spread(0)]);
     assert_eq!(rig.wake(), Some(2_000), "at once");
     assert_eq!(rig.at(2_000, Tick), [ReleaseHook]);
 }

@@ -239,9 +239,10 @@ fn flags_come_from_annotations_and_are_checked_as_the_proxy_would() {
 fn what_cannot_be_told_is_not_guessed() {
     let two = json!({"name": "two", "ports": [{"containerPort": 9000}]});
     type Change<'a> = &'a dyn Fn(&mut Value);
-    let cases: [(Change, &str); 11] = [
+    let cases: [(Change, &str); 12] = [
         (&|pod| pod["spec"]["hostNetwork"] = json!(true), "hostNetwork"),
         (&|pod| pod["spec"]["os"] = json!({"name": "windows"}), "Windows"),
+        (&|pod| pod["spec"]["nodeSelector"] = json!({"kubernetes.io/os": "windows"}), "Windows"),
         (&|pod| pod["spec"]["containers"].as_array_mut().unwrap().push(two.clone()), "several containers"),
         (&|pod| app(pod)["ports"].as_array_mut().unwrap().push(json!({"containerPort": 1})), "several ports"),
         (

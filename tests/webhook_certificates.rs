@@ -278,3 +278,13 @@ fn without_a_configuration_to_look_at_the_certificate_is_served_at_once() {
     assert!(served.valid.contains(&START) && START - served.valid.start == BACKDATE);
     assert!(go_over(START, NAME, &[], None, &served, true) && accepted(START, NAME, &[], &served));
 }
+
+#[test]
+fn a_ca_of_a_clock_that_ran_ahead_is_replaced() {
+    let (mut kept, mut bundles) = (Kept::default(), vec![Vec::new(); 2]);
+    settle(START + 8 * 3600, &mut kept, &mut bundles);
+    // The clock was put right: nobody accepts that CA for hours yet.
+    settle(START, &mut kept, &mut bundles);
+    assert!(accepted(START, NAME, &bundles, &kept.served().expect("a leaf")), "not ready");
+    assert_eq!(settle(START, &mut kept, &mut bundles), [""; 0], "and then it rests");
+}

@@ -169,6 +169,8 @@ fn what_is_no_review_gets_the_status_that_says_so() {
         assert_eq!(webhook.review(body).0, 400);
     }
     assert_eq!(webhook.review("[".repeat(100_000).as_bytes()).0, 400);
+    // Small as text, a multiple of the container's memory as values.
+    assert_eq!(webhook.review(format!("{{\"a\":[{}0]}}", "[0],".repeat(1_000_000)).as_bytes()).0, 400);
     assert_eq!(Client::ask(webhook.probe, "/mutate").head.status, 404);
     injected(webhook.review(DEPLOYMENT.as_bytes()));
 }

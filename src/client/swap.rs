@@ -59,13 +59,13 @@ pub fn swap(control: &Path, how: Hold, timeout: Duration, command: &[OsString]) 
         let replaced = tokio::select! {
             replaced = replace(control, how, timeout, command) => replaced,
             () = interrupted() => {
-                let _ = resume(control).await;
+                let _ = release(control).await;
                 say("interrupted: the held requests go to the app as it is");
                 return Ok(ExitCode::from(INTERRUPTED));
             }
         };
-        let resumed = resume(control).await;
-        match (replaced, resumed) {
+        let released = release(control).await;
+        match (replaced, released) {
             (Ok(done), Ok(())) => say(&done),
             (Err(failed), Ok(())) => {
                 return Err(format!("{failed}; the held requests go to the app as it is"));
@@ -139,8 +139,9 @@ fn keep(streams: bool) -> &'static str {
     if streams { "keep" } else { "end" }
 }
 
-async fn resume(control: &Path) -> Result<(), Failure> {
-    in_time(control, call(control, Method::POST, "/resume")).await.map(drop)
+/// A drain that has begun meanwhile goes on.
+async fn release(control: &Path) -> Result<(), Failure> {
+    in_time(control, call(control, Method::POST, "/resume?only=hold")).await.map(drop)
 }
 
 async fn answers(control: &Path) -> Result<bool, Failure> {

@@ -183,6 +183,11 @@ impl Control {
         let _ = resumed.await;
     }
 
+    /// Ends a hold, and nothing else.
+    pub fn release(&self) {
+        let _ = self.commands.send(Command::Event(Event::Release));
+    }
+
     /// Doesn't wait any longer for what runs.
     pub fn force(&self) {
         let _ = self.commands.send(Command::Event(Event::Force));

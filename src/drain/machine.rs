@@ -80,6 +80,8 @@ pub enum Event {
     },
     /// `lameduck resume`.
     Resume,
+    /// The end of a hold, and of nothing else: a drain that came meanwhile goes on.
+    Release,
     /// Don't wait any longer: a second signal.
     Force,
     /// Nothing but time and the counts changed.
@@ -110,7 +112,7 @@ pub struct Counts {
 pub enum Effect {
     /// Publish this phase.
     Enter(Phase),
-    /// New requests wait, nothing closes: the app restarts or is replaced.
+    /// New requests wait, no connection closes: the app restarts or is replaced.
     Hold,
     /// Nothing runs any more while new requests wait.
     Idle,
@@ -271,6 +273,8 @@ impl Machine {
                 return effects;
             }
             Event::Resume => self.resume(&mut effects),
+            Event::Release if self.hold().is_some() => self.resume(&mut effects),
+            Event::Release => {}
             Event::Force => self.force(now, counts, &mut effects),
             Event::Tick => {}
         }
@@ -442,7 +446,9 @@ impl Restart {
         if !self.holding {
             if now >= later(self.arrived, OTHER_HOOK) {
                 self.holding = true;
-                effects.push(Effect::Hold);
+                // Streams don't end by themselves: the app's end would cut them. Their clients are held when they
+                // come again.
+                effects.extend([Effect::Hold, Effect::EndStreams { spread: Duration::ZERO }]);
             }
             // The counts are older than the hold: `wake_at` asks for new ones at once.
             return false;

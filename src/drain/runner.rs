@@ -162,6 +162,7 @@ impl Runner {
             Effect::Enter(Phase::Drained) => self.drained(),
             Effect::Enter(phase) => self.enter(phase),
             Effect::Hold => {
+                self.hook_released = false;
                 let in_flight = self.plane.gate.in_flight();
                 let settings = &self.plane.settings;
                 if self.machine.held_until().is_some() {

@@ -73,7 +73,7 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     let wishes = annotations::read(&annotations)?;
     let spec = new.get("spec").and_then(Value::as_object).ok_or("it has no spec")?;
     refuse(spec, &annotations, &wishes)?;
-    let (n, app) = app_container(spec, &wishes)?;
+    let (n, app) = app_container(spec, &wishes, &annotations)?;
     let plan = ports::plan(app, &wishes, settings.services)?;
     for (_, other) in containers(spec).enumerate().filter(|(m, _)| *m != n) {
         not_taken(&plan, ports::ports(other))?;
@@ -131,7 +131,9 @@ fn refuse(
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
         return Err("hostNetwork: the proxy's ports would be the node's".to_owned());
     }
-    if spec.get("os").is_some_and(|os| os["name"] == "windows") {
+    let selected = spec.get("nodeSelector").map(|selector| &selector["kubernetes.io/os"]);
+    if spec.get("os").is_some_and(|os| os["name"] == "windows") || selected.is_some_and(|os| os == "windows")
+    {
         return Err("a Windows pod".to_owned());
     }
     if annotations.contains_key("kubernetes.io/config.mirror") {
@@ -160,10 +162,12 @@ fn containers(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Va
     spec.get("containers").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object)
 }
 
-/// The app's container: the annotated one, or the only one. With its place in the list.
+/// The app's container: the annotated one, or the only one, or the one that kubectl takes: a mesh that was here before
+/// has added its own and says so by that. With its place in the list.
 fn app_container<'a>(
     spec: &'a Map<String, Value>,
     wishes: &Wishes,
+    annotations: &Map<String, Value>,
 ) -> Result<(usize, &'a Map<String, Value>), String> {
     let all: Vec<_> = containers(spec).collect();
     let listed = spec.get("containers").and_then(Value::as_array).map_or(0, Vec::len);
@@ -181,6 +185,11 @@ fn app_container<'a>(
         (None, [only]) => Ok((0, only)),
         (None, []) => Err("it has no containers".to_owned()),
         (None, _) => {
+            let default = annotations.get(DEFAULT_CONTAINER);
+            let found = all.iter().position(|c| default.is_some() && c.get("name") == default);
+            if let Some(n) = found {
+                return Ok((n, all[n]));
+            }
             Err("it has several containers: say which is the app by lameduck.dev/container".to_owned())
         }
     }

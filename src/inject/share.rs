@@ -28,5 +28,7 @@ fn put(dir: &Path, name: &str, mode: u32, from: &mut impl io::Read) -> io::Resul
     io::copy(from, &mut file)?;
     // The umask may have taken the others' rights.
     file.set_permissions(Permissions::from_mode(mode))?;
+    // A program that is open for writing can't be run.
+    drop(file);
     fs::rename(new, dir.join(name))
 }

@@ -16,6 +16,8 @@ pub const DIR: &str = "/run/lameduck";
 pub const USER: u64 = 65532;
 /// The reserve where the app has a hook of its own: ten seconds more than without.
 pub const RESERVE: &str = "15s";
+/// The proxy's own `--lame-duck` in a pod, in seconds.
+const LAME_DUCK: u64 = 5;
 /// `--sidecar`'s variable for the hooks' token: other users of a node can read a command line.
 const TOKEN: &str = "LAMEDUCK_TOKEN";
 
@@ -59,7 +61,8 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
         format!("--grace={}s", parts.grace),
     ];
     match &parts.own {
-        Some(OwnHook::Sleep(seconds)) if wishes.flag("lame-duck").is_none() => {
+        // A shorter one lowers nothing.
+        Some(OwnHook::Sleep(seconds)) if *seconds >= LAME_DUCK && wishes.flag("lame-duck").is_none() => {
             args.push(format!("--lame-duck={seconds}s"));
         }
         Some(OwnHook::Get { .. } | OwnHook::Exec(_)) if wishes.flag("reserve").is_none() => {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::backends::{At, Backend, Set, Upstream};
-use super::{Reader, Stream, Writer, is_down, is_lost, open};
+use super::{Reader, Stream, Writer, is_down, is_full, is_lost, open};
 
 /// Idle connections are kept so long where the app doesn't say; Node closes its own after 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
@@ -167,6 +167,7 @@ impl Pool {
             };
             if newest.until > now && newest.connection.stream.is_alive() {
                 newest.connection.home.set_busy(true);
+                self.next_turn();
                 return Some(newest.connection);
             }
         }
@@ -181,6 +182,9 @@ impl Pool {
         let mut failed = io::Error::from(io::ErrorKind::NotFound);
         self.look();
         while let Some(backend) = self.best(&tried) {
+            if tried.is_empty() {
+                self.next_turn();
+            }
             let mut home = Home { backend: backend.clone(), thread: self.thread, busy: false };
             home.set_busy(true);
             match self.attempt(&backend).await {
@@ -188,7 +192,12 @@ impl Pool {
                     backend.set_aside(false);
                     return Ok(Connection { stream, home });
                 }
-                Err(error) if is_down(&error) || is_lost(&error) => failed = error,
+                // Whatever is wrong with this one, another may do; a full one is only busy.
+                Err(error)
+                    if is_down(&error) || is_lost(&error) || (self.several.get() && !is_full(&error)) =>
+                {
+                    failed = error;
+                }
                 Err(error) => return Err(error),
             }
             if self.several.get() {
@@ -230,12 +239,15 @@ impl Pool {
     /// The server with the fewest requests that wasn't tried; those that are down come last.
     fn best(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
         let set = self.set.borrow();
-        let turn = self.turn.get();
-        self.turn.set(turn.wrapping_add(1));
-        let from = turn.checked_rem(set.len())?;
+        let from = self.turn.get().checked_rem(set.len())?;
         let untried = |backend: &&Arc<Backend>| !tried.iter().any(|tried| Arc::ptr_eq(tried, backend));
         let inturn = set[from..].iter().chain(&set[..from]).filter(untried);
         inturn.min_by_key(|backend| (backend.is_aside(), backend.in_flight())).cloned()
+    }
+
+    /// Once a request: whoever looks for a connection that rests and makes one instead looks at the same server.
+    fn next_turn(&self) {
+        self.turn.set(self.turn.get().wrapping_add(1));
     }
 
     /// Keeps a connection whose last answer has been read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
@@ -264,6 +276,7 @@ impl Pool {
 
     /// Closes all of them, so that an app which waits for its connections can leave.
     pub fn clear(&self) {
+        self.look();
         self.idle.borrow_mut().clear();
     }
 
@@ -325,6 +338,24 @@ mod tests {
             busy.push(pool.connect().await.unwrap());
         }
         assert_eq!(load(&upstream), [2, 2]);
+    }
+
+    #[tokio::test]
+    async fn requests_one_after_the_other_take_turns_and_use_what_rests() {
+        let ((_one, a), (_two, b)) = (listener(), listener());
+        let (_, pool) = pool(&[a, b]);
+        let mut made = 0;
+        for _ in 0..6 {
+            let connection = match pool.take() {
+                Some(rested) => rested,
+                None => {
+                    made += 1;
+                    pool.connect().await.unwrap()
+                }
+            };
+            pool.put(connection, None);
+        }
+        assert_eq!(made, 2, "one to each server");
     }
 
     #[tokio::test]

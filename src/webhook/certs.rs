@@ -77,7 +77,9 @@ pub fn next(
     let cas: Vec<Root> = written.iter().filter(|ca| now < ca.valid.end).cloned().collect();
     let leaf = kept.served().ok();
     let leaf = leaf.filter(|leaf| names.iter().all(|name| leaf.verified_by(&cas, name, now)));
-    let signer = cas.first().filter(|ca| ca.valid.end - now > CA_RENEW && ca.has_key(&kept.ca_key));
+    // One from a clock that ran ahead isn't accepted by anybody yet.
+    let usable = |ca: &&Root| ca.valid.contains(&now) && ca.valid.end - now > CA_RENEW;
+    let signer = cas.first().filter(usable).filter(|ca| ca.has_key(&kept.ca_key));
     let Some(signer) = signer.cloned() else {
         return new_ca(now, names, kept, cas, leaf.is_some()).map(|kept| Some(Write::Secret(kept)));
     };

@@ -64,9 +64,9 @@ impl Events {
     }
 }
 
-/// The Event of a skip, about the pod's controller, or the pod itself if it has none.
+/// The Event of a pod that was left as it is, about the pod's controller, or the pod itself if it has none.
 fn event(reviewed: &Reviewed) -> Option<Value> {
-    let Outcome::Skipped(why) = &reviewed.outcome else { return None };
+    let (Outcome::Skipped(why) | Outcome::Failed(why)) = &reviewed.outcome else { return None };
     if reviewed.dry_run || reviewed.name.is_empty() {
         return None;
     }

@@ -13,6 +13,8 @@ use crate::inject::{self, Settings};
 const VERSION: &str = "admission.k8s.io/v1";
 /// Bytes of a warning: past 256 the API server may cut all of them short.
 const MOST_WARNING: usize = 250;
+/// JSON values in an AdmissionReview: some 100 bytes of memory each. A big pod has a thousand.
+const MOST_VALUES: usize = 100_000;
 /// Warnings: all of them together may have 4096 bytes in an answer.
 const MOST_WARNINGS: usize = 10;
 
@@ -98,6 +100,11 @@ pub fn allowed_anyway(bytes: &[u8]) -> Result<Reviewed, String> {
 }
 
 fn request(bytes: &[u8]) -> Result<(String, Value), String> {
+    // Parsed, a value takes many times the memory of its text.
+    let values = bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
+    if values > MOST_VALUES {
+        return Err(format!("more than {MOST_VALUES} values"));
+    }
     let mut review: Value = serde_json::from_slice(bytes).map_err(|why| format!("no JSON: {why}"))?;
     if review["apiVersion"] != VERSION || review["kind"] != "AdmissionReview" {
         return Err(format!("no AdmissionReview of {VERSION}"));

@@ -32,7 +32,9 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 const MOST_HEAD: usize = 16 << 10;
 /// Bytes of an AdmissionReview. An API server takes objects of up to 3 MiB.
 pub const MOST_BODY: usize = 4 << 20;
-/// Bytes of all bodies that are being read: past it requests wait.
+/// Bytes of a body that always has room: all connections together need no more than the bound below.
+const SMALL_BODY: usize = 64 << 10;
+/// Bytes of all larger bodies that are being read: past it they wait.
 const MOST_BODIES: usize = 16 << 20;
 /// After a failed accept (no file descriptor is free).
 const BACK_OFF: Duration = Duration::from_millis(50);
@@ -118,9 +120,9 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
     }
     let length =
         ask.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let room = length.unwrap_or(MOST_BODY).clamp(1, MOST_BODY) as u32;
-    // Nobody closes the semaphore.
-    let _room = webhook.room.acquire_many(room).await;
+    let length = length.unwrap_or(MOST_BODY).min(MOST_BODY);
+    // A usual review doesn't wait for those that announce much and send nothing. Nobody closes the semaphore.
+    let _room = if length > SMALL_BODY { webhook.room.acquire_many(length as u32).await.ok() } else { None };
     let body = match read(ask.into_body()).await {
         Ok(Some(body)) => body,
         Ok(None) => {

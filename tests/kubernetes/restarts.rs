@@ -44,13 +44,7 @@ fn a_liveness_restart_lets_finish_what_ends_within_its_grace() {
     ns.pods.wait("the app's restart", |pods| pods[&pod].restarts.get("app") == Some(&1));
     sleep(WARM);
     let outcome = load.finish();
-    // Event streams have no end of their own, so the app's end cuts them, for everyone to see. Nothing else is lost.
-    let (cut, lost) = (outcome.lost("events"), outcome.0["lost"].as_u64());
-    assert_eq!(lost, Some(cut), "{:#}", outcome.0);
-    assert!(cut <= 12, "an event stream each: {:#}", outcome.0);
-    let losses = outcome.0["losses"].as_object().expect("losses");
-    assert!(losses.keys().all(|how| how == "reset" || how == "cut"), "not cut: {:#}", outcome.0);
-    assert!(outcome.0["requests"].as_u64() >= Some(3000), "too few requests");
+    outcome.expect_nothing_lost(3000);
     let seen = ns.pods.all().remove(&pod).expect("the pod");
     assert_eq!(seen.restarts["lameduck"], 0, "the sidecar restarted too");
     assert!(seen.line("the app may stop").is_some() && seen.line("drain began").is_none(), "{:#?}", seen.log);
