@@ -17,7 +17,10 @@ fn swap(proxy: &Lameduck, options: &[&str], script: &str) -> Process {
 
 /// Ends when the old app has gone and before a new one is up, as `docker compose up -d` may.
 fn end(pid: u32) -> String {
-    format!("kill -9 {pid}; until grep -q '^State:.Z' /proc/{pid}/status; do :; done")
+    // The port closes with the last thread, which may outlive the first.
+    format!(
+        "kill -9 {pid}; until grep -q '^State:.Z' /proc/{pid}/status && [ $(ls /proc/{pid}/task | wc -l) = 1 ]; do :; done"
+    )
 }
 
 #[test]
@@ -30,10 +33,11 @@ fn the_app_is_replaced_while_new_requests_wait() {
     app.wait_active(1);
 
     // The command ends when the old app has gone and before the new one is up, as `docker compose up -d` does.
-    let gone =
-        format!("kill -9 {pid}; until grep -q '^State:.Z' /proc/{pid}/status; do :; done; echo replaced");
+    let gone = format!("{}; echo replaced", end(pid));
     let mut swap = swap(&proxy, &[], &gone);
     swap.wait_line("its progress", |line| line.contains("waiting for what runs: 1 running").then_some(()));
+    // The first look may come before the hold.
+    proxy.wait_status("a hold", |status| !status["hold"].is_null());
     held.get("/");
     proxy.wait_status("held", |status| status["held"] == 1);
     assert!(!swap.output().lines().any(|line| line == "replaced"), "the command ran while a request ran");
