@@ -9,15 +9,15 @@ mod sockets;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use http_body_util::Full;
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Incoming;
 use hyper::header::{self, HeaderName, HeaderValue};
-use hyper::{HeaderMap, Request, Response, StatusCode};
+use hyper::{HeaderMap, Request, StatusCode};
 use serde::Serialize;
 use serde_json::json;
 use subtle::ConstantTimeEq;
 
 pub use self::sockets::{Bound, bind};
+use crate::answer::{Answer, answer, text, wrong_method};
 use crate::config::UpstreamAddr;
 use crate::drain::control::{Control, Held, Outcome, Status};
 use crate::drain::ledger::LedgerRow;
@@ -47,7 +47,6 @@ enum Door {
     ControlTcp,
 }
 
-type Answer = Response<Full<Bytes>>;
 type Ask = Request<Incoming>;
 
 const TOKEN: HeaderName = HeaderName::from_static("lameduck-token");
@@ -280,16 +279,6 @@ fn ended(outcome: Outcome) -> Answer {
     json(StatusCode::OK, &body)
 }
 
-fn wrong_method(allowed: &'static str) -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
-    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
-    answer
-}
-
-fn text(status: StatusCode, line: &str) -> Answer {
-    answer(status, "text/plain; charset=utf-8", format!("{line}\n").into())
-}
-
 fn json(status: StatusCode, value: &impl Serialize) -> Answer {
     match serde_json::to_vec(value) {
         Ok(mut body) => {
@@ -298,11 +287,4 @@ fn json(status: StatusCode, value: &impl Serialize) -> Answer {
         }
         Err(why) => text(StatusCode::INTERNAL_SERVER_ERROR, &why.to_string()),
     }
-}
-
-fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
 }

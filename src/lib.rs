@@ -33,7 +33,7 @@
 //! | [`supervise`], [`signal`] | `lameduck run`'s child; our own signals |
 //! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
 //! | [`webhook`] | `lameduck webhook`: that patch as a mutating admission webhook, and its certificates |
-//! | [`telemetry`] | logs |
+//! | [`telemetry`], [`answer`] | logs; the whole answers of the listeners above |
 //!
 //! # Who may use whom
 //!
@@ -41,12 +41,13 @@
 //!
 //! ```text
 //! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → drain::switch → proxy → readiness
-//!      → upstream//!      → metrics → drain::{ledger, gate, machine} → cli → inject → config
+//!      → upstream → metrics → drain::{ledger, gate, machine} → cli → inject → {answer, config}
 //! ```
 //!
 //! `drain::machine` and `proxy::headers` use nothing of ours but `config`; `proxy::frames` and `metrics` nothing at all.
 
 pub mod admin;
+pub mod answer;
 pub mod app;
 pub mod cli;
 pub mod client;

@@ -20,7 +20,7 @@ const LAYERS: [&[&str]; 15] = [
     &["drain::machine"],
     &["cli"],
     &["inject"],
-    &["config", "drain::atomic"],
+    &["answer", "config", "drain::atomic"],
 ];
 
 /// Pure or nearly so: these use nothing of ours but what is named here.

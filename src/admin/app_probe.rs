@@ -7,7 +7,8 @@ use hyper::body::Bytes;
 use hyper::header::{self, HeaderName};
 use hyper::{HeaderMap, Request, StatusCode};
 
-use super::{Admin, Answer, Ask, answer, path, text, wrong_method};
+use super::{Admin, Ask, path};
+use crate::answer::{Answer, answer, text, wrong_method};
 use crate::readiness;
 
 /// `/app-probe/healthz` asks the app for `/healthz`.

@@ -6,12 +6,12 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Full};
-use hyper::body::{Bytes, Incoming};
-use hyper::header::{self, HeaderValue};
+use http_body_util::BodyExt;
+use hyper::body::Incoming;
+use hyper::header;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::{Method, Request, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,6 +20,7 @@ use tokio_rustls::TlsAcceptor;
 
 use super::Webhook;
 use super::review::{Outcome, Reviewed, allowed_anyway, review};
+use crate::answer::{Answer, answer, text, wrong_method};
 use crate::proxy::listen::handshakes_end;
 
 /// Open connections of each listener; past it callers wait in the kernel's queue.
@@ -46,8 +47,6 @@ pub enum Door {
     /// The kubelet and Prometheus.
     Probe,
 }
-
-type Answer = Response<Full<Bytes>>;
 
 /// Serves until `stop`, then what is in the accept queue and what is under way.
 pub async fn serve(listener: TcpListener, door: Door, webhook: Arc<Webhook>, stop: impl Future<Output = ()>) {
@@ -208,21 +207,4 @@ fn probe(ask: &Request<Incoming>, webhook: &Webhook) -> Answer {
 /// Room for all bodies that are being read.
 pub fn room() -> Semaphore {
     Semaphore::new(MOST_BODIES)
-}
-
-fn wrong_method(allowed: &'static str) -> Answer {
-    let mut answer = text(StatusCode::METHOD_NOT_ALLOWED, &format!("use {allowed}"));
-    answer.headers_mut().insert(header::ALLOW, HeaderValue::from_static(allowed));
-    answer
-}
-
-fn text(status: StatusCode, line: &str) -> Answer {
-    answer(status, "text/plain; charset=utf-8", format!("{line}\n").into())
-}
-
-fn answer(status: StatusCode, kind: &'static str, body: Bytes) -> Answer {
-    let mut answer = Response::new(Full::new(body));
-    *answer.status_mut() = status;
-    answer.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static(kind));
-    answer
 }
