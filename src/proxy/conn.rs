@@ -13,13 +13,14 @@ use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
 use super::error::{self, Failure};
-use super::exchange::{self, Client, Exchange, Flow};
+use super::exchange::{Client, Exchange, Flow};
 use super::forward::{Finish, forward};
 use super::headers::{self, Reject, Request, Sender, Upgrade};
 use super::linger::linger;
 use super::park;
 use super::plane::Worker;
 use super::record::Record;
+use super::stream::{Reader, Stream, Writer};
 use super::upgrade::{Tunnel, Upgraded};
 use crate::drain::gate::{Connected, InFlight};
 use crate::drain::ledger::Place;
@@ -47,12 +48,12 @@ pub enum Close {
 /// Serves a connection that was just accepted.
 pub async fn welcome(stream: TcpStream, peer: SocketAddr, connected: Connected, worker: Rc<Worker>) {
     add(&worker.shard.accepted, 1);
-    serve(stream, peer, connected, Some(Instant::now()), worker).await;
+    serve(Stream::Tcp(stream), peer, connected, Some(Instant::now()), worker).await;
 }
 
 /// Serves a connection until it closes or rests. `accepted`: when, if its first request is still to come.
 pub async fn serve(
-    mut stream: TcpStream,
+    mut stream: Stream,
     peer: SocketAddr,
     connected: Connected,
     accepted: Option<Instant>,
@@ -75,12 +76,12 @@ pub async fn serve(
         Close::Tunnels(upgraded) => upgraded.begin(stream, place, connected, worker),
         Close::Rests => {
             drop(place);
-            if let Ok(stream) = stream.into_std() {
+            if let Ok(stream) = stream.rest() {
                 // A kernel that has no room for one more event has none for another connection either.
                 let _ = worker.parking.park(stream, peer, connected);
             }
         }
-        Close::Reset => exchange::reset_on_close(&stream),
+        Close::Reset => stream.reset_on_close(),
         Close::Gone => {}
         Close::Linger => {
             drop(place);
@@ -90,7 +91,7 @@ pub async fn serve(
 }
 
 /// Our end first, then theirs.
-pub async fn shut(mut stream: TcpStream, connected: Connected, worker: &Worker) {
+pub async fn shut(mut stream: Stream, connected: Connected, worker: &Worker) {
     worker.plane.lingering.fetch_add(1, Ordering::AcqRel);
     let _ = stream.shutdown().await;
     drop(connected);
@@ -98,16 +99,12 @@ pub async fn shut(mut stream: TcpStream, connected: Connected, worker: &Worker) 
     worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
 }
 
-async fn serve_requests<R, W>(
-    client: &mut Client<R, W>,
+async fn serve_requests(
+    client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
     place: &Place,
     mut accepted: Option<Instant>,
-) -> Close
-where
-    R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + AsRef<TcpStream> + Unpin,
-{
+) -> Close {
     loop {
         if let Some(close) = first_byte(client, worker, place, accepted.take()).await {
             return close;
@@ -126,15 +123,12 @@ where
 }
 
 /// Waits for a request's first byte, holding no buffer. `Some`: there will be none.
-async fn first_byte<R, W>(
-    client: &mut Client<R, W>,
+async fn first_byte(
+    client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
     place: &Place,
     accepted: Option<Instant>,
-) -> Option<Close>
-where
-    R: AsyncRead + AsRef<TcpStream> + Unpin,
-{
+) -> Option<Close> {
     if !client.buf.is_empty() {
         return None;
     }
@@ -151,7 +145,7 @@ where
         }
         if plane.closing_idle() {
             let fresh = accepted.is_some_and(|at| at.elapsed() < FRESH) && !plane.forced();
-            if !fresh && !park::has_unread(reader.as_ref()) {
+            if !fresh && !reader.has_unread() {
                 return Poll::Ready(Some(Close::Linger));
             }
             place.set_deadline(worker.deadline(FRESH));
@@ -167,16 +161,12 @@ where
 }
 
 /// One request, whose first byte is here. `Some`: the connection closes.
-async fn one_request<R, W>(
-    client: &mut Client<R, W>,
+async fn one_request(
+    client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
     place: &Place,
     in_flight: InFlight<'_>,
-) -> Option<Close>
-where
-    R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + AsRef<TcpStream> + Unpin,
-{
+) -> Option<Close> {
     let since = Instant::now();
     let mut head = worker.store.take();
     let request = match read_head(client, worker, place, &mut head).await {

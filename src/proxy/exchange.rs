@@ -6,16 +6,14 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::AsyncWriteExt;
 
 use super::buffer::{self, Buffer};
 use super::error::{Failure, Progress};
 use super::headers::{Answer, Framing, Request, Response, Upgrade};
 use super::plane::Worker;
 use super::record::Totals;
-use super::sendq;
+use super::stream::{Sink, Source};
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
@@ -106,7 +104,7 @@ impl Exchange<'_> {
         work: impl Future<Output = Result<T, Failure>>,
     ) -> Result<T, Failure>
     where
-        R: AsyncRead + AsRef<TcpStream> + Unpin,
+        R: Source,
     {
         let Client { reader, buf, .. } = client;
         let (mut work, mut ended) = (pin!(work), false);
@@ -118,14 +116,14 @@ impl Exchange<'_> {
                 match buf.poll_fill(cx, reader, &self.worker.store) {
                     Poll::Ready(Ok(0)) => {
                         ended = true;
-                        self.nudge((*reader).as_ref());
+                        self.nudge(reader);
                     }
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::ClientGone)),
                     Poll::Pending => break,
                 }
             }
-            match ended && !matches!((*reader).as_ref().take_error(), Ok(None)) {
+            match ended && reader.has_failed() {
                 true => Poll::Ready(Err(Failure::ClientGone)),
                 false => Poll::Pending,
             }
@@ -133,12 +131,11 @@ impl Exchange<'_> {
         .await
     }
 
-    /// Whether a client that has ended its side still reads can only be found out by sending it something: a host
-    /// that has closed answers with a reset. Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
-    pub fn nudge(&self, client: &TcpStream) {
+    /// [`Source::nudge`], where an interim answer may still be sent.
+    pub fn nudge(&self, client: &impl Source) {
         let flow = &self.flow;
         if self.request.http11 && flow.progress.get() < Progress::Answering && !flow.writing.get() {
-            let _ = client.try_write(b"HTTP/1.1 100 Continue\r\n\r\n");
+            client.nudge();
         }
     }
 
@@ -200,7 +197,7 @@ impl Exchange<'_> {
     /// Writes to the client, which has to take a byte within `--body-timeout`.
     pub async fn write<W>(&self, writer: &mut W, bytes: &[u8]) -> Result<(), Failure>
     where
-        W: AsyncWrite + AsRef<TcpStream> + Unpin,
+        W: Sink,
     {
         let (mut left, mut queued) = (bytes, None);
         self.client_owes(&self.flow.writing, true);
@@ -211,7 +208,7 @@ impl Exchange<'_> {
                     Poll::Ready(_) => return Poll::Ready(Err(Failure::ClientGone)),
                     Poll::Pending => {
                         // The kernel takes more only once a third of its queue is free; the client may be reading.
-                        let now = sendq::unacknowledged((*writer).as_ref());
+                        let now = writer.unacknowledged();
                         if queued.replace(now) != Some(now) {
                             self.client_owes(&self.flow.writing, true);
                         }
@@ -280,9 +277,4 @@ impl Flow {
     pub fn totals(&self) -> Totals {
         Totals { status: self.status.get(), received: self.received.get(), sent: self.sent.get() }
     }
-}
-
-/// Resets the connection when it is closed, so that the client can tell a cut from an end.
-pub fn reset_on_close(client: &TcpStream) {
-    let _ = SockRef::from(client).set_linger(Some(Duration::ZERO));
 }

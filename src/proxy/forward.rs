@@ -9,8 +9,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::body::{Body, Broken};
 use super::buffer::Buffer;
@@ -18,6 +17,7 @@ use super::error::{Failure, Progress};
 use super::exchange::{Client, Exchange};
 use super::headers::{self, Framing, Response, Upgrade};
 use super::relay::{relay, relay_events};
+use super::stream::{Sink, Source};
 use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
 use crate::upstream::{Backend, Connection, Writer};
@@ -53,8 +53,8 @@ pub async fn forward<R, W>(
     mut head: Vec<u8>,
 ) -> Result<Finish, Failure>
 where
-    R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + AsRef<TcpStream> + Unpin,
+    R: Source,
+    W: Sink,
 {
     let mut body = Body::new(exchange.request.framing);
     let here = body.take(client.buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
@@ -115,8 +115,8 @@ async fn attempt<R, W>(
     app_buf: &mut Buffer,
 ) -> Result<Answered, Failure>
 where
-    R: AsyncRead + AsRef<TcpStream> + Unpin,
-    W: AsyncWrite + AsRef<TcpStream> + Unpin,
+    R: Source,
+    W: Sink,
 {
     let (mut app_reader, mut app_writer, backend) = app.split();
     let flow = &exchange.flow;
@@ -168,7 +168,7 @@ async fn finish_upload<W: AsyncWrite + Unpin>(
 
 /// The client's side: the rest of the body goes to the app, then the connection is watched for its end.
 /// Returns early when the app takes no more.
-async fn upload<R: AsyncRead + AsRef<TcpStream> + Unpin>(
+async fn upload<R: Source>(
     exchange: &Exchange<'_>,
     reader: &mut R,
     buf: &mut Buffer,
@@ -215,13 +215,13 @@ async fn upload<R: AsyncRead + AsRef<TcpStream> + Unpin>(
         return pending().await;
     }
     flow.half_closed.set(true);
-    half_closed(exchange, reader.as_ref()).await
+    half_closed(exchange, reader).await
 }
 
 /// The client has ended its side: it may have gone, or still wait for its answer.
-async fn half_closed(exchange: &Exchange<'_>, client: &TcpStream) -> Result<(), Failure> {
+async fn half_closed(exchange: &Exchange<'_>, client: &impl Source) -> Result<(), Failure> {
     exchange.nudge(client);
-    let _ = client.ready(Interest::ERROR).await;
+    client.failed().await;
     Err(Failure::ClientGone)
 }
 
@@ -235,7 +235,7 @@ async fn answer<A, W>(
 ) -> Result<Answered, Failure>
 where
     A: AsyncRead + Unpin,
-    W: AsyncWrite + AsRef<TcpStream> + Unpin,
+    W: Sink,
 {
     let (request, flow, store) = (exchange.request, &exchange.flow, &exchange.worker.store);
     let mut out = store.take();

@@ -5,10 +5,9 @@
 
 use std::time::{Duration, Instant};
 
-use tokio::net::TcpStream;
-
 use super::buffer::{Buffer, Store};
 use super::sendq;
+use super::stream::Stream;
 
 /// A peer that has everything and doesn't close is waited for so long, and so is one that only sends.
 const DELIVERED: Duration = Duration::from_secs(1);
@@ -20,7 +19,7 @@ const LOOK: Duration = Duration::from_millis(250);
 const SENDING: Duration = Duration::from_secs(5);
 
 /// Reads and discards until the peer closes, has had everything for a while, or the bound is over.
-pub async fn linger(mut stream: TcpStream, store: &Store) {
+pub async fn linger(mut stream: Stream, store: &Store) {
     let (began, mut delivered) = (Instant::now(), None);
     let mut discarded = Buffer::default();
     while began.elapsed() < MOST {
@@ -29,7 +28,7 @@ pub async fn linger(mut stream: TcpStream, store: &Store) {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) if began.elapsed() < SENDING => discarded.consume(n),
             Ok(Ok(_)) => return,
-            Err(_) if sendq::unacknowledged(&stream) > 0 => delivered = None,
+            Err(_) if sendq::unacknowledged(stream.tcp()) > 0 => delivered = None,
             Err(_) => {
                 let since = *delivered.get_or_insert_with(Instant::now);
                 if since.elapsed() >= DELIVERED {

@@ -16,4 +16,5 @@ pub mod plane;
 pub mod record;
 pub mod relay;
 pub mod sendq;
+pub mod stream;
 pub mod upgrade;

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::net::{Shutdown, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -20,6 +20,7 @@ use tokio::task::spawn_local;
 
 use super::conn;
 use super::plane::Worker;
+use super::stream;
 use super::upgrade::Resting;
 use crate::drain::gate::Connected;
 
@@ -32,7 +33,7 @@ const EVENTS: usize = 256;
 const TUNNEL: u64 = 1 << 63;
 
 struct Parked {
-    stream: TcpStream,
+    stream: stream::Resting,
     peer: SocketAddr,
     since: Instant,
     /// Gone once our side has closed.
@@ -62,10 +63,10 @@ impl Parking {
     ///
     /// # Errors
     /// When the kernel has no room for it; the connection is closed.
-    pub fn park(&self, stream: TcpStream, peer: SocketAddr, connected: Connected) -> io::Result<()> {
+    pub fn park(&self, stream: stream::Resting, peer: SocketAddr, connected: Connected) -> io::Result<()> {
         let mut parked = self.parked.borrow_mut();
         let vacant = parked.vacant_entry();
-        self.watch(&stream, vacant.key() as u64)?;
+        self.watch(stream.tcp(), vacant.key() as u64)?;
         vacant.insert(Parked { stream, peer, since: Instant::now(), connected: Some(connected) });
         // The drain may have asked for idle ones just before.
         self.wake.notify_one();
@@ -77,9 +78,9 @@ impl Parking {
         let mut tunnels = self.tunnels.borrow_mut();
         let vacant = tunnels.vacant_entry();
         let key = TUNNEL | vacant.key() as u64;
-        let watched = self.watch(&tunnel.client, key).and_then(|()| self.watch(&tunnel.app, key));
+        let watched = self.watch(tunnel.client.tcp(), key).and_then(|()| self.watch(&tunnel.app, key));
         if watched.is_err() {
-            let _ = epoll::delete(&self.set, &tunnel.client);
+            let _ = epoll::delete(&self.set, tunnel.client.tcp());
             return tunnel.go_on(worker);
         }
         vacant.insert(tunnel);
@@ -111,7 +112,7 @@ impl Parking {
     fn close(&self, worker: &Worker, key: usize) {
         let mut all = self.parked.borrow_mut();
         let Some(parked) = all.get_mut(key) else { return };
-        if parked.connected.is_some() && parked.stream.shutdown(Shutdown::Write).is_ok() {
+        if parked.connected.is_some() && parked.stream.tcp().shutdown(Shutdown::Write).is_ok() {
             worker.plane.lingering.fetch_add(1, Ordering::AcqRel);
             parked.since = Instant::now();
             parked.connected = None;
@@ -161,7 +162,7 @@ impl Parking {
     /// Makes a task of a tunnel again. Both its sides may have an event: only the first finds it.
     fn wake_tunnel(&self, worker: &Rc<Worker>, key: usize) {
         let Some(tunnel) = self.tunnels.borrow_mut().try_remove(key) else { return };
-        let _ = epoll::delete(&self.set, &tunnel.client);
+        let _ = epoll::delete(&self.set, tunnel.client.tcp());
         let _ = epoll::delete(&self.set, &tunnel.app);
         tunnel.go_on(worker);
     }
@@ -182,8 +183,8 @@ impl Parking {
             return false;
         };
         let Parked { stream, peer, .. } = all.remove(key);
-        let _ = epoll::delete(&self.set, &stream);
-        if let Ok(stream) = tokio::net::TcpStream::from_std(stream) {
+        let _ = epoll::delete(&self.set, stream.tcp());
+        if let Ok(stream) = stream.go_on() {
             worker.ledger.assign();
             spawn_local(conn::serve(stream, peer, connected, None, worker.clone()));
         }

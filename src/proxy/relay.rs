@@ -2,14 +2,14 @@
 
 use std::pin::pin;
 
-use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::io::AsyncRead;
 
 use super::body::{Body, Broken, Events};
 use super::buffer::Buffer;
 use super::error::Failure;
 use super::exchange::Exchange;
 use super::headers::{Framing, Response};
+use super::stream::Sink;
 use crate::drain::ledger::Class;
 use crate::metrics::Ended;
 use crate::upstream::Backend;
@@ -36,7 +36,7 @@ pub async fn relay<A, W>(
 ) -> Result<(), Failure>
 where
     A: AsyncRead + Unpin,
-    W: AsyncWrite + AsRef<TcpStream> + Unpin,
+    W: Sink,
 {
     let coding = match (response.framing, exchange.request.http11) {
         (Framing::Chunked, false) => Coding::Plain,
@@ -91,7 +91,7 @@ pub async fn relay_events<A, W>(
 ) -> Result<Ended, Failure>
 where
     A: AsyncRead + Unpin,
-    W: AsyncWrite + AsRef<TcpStream> + Unpin,
+    W: Sink,
 {
     let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
     let mut told = false;

@@ -17,11 +17,11 @@ use tokio::task::spawn_local;
 use super::buffer::{Buffer, Store};
 use super::conn::shut;
 use super::error::Failure;
-use super::exchange::reset_on_close;
 use super::frames::{Frames, close_to_app, close_to_client};
 use super::park;
 use super::plane::Worker;
 use super::record::{Record, Totals};
+use super::stream::{self, Stream};
 use crate::drain::gate::{Connected, InFlightTunnel};
 use crate::drain::ledger::{Class, Place};
 use crate::metrics::Ended;
@@ -57,7 +57,7 @@ pub struct Tunnel {
 /// A tunnel between two frames over which nothing moves: no task and no buffer, only this.
 pub struct Resting {
     /// The client's connection.
-    pub client: std::net::TcpStream,
+    pub client: stream::Resting,
     /// The app's connection.
     pub app: Parked,
     /// What else is known of it.
@@ -91,7 +91,7 @@ impl Resting {
     /// Relays again.
     pub fn go_on(self, worker: &Rc<Worker>) {
         let Self { client, app, tunnel, place, connected } = self;
-        match (TcpStream::from_std(client), app.unpark()) {
+        match (client.go_on(), app.unpark()) {
             (Ok(client), Ok(app)) => {
                 let upgraded =
                     Upgraded { app, app_buf: Buffer::default(), client_buf: Buffer::default(), tunnel };
@@ -105,9 +105,9 @@ impl Resting {
 
 impl Upgraded {
     /// Goes on in a task of its own, which is a fraction of the size of the one that served the handshake.
-    pub fn begin(self: Box<Self>, client: TcpStream, place: Place, connected: Connected, worker: Rc<Worker>) {
+    pub fn begin(self: Box<Self>, client: Stream, place: Place, connected: Connected, worker: Rc<Worker>) {
         place.set_class(if self.tunnel.websocket { Class::WebSocket } else { Class::Tunnel });
-        keep_alive(&client);
+        keep_alive(client.tcp());
         spawn_local(self.run(client, place.hand_over(), connected, worker));
     }
 
@@ -115,7 +115,7 @@ impl Upgraded {
     /// has moved for a while, and parks it.
     async fn run(
         mut self: Box<Self>,
-        mut client: TcpStream,
+        mut client: Stream,
         place: Place,
         connected: Connected,
         worker: Rc<Worker>,
@@ -149,21 +149,21 @@ impl Upgraded {
         self.tunnel.record.write(&worker, self.tunnel.totals, ended);
         drop((self, place));
         match ended {
-            Ended::Cut => reset_on_close(&client),
+            Ended::Cut => client.reset_on_close(),
             _ => shut(client, connected, &worker).await,
         }
     }
 
     /// Nothing of it is lost: both directions stand between two frames, and no byte is buffered.
-    fn park(self, client: TcpStream, place: Place, connected: Connected, worker: &Rc<Worker>) {
+    fn park(self, client: Stream, place: Place, connected: Connected, worker: &Rc<Worker>) {
         let Self { app, tunnel, .. } = self;
-        if let (Ok(client), Ok(app)) = (client.into_std(), app.park()) {
+        if let (Ok(client), Ok(app)) = (client.rest(), app.park()) {
             let place = place.hand_over();
             worker.parking.park_tunnel(Resting { client, app, tunnel, place, connected }, worker);
         }
     }
 
-    async fn relay(&mut self, client: &mut TcpStream, worker: &Worker, ends: &Ends) -> Ended {
+    async fn relay(&mut self, client: &mut Stream, worker: &Worker, ends: &Ends) -> Ended {
         let Self { app, app_buf, client_buf, tunnel: Tunnel { websocket, .. } } = self;
         let (mut app_reader, mut app_writer, backend) = app.split();
         let (mut reader, mut writer) = client.split();

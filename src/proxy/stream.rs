@@ -1,0 +1,195 @@
+//! The client's side of a connection, and what the request pipeline asks of it beyond bytes.
+
+use std::future::Future;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use socket2::SockRef;
+use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
+use tokio::net::{TcpStream, tcp};
+
+use super::{park, sendq};
+
+/// The half that reads a request. What it reads is HTTP/1.1, whatever the client speaks.
+pub trait Source: AsyncRead + Unpin {
+    /// Sends an interim answer: whether a client that has ended its side still reads can only be found out by sending
+    /// it something, for a host that has closed answers with a reset.
+    fn nudge(&self);
+    /// Whether the client has gone for sure.
+    fn has_failed(&self) -> bool;
+    /// Returns once it has.
+    fn failed(&self) -> impl Future<Output = ()>;
+}
+
+/// The half that writes the answer, as HTTP/1.1. What it has taken is in the socket.
+pub trait Sink: AsyncWrite + Unpin {
+    /// Bytes that were written and that the client has not acknowledged.
+    fn unacknowledged(&self) -> u32;
+}
+
+/// A client's connection.
+#[derive(Debug)]
+pub enum Stream {
+    /// By TCP.
+    Tcp(TcpStream),
+}
+
+/// A client's connection that no task looks at.
+#[derive(Debug)]
+pub enum Resting {
+    /// By TCP.
+    Tcp(std::net::TcpStream),
+}
+
+/// The half that reads from the client.
+#[derive(Debug)]
+pub enum Reader<'s> {
+    /// By TCP.
+    Tcp(tcp::ReadHalf<'s>),
+}
+
+/// The half that writes to the client.
+#[derive(Debug)]
+pub enum Writer<'s> {
+    /// By TCP.
+    Tcp(tcp::WriteHalf<'s>),
+}
+
+impl Stream {
+    /// Both halves, usable side by side.
+    pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
+        match self {
+            Self::Tcp(stream) => {
+                let (reader, writer) = stream.split();
+                (Reader::Tcp(reader), Writer::Tcp(writer))
+            }
+        }
+    }
+
+    /// The socket below.
+    pub fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(stream) => stream,
+        }
+    }
+
+    /// For being parked.
+    ///
+    /// # Errors
+    /// When the runtime doesn't let go of the socket.
+    pub fn rest(self) -> io::Result<Resting> {
+        match self {
+            Self::Tcp(stream) => stream.into_std().map(Resting::Tcp),
+        }
+    }
+
+    /// Resets the connection when it is closed, so that the client can tell a cut from an end.
+    pub fn reset_on_close(&self) {
+        let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
+    }
+}
+
+impl Resting {
+    /// The socket below.
+    pub fn tcp(&self) -> &std::net::TcpStream {
+        match self {
+            Self::Tcp(stream) => stream,
+        }
+    }
+
+    /// For use by a task again.
+    ///
+    /// # Errors
+    /// When the runtime doesn't take the socket.
+    pub fn go_on(self) -> io::Result<Stream> {
+        match self {
+            Self::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
+        }
+    }
+}
+
+impl Reader<'_> {
+    fn tcp(&self) -> &TcpStream {
+        match self {
+            Self::Tcp(half) => half.as_ref(),
+        }
+    }
+
+    /// Whether something came that was not read yet, asked of the kernel itself.
+    pub fn has_unread(&self) -> bool {
+        park::has_unread(self.tcp())
+    }
+}
+
+impl Source for Reader<'_> {
+    fn nudge(&self) {
+        match self {
+            // Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
+            Self::Tcp(half) => drop(half.as_ref().try_write(b"HTTP/1.1 100 Continue\r\n\r\n")),
+        }
+    }
+
+    fn has_failed(&self) -> bool {
+        !matches!(self.tcp().take_error(), Ok(None))
+    }
+
+    async fn failed(&self) {
+        let _ = self.tcp().ready(Interest::ERROR).await;
+    }
+}
+
+impl Sink for Writer<'_> {
+    fn unacknowledged(&self) -> u32 {
+        match self {
+            Self::Tcp(half) => sendq::unacknowledged(half.as_ref()),
+        }
+    }
+}
+
+impl AsyncRead for Reader<'_> {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_read(cx, buf),
+        }
+    }
+}
+
+impl AsyncWrite for Writer<'_> {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_write(cx, buf),
+        }
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match self.get_mut() {
+            Self::Tcp(half) => Pin::new(half).poll_shutdown(cx),
+        }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().split().0).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().split().1).poll_write(cx, buf)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().split().1).poll_shutdown(cx)
+    }
+}
