@@ -41,7 +41,7 @@
 //!
 //! ```text
 //! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → drain::switch → proxy → readiness
-//!      → upstream → metrics → drain::{ledger, gate, machine} → cli → inject → {answer, config}
+//!      → upstream → metrics → drain::{ledger, gate, machine, quiet} → cli → inject → {answer, config}
 //! ```
 //!
 //! `drain::machine` and `proxy::headers` use nothing of ours but `config`; `proxy::frames` and `metrics` nothing at all.

@@ -93,8 +93,10 @@ pub struct Shard {
     pub received: AtomicU64,
     /// Body and head bytes to clients.
     pub sent: AtomicU64,
-    /// Connections and requests that arrived, probes apart.
+    /// Requests that arrived, probes apart.
     pub arrivals: AtomicU64,
+    /// Those of them that were their connection's first.
+    pub newcomers: AtomicU64,
     /// When the last of them arrived, in microseconds of the plane's clock; 0 for never.
     pub last_arrival_us: AtomicU64,
     /// Client connections accepted.

@@ -17,17 +17,18 @@ const LAYERS: [&[&str]; 15] = [
     &["metrics"],
     &["drain::ledger"],
     &["drain::gate"],
-    &["drain::machine"],
+    &["drain::machine", "drain::quiet"],
     &["cli"],
     &["inject"],
     &["answer", "config", "drain::atomic"],
 ];
 
 /// Pure or nearly so: these use nothing of ours but what is named here.
-const PURE: [(&str, &[&str]); 13] = [
+const PURE: [(&str, &[&str]); 14] = [
     ("config", &[]),
     ("metrics", &[]),
     ("drain::machine", &["config"]),
+    ("drain::quiet", &[]),
     ("drain::gate", &["drain::atomic", "drain::machine"]),
     ("drain::ledger", &[]),
     ("proxy::headers", &["config"]),

@@ -103,7 +103,7 @@ pub struct Counts {
     pub listening: bool,
     /// When the last connection or request arrived, if one ever did.
     pub last_arrival: Option<Instant>,
-    /// The mean gap between arrivals in the 30 s up to now; none when there were fewer than two.
+    /// The mean gap between callers in the 30 s up to now, as [`crate::drain::quiet`] has it; none when nobody came.
     pub mean_gap: Option<Duration>,
 }
 

@@ -4,6 +4,7 @@ pub mod control;
 pub mod gate;
 pub mod ledger;
 pub mod machine;
+pub mod quiet;
 pub mod runner;
 pub mod switch;
 

@@ -2,7 +2,6 @@
 
 mod app_stop;
 
-use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -12,14 +11,13 @@ use self::app_stop::{AppStop, Waiting};
 use super::control::{Command, Control, Held, Outcome, Published, trigger_name};
 use super::ledger::lock;
 use super::machine::{Counts, Effect, Event, Machine, Phase};
+use super::quiet::LookBack;
 use crate::metrics::{self, Ended};
 use crate::proxy::listen::Switch;
 use crate::proxy::plane::Plane;
 use crate::readiness;
 use crate::upstream;
 
-/// Arrivals are looked at over so many seconds before T0.
-const LOOK_BACK: usize = 30;
 /// How often a drain says who still holds it.
 const STILL: Duration = Duration::from_secs(5);
 /// How many it names.
@@ -48,8 +46,7 @@ pub struct Runner {
     holders: Vec<oneshot::Sender<Held>>,
     /// The app's hook was answered; another one has nothing to wait for.
     hook_released: bool,
-    /// How many had arrived, second by second.
-    arrivals: VecDeque<(Instant, u64)>,
+    arrivals: LookBack,
     ended_before: [u64; Ended::ALL.len()],
     still: Option<Instant>,
 }
@@ -79,7 +76,7 @@ pub fn control(plane: Arc<Plane>, switch: Switch, idle: Arc<Notify>) -> (Control
         stop: AppStop::default(),
         holders: Vec::new(),
         hook_released: false,
-        arrivals: VecDeque::from([(Instant::now(), 0)]),
+        arrivals: LookBack::new(Instant::now()),
         ended_before: [0; Ended::ALL.len()],
         still: None,
     };
@@ -122,7 +119,7 @@ impl Runner {
                 () = idle.notified() => Event::Tick,
                 () = sleep_until(wake) => Event::Tick,
                 _ = seconds.tick() => {
-                    self.note_arrivals();
+                    self.arrivals.note(Instant::now(), self.plane.arrivals().0);
                     continue;
                 }
             };
@@ -345,10 +342,6 @@ impl Runner {
         let held = gate.held();
         let in_flight = gate.in_flight();
         let (arrived, last_arrival) = self.plane.arrivals();
-        let (since, before) = self.arrivals.front().copied().unwrap_or((Instant::now(), arrived));
-        // One alone has no gap to another.
-        let recent = u32::try_from(arrived.saturating_sub(before)).unwrap_or(u32::MAX);
-        let recent = if recent == 1 { 0 } else { recent };
         Counts {
             running: in_flight.saturating_sub(held),
             kept: if self.machine.keeps_streams() { self.plane.streams() } else { 0 },
@@ -356,14 +349,7 @@ impl Runner {
             connections,
             listening,
             last_arrival,
-            mean_gap: since.elapsed().checked_div(recent),
-        }
-    }
-
-    fn note_arrivals(&mut self) {
-        self.arrivals.push_back((Instant::now(), self.plane.arrivals().0));
-        while self.arrivals.len() > LOOK_BACK {
-            self.arrivals.pop_front();
+            mean_gap: self.arrivals.mean_gap(Instant::now(), arrived),
         }
     }
 }

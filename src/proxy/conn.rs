@@ -106,6 +106,7 @@ async fn serve_requests(
     mut accepted: Option<Instant>,
 ) -> Close {
     loop {
+        let first = accepted.is_some();
         if let Some(close) = first_byte(client, worker, place, accepted.take()).await {
             return close;
         }
@@ -115,7 +116,7 @@ async fn serve_requests(
             return refuse(client, 503, "shutting down; the request was not processed, send it again", false)
                 .await;
         };
-        if let Some(close) = one_request(client, worker, place, in_flight).await {
+        if let Some(close) = one_request(client, worker, place, in_flight, first).await {
             return close;
         }
         place.end();
@@ -166,6 +167,7 @@ async fn one_request(
     worker: &Worker,
     place: &Place,
     in_flight: InFlight<'_>,
+    first: bool,
 ) -> Option<Close> {
     let since = Instant::now();
     let mut head = worker.store.take();
@@ -181,7 +183,7 @@ async fn one_request(
     // Probes are neither work nor arrivals.
     let in_flight = if request.probe { None } else { Some(in_flight) };
     if in_flight.is_some() {
-        worker.arrival(since);
+        worker.arrival(since, first);
     }
     let unread = client.buf.unread();
     place.begin(&unread[request.method.clone()], &unread[request.target.clone()], since);

@@ -12,6 +12,7 @@ use crate::config::Settings;
 use crate::drain::gate::Gate;
 use crate::drain::ledger::{Ledger, LedgerRow};
 use crate::drain::machine::Phase;
+use crate::drain::quiet::Arrivals;
 use crate::metrics::{Shard, add};
 use crate::proxy::buffer::Store;
 use crate::proxy::line::Line;
@@ -165,11 +166,15 @@ impl Plane {
         self.ledgers.iter().map(|ledger| ledger.streams()).sum()
     }
 
-    /// Connections and requests that arrived so far, and when the last did.
-    pub fn arrivals(&self) -> (u64, Option<Instant>) {
-        let sum = self.shards.iter().map(|shard| shard.arrivals.load(Ordering::Relaxed)).sum();
+    /// What arrived so far, and when the last did.
+    pub fn arrivals(&self) -> (Arrivals, Option<Instant>) {
+        let sum = |count: fn(&Shard) -> &AtomicU64| {
+            self.shards.iter().map(|shard| count(shard).load(Ordering::Relaxed)).sum()
+        };
+        let arrived =
+            Arrivals { requests: sum(|shard| &shard.arrivals), connections: sum(|shard| &shard.newcomers) };
         let last = self.shards.iter().map(|shard| shard.last_arrival_us.load(Ordering::Relaxed)).max();
-        (sum, last.filter(|us| *us > 0).map(|us| self.began + Duration::from_micros(us)))
+        (arrived, last.filter(|us| *us > 0).map(|us| self.began + Duration::from_micros(us)))
     }
 
     fn wake_all(&self) {
@@ -206,9 +211,12 @@ impl Worker {
         Ok(Self { plane, ledger, shard, parking, pool, store: Store::default() })
     }
 
-    /// A connection or request has arrived, for the quiet rule.
-    pub fn arrival(&self, now: Instant) {
+    /// A request has arrived, for the quiet rule; `first` of its connection.
+    pub fn arrival(&self, now: Instant, first: bool) {
         add(&self.shard.arrivals, 1);
+        if first {
+            add(&self.shard.newcomers, 1);
+        }
         let us = now.duration_since(self.plane.began).as_micros() as u64;
         self.shard.last_arrival_us.store(us.max(1), Ordering::Relaxed);
     }
