@@ -7,11 +7,14 @@ use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
+use std::process::Command;
+use std::sync::mpsc::channel;
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::app::RawApp;
 use common::http::{Client, Fill};
-use common::process::{Lameduck, free_port, temporary_directory};
+use common::process::{Lameduck, Process, free_port, temporary_directory};
 use common::{MOMENT, wait_for};
 use socket2::Socket;
 
@@ -39,7 +42,7 @@ impl Server {
     /// Nobody has connected in this time.
     fn is_left_alone_for(&self, time: Duration) -> bool {
         self.listener.set_nonblocking(true).expect("a mode");
-        std::thread::sleep(time);
+        thread::sleep(time);
         let none = self.listener.accept().is_err();
         self.listener.set_nonblocking(false).expect("a mode");
         none
@@ -151,6 +154,23 @@ fn an_abort_of_one_side_is_one_for_the_other() {
 }
 
 #[test]
+fn an_abort_after_an_orderly_end_is_one_too() {
+    let server = Server::start();
+    let proxy = proxy(server.addr, &[]);
+    for client_first in [true, false] {
+        let (client, app) = connect(&proxy, &server);
+        let (mut first, mut other) = if client_first { (client, app) } else { (app, client) };
+        first.shutdown();
+        other.expect_fin();
+        first.reset();
+        // It has read to the end already: only writing shows it.
+        let mut write = || other.try_send(b"x").is_err().then_some(());
+        proxy.wait_in_flight(0);
+        wait_for("a failed write", &mut write);
+    }
+}
+
+#[test]
 fn a_drain_still_accepts_as_a_lame_duck_then_refuses_and_waits_for_what_runs() {
     let server = Server::start();
     let mut proxy = proxy(server.addr, &["--lame-duck", "1s"]);
@@ -204,7 +224,7 @@ fn health_checks_by_tcp_do_not_hold_up_a_drain() {
     let mut proxy = proxy(server.addr, &["--grace", "60s"]);
     let addr = proxy.tcp(0);
     // It closes when its peer does.
-    std::thread::spawn(move || {
+    thread::spawn(move || {
         loop {
             server.accept().read_to_end();
         }
@@ -214,14 +234,14 @@ fn health_checks_by_tcp_do_not_hold_up_a_drain() {
     while began.elapsed() < Duration::from_secs(1) {
         check();
         checked += 1;
-        std::thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
     }
     assert!(checked > 3);
     proxy.terminate();
     let began = Instant::now();
     wait_for("the end of the lame duck", || {
         check();
-        std::thread::sleep(Duration::from_millis(50));
+        thread::sleep(Duration::from_millis(50));
         proxy.status().is_none_or(|status| status["phase"] != "lame-duck").then_some(())
     });
     // Were they arrivals, it would be 18 s: a third of what the grace leaves.
@@ -258,7 +278,7 @@ fn a_side_that_does_not_read_is_waited_for_in_little_memory() {
     app.take(1);
     let before = proxy.peak_memory();
     const MEGABYTES: usize = 96;
-    let sending = std::thread::spawn(move || {
+    let sending = thread::spawn(move || {
         let megabyte: Vec<u8> = (0..1 << 20).map(|at| (at % 251) as u8).collect();
         for _ in 0..MEGABYTES {
             client.send(&megabyte);
@@ -266,7 +286,7 @@ fn a_side_that_does_not_read_is_waited_for_in_little_memory() {
         client.shutdown();
         client
     });
-    std::thread::sleep(MOMENT);
+    thread::sleep(MOMENT);
     assert!(!sending.is_finished(), "somebody has room for all of it");
     for _ in 0..MEGABYTES {
         let megabyte = app.take(1 << 20);
@@ -330,6 +350,69 @@ fn a_hold_holds_new_ones_within_its_bounds_and_lets_them_go() {
     assert!(proxy.command_output(&["hold", "--until-idle", "--keep-streams"]).status.success());
     held.send("on and on");
     app.take(9);
+}
+
+#[test]
+fn new_ones_wait_while_the_app_is_swapped() {
+    let server = Server::start();
+    let proxy = proxy(server.addr, &[]);
+    let marker = proxy.dir.join("go");
+    let script = format!("until [ -e {} ]; do sleep 0.05; done", marker.display());
+    let swap = ["swap", "--control", proxy.control.to_str().expect("UTF-8"), "--", "sh", "-c", &script];
+    let mut swap = Process::start("swap", common::process::lameduck().args(swap));
+    proxy.wait_status("idle", |status| status["hold"]["idle"] == true);
+    let mut held = Client::connect(proxy.tcp(0));
+    proxy.wait_status("held", |status| status["held"] == 1);
+    assert!(server.is_left_alone_for(MOMENT));
+    fs::write(marker, "").expect("a file");
+    let mut app = server.accept();
+    assert_eq!(swap.wait_exit(), 0, "{}", swap.output());
+    held.send("hello");
+    app.take(5);
+}
+
+/// An echo that tells how many connect and ends each with a summary, as an unmodified server would.
+const NODE: &str = r"
+const net = require('net');
+const server = net.createServer({ allowHalfOpen: true }, (socket) => {
+  let bytes = 0;
+  socket.on('data', (data) => { bytes += data.length; socket.write(data); });
+  socket.on('end', () => socket.end(`${bytes} bytes
+`));
+});
+server.listen(0, '127.0.0.1', () => console.log(`listens on port ${server.address().port}`));
+";
+
+#[test]
+fn a_node_server_loses_nothing_of_its_clients_in_a_drain() {
+    let node = Process::start("node", Command::new("node").args(["-e", NODE]));
+    let port: u16 = node.wait_line("its port", |line| line.strip_prefix("listens on port ")?.parse().ok());
+    let mut proxy = proxy(format!("localhost:{port}"), &[]);
+    let addr = proxy.tcp(0);
+    let (ready, begun) = channel();
+    let clients: Vec<_> = (0..8)
+        .map(|number| {
+            let ready = ready.clone();
+            thread::spawn(move || {
+                let mut client = Client::connect(addr);
+                let piece = vec![number as u8; 10_000];
+                for round in 0..60 {
+                    client.send(&piece);
+                    assert_eq!(client.take(piece.len()), piece);
+                    if round == 5 {
+                        ready.send(()).expect("somebody waits");
+                    }
+                    thread::sleep(Duration::from_millis(20));
+                }
+                client.shutdown();
+                assert_eq!(client.read_to_end(), (b"600000 bytes\n".to_vec(), Fill::Fin));
+            })
+        })
+        .collect();
+    (0..8).for_each(|_| begun.recv_timeout(common::LIMIT).expect("all are at it"));
+    proxy.terminate();
+    clients.into_iter().for_each(|client| client.join().expect("nothing lost"));
+    proxy.expect_clean_exit();
 }
 
 #[test]

@@ -11,7 +11,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
@@ -98,6 +98,30 @@ struct Ends {
     /// A direction got its Close from us.
     ours: Cell<bool>,
     ours_sent: Notify,
+    /// One direction has ended.
+    half: Cell<bool>,
+    whole: Notify,
+}
+
+/// The half of a connection that is read from.
+trait Half: AsyncRead + Unpin {
+    /// Returns once the connection has failed, also after its orderly end.
+    fn failed(&self) -> impl Future<Output = ()>;
+}
+
+impl Half for stream::Reader<'_> {
+    fn failed(&self) -> impl Future<Output = ()> {
+        stream::Source::failed(self)
+    }
+}
+
+impl Half for upstream::Reader<'_> {
+    async fn failed(&self) {
+        let _ = match self {
+            Self::Tcp(half) => half.as_ref().ready(Interest::ERROR).await,
+            Self::Unix(half) => half.as_ref().ready(Interest::ERROR).await,
+        };
+    }
 }
 
 impl Resting {
@@ -250,6 +274,19 @@ impl Ends {
     fn rest(&self) -> bool {
         self.up.rests.get() && self.down.rests.get() && !self.told.get()
     }
+
+    /// One direction has ended: waits for the other one, unless this one's source goes away for sure.
+    async fn other_half(&self, source: &impl Half) -> Result<(), Failed> {
+        if self.half.replace(true) {
+            self.whole.notify_one();
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = self.whole.notified() => Ok(()),
+            () = source.failed() => Err(Failed::Source),
+        }
+    }
 }
 
 /// Looks after each poll what has come of a tunnel.
@@ -308,7 +345,7 @@ async fn direction<S, D>(
     own: &Direction,
 ) -> Result<(), Failed>
 where
-    S: AsyncRead + Unpin,
+    S: Half,
     D: AsyncWrite + Unpin,
 {
     let mut frames = Frames::default();
@@ -352,7 +389,10 @@ where
         own.rests.set(false);
         if read == 0 {
             let _ = sink.shutdown().await;
-            return Ok(());
+            if close.is_some() {
+                return Ok(());
+            }
+            return ends.other_half(source).await;
         }
     }
 }
