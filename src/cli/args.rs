@@ -251,7 +251,8 @@ pub(super) struct ReadyArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "App")]
 pub(super) struct AppArgs {
-    /// How long a request waits for an app whose port is closed (it crashed, or restarts)
+    /// How long a request or --tcp connection waits for an app whose port is closed (it crashed, or restarts); past it
+    /// 503, or a reset
     #[arg(long, env = "LAMEDUCK_UPSTREAM_WAIT", value_name = "TIME", default_value = "10s",
           value_parser = values::time)]
     pub upstream_wait: Duration,
@@ -271,7 +272,7 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_MAX_URI", value_name = "BYTES", default_value = "16KiB",
           value_parser = values::uri_bytes)]
     pub max_uri: usize,
-    /// From a request's first byte to its head's last; past it 408
+    /// From a request's first byte to its head's last; past it 408. Also for a PROXY protocol header, then a close
     #[arg(long, env = "LAMEDUCK_HEAD_TIMEOUT", value_name = "TIME", default_value = "30s",
           value_parser = values::time_over_zero)]
     pub head_timeout: Duration,
@@ -301,7 +302,7 @@ pub(super) struct LimitArgs {
     /// 0 is any number
     #[arg(long, env = "LAMEDUCK_MAX_IN_FLIGHT", value_name = "N", default_value = "0")]
     pub max_in_flight: u64,
-    /// Requests held while the app restarts or is replaced; past it 503
+    /// Requests and --tcp connections held while the app restarts or is replaced; past it 503, or a reset
     #[arg(long, env = "LAMEDUCK_MAX_HELD", value_name = "N", default_value = "1000")]
     pub max_held: u64,
     /// Bytes of held requests; past it 503
@@ -327,7 +328,7 @@ pub enum LogFormat {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct LogArgs {
-    /// Log one line per request
+    /// Log one line per request and --tcp connection
     #[arg(long, env = "LAMEDUCK_ACCESS_LOG", value_parser = BoolishValueParser::new())]
     pub access_log: bool,
     #[command(flatten)]
