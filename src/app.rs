@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
-use crate::config::{Settings, Sidecar, UpstreamAddr};
+use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
@@ -21,6 +21,7 @@ use crate::inject::share;
 use crate::metrics::{self, Now};
 use crate::proxy::listen::{self, Switch};
 use crate::proxy::plane::Plane;
+use crate::proxy::welcome::Service;
 use crate::readiness::{self, Inputs, Verdict, stale_socket};
 use crate::signal::Signals;
 use crate::supervise::{self, App};
@@ -117,7 +118,7 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
 /// Everything is bound: who connects from now on is served as soon as the threads run.
 struct Bound {
     settings: Settings,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Service)>,
     admin: admin::Bound,
 }
 
@@ -127,10 +128,14 @@ impl Bound {
             let written = share::write(dir);
             written.map_err(|error| cannot(&format!("write to {} (--share-dir)", dir.display()), &error))?;
         }
+        let http = settings.listen.iter().map(|addr| (*addr, "--listen", Service::Http));
+        let tcp = settings.tcp.iter().enumerate();
+        let tcp = tcp.map(|(number, route)| (route.listen, "--tcp", Service::Tcp(number)));
         let mut listeners = Vec::new();
-        for addr in &settings.listen {
-            let bound = listen::bind(*addr);
-            listeners.push(bound.map_err(|error| cannot(&format!("listen on {addr} (--listen)"), &error))?);
+        for (addr, flag, service) in http.chain(tcp) {
+            let bound = listen::bind(addr);
+            let bound = bound.map_err(|error| cannot(&format!("listen on {addr} ({flag})"), &error))?;
+            listeners.push((bound, service));
         }
         let admin =
             admin::bind(&settings).map_err(|error| cannot("open the probe and control listeners", &error))?;
@@ -154,12 +159,7 @@ impl Bound {
             tracing::info!(upstream = %chosen, "a switch before this start outranks --upstream");
             plane.upstream.switch(chosen, &[]);
         }
-        let ready = plane.settings.ready.clone();
-        let answers = move |addr| {
-            let ready = ready.clone();
-            async move { readiness::check_app(&addr, &ready.check, ready.timeout).await }
-        };
-        tokio::spawn(upstream::keep_up_to_date(plane.upstream.clone(), answers));
+        look_up(&plane);
         let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
 
@@ -194,6 +194,21 @@ impl Bound {
         closing.notify_one();
         let _ = admin.await;
         code
+    }
+}
+
+/// Keeps every upstream's addresses up to date for as long as the process lives.
+fn look_up(plane: &Plane) {
+    let ReadySettings { check, timeout, .. } = plane.settings.ready.clone();
+    let answers = |check: ReadyCheck| {
+        move |addr| {
+            let check = check.clone();
+            async move { readiness::check_app(&addr, &check, timeout).await }
+        }
+    };
+    tokio::spawn(upstream::keep_up_to_date(plane.upstream.clone(), answers(check)));
+    for upstream in &plane.tcp {
+        tokio::spawn(upstream::keep_up_to_date(upstream.clone(), answers(ReadyCheck::Connect)));
     }
 }
 
@@ -423,15 +438,19 @@ fn admin_state(plane: &Arc<Plane>, control: &Control, app: &Arc<AppState>) -> Ad
     }
 }
 
-fn log_addresses(settings: &Settings, listeners: &[TcpListener], admin: &admin::Bound) {
-    let listen: Vec<_> = listeners
-        .iter()
-        .filter_map(|listener| listener.local_addr().ok())
-        .map(|addr| addr.to_string())
-        .collect();
+fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Service)], admin: &admin::Bound) {
+    let (mut listen, mut tcp) = (Vec::new(), Vec::new());
+    for (listener, service) in listeners {
+        let Ok(addr) = listener.local_addr() else { continue };
+        match service {
+            Service::Http => listen.push(addr.to_string()),
+            Service::Tcp(number) => tcp.push(format!("{addr}={}", settings.tcp[*number].upstream)),
+        }
+    }
     tracing::info!(
         listen = listen.join(","),
         upstream = %settings.upstream,
+        tcp = (!tcp.is_empty()).then(|| tcp.join(",")),
         probe = admin.probe_addr().as_ref().map(SocketAddr::to_string),
         control = %Path::display(&settings.control),
         control_tcp = admin.control_addr().as_ref().map(SocketAddr::to_string),

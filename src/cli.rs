@@ -345,6 +345,8 @@ fn settings(
     let settings = Settings {
         listen: if addresses.listen.is_empty() { default_listen.to_vec() } else { addresses.listen },
         upstream,
+        tcp: addresses.tcp,
+        proxy_protocol_from: addresses.proxy_protocol_from,
         probe_listen: addresses.probe_listen.0,
         control: addresses.control.unwrap_or_else(|| around.control_to_serve()),
         control_listen: addresses.control_listen.map_or(control_listen, |switch| switch.0),
@@ -374,8 +376,12 @@ fn settings(
             head: limits.max_head,
             head_timeout: limits.head_timeout,
             body_timeout: limits.body_timeout,
+            answer_timeout: limits.answer_timeout,
             idle_timeout: limits.idle_timeout,
+            tunnel_timeout: limits.tunnel_timeout,
+            uri: limits.max_uri,
             connections: limits.max_connections.into(),
+            in_flight: limits.max_in_flight,
             held: limits.max_held,
             held_bytes: limits.max_held_bytes,
         },
@@ -390,15 +396,21 @@ fn settings(
 /// Refuses one port for two of our addresses, and an app that is this proxy itself.
 fn check_addresses(settings: &Settings) -> Result<(), String> {
     let listen = settings.listen.iter().map(|addr| ("--listen", *addr));
+    let tcp = settings.tcp.iter().map(|route| ("--tcp", route.listen));
     let probe = settings.probe_listen.map(|addr| ("--probe-listen", addr));
     let control = settings.control_listen.map(|addr| ("--control-listen", addr));
-    let ours: Vec<_> = listen.chain(probe).chain(control).collect();
+    let ours: Vec<_> = listen.chain(tcp).chain(probe).chain(control).collect();
     for (n, (flag, addr)) in ours.iter().enumerate() {
         if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| overlap(*earlier, *addr)) {
             return Err(format!("{flag} {addr} is taken by {other} already: give it another port"));
         }
     }
-    let UpstreamAddr::Tcp { host, port } = &settings.upstream else { return Ok(()) };
+    let upstreams = settings.tcp.iter().map(|route| &route.upstream);
+    upstreams.chain([&settings.upstream]).try_for_each(|upstream| check_upstream(upstream, &ours))
+}
+
+fn check_upstream(upstream: &UpstreamAddr, ours: &[(&str, SocketAddr)]) -> Result<(), String> {
+    let UpstreamAddr::Tcp { host, port } = upstream else { return Ok(()) };
     let mut hosts: Vec<IpAddr> = host.parse().into_iter().collect();
     if host == "localhost" {
         hosts = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -406,10 +418,9 @@ fn check_addresses(settings: &Settings) -> Result<(), String> {
     for (flag, addr) in ours {
         // An unspecified address of ours is met at loopback; any other address may be another machine's.
         let met = |ip: &IpAddr| ip.is_loopback() || *ip == addr.ip().to_canonical();
-        if hosts.iter().filter(|ip| met(ip)).any(|ip| overlap(addr, SocketAddr::new(*ip, *port))) {
-            let app = &settings.upstream;
+        if hosts.iter().filter(|ip| met(ip)).any(|ip| overlap(*addr, SocketAddr::new(*ip, *port))) {
             return Err(format!(
-                "the app's address {app} is the proxy's own {flag}: give one of them another port"
+                "the app's address {upstream} is the proxy's own {flag}: give one of them another port"
             ));
         }
     }

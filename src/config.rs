@@ -15,6 +15,10 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// The app.
     pub upstream: UpstreamAddr,
+    /// Where connections come in that are passed on byte for byte, and to whom.
+    pub tcp: Vec<TcpRoute>,
+    /// Peers that say for whom they connect, by a PROXY protocol header.
+    pub proxy_protocol_from: Vec<Cidr>,
     /// `/livez`, `/readyz`, `/metrics`, `/drain`; none when switched off.
     pub probe_listen: Option<SocketAddr>,
     /// The control socket's path.
@@ -97,6 +101,64 @@ impl fmt::Display for UpstreamAddr {
             Self::Tcp { host, port } => write!(f, "{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
+    }
+}
+
+/// `--tcp`: an address to listen on, and to whom its connections go, byte for byte.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TcpRoute {
+    /// Where clients come in.
+    pub listen: SocketAddr,
+    /// To whom they are passed on.
+    pub upstream: UpstreamAddr,
+}
+
+impl FromStr for TcpRoute {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (listen, upstream) = text.split_once('=').ok_or_else(|| {
+            format!("'{text}' is no ADDR=UPSTREAM: write :6379=redis:6379 or :3306=unix:/run/db.sock")
+        })?;
+        Ok(Self { listen: parse_listen(listen)?, upstream: upstream.parse()? })
+    }
+}
+
+/// One of `--proxy-protocol-from`: an address, or a network as `address/bits` (RFC 4632 §3.1, RFC 4291 §2.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Cidr {
+    ip: IpAddr,
+    bits: u8,
+}
+
+impl Cidr {
+    /// Whether this address is in the network. An IPv4 address is the same when it is written as an IPv6 one.
+    pub fn contains(&self, ip: IpAddr) -> bool {
+        match (self.ip, ip.to_canonical()) {
+            (IpAddr::V4(own), IpAddr::V4(ip)) => {
+                (own.to_bits() ^ ip.to_bits()).leading_zeros() >= u32::from(self.bits)
+            }
+            (IpAddr::V6(own), IpAddr::V6(ip)) => {
+                (own.to_bits() ^ ip.to_bits()).leading_zeros() >= u32::from(self.bits)
+            }
+            _ => false,
+        }
+    }
+}
+
+impl FromStr for Cidr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let bad = || format!("'{text}' is no network: write 10.0.0.0/8, fd00::/8 or 192.0.2.7");
+        let (ip, bits) = text.split_once('/').map_or((text, None), |(ip, bits)| (ip, Some(bits)));
+        let ip: IpAddr = ip.parse().map_err(|_| bad())?;
+        let most = if ip.is_ipv4() { 32 } else { 128 };
+        let bits = match bits {
+            None => most,
+            Some(bits) => bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(bad)?,
+        };
+        Ok(Self { ip, bits })
     }
 }
 
@@ -301,12 +363,67 @@ pub struct Limits {
     pub head_timeout: Duration,
     /// No byte of a body moved for so long: 408 or a visible cut.
     pub body_timeout: Duration,
+    /// The app neither takes the request nor begins its answer for so long; past it 504. Zero for never.
+    pub answer_timeout: Duration,
     /// An idle kept connection is closed after so long.
     pub idle_timeout: Duration,
+    /// A tunnel or `--tcp` connection over which nothing moved for so long is ended. Zero for never.
+    pub tunnel_timeout: Duration,
+    /// Bytes of a request's target; past it 414.
+    pub uri: usize,
     /// Open client connections; past it new ones wait in the listening socket's queue.
     pub connections: u64,
+    /// Requests, tunnels and `--tcp` connections in flight; past it 503, or a reset. Zero for any number.
+    pub in_flight: u64,
     /// Requests held while the app restarts or is replaced; past it 503.
     pub held: u64,
     /// Bytes of held requests; past it 503.
     pub held_bytes: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_network_holds_its_own_addresses_and_no_others() {
+        let holds = |cidr: &str, ip: &str| cidr.parse::<Cidr>().unwrap().contains(ip.parse().unwrap());
+        for (cidr, inside, outside) in [
+            ("10.0.0.0/8", "10.255.0.1", "11.0.0.0"),
+            ("10.0.0.77/30", "10.0.0.79", "10.0.0.80"),
+            ("192.0.2.7", "::ffff:192.0.2.7", "192.0.2.8"),
+            ("0.0.0.0/0", "255.1.2.3", "::1"),
+            ("fd00::/8", "fdff::1", "fe00::1"),
+            ("::/0", "2001:db8::1", "10.0.0.1"),
+            ("2001:db8::7", "2001:db8::7", "2001:db8::8"),
+        ] {
+            assert!(holds(cidr, inside) && !holds(cidr, outside), "{cidr}");
+        }
+        for bad in [
+            "",
+            "10.0.0.0/33",
+            "::/129",
+            "10.0.0/8",
+            "10.0.0.0/",
+            "10.0.0.0/-1",
+            "example.org",
+            "10.0.0.1:80",
+        ] {
+            assert!(bad.parse::<Cidr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_tcp_route_is_an_address_and_an_upstream() {
+        let route: TcpRoute = "127.0.0.1:6379=redis:6380".parse().unwrap();
+        assert_eq!(
+            (route.listen.to_string(), route.upstream.to_string()),
+            ("127.0.0.1:6379".into(), "redis:6380".into())
+        );
+        let unix: TcpRoute = ":3306=unix:/run/a=b.sock".parse().unwrap();
+        assert_eq!(unix.upstream.to_string(), "unix:/run/a=b.sock");
+        for bad in [":6379", "=redis:6379", ":6379=", ":6379=redis", "x=redis:6379"] {
+            assert!(bad.parse::<TcpRoute>().is_err(), "{bad}");
+        }
+    }
 }

@@ -23,9 +23,9 @@ pub enum Ended {
     AppDown,
     /// The app's answer is not HTTP.
     AppBroken,
-    /// Nothing moved for `--body-timeout`.
+    /// Nothing moved for `--body-timeout` or `--tunnel-timeout`, or no answer came within `--answer-timeout`.
     TimedOut,
-    /// Past a bound: too many held, or the drain was over. 503.
+    /// Past a bound: too many held or in flight. 503.
     Refused,
     /// An event stream ended on an event boundary, for a drain.
     EventsEnded,
@@ -166,8 +166,16 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
         Ended::ALL.iter().map(|way| (Some(("ended", way.name())), ways[*way as usize])).collect();
     let drains = [(Some(("verdict", "clean")), now.drains[0]), (Some(("verdict", "cut")), now.drains[1])];
     let mut families = vec![
-        counters("lameduck_requests_total", "Requests by the answer's status class.", &by_code),
-        counters("lameduck_requests_ended_total", "Requests by how they ended.", &by_end),
+        counters(
+            "lameduck_requests_total",
+            "Requests by the answer's status class; none for --tcp connections.",
+            &by_code,
+        ),
+        counters(
+            "lameduck_requests_ended_total",
+            "Requests and --tcp connections by how they ended.",
+            &by_end,
+        ),
         durations(shards),
         counter(
             "lameduck_received_bytes_total",
@@ -184,7 +192,11 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
         counter("lameduck_upstream_retries_total", "Requests sent once more.", sum(&|shard| &shard.retries)),
         counters("lameduck_drains_total", "Drains that ended.", &drains),
         counter("lameduck_access_log_dropped_total", "Access log lines dropped.", now.log_dropped),
-        gauge("lameduck_in_flight", "Requests and tunnels in flight.", now.in_flight as f64),
+        gauge(
+            "lameduck_in_flight",
+            "Requests, tunnels and --tcp connections in flight.",
+            now.in_flight as f64,
+        ),
         gauge("lameduck_held", "Requests held while the app restarts.", now.held as f64),
         gauge("lameduck_connections", "Open client connections.", now.connections as f64),
         gauge(

@@ -15,7 +15,8 @@ use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
-    AfterDrain, AppProbe, DrainReadiness, Forwarded, ReadyCheck, Sidecar, UpstreamAddr, WarmUp, parse_listen,
+    AfterDrain, AppProbe, Cidr, DrainReadiness, Forwarded, ReadyCheck, Sidecar, TcpRoute, UpstreamAddr,
+    WarmUp, parse_listen,
 };
 
 const EXIT_CODES: &str = "\
@@ -63,8 +64,8 @@ pub(super) enum Sub {
     Swap(SwapArgs),
     /// Send new requests to another upstream once it answers, and wait until the old one has run dry
     ///
-    /// It outranks --upstream until it is undone by --back, and is remembered beside the control socket: put that
-    /// into a volume to keep it.
+    /// Only the app of --listen moves; what comes by --tcp stays where it is. It outranks --upstream until it is undone
+    /// by --back, and is remembered beside the control socket: put that into a volume to keep it.
     #[command(after_help = EXIT_CODES)]
     Switch(SwitchArgs),
     /// End a drain or a hold: serve on
@@ -173,6 +174,16 @@ pub(super) struct AddressArgs {
     /// [default: :4880; run: the inherited PORT, if set]
     #[arg(long, env = "LAMEDUCK_LISTEN", value_name = "ADDR", value_delimiter = ',', value_parser = parse_listen)]
     pub listen: Vec<SocketAddr>,
+    /// Pass connections on byte for byte, as in :6379=redis:6379 or :3306=unix:/run/db.sock; repeat it, or separate by
+    /// commas. Each is work in flight until it closes: a drain lets it run to its deadline, then resets it, and hold
+    /// and swap hold new ones. switch doesn't move them
+    #[arg(long, env = "LAMEDUCK_TCP", value_name = "ADDR=UPSTREAM", value_delimiter = ',')]
+    pub tcp: Vec<TcpRoute>,
+    /// Networks of load balancers that begin each connection to --listen and --tcp with a PROXY protocol header
+    /// (version 1 or 2), as in 10.0.0.0/8,fd00::/8: the address in it is the client's. From these a header is
+    /// required, from others it is not read
+    #[arg(long, env = "LAMEDUCK_PROXY_PROTOCOL_FROM", value_name = "CIDR", value_delimiter = ',')]
+    pub proxy_protocol_from: Vec<Cidr>,
     /// Where the kubelet and Prometheus ask: /livez, /readyz, /metrics and /drain; or 'off'
     #[arg(long, env = "LAMEDUCK_PROBE_LISTEN", value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off)]
@@ -240,7 +251,8 @@ pub(super) struct ReadyArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "App")]
 pub(super) struct AppArgs {
-    /// How long a request waits for an app whose port is closed (it crashed, or restarts)
+    /// How long a request or --tcp connection waits for an app whose port is closed (it crashed, or restarts); past it
+    /// 503, or a reset
     #[arg(long, env = "LAMEDUCK_UPSTREAM_WAIT", value_name = "TIME", default_value = "10s",
           value_parser = values::time)]
     pub upstream_wait: Duration,
@@ -256,14 +268,28 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_MAX_HEAD", value_name = "BYTES", default_value = "64KiB",
           value_parser = values::head_bytes)]
     pub max_head: usize,
-    /// From a request's first byte to its head's last; past it 408
+    /// Bytes of a request's target (its path and query); past it 414
+    #[arg(long, env = "LAMEDUCK_MAX_URI", value_name = "BYTES", default_value = "16KiB",
+          value_parser = values::uri_bytes)]
+    pub max_uri: usize,
+    /// From a request's first byte to its head's last; past it 408. Also for a PROXY protocol header, then a close
     #[arg(long, env = "LAMEDUCK_HEAD_TIMEOUT", value_name = "TIME", default_value = "30s",
           value_parser = values::time_over_zero)]
     pub head_timeout: Duration,
-    /// How long a body may stand still; past it 408 or a visible cut
+    /// How long a client may neither send of its body nor take of its answer; past it 408, or a visible cut
     #[arg(long, env = "LAMEDUCK_BODY_TIMEOUT", value_name = "TIME", default_value = "60s",
           value_parser = values::time_over_zero)]
     pub body_timeout: Duration,
+    /// How long the app may take to begin its answer, and to go on taking the request; past it 504. 0 is for ever: what
+    /// bounds the app then is the drain
+    #[arg(long, env = "LAMEDUCK_ANSWER_TIMEOUT", value_name = "TIME", default_value = "0",
+          value_parser = values::time)]
+    pub answer_timeout: Duration,
+    /// How long nothing may move over a WebSocket (then Close 1001), another tunnel or a --tcp connection (then a reset);
+    /// 0 is for ever
+    #[arg(long, env = "LAMEDUCK_TUNNEL_TIMEOUT", value_name = "TIME", default_value = "0",
+          value_parser = values::time)]
+    pub tunnel_timeout: Duration,
     /// An idle kept connection is closed after this time
     #[arg(long, env = "LAMEDUCK_IDLE_TIMEOUT", value_name = "TIME", default_value = "75s",
           value_parser = values::time_over_zero)]
@@ -272,7 +298,11 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_MAX_CONNECTIONS", value_name = "N", default_value = "50000",
           value_parser = value_parser!(u32).range(1..))]
     pub max_connections: u32,
-    /// Requests held while the app restarts or is replaced; past it 503
+    /// Requests, tunnels and --tcp connections in flight, held ones included; past it 503 with Retry-After, or a reset.
+    /// 0 is any number
+    #[arg(long, env = "LAMEDUCK_MAX_IN_FLIGHT", value_name = "N", default_value = "0")]
+    pub max_in_flight: u64,
+    /// Requests and --tcp connections held while the app restarts or is replaced; past it 503, or a reset
     #[arg(long, env = "LAMEDUCK_MAX_HELD", value_name = "N", default_value = "1000")]
     pub max_held: u64,
     /// Bytes of held requests; past it 503
@@ -298,7 +328,7 @@ pub enum LogFormat {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct LogArgs {
-    /// Log one line per request
+    /// Log one line per request and --tcp connection
     #[arg(long, env = "LAMEDUCK_ACCESS_LOG", value_parser = BoolishValueParser::new())]
     pub access_log: bool,
     #[command(flatten)]

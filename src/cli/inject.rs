@@ -23,9 +23,10 @@ Annotations of a pod (template), all lameduck.dev/NAME:
   pid1: preload | share | leave how an app as PID 1 without a handler gets to hear SIGTERM
   image, image-pull-policy      the sidecar's
   cpu-request, cpu-limit, memory-request, memory-limit
-  and these flags of `lameduck proxy`: access-log, body-timeout, control-listen, drain-readiness,
-  forwarded, head-timeout, idle-timeout, lame-duck, log-format, log-level, max-connections, max-head,
-  max-held, max-held-bytes, ready-check, ready-timeout, reserve, restart-grace, stream-spread, threads,
+  and these flags of `lameduck proxy`: access-log, answer-timeout, body-timeout, control-listen,
+  drain-readiness, forwarded, head-timeout, idle-timeout, lame-duck, log-format, log-level,
+  max-connections, max-head, max-held, max-held-bytes, max-in-flight, max-uri, proxy-protocol-from,
+  ready-check, ready-timeout, reserve, restart-grace, stream-spread, tcp, threads, tunnel-timeout,
   upstream-wait, warm-up, warm-up-count
 
 Exit codes:

@@ -51,6 +51,8 @@ fn a_proxy_on_a_laptop_has_the_documented_defaults() {
     let l = s.limits;
     assert_eq!((l.head, l.connections, l.held), (64 << 10, 50_000, 1000));
     assert_eq!((l.head_timeout, l.body_timeout, l.idle_timeout), (secs(30), secs(60), secs(75)));
+    assert_eq!((l.uri, l.in_flight, l.answer_timeout, l.tunnel_timeout), (16 << 10, 0, secs(0), secs(0)));
+    assert_eq!((s.tcp, s.proxy_protocol_from), (vec![], vec![]));
     assert_eq!((s.threads, s.termination_log), (3, "/dev/termination-log".into()));
 }
 
@@ -80,6 +82,25 @@ fn typed_values_reach_the_settings() {
     assert_eq!((s.ready.warm_up, s.ready.warm_up_count), (vec![warm("GET", "/"), warm("HEAD", "/x")], 3));
     assert_eq!((s.forwarded, s.access_log, s.limits.head), (Forwarded::Replace, true, 1 << 20));
     assert_eq!((s.threads, s.control), (7, "/c.sock".into()));
+}
+
+#[test]
+fn a_tcp_route_has_an_address_of_its_own_and_leads_away() {
+    let line = "lameduck proxy --upstream :3000 --tcp :6379=redis:6379,:3306=unix:/db.sock --tcp :1=:2";
+    let s = settings_of(line, &laptop());
+    assert_eq!(s.tcp.iter().map(|route| route.listen.port()).collect::<Vec<_>>(), [6379, 3306, 1]);
+    for (flags, help) in [
+        ("--tcp :6379", "is no ADDR=UPSTREAM"),
+        ("--tcp :4880=redis:1", "--tcp [::]:4880 is taken by --listen already"),
+        ("--tcp :5=redis:1 --tcp :5=redis:2", "is taken by --tcp already"),
+        ("--tcp :6379=localhost:6379", "localhost:6379 is the proxy's own --tcp"),
+        ("--tcp :6379=:4880", "127.0.0.1:4880 is the proxy's own --listen"),
+        ("--proxy-protocol-from 10.0.0.0/33", "is no network"),
+        ("--max-uri 0", "must be over 0"),
+    ] {
+        let refused = refusal(&format!("lameduck proxy --upstream :3000 {flags}"));
+        assert!(refused.contains(help), "{flags}: {refused}");
+    }
 }
 
 #[test]

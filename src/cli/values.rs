@@ -85,6 +85,11 @@ pub(super) fn head_bytes(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A target has a byte at least.
+pub(super) fn uri_bytes(text: &str) -> Result<usize, String> {
+    bytes(text).and_then(|bytes| if bytes > 0 { Ok(bytes) } else { Err("must be over 0".to_owned()) })
+}
+
 pub(super) fn bytes(text: &str) -> Result<usize, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = match text[digits..].trim() {

@@ -23,6 +23,8 @@ pub enum Class {
     WebSocket,
     /// Any other upgraded connection.
     Tunnel,
+    /// A connection that is passed on byte for byte.
+    Tcp,
 }
 
 impl Class {
@@ -34,6 +36,7 @@ impl Class {
             Self::EventStream => "event-stream",
             Self::WebSocket => "websocket",
             Self::Tunnel => "tunnel",
+            Self::Tcp => "tcp",
         }
     }
 }
@@ -227,12 +230,12 @@ impl Ledger {
         }
     }
 
-    /// How many WebSockets, other tunnels and event streams there are.
+    /// How many WebSockets, other tunnels, `--tcp` connections and event streams there are.
     pub fn streams(&self) -> u64 {
         let stream = |entry: &Arc<Entry>| {
             let work = lock(&entry.work);
             work.since.is_some()
-                && matches!(work.class, Class::EventStream | Class::WebSocket | Class::Tunnel)
+                && matches!(work.class, Class::EventStream | Class::WebSocket | Class::Tunnel | Class::Tcp)
         };
         lock(&self.entries).iter().filter(|(_, entry)| stream(entry)).count() as u64
     }

@@ -15,8 +15,9 @@ pub const INJECT: &str = "lameduck.dev/inject";
 pub const INJECTED: &str = "lameduck.dev/injected";
 
 /// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: [&str; 23] = [
+pub const FLAGS: [&str; 29] = [
     "access-log",
+    "answer-timeout",
     "body-timeout",
     "control-listen",
     "drain-readiness",
@@ -30,12 +31,17 @@ pub const FLAGS: [&str; 23] = [
     "max-head",
     "max-held",
     "max-held-bytes",
+    "max-in-flight",
+    "max-uri",
+    "proxy-protocol-from",
     "ready-check",
     "ready-timeout",
     "reserve",
     "restart-grace",
     "stream-spread",
+    "tcp",
     "threads",
+    "tunnel-timeout",
     "upstream-wait",
     "warm-up",
     "warm-up-count",

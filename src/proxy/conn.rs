@@ -9,7 +9,6 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
 
 use super::buffer::Buffer;
 use super::error::{self, Failure};
@@ -22,12 +21,13 @@ use super::plane::Worker;
 use super::record::Record;
 use super::stream::{Reader, Stream, Writer};
 use super::upgrade::{Tunnel, Upgraded};
+use crate::config::Limits;
 use crate::drain::gate::{Connected, InFlight};
 use crate::drain::ledger::Place;
-use crate::metrics::{Ended, add};
+use crate::metrics::Ended;
 
 /// A connection that was just accepted has its first request on the way: a drain gives it so long to come.
-const FRESH: Duration = Duration::from_secs(1);
+pub const FRESH: Duration = Duration::from_secs(1);
 /// An answer of our own to a failed request may take so long to be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
@@ -43,12 +43,6 @@ pub enum Close {
     Rests,
     /// Not yet: it is a tunnel to the app now.
     Tunnels(Box<Upgraded>),
-}
-
-/// Serves a connection that was just accepted.
-pub async fn welcome(stream: TcpStream, peer: SocketAddr, connected: Connected, worker: Rc<Worker>) {
-    add(&worker.shard.accepted, 1);
-    serve(Stream::Tcp(stream), peer, connected, Some(Instant::now()), worker).await;
 }
 
 /// Serves a connection until it closes or rests. `accepted`: when, if its first request is still to come.
@@ -191,7 +185,10 @@ async fn one_request(
     client.buf.consume(request.len);
 
     let exchange = Exchange { worker, place, request: &request, flow: Flow::default() };
-    let finish = forward(client, &exchange, head).await;
+    let finish = match in_flight.is_some() && worker.plane.past_in_flight() {
+        true => Err(Failure::TooManyInFlight),
+        false => forward(client, &exchange, head).await,
+    };
     let flow = &exchange.flow;
     let (ended, close) = match finish {
         Ok(Finish::Answered(ended)) => (ended, flow.close.get().then_some(Close::Linger)),
@@ -200,7 +197,8 @@ async fn one_request(
             let client_buf = std::mem::take(&mut client.buf);
             let in_flight = in_flight.map(|in_flight| in_flight.into_tunnel(&worker.plane.gate));
             let totals = flow.totals();
-            let tunnel = Tunnel { websocket, in_flight, record, totals };
+            let moved_at = worker.ledger.now_ms();
+            let tunnel = Tunnel { websocket, unheard: false, in_flight, record, totals, moved_at };
             return Some(Close::Tunnels(Box::new(Upgraded { app, app_buf, client_buf, tunnel })));
         }
         Err(failure) => {
@@ -222,27 +220,27 @@ async fn read_head<R, W>(
 where
     R: AsyncRead + Unpin,
 {
-    const TOO_LARGE: Reject = Reject { status: 431, why: "the request's head is too large" };
     let plane = &worker.plane;
+    let limits = &plane.settings.limits;
     let mut looked = 0;
     loop {
         if looked == 0 || headers::ends_within(client.buf.unread(), looked) {
             let sender = Sender { peer: &client.peer, forwarded: plane.settings.forwarded };
             head.clear();
             if let Some(request) = headers::request(client.buf.unread(), sender, head).map_err(Some)? {
-                if request.len > plane.settings.limits.head {
-                    return Err(Some(TOO_LARGE));
+                if request.len > limits.head || request.target.len() > limits.uri {
+                    return Err(Some(too_large(client.buf.unread(), limits)));
                 }
                 place.set_deadline(0);
                 return Ok(request);
             }
         }
         if looked == 0 {
-            place.set_deadline(worker.deadline(plane.settings.limits.head_timeout));
+            place.set_deadline(worker.deadline(limits.head_timeout));
         }
         looked = client.buf.unread().len();
-        if looked >= plane.settings.limits.head {
-            return Err(Some(TOO_LARGE));
+        if looked >= limits.head {
+            return Err(Some(too_large(client.buf.unread(), limits)));
         }
         let Client { reader, buf, .. } = client;
         let read = poll_fn(|cx| match buf.poll_fill(cx, reader, &worker.store) {
@@ -259,6 +257,15 @@ where
             Ok(0) | Err(_) => return Err(None),
             Ok(_) => {}
         }
+    }
+}
+
+/// Which part of a head is too large: the target already, or only all of it (RFC 9110 §15.5.15, RFC 6585 §5).
+fn too_large(head: &[u8], limits: &Limits) -> Reject {
+    let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    match target.len() > limits.uri {
+        true => Reject { status: 414, why: "the request's target is too long (--max-uri)" },
+        false => Reject { status: 431, why: "the request's head is too large (--max-head)" },
     }
 }
 

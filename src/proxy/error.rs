@@ -22,6 +22,10 @@ pub enum Failure {
     AppBroken(&'static str),
     /// Nothing moved for too long.
     TimedOut,
+    /// The app's answer has not begun in time.
+    AppSlow,
+    /// Too many are in flight already.
+    TooManyInFlight,
     /// Too many are held already, or too many bytes of them.
     HeldTooMany,
     /// It was held for as long as it may be.
@@ -67,6 +71,12 @@ impl Failure {
             (Self::AppBroken(why), _) => (Some(502), Ended::AppBroken, why),
             (Self::TimedOut, Progress::Unsent) => (Some(408), Ended::TimedOut, "the request came too slowly"),
             (Self::TimedOut, _) => (Some(408), Ended::TimedOut, "the request's body came too slowly"),
+            (Self::AppSlow, _) => {
+                (Some(504), Ended::TimedOut, "the app did not answer in time (--answer-timeout)")
+            }
+            (Self::TooManyInFlight, _) => {
+                (Some(503), Ended::Refused, "too many requests are in flight (--max-in-flight)")
+            }
             (Self::HeldTooMany, _) => (Some(503), Ended::Refused, "too many requests wait for the app"),
             (Self::HeldTooLong, _) => (Some(503), Ended::Refused, "the request waited too long for the app"),
             (Self::Forced, Progress::Unsent) => {
@@ -86,6 +96,7 @@ pub fn answer(status: u16, why: &str, head_only: bool) -> Vec<u8> {
     let reason = match status {
         400 => "Bad Request",
         408 => "Request Timeout",
+        414 => "URI Too Long",
         431 => "Request Header Fields Too Large",
         501 => "Not Implemented",
         502 => "Bad Gateway",

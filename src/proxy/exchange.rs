@@ -11,13 +11,13 @@ use tokio::io::AsyncWriteExt;
 use super::buffer::{self, Buffer};
 use super::error::{Failure, Progress};
 use super::headers::{Answer, Framing, Request, Response, Upgrade};
-use super::plane::Worker;
+use super::plane::{Plane, Worker};
 use super::record::Totals;
 use super::stream::{Sink, Source};
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
-use crate::upstream::{self, Connection, Writer};
+use crate::upstream::{self, Connection, Pool, Writer};
 
 /// After an early answer the rest of the request is waited for so long from byte to byte.
 const EARLY: Duration = Duration::from_secs(5);
@@ -84,7 +84,10 @@ impl Exchange<'_> {
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(ended) => Poll::Ready(ended),
             Poll::Pending if self.is_over() => Poll::Ready(Err(Failure::Forced)),
-            Poll::Pending if self.place.expired() => Poll::Ready(Err(Failure::TimedOut)),
+            Poll::Pending if self.place.expired() => Poll::Ready(Err(match self.client_waits() {
+                true => Failure::AppSlow,
+                false => Failure::TimedOut,
+            })),
             Poll::Pending => Poll::Pending,
         })
         .await
@@ -139,46 +142,18 @@ impl Exchange<'_> {
         }
     }
 
-    /// Waits while the app restarts or is replaced, with a head of so many bytes. What the app itself asks for goes
-    /// on: what runs may be waiting for it.
+    /// [`held_back`], with a head of so many bytes.
     pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
-        let plane = &self.worker.plane;
-        if !plane.gate.holding() || self.request.probe || plane.upstream.is_app(self.place.peer.ip()) {
+        if self.request.probe {
             return Ok(());
         }
-        let limits = &plane.settings.limits;
-        let _held = plane.gate.hold_back(limits.held).ok_or(Failure::HeldTooMany)?;
         // What comes of its body meanwhile fills one buffer.
-        let turn = plane.line.wait(&plane.gate, head + buffer::SIZE, limits.held_bytes);
-        match tokio::time::timeout(plane.hold_most(), turn).await {
-            Ok(true) => Ok(()),
-            Ok(false) => Err(Failure::HeldTooMany),
-            Err(_) => Err(Failure::HeldTooLong),
-        }
+        held_back(&self.worker.plane, self.place, head + buffer::SIZE).await
     }
 
-    /// Connects to the app; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so
-    /// waiting is safe; once the pod goes it is of no use.
+    /// [`reach`] for the app.
     pub async fn reach(&self) -> Result<Connection, Failure> {
-        let settings = &self.worker.plane.settings;
-        let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
-        loop {
-            match self.worker.pool.connect().await {
-                Ok(app) => {
-                    add(&self.worker.shard.connects, 1);
-                    return Ok(app);
-                }
-                Err(error) if upstream::is_full(&error) && since.elapsed() < settings.upstream_wait => {
-                    tokio::time::sleep(wait).await;
-                }
-                Err(error) if upstream::is_lost(&error) && since.elapsed() < settings.upstream_wait => {}
-                Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
-                Err(_) if self.worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
-                Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),
-                Err(_) => tokio::time::sleep(wait).await,
-            }
-            wait = (wait * 2).min(Duration::from_millis(100));
-        }
+        reach(self.worker, &self.worker.pool).await
     }
 
     /// Writes the request's head, and what of its body came with it.
@@ -255,20 +230,74 @@ impl Exchange<'_> {
         self.flow.received.set(self.flow.received.get() + n as u64);
     }
 
-    /// The client has, or no longer has, to move a byte in this direction within `--body-timeout`. The app may take
-    /// the time it wants; what bounds it is the drain.
+    /// The client has, or no longer has, to move a byte in this direction within `--body-timeout`.
     pub fn client_owes(&self, direction: &Cell<bool>, owes: bool) {
-        let flow = &self.flow;
         direction.set(owes);
-        let waits = flow.reading.get() || flow.writing.get();
-        let patience = if flow.early.get() { EARLY } else { self.worker.plane.settings.limits.body_timeout };
-        self.place.set_deadline(if waits { self.worker.deadline(patience) } else { 0 });
+        if self.client_waits() {
+            return self.app_owes();
+        }
+        let limits = &self.worker.plane.settings.limits;
+        let patience = if self.flow.early.get() { EARLY } else { limits.body_timeout };
+        self.place.set_deadline(self.worker.deadline(patience));
+    }
+
+    /// It is the app's turn: it has to take the request and begin its answer within `--answer-timeout`. Without that it
+    /// may take the time it wants; what bounds it is the drain.
+    fn app_owes(&self) {
+        let most = self.worker.plane.settings.limits.answer_timeout;
+        let over = most.is_zero() || self.flow.progress.get() == Progress::Answering;
+        self.place.set_deadline(if over { 0 } else { self.worker.deadline(most) });
+    }
+
+    /// The client has nothing to do but wait.
+    fn client_waits(&self) -> bool {
+        !self.flow.reading.get() && !self.flow.writing.get()
     }
 
     /// The whole answer has gone out before the whole request came in: what is still to come has less time.
     pub fn answered_early(&self) {
         self.flow.early.set(true);
         self.client_owes(&self.flow.reading, true);
+    }
+}
+
+/// Waits while the app restarts or is replaced; `bytes` is what is kept in memory meanwhile. What the app itself asks
+/// for goes on: what runs may be waiting for it.
+pub async fn held_back(plane: &Plane, place: &Place, bytes: usize) -> Result<(), Failure> {
+    if !plane.gate.holding() || plane.upstream.is_app(place.peer.ip()) {
+        return Ok(());
+    }
+    let limits = &plane.settings.limits;
+    let _held = plane.gate.hold_back(limits.held).ok_or(Failure::HeldTooMany)?;
+    let turn = plane.line.wait(&plane.gate, bytes, limits.held_bytes);
+    match tokio::time::timeout(plane.hold_most(), turn).await {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(Failure::HeldTooMany),
+        Err(_) => Err(Failure::HeldTooLong),
+    }
+}
+
+/// Connects to one of the pool's servers; while nobody listens there, tries again for `--upstream-wait`. Nothing has
+/// been sent, so waiting is safe; once the pod goes it is of no use.
+pub async fn reach(worker: &Worker, pool: &Pool) -> Result<Connection, Failure> {
+    let settings = &worker.plane.settings;
+    let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
+    loop {
+        match pool.connect().await {
+            Ok(app) => {
+                add(&worker.shard.connects, 1);
+                return Ok(app);
+            }
+            Err(error) if upstream::is_full(&error) && since.elapsed() < settings.upstream_wait => {
+                tokio::time::sleep(wait).await;
+            }
+            Err(error) if upstream::is_lost(&error) && since.elapsed() < settings.upstream_wait => {}
+            Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
+            Err(_) if worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
+            Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),
+            Err(_) => tokio::time::sleep(wait).await,
+        }
+        wait = (wait * 2).min(Duration::from_millis(100));
     }
 }
 

@@ -210,6 +210,7 @@ async fn upload<R: Source>(
         }
     }
     flow.uploaded.set(true);
+    exchange.client_owes(&flow.reading, false);
     if !buf.is_empty() || buf.fill(reader, store).await.map_err(|_| Failure::ClientGone)? > 0 {
         flow.pipelined.set(true);
         return pending().await;

@@ -85,7 +85,7 @@ pub struct Response {
 /// Why a head is refused: the status that a client gets, and the reason in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reject {
-    /// 400, 431, 501 or 505; for a response it becomes 502.
+    /// 400, 414, 431, 501 or 505; for a response it becomes 502.
     pub status: u16,
     /// For the answer's body and the log.
     pub why: &'static str,

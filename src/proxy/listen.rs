@@ -14,10 +14,9 @@ use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
-use super::conn;
 use super::park;
 use super::plane::{Plane, Worker};
-use crate::drain::gate::Connected;
+use super::welcome::{Accepted, Service, welcome};
 use crate::drain::machine::Phase;
 
 /// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
@@ -94,8 +93,8 @@ impl Switch {
     }
 }
 
-/// Counted from the moment it was accepted, so that no drain is over while it is on its way to its thread.
-type Accepted = (TcpStream, SocketAddr, Connected);
+/// An accepted connection on its way to its thread.
+type Given = Accepted<TcpStream>;
 
 /// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
 ///
@@ -103,7 +102,7 @@ type Accepted = (TcpStream, SocketAddr, Connected);
 /// When a thread can't be started.
 pub fn start(
     plane: &Arc<Plane>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Service)>,
     switch: Switch,
     on_closed: impl Fn() + Send + Clone + 'static,
 ) -> io::Result<()> {
@@ -117,8 +116,8 @@ pub fn start(
     let accepting_plane = plane.clone();
     spawn_thread(plane, 0, move |worker| async move {
         let acceptor = Rc::new(Acceptor { plane: accepting_plane, worker, others, switch });
-        for listener in listeners {
-            spawn_local(acceptor.clone().run(listener, on_closed.clone()));
+        for (listener, service) in listeners {
+            spawn_local(acceptor.clone().run(listener, service, on_closed.clone()));
         }
         std::future::pending::<()>().await;
     })
@@ -148,10 +147,10 @@ fn spawn_thread<F: Future<Output = ()>>(
 }
 
 /// Serves the connections that the accepting thread gives to this one.
-async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Accepted>) {
-    while let Some((stream, peer, connected)) = given.recv().await {
-        match tokio::net::TcpStream::from_std(stream) {
-            Ok(stream) => drop(spawn_local(conn::welcome(stream, peer, connected, worker.clone()))),
+async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Given>) {
+    while let Some(given) = given.recv().await {
+        match given.with(tokio::net::TcpStream::from_std) {
+            Ok(accepted) => drop(spawn_local(welcome(accepted, worker.clone()))),
             Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
         }
     }
@@ -164,6 +163,7 @@ async fn sweep(worker: Rc<Worker>) {
         ticks.tick().await;
         worker.ledger.sweep();
         worker.parking.expire(&worker, worker.plane.settings.limits.idle_timeout);
+        worker.parking.expire_tunnels(&worker);
         if worker.plane.phase() == Phase::Drained {
             worker.pool.clear();
         } else {
@@ -175,19 +175,19 @@ async fn sweep(worker: Rc<Worker>) {
 struct Acceptor {
     plane: Arc<Plane>,
     worker: Rc<Worker>,
-    others: Vec<mpsc::UnboundedSender<Accepted>>,
+    others: Vec<mpsc::UnboundedSender<Given>>,
     switch: Switch,
 }
 
 impl Acceptor {
     /// Accepts until told to stop, then waits to be told to listen again.
-    async fn run(self: Rc<Self>, listener: TcpListener, on_closed: impl Fn()) {
+    async fn run(self: Rc<Self>, listener: TcpListener, service: Service, on_closed: impl Fn()) {
         let mut on = self.switch.on.subscribe();
         let addr = listener.local_addr();
         let mut listener = Some(listener);
         loop {
             if let Some(listener) = listener.take() {
-                let closed = self.accept(listener, &mut on).await;
+                let closed = self.accept(listener, service, &mut on).await;
                 if let Err(error) = closed {
                     tracing::error!(%error, "a listening socket failed");
                 }
@@ -210,12 +210,17 @@ impl Acceptor {
         }
     }
 
-    async fn accept(&self, mut listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
+    async fn accept(
+        &self,
+        mut listener: TcpListener,
+        service: Service,
+        on: &mut watch::Receiver<bool>,
+    ) -> io::Result<()> {
         loop {
-            listener = self.accept_until_off(listener, on).await?;
+            listener = self.accept_until_off(listener, service, on).await?;
             handshakes_end(&listener).await;
             if !*on.borrow() {
-                return self.empty_queue(&listener);
+                return self.empty_queue(&listener, service);
             }
             SockRef::from(&listener).detach_filter()?;
         }
@@ -224,6 +229,7 @@ impl Acceptor {
     async fn accept_until_off(
         &self,
         listener: TcpListener,
+        service: Service,
         on: &mut watch::Receiver<bool>,
     ) -> io::Result<TcpListener> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -235,19 +241,19 @@ impl Acceptor {
                 _ = on.wait_for(|on| !*on) => return listener.into_std(),
                 () = tokio::time::sleep(BACK_OFF), if full => {}
                 accepted = listener.accept(), if !full => match accepted {
-                    Ok((stream, peer)) => self.give(stream, peer),
+                    Ok((stream, peer)) => self.give(stream, peer, service),
                     Err(error) => self.back_off(&error).await,
                 },
             }
         }
     }
 
-    fn empty_queue(&self, listener: &TcpListener) -> io::Result<()> {
+    fn empty_queue(&self, listener: &TcpListener, service: Service) -> io::Result<()> {
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => {
                     if stream.set_nonblocking(true).is_ok() {
-                        self.give(tokio::net::TcpStream::from_std(stream)?, peer);
+                        self.give(tokio::net::TcpStream::from_std(stream)?, peer, service);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -263,19 +269,19 @@ impl Acceptor {
     }
 
     /// To the thread with the fewest connections; this one is the first.
-    fn give(&self, stream: tokio::net::TcpStream, peer: SocketAddr) {
+    fn give(&self, stream: tokio::net::TcpStream, peer: SocketAddr, service: Service) {
         let ledgers = &self.plane.ledgers;
         let fewest = (0..ledgers.len()).min_by_key(|thread| ledgers[*thread].open()).unwrap_or(0);
         if stream.set_nodelay(true).is_err() {
             return; // it has been reset already
         }
         ledgers[fewest].assign();
-        let connected = self.plane.gate.connect();
+        let accepted = Accepted { stream, peer, service, connected: self.plane.gate.connect() };
         match fewest.checked_sub(1) {
-            None => drop(spawn_local(conn::welcome(stream, peer, connected, self.worker.clone()))),
+            None => drop(spawn_local(welcome(accepted, self.worker.clone()))),
             Some(other) => {
-                if let Ok(stream) = stream.into_std() {
-                    let _ = self.others[other].send((stream, peer, connected));
+                if let Ok(given) = accepted.with(tokio::net::TcpStream::into_std) {
+                    let _ = self.others[other].send(given);
                 }
             }
         }

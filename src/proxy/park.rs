@@ -108,6 +108,18 @@ impl Parking {
         over.into_iter().for_each(|key| self.close(worker, key));
     }
 
+    /// Makes tasks of those over which nothing has moved for too long: they end.
+    pub fn expire_tunnels(&self, worker: &Rc<Worker>) {
+        if worker.plane.settings.limits.tunnel_timeout.is_zero() {
+            return;
+        }
+        let tunnels = self.tunnels.borrow();
+        let quiet = tunnels.iter().filter(|(_, tunnel)| worker.too_quiet(tunnel.moved_at()));
+        let quiet: Vec<_> = quiet.map(|(key, _)| key).collect();
+        drop(tunnels);
+        quiet.into_iter().for_each(|key| self.wake_tunnel(worker, key));
+    }
+
     /// The first time closes our side and waits for the client's, the second time lets go.
     fn close(&self, worker: &Worker, key: usize) {
         let mut all = self.parked.borrow_mut();

@@ -28,6 +28,8 @@ pub struct Plane {
     pub gate: Arc<Gate>,
     /// Where the app is.
     pub upstream: Arc<Upstream>,
+    /// Where the connections of each `--tcp` go.
+    pub tcp: Vec<Arc<Upstream>>,
     /// Requests that are held.
     pub line: Line,
     /// One ledger a thread.
@@ -55,6 +57,11 @@ impl Plane {
         let threads = settings.threads.max(1);
         Self {
             upstream: Arc::new(Upstream::new(settings.upstream.clone(), threads)),
+            tcp: settings
+                .tcp
+                .iter()
+                .map(|route| Arc::new(Upstream::new(route.upstream.clone(), threads)))
+                .collect(),
             line: Line::default(),
             settings,
             gate: Arc::new(Gate::new(on_idle)),
@@ -153,6 +160,12 @@ impl Plane {
         }
     }
 
+    /// Whether more is in flight than may be. Who asks has been counted.
+    pub fn past_in_flight(&self) -> bool {
+        let most = self.settings.limits.in_flight;
+        most != 0 && self.gate.in_flight() > most
+    }
+
     /// What runs, oldest first.
     pub fn ledger(&self) -> Vec<LedgerRow> {
         let mut rows = Vec::new();
@@ -161,7 +174,7 @@ impl Plane {
         rows
     }
 
-    /// How many WebSockets, other tunnels and event streams there are.
+    /// How many WebSockets, other tunnels, `--tcp` connections and event streams there are.
     pub fn streams(&self) -> u64 {
         self.ledgers.iter().map(|ledger| ledger.streams()).sum()
     }
@@ -195,6 +208,8 @@ pub struct Worker {
     pub parking: Parking,
     /// Connections to the app that rest.
     pub pool: Pool,
+    /// Ways to the upstream of each `--tcp`; nothing rests in them.
+    pub tcp: Vec<Pool>,
     /// Buffers that rest.
     pub store: Store,
 }
@@ -208,7 +223,8 @@ impl Worker {
         let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
         let parking = Parking::new(plane.parkings[number].clone())?;
         let pool = Pool::new(plane.upstream.clone(), number);
-        Ok(Self { plane, ledger, shard, parking, pool, store: Store::default() })
+        let tcp = plane.tcp.iter().map(|upstream| Pool::new(upstream.clone(), number)).collect();
+        Ok(Self { plane, ledger, shard, parking, pool, tcp, store: Store::default() })
     }
 
     /// A request has arrived, for the quiet rule; `first` of its connection.
@@ -219,6 +235,13 @@ impl Worker {
         }
         let us = now.duration_since(self.plane.began).as_micros() as u64;
         self.shard.last_arrival_us.store(us.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether a tunnel over which something moved last at this time, in milliseconds of the ledger's clock, has been
+    /// quiet for `--tunnel-timeout`.
+    pub fn too_quiet(&self, moved_at: u64) -> bool {
+        let most = self.plane.settings.limits.tunnel_timeout;
+        !most.is_zero() && self.ledger.now_ms().saturating_sub(moved_at) >= most.as_millis() as u64
     }
 
     /// A deadline for a ledger entry, so long from now.

@@ -44,6 +44,14 @@ impl Record {
         Self { since, head: request.len, probe: request.probe, line }
     }
 
+    /// Of a connection that is passed on byte for byte to `upstream`.
+    pub fn tcp(since: Instant, upstream: &str, peer: &str, log: bool) -> Self {
+        let line = log.then(|| {
+            Box::new(Line { method: "TCP".to_owned(), path: upstream.to_owned(), peer: peer.to_owned() })
+        });
+        Self { since, head: 0, probe: false, line }
+    }
+
     /// Counts it, probes apart, and logs it.
     pub fn write(&self, worker: &Worker, totals: Totals, ended: Ended) {
         let took = self.since.elapsed();

@@ -1,22 +1,22 @@
-//! Tunnels: an upgraded connection, bytes both ways until both sides have ended. A WebSocket is told to go by a
-//! Close frame on a frame boundary; any other tunnel can only run on until the deadline.
+//! Tunnels: an upgraded connection or one of `--tcp`, bytes both ways until both sides have ended. A WebSocket is told to
+//! go by a Close frame on a frame boundary; any other tunnel can only run on until the deadline, and what resets one
+//! side of it resets the other.
 
 use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
+use std::os::fd::AsFd;
 use std::pin::pin;
 use std::rc::Rc;
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
 use super::buffer::{Buffer, Store};
 use super::conn::shut;
-use super::error::Failure;
 use super::frames::{Frames, close_to_app, close_to_client};
 use super::park;
 use super::plane::Worker;
@@ -25,7 +25,7 @@ use super::stream::{self, Stream};
 use crate::drain::gate::{Connected, InFlightTunnel};
 use crate::drain::ledger::{Class, Place};
 use crate::metrics::Ended;
-use crate::upstream::{Connection, Parked};
+use crate::upstream::{self, Connection, Parked};
 
 /// Both sides have so long to answer a Close of ours.
 const CLOSING: Duration = Duration::from_secs(2);
@@ -46,12 +46,16 @@ pub struct Upgraded {
 pub struct Tunnel {
     /// A WebSocket, whose frames are followed.
     pub websocket: bool,
+    /// One of `--tcp`, whose client has sent nothing yet: a health check never does, so it is no arrival so far.
+    pub unheard: bool,
     /// Counted until the tunnel closes; a probe isn't.
     pub in_flight: Option<InFlightTunnel>,
     /// Written once it has closed.
     pub record: Record,
     /// Of the handshake, and of what has passed since.
     pub totals: Totals,
+    /// When something moved last, in milliseconds of the ledger's clock.
+    pub moved_at: u64,
 }
 
 /// A tunnel between two frames over which nothing moves: no task and no buffer, only this.
@@ -75,19 +79,57 @@ struct Direction {
     rests: Cell<bool>,
 }
 
+/// Which end of a direction failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Failed {
+    Source,
+    Sink,
+}
+
 /// What the two directions know of each other.
 #[derive(Default)]
 struct Ends {
     up: Direction,
     down: Direction,
-    /// The drain wants the tunnel to end.
+    /// The tunnel is to end.
     told: Cell<bool>,
+    /// Nothing has moved for too long.
+    quiet: Cell<bool>,
     /// A direction got its Close from us.
     ours: Cell<bool>,
     ours_sent: Notify,
+    /// One direction has ended.
+    half: Cell<bool>,
+    whole: Notify,
+}
+
+/// The half of a connection that is read from.
+trait Half: AsyncRead + Unpin {
+    /// Returns once the connection has failed, also after its orderly end.
+    fn failed(&self) -> impl Future<Output = ()>;
+}
+
+impl Half for stream::Reader<'_> {
+    fn failed(&self) -> impl Future<Output = ()> {
+        stream::Source::failed(self)
+    }
+}
+
+impl Half for upstream::Reader<'_> {
+    async fn failed(&self) {
+        let _ = match self {
+            Self::Tcp(half) => half.as_ref().ready(Interest::ERROR).await,
+            Self::Unix(half) => half.as_ref().ready(Interest::ERROR).await,
+        };
+    }
 }
 
 impl Resting {
+    /// When something moved last, in milliseconds of the ledger's clock.
+    pub fn moved_at(&self) -> u64 {
+        self.tunnel.moved_at
+    }
+
     /// Relays again.
     pub fn go_on(self, worker: &Rc<Worker>) {
         let Self { client, app, tunnel, place, connected } = self;
@@ -113,44 +155,58 @@ impl Upgraded {
 
     /// Relays until both sides have ended, or the drain ends it, and closes the client's connection; or until nothing
     /// has moved for a while, and parks it.
-    async fn run(
+    pub async fn run(
         mut self: Box<Self>,
         mut client: Stream,
         place: Place,
         connected: Connected,
         worker: Rc<Worker>,
     ) {
-        let ends = Ends::default();
+        let (ends, mut watch) = (Ends::default(), Watch::new(&self.tunnel, &worker));
+        let websocket = self.tunnel.websocket;
+        let backend = self.app.backend().clone();
         let ended = {
-            let websocket = self.tunnel.websocket;
-            let backend = self.app.backend().clone();
             let mut relaying = pin!(self.relay(&mut client, &worker, &ends));
             poll_fn(|cx| {
                 place.register(cx);
-                match relaying.as_mut().poll(cx) {
-                    Poll::Ready(ended) => return Poll::Ready(Some(ended)),
-                    Poll::Pending if worker.plane.forced() => return Poll::Ready(Some(Ended::Cut)),
-                    Poll::Pending
-                        if place.expired()
-                            && ends.rest()
-                            && !worker.plane.ends_tunnel(websocket, &backend) =>
-                    {
-                        return Poll::Ready(None);
-                    }
-                    Poll::Pending => place.set_deadline(worker.deadline(park::AFTER)),
+                if let Poll::Ready(ended) = relaying.as_mut().poll(cx) {
+                    return Poll::Ready(Some(ended));
                 }
+                if worker.plane.forced() {
+                    return Poll::Ready(Some(Ended::Cut));
+                }
+                if watch.is_over(&ends, &worker) && !ends.quiet.replace(true) {
+                    return match websocket {
+                        true => relaying.as_mut().poll(cx).map(Some),
+                        false => Poll::Ready(Some(Ended::TimedOut)),
+                    };
+                }
+                if place.expired() && ends.rest() && !worker.plane.ends_tunnel(websocket, &backend) {
+                    return Poll::Ready(None);
+                }
+                place.set_deadline(worker.deadline(watch.look));
                 Poll::Pending
             })
             .await
         };
-        self.tunnel.totals.sent += ends.down.moved.get();
-        self.tunnel.totals.received += ends.up.moved.get();
+        let tunnel = &mut self.tunnel;
+        tunnel.totals.sent += ends.down.moved.get();
+        tunnel.totals.received += ends.up.moved.get();
+        (tunnel.unheard, tunnel.moved_at) = (watch.unheard, watch.moved_at);
         let Some(ended) = ended else { return self.park(client, place, connected, &worker) };
-        self.tunnel.record.write(&worker, self.tunnel.totals, ended);
+        tunnel.record.write(&worker, tunnel.totals, ended);
+        let reset = match ended {
+            Ended::Cut => true,
+            Ended::ClientGone | Ended::AppGone | Ended::TimedOut => !websocket,
+            _ => false,
+        };
+        if reset {
+            client.reset_on_close();
+            reset_on_close(&mut self.app);
+        }
         drop((self, place));
-        match ended {
-            Ended::Cut => client.reset_on_close(),
-            _ => shut(client, connected, &worker).await,
+        if !reset {
+            shut(client, connected, &worker).await;
         }
     }
 
@@ -174,14 +230,26 @@ impl Upgraded {
         let up = direction(store, ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.up);
         let down = direction(store, ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.down);
         // A direction that fails takes the other with it: nobody is left to read that one.
-        let both = async { tokio::try_join!(up, down).map(drop) };
+        let both = async {
+            let up = async { up.await.map_err(|failed| failed == Failed::Sink) };
+            let down = async { down.await.map_err(|failed| failed == Failed::Source) };
+            tokio::try_join!(up, down).map(drop)
+        };
         let told = async {
             if !*websocket {
                 return pending().await;
             }
-            worker.plane.stream_end(backend).await;
+            tokio::select! {
+                () = worker.plane.stream_end(backend) => {}
+                () = poll_fn(|_| if ends.quiet.get() { Poll::Ready(()) } else { Poll::Pending }) => {}
+            }
             ends.told.set(true);
-            ends.ours_sent.notified().await;
+            // One that stands in the middle of a frame gets no Close; nobody waits for it again when it was too quiet.
+            let sent = ends.ours_sent.notified();
+            match ends.quiet.get() {
+                true => drop(tokio::time::timeout(CLOSING, sent).await),
+                false => sent.await,
+            }
             tokio::time::sleep(CLOSING).await;
             Ok(())
         };
@@ -192,7 +260,9 @@ impl Upgraded {
             ended = both => ended,
         };
         match ended {
+            _ if ends.quiet.get() => Ended::TimedOut,
             _ if ends.ours.get() => Ended::WebSocketEnded,
+            Err(app) if app && !*websocket => Ended::AppGone,
             Err(_) => Ended::ClientGone,
             Ok(()) => Ended::Complete,
         }
@@ -204,13 +274,63 @@ impl Ends {
     fn rest(&self) -> bool {
         self.up.rests.get() && self.down.rests.get() && !self.told.get()
     }
+
+    /// One direction has ended: waits for the other one, unless this one's source goes away for sure.
+    async fn other_half(&self, source: &impl Half) -> Result<(), Failed> {
+        if self.half.replace(true) {
+            self.whole.notify_one();
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = self.whole.notified() => Ok(()),
+            () = source.failed() => Err(Failed::Source),
+        }
+    }
+}
+
+/// Looks after each poll what has come of a tunnel.
+struct Watch {
+    unheard: bool,
+    moved: u64,
+    moved_at: u64,
+    /// How often it is looked at.
+    look: Duration,
+}
+
+impl Watch {
+    fn new(tunnel: &Tunnel, worker: &Worker) -> Self {
+        let timeout = worker.plane.settings.limits.tunnel_timeout;
+        let look = if timeout.is_zero() { park::AFTER } else { park::AFTER.min(timeout) };
+        Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, look }
+    }
+
+    /// Whether nothing has moved for `--tunnel-timeout`.
+    fn is_over(&mut self, ends: &Ends, worker: &Worker) -> bool {
+        if self.unheard && ends.up.moved.get() > 0 {
+            self.unheard = false;
+            worker.arrival(Instant::now());
+        }
+        let moved = ends.up.moved.get() + ends.down.moved.get();
+        if moved != self.moved {
+            (self.moved, self.moved_at) = (moved, worker.ledger.now_ms());
+        }
+        worker.too_quiet(self.moved_at)
+    }
 }
 
 /// A peer that vanished without a word would hold its tunnel, and a drain, for ever.
-fn keep_alive(client: &TcpStream) {
+pub fn keep_alive(client: &impl AsFd) {
     let probes =
         TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
     let _ = SockRef::from(client).set_tcp_keepalive(&probes.with_retries(3));
+}
+
+/// Resets the connection to the app when it is closed. A unix socket has no reset: it ends.
+fn reset_on_close(app: &mut Connection) {
+    if let upstream::Writer::Tcp(half) = app.split().1 {
+        let _ = SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO));
+    }
 }
 
 /// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, the sink gets
@@ -223,9 +343,9 @@ async fn direction<S, D>(
     sink: &mut D,
     close: Option<&[u8]>,
     own: &Direction,
-) -> Result<(), Failure>
+) -> Result<(), Failed>
 where
-    S: AsyncRead + Unpin,
+    S: Half,
     D: AsyncWrite + Unpin,
 {
     let mut frames = Frames::default();
@@ -241,9 +361,13 @@ where
             (false, true) => boundary,
             (false, false) => unread.len(),
         };
-        sink.write_all(&unread[..pass]).await.map_err(|_| Failure::ClientGone)?;
+        sink.write_all(&unread[..pass]).await.map_err(|_| Failed::Sink)?;
         let n = buf.unread().len();
+        let filled = n > 0 && n == buf.capacity();
         buf.consume(n);
+        if filled {
+            buf.grow(store);
+        }
         if frames.closed() && frames.at_boundary() && closed_by_us {
             return Ok(());
         }
@@ -252,11 +376,11 @@ where
             closed_by_us = true;
             ends.ours.set(true);
             ends.ours_sent.notify_one();
-            sink.write_all(close).await.map_err(|_| Failure::ClientGone)?;
+            sink.write_all(close).await.map_err(|_| Failed::Sink)?;
         }
         let waits_to_end = close.is_some() && !closed_by_us && !ends.told.get();
         let read = poll_fn(|cx| match buf.poll_fill(cx, source, store) {
-            Poll::Ready(read) => Poll::Ready(read.map_err(|_| Failure::ClientGone)),
+            Poll::Ready(read) => Poll::Ready(read.map_err(|_| Failed::Source)),
             Poll::Pending if waits_to_end && ends.told.get() => Poll::Ready(Ok(usize::MAX)),
             Poll::Pending => Poll::Pending,
         });
@@ -265,7 +389,10 @@ where
         own.rests.set(false);
         if read == 0 {
             let _ = sink.shutdown().await;
-            return Ok(());
+            if close.is_some() {
+                return Ok(());
+            }
+            return ends.other_half(source).await;
         }
     }
 }

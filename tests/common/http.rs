@@ -115,7 +115,8 @@ impl Client {
         Some(Self::over(socket).expect("a socket"))
     }
 
-    fn over(socket: Socket) -> io::Result<Self> {
+    /// Over a socket that is connected already, whichever end of it.
+    pub fn over(socket: Socket) -> io::Result<Self> {
         socket.set_write_timeout(Some(LIMIT))?;
         Ok(Self { socket, buffer: Vec::new() })
     }

@@ -339,6 +339,14 @@ impl Lameduck {
         peak.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
+    /// The address of the `--tcp` with this number.
+    pub fn tcp(&self, number: usize) -> SocketAddr {
+        let listening = self.wait_log("listening");
+        let routes = listening["tcp"].as_str().unwrap_or_else(|| panic!("no --tcp in {listening}"));
+        let route = routes.split(',').nth(number).and_then(|route| route.split('=').next());
+        route.expect("as many").parse().expect("an address")
+    }
+
     /// A connection to the data address.
     pub fn client(&self) -> Client {
         Client::connect(self.listen)

@@ -1,0 +1,92 @@
+//! `--tcp`: connections that are passed on byte for byte. Each is work in flight from its accept to its close, and a
+//! tunnel once its upstream has taken it.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use super::buffer::Buffer;
+use super::error::{Failure, Progress};
+use super::exchange::{held_back, reach};
+use super::plane::Worker;
+use super::record::{Record, Totals};
+use super::stream::{Source, Stream};
+use super::upgrade::{Tunnel, Upgraded, keep_alive};
+use crate::drain::gate::Connected;
+use crate::drain::ledger::{Class, Place};
+use crate::upstream::Connection;
+
+/// Serves a connection until it closes or rests; `route` is the number of its `--tcp`.
+pub async fn serve(
+    mut client: Stream,
+    peer: SocketAddr,
+    route: usize,
+    connected: Connected,
+    worker: Rc<Worker>,
+) {
+    let since = Instant::now();
+    let (plane, place) = (&worker.plane, worker.ledger.enter(peer));
+    let upstream = plane.settings.tcp[route].upstream.to_string();
+    let ip = peer.ip().to_canonical().to_string();
+    let record = Record::tcp(since, &upstream, &ip, plane.settings.access_log);
+    let admitted = plane.gate.admit().map(|in_flight| in_flight.into_tunnel(&plane.gate));
+    place.begin(b"TCP", upstream.as_bytes(), since);
+    place.set_class(Class::Tcp);
+    keep_alive(client.tcp());
+    let reached = match &admitted {
+        Ok(_) if plane.past_in_flight() => Err(Failure::TooManyInFlight),
+        Ok(_) => reached(&mut client, route, &place, &worker).await,
+        Err(_) => Err(Failure::Forced),
+    };
+    match (reached, admitted) {
+        (Ok(app), Ok(in_flight)) => {
+            let tunnel = Tunnel {
+                websocket: false,
+                unheard: true,
+                in_flight: Some(in_flight),
+                record,
+                totals: Totals::default(),
+                moved_at: worker.ledger.now_ms(),
+            };
+            let (app_buf, client_buf) = (Buffer::default(), Buffer::default());
+            Box::new(Upgraded { app, app_buf, client_buf, tunnel })
+                .run(client, place, connected, worker)
+                .await;
+        }
+        (reached, _in_flight) => {
+            let failure = reached.err().unwrap_or(Failure::Forced);
+            record.write(&worker, Totals::default(), failure.verdict(Progress::Unsent).ended);
+            // Nobody may take it for an end of what it asked for.
+            client.reset_on_close();
+            drop(client);
+        }
+    }
+}
+
+/// A connection to the upstream, once it may be made. Not a byte of the client's is read before: they stay where they are.
+async fn reached(
+    client: &mut Stream,
+    route: usize,
+    place: &Place,
+    worker: &Worker,
+) -> Result<Connection, Failure> {
+    let (reader, _) = client.split();
+    let mut work = pin!(async {
+        held_back(&worker.plane, place, 0).await?;
+        reach(worker, &worker.tcp[route]).await
+    });
+    // One that has only ended its side may still wait for an answer.
+    let mut gone = pin!(reader.failed());
+    poll_fn(|cx| {
+        place.register(cx);
+        match work.as_mut().poll(cx) {
+            Poll::Ready(reached) => Poll::Ready(reached),
+            Poll::Pending if worker.plane.forced() => Poll::Ready(Err(Failure::Forced)),
+            Poll::Pending => gone.as_mut().poll(cx).map(|()| Err(Failure::ClientGone)),
+        }
+    })
+    .await
+}

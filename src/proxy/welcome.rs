@@ -1,0 +1,128 @@
+//! A connection that was just accepted: for whom it comes, and who serves it.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::Instant;
+
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+use tokio::task::spawn_local;
+
+use super::conn::{self, FRESH};
+use super::plane::Worker;
+use super::proxy_protocol;
+use super::stream::Stream;
+use super::tcp;
+use crate::drain::gate::Connected;
+use crate::metrics::add;
+
+/// What a listening socket's connections are served as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Service {
+    /// `--listen`.
+    Http,
+    /// `--tcp`, the one with this number.
+    Tcp(usize),
+}
+
+/// A connection that was just accepted. Counted from that moment, so that no drain is over while it is on its way to its thread.
+pub struct Accepted<S> {
+    /// The client's connection.
+    pub stream: S,
+    /// Its other end.
+    pub peer: SocketAddr,
+    /// By its listening socket.
+    pub service: Service,
+    /// Counts it.
+    pub connected: Connected,
+}
+
+impl<S> Accepted<S> {
+    /// The same with another kind of stream.
+    ///
+    /// # Errors
+    /// Those of `change`.
+    pub fn with<T>(self, change: impl FnOnce(S) -> io::Result<T>) -> io::Result<Accepted<T>> {
+        let Self { stream, peer, service, connected } = self;
+        Ok(Accepted { stream: change(stream)?, peer, service, connected })
+    }
+}
+
+/// Serves a connection that was just accepted.
+pub async fn welcome(accepted: Accepted<TcpStream>, worker: Rc<Worker>) {
+    add(&worker.shard.accepted, 1);
+    let Accepted { stream, mut peer, service, connected } = accepted;
+    let since = Instant::now();
+    let trusted = &worker.plane.settings.proxy_protocol_from;
+    if trusted.iter().any(|network| network.contains(peer.ip())) {
+        match announced(&stream, peer, since, &worker).await {
+            Ok(client) => peer = client,
+            Err(None) => return,
+            Err(Some(why)) => {
+                tracing::warn!(%peer, "a connection from --proxy-protocol-from was closed: {why}");
+                return;
+            }
+        }
+    }
+    let stream = Stream::Tcp(stream);
+    match service {
+        Service::Http => conn::serve(stream, peer, connected, Some(since), worker).await,
+        // A task of its own, which is a fraction of the size of one that serves requests.
+        Service::Tcp(route) => drop(spawn_local(tcp::serve(stream, peer, route, connected, worker))),
+    }
+}
+
+/// Reads the PROXY protocol header, and not a byte more. Returns the client that it names, or the peer where it
+/// names none. An error is why there is no header; without a word when the peer sent nothing at all.
+async fn announced(
+    stream: &TcpStream,
+    peer: SocketAddr,
+    since: Instant,
+    worker: &Worker,
+) -> Result<SocketAddr, Option<&'static str>> {
+    let plane = &worker.plane;
+    let place = worker.ledger.enter(peer);
+    place.set_deadline(worker.deadline(plane.settings.limits.head_timeout));
+    let mut head = Vec::new();
+    let client = poll_fn(|cx| {
+        place.register(cx);
+        loop {
+            let mut room = [0; 256];
+            let mut coming = ReadBuf::new(&mut room);
+            match stream.poll_peek(cx, &mut coming) {
+                Poll::Ready(Ok(n)) if n > 0 => {}
+                // A health check by TCP.
+                Poll::Ready(_) if head.is_empty() => return Poll::Ready(Err(None)),
+                Poll::Ready(_) => return Poll::Ready(Err(Some("its PROXY protocol header has no end"))),
+                Poll::Pending => break,
+            }
+            let before = head.len();
+            head.extend_from_slice(coming.filled());
+            let read = proxy_protocol::header(&head).map_err(|broken| Some(broken.0))?;
+            // All of what is only a part of a header is the header's own.
+            let own = read.map_or(head.len(), |header| header.len) - before;
+            if !matches!(stream.try_read(&mut room[..own]), Ok(n) if n == own) {
+                return Poll::Ready(Err(Some("its PROXY protocol header can't be read")));
+            }
+            if let Some(header) = read {
+                return Poll::Ready(Ok(header.client.unwrap_or(peer)));
+            }
+        }
+        if plane.closing_idle() {
+            if since.elapsed() >= FRESH || plane.forced() {
+                return Poll::Ready(Err(None));
+            }
+            place.set_deadline(worker.deadline(FRESH));
+        } else if place.expired() {
+            return Poll::Ready(Err(Some("its PROXY protocol header came too slowly (--head-timeout)")));
+        }
+        Poll::Pending
+    });
+    let client = client.await?;
+    // Another place, for the client.
+    worker.ledger.assign();
+    Ok(client)
+}
