@@ -12,19 +12,21 @@ use tokio::sync::Notify;
 
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
-use crate::config::{Settings, Sidecar, UpstreamAddr};
+use crate::config::{Settings, Sidecar, UpstreamAddr, UpstreamTls};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
 use crate::drain::switch;
 use crate::inject::share;
 use crate::metrics::{self, Now};
-use crate::proxy::listen::{self, Switch};
+use crate::proxy::listen::{self, Door, Switch};
 use crate::proxy::plane::Plane;
 use crate::readiness::{self, Inputs, Verdict, stale_socket};
 use crate::signal::Signals;
 use crate::supervise::{self, App};
 use crate::telemetry;
+use crate::tls;
+use crate::tls::server::Termination;
 use crate::upstream;
 use crate::webhook;
 
@@ -117,7 +119,8 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
 /// Everything is bound: who connects from now on is served as soon as the threads run.
 struct Bound {
     settings: Settings,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Door)>,
+    tls: Option<Arc<Termination>>,
     admin: admin::Bound,
 }
 
@@ -127,18 +130,28 @@ impl Bound {
             let written = share::write(dir);
             written.map_err(|error| cannot(&format!("write to {} (--share-dir)", dir.display()), &error))?;
         }
+        let tls = settings.tls.clone().map(Termination::new).transpose();
+        let tls = tls.map_err(|error| cannot("begin TLS", &error))?.map(Arc::new);
+        let trusted = &settings.upstream_tls;
+        if trusted != &UpstreamTls::default() || matches!(settings.upstream, UpstreamAddr::Tls { .. }) {
+            let trust = tls::client::trust(trusted.ca.as_deref(), trusted.name.as_deref());
+            trust.map_err(|error| cannot("trust the app by TLS", &error))?;
+        }
         let mut listeners = Vec::new();
-        for addr in &settings.listen {
+        let plain = settings.listen.iter().map(|addr| (addr, Door::Plain, "--listen"));
+        let secure = settings.tls.iter().flat_map(|tls| &tls.listen);
+        for (addr, door, flag) in plain.chain(secure.map(|addr| (addr, Door::Tls, "--tls-listen"))) {
             let bound = listen::bind(*addr);
-            listeners.push(bound.map_err(|error| cannot(&format!("listen on {addr} (--listen)"), &error))?);
+            let bound = bound.map_err(|error| cannot(&format!("listen on {addr} ({flag})"), &error))?;
+            listeners.push((bound, door));
         }
         let admin =
             admin::bind(&settings).map_err(|error| cannot("open the probe and control listeners", &error))?;
-        Ok(Self { settings, listeners, admin })
+        Ok(Self { settings, listeners, tls, admin })
     }
 
     async fn run(self, app: Option<AppCommand>) -> u8 {
-        let Self { settings, listeners, admin } = self;
+        let Self { settings, listeners, tls, admin } = self;
         let mut signals = match Signals::new() {
             Ok(signals) => signals,
             Err(error) => return cannot("take signals over", &error),
@@ -146,7 +159,10 @@ impl Bound {
         log_addresses(&settings, &listeners, &admin);
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
-        let plane = Arc::new(Plane::new(settings, move || wake.notify_one()));
+        let plane = Arc::new(Plane::new(settings, tls, move || wake.notify_one()));
+        if let Some(tls) = plane.tls.clone() {
+            tokio::spawn(tls.watch());
+        }
         // The app of `run` is this process's own child: nobody has switched to it.
         if app.is_none()
             && let Some(chosen) = switch::remembered(&plane.settings.control)
@@ -423,14 +439,15 @@ fn admin_state(plane: &Arc<Plane>, control: &Control, app: &Arc<AppState>) -> Ad
     }
 }
 
-fn log_addresses(settings: &Settings, listeners: &[TcpListener], admin: &admin::Bound) {
-    let listen: Vec<_> = listeners
-        .iter()
-        .filter_map(|listener| listener.local_addr().ok())
-        .map(|addr| addr.to_string())
-        .collect();
+fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Door)], admin: &admin::Bound) {
+    let at = |wanted: Door| {
+        let those = listeners.iter().filter(|(_, door)| *door == wanted);
+        let addrs = those.filter_map(|(listener, _)| Some(listener.local_addr().ok()?.to_string()));
+        Some(addrs.collect::<Vec<_>>().join(",")).filter(|addrs| !addrs.is_empty())
+    };
     tracing::info!(
-        listen = listen.join(","),
+        listen = at(Door::Plain),
+        tls_listen = at(Door::Tls),
         upstream = %settings.upstream,
         probe = admin.probe_addr().as_ref().map(SocketAddr::to_string),
         control = %Path::display(&settings.control),

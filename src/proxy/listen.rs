@@ -94,8 +94,17 @@ impl Switch {
     }
 }
 
+/// What the clients of a listening socket speak first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// HTTP.
+    Plain,
+    /// TLS, and HTTP inside.
+    Tls,
+}
+
 /// Counted from the moment it was accepted, so that no drain is over while it is on its way to its thread.
-type Accepted = (TcpStream, SocketAddr, Connected);
+type Accepted = (TcpStream, Door, SocketAddr, Connected);
 
 /// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
 ///
@@ -103,7 +112,7 @@ type Accepted = (TcpStream, SocketAddr, Connected);
 /// When a thread can't be started.
 pub fn start(
     plane: &Arc<Plane>,
-    listeners: Vec<TcpListener>,
+    listeners: Vec<(TcpListener, Door)>,
     switch: Switch,
     on_closed: impl Fn() + Send + Clone + 'static,
 ) -> io::Result<()> {
@@ -117,8 +126,8 @@ pub fn start(
     let accepting_plane = plane.clone();
     spawn_thread(plane, 0, move |worker| async move {
         let acceptor = Rc::new(Acceptor { plane: accepting_plane, worker, others, switch });
-        for listener in listeners {
-            spawn_local(acceptor.clone().run(listener, on_closed.clone()));
+        for (listener, door) in listeners {
+            spawn_local(acceptor.clone().run(listener, door, on_closed.clone()));
         }
         std::future::pending::<()>().await;
     })
@@ -149,9 +158,9 @@ fn spawn_thread<F: Future<Output = ()>>(
 
 /// Serves the connections that the accepting thread gives to this one.
 async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Accepted>) {
-    while let Some((stream, peer, connected)) = given.recv().await {
+    while let Some((stream, door, peer, connected)) = given.recv().await {
         match tokio::net::TcpStream::from_std(stream) {
-            Ok(stream) => drop(spawn_local(conn::welcome(stream, peer, connected, worker.clone()))),
+            Ok(stream) => drop(spawn_local(conn::welcome(stream, door, peer, connected, worker.clone()))),
             Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
         }
     }
@@ -181,13 +190,13 @@ struct Acceptor {
 
 impl Acceptor {
     /// Accepts until told to stop, then waits to be told to listen again.
-    async fn run(self: Rc<Self>, listener: TcpListener, on_closed: impl Fn()) {
+    async fn run(self: Rc<Self>, listener: TcpListener, door: Door, on_closed: impl Fn()) {
         let mut on = self.switch.on.subscribe();
         let addr = listener.local_addr();
         let mut listener = Some(listener);
         loop {
             if let Some(listener) = listener.take() {
-                let closed = self.accept(listener, &mut on).await;
+                let closed = self.accept(listener, door, &mut on).await;
                 if let Err(error) = closed {
                     tracing::error!(%error, "a listening socket failed");
                 }
@@ -210,12 +219,17 @@ impl Acceptor {
         }
     }
 
-    async fn accept(&self, mut listener: TcpListener, on: &mut watch::Receiver<bool>) -> io::Result<()> {
+    async fn accept(
+        &self,
+        mut listener: TcpListener,
+        door: Door,
+        on: &mut watch::Receiver<bool>,
+    ) -> io::Result<()> {
         loop {
-            listener = self.accept_until_off(listener, on).await?;
+            listener = self.accept_until_off(listener, door, on).await?;
             handshakes_end(&listener).await;
             if !*on.borrow() {
-                return self.empty_queue(&listener);
+                return self.empty_queue(&listener, door);
             }
             SockRef::from(&listener).detach_filter()?;
         }
@@ -224,30 +238,31 @@ impl Acceptor {
     async fn accept_until_off(
         &self,
         listener: TcpListener,
+        door: Door,
         on: &mut watch::Receiver<bool>,
     ) -> io::Result<TcpListener> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
             // Those past the bound wait in the socket's queue, and are taken when a drain closes it.
-            let full = self.is_full();
+            let full = self.is_full(door);
             tokio::select! {
                 biased;
                 _ = on.wait_for(|on| !*on) => return listener.into_std(),
                 () = tokio::time::sleep(BACK_OFF), if full => {}
                 accepted = listener.accept(), if !full => match accepted {
-                    Ok((stream, peer)) => self.give(stream, peer),
+                    Ok((stream, peer)) => self.give(stream, door, peer),
                     Err(error) => self.back_off(&error).await,
                 },
             }
         }
     }
 
-    fn empty_queue(&self, listener: &TcpListener) -> io::Result<()> {
+    fn empty_queue(&self, listener: &TcpListener, door: Door) -> io::Result<()> {
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => {
                     if stream.set_nonblocking(true).is_ok() {
-                        self.give(tokio::net::TcpStream::from_std(stream)?, peer);
+                        self.give(tokio::net::TcpStream::from_std(stream)?, door, peer);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -256,14 +271,17 @@ impl Acceptor {
         }
     }
 
-    /// Those that linger count too: each is an open file.
-    fn is_full(&self) -> bool {
+    /// Those that linger count too: each is an open file. Handshakes cost more than connections: fewer have room.
+    fn is_full(&self, door: Door) -> bool {
+        if door == Door::Tls && self.plane.tls.as_ref().is_some_and(|tls| tls.is_busy()) {
+            return true;
+        }
         let open = self.plane.gate.connections() + self.plane.lingering.load(Ordering::Relaxed);
         open >= self.plane.settings.limits.connections
     }
 
     /// To the thread with the fewest connections; this one is the first.
-    fn give(&self, stream: tokio::net::TcpStream, peer: SocketAddr) {
+    fn give(&self, stream: tokio::net::TcpStream, door: Door, peer: SocketAddr) {
         let ledgers = &self.plane.ledgers;
         let fewest = (0..ledgers.len()).min_by_key(|thread| ledgers[*thread].open()).unwrap_or(0);
         if stream.set_nodelay(true).is_err() {
@@ -272,10 +290,10 @@ impl Acceptor {
         ledgers[fewest].assign();
         let connected = self.plane.gate.connect();
         match fewest.checked_sub(1) {
-            None => drop(spawn_local(conn::welcome(stream, peer, connected, self.worker.clone()))),
+            None => drop(spawn_local(conn::welcome(stream, door, peer, connected, self.worker.clone()))),
             Some(other) => {
                 if let Ok(stream) = stream.into_std() {
-                    let _ = self.others[other].send((stream, peer, connected));
+                    let _ = self.others[other].send((stream, door, peer, connected));
                 }
             }
         }
