@@ -1,5 +1,6 @@
 //! lameduck and Node as child processes; each is killed by its pid when the test is over.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -337,6 +338,19 @@ impl Lameduck {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.child.id())).expect("alive");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
         peak.trim().trim_end_matches(" kB").parse().expect("a number")
+    }
+
+    /// How many sockets the proxy has parked, by the kernel's own word: those of which an epoll set reports one event
+    /// (proc_pid_fdinfo(5): EPOLLONESHOT, EPOLLIN, EPOLLRDHUP, and the two that always are); the runtime asks for all.
+    pub fn parked(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fdinfo", self.process.pid())).expect("alive").flatten();
+        let texts: Vec<_> = files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
+        let socket = |line: &str| {
+            let (socket, events) = line.strip_prefix("tfd:")?.split_once("events:")?;
+            events.trim().starts_with("40002019 ").then(|| socket.trim().to_owned())
+        };
+        // A set with two file descriptors is listed twice.
+        texts.iter().flat_map(|text| text.lines()).filter_map(socket).collect::<BTreeSet<_>>().len()
     }
 
     /// A connection to the data address.

@@ -288,6 +288,23 @@ impl Secure {
         }
     }
 
+    /// Reads once.
+    ///
+    /// # Errors
+    /// What the peer says is wrong, or that it has gone.
+    pub fn try_fill(&mut self) -> Result<(), String> {
+        loop {
+            match self.tls.read_tls(&mut self.tcp) {
+                Ok(0) => return Err("the end".to_owned()),
+                Err(why) => return Err(why.to_string()),
+                Ok(_) => {}
+            }
+            if self.tls.process_new_packets().map_err(|why| why.to_string())?.plaintext_bytes_to_read() > 0 {
+                return Ok(());
+            }
+        }
+    }
+
     /// Whether no byte and no end came in this time.
     pub fn is_quiet_for(&mut self, time: Duration) -> bool {
         self.buffer.is_empty() && self.fill(time).is_none()
