@@ -96,7 +96,7 @@ const fn bad(why: &'static str) -> Reject {
 }
 
 /// Who sent a request, for the forwarded fields.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Sender<'a> {
     /// The peer's address as text.
     pub peer: &'a str,
