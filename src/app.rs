@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
-use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
+use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr, UpstreamTls};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
@@ -26,6 +26,8 @@ use crate::readiness::{self, Inputs, Verdict, stale_socket};
 use crate::signal::Signals;
 use crate::supervise::{self, App};
 use crate::telemetry;
+use crate::tls;
+use crate::tls::server::Termination;
 use crate::upstream;
 use crate::webhook;
 
@@ -119,6 +121,7 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
 struct Bound {
     settings: Settings,
     listeners: Vec<(TcpListener, Service)>,
+    tls: Option<Arc<Termination>>,
     admin: admin::Bound,
 }
 
@@ -128,22 +131,31 @@ impl Bound {
             let written = share::write(dir);
             written.map_err(|error| cannot(&format!("write to {} (--share-dir)", dir.display()), &error))?;
         }
+        let tls = settings.tls.clone().map(Termination::new).transpose();
+        let tls = tls.map_err(|error| cannot("begin TLS", &error))?.map(Arc::new);
+        let trusted = &settings.upstream_tls;
+        if trusted != &UpstreamTls::default() || matches!(settings.upstream, UpstreamAddr::Tls { .. }) {
+            let trust = tls::client::trust(trusted.ca.as_deref(), trusted.name.as_deref());
+            trust.map_err(|error| cannot("trust the app by TLS", &error))?;
+        }
         let http = settings.listen.iter().map(|addr| (*addr, "--listen", Service::Http));
+        let https = settings.tls.iter().flat_map(|tls| &tls.listen);
+        let https = https.map(|addr| (*addr, "--tls-listen", Service::Https));
         let tcp = settings.tcp.iter().enumerate();
         let tcp = tcp.map(|(number, route)| (route.listen, "--tcp", Service::Tcp(number)));
         let mut listeners = Vec::new();
-        for (addr, flag, service) in http.chain(tcp) {
+        for (addr, flag, service) in http.chain(https).chain(tcp) {
             let bound = listen::bind(addr);
             let bound = bound.map_err(|error| cannot(&format!("listen on {addr} ({flag})"), &error))?;
             listeners.push((bound, service));
         }
         let admin =
             admin::bind(&settings).map_err(|error| cannot("open the probe and control listeners", &error))?;
-        Ok(Self { settings, listeners, admin })
+        Ok(Self { settings, listeners, tls, admin })
     }
 
     async fn run(self, app: Option<AppCommand>) -> u8 {
-        let Self { settings, listeners, admin } = self;
+        let Self { settings, listeners, tls, admin } = self;
         let mut signals = match Signals::new() {
             Ok(signals) => signals,
             Err(error) => return cannot("take signals over", &error),
@@ -151,7 +163,10 @@ impl Bound {
         log_addresses(&settings, &listeners, &admin);
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
-        let plane = Arc::new(Plane::new(settings, move || wake.notify_one()));
+        let plane = Arc::new(Plane::new(settings, tls, move || wake.notify_one()));
+        if let Some(tls) = plane.tls.clone() {
+            tokio::spawn(tls.watch());
+        }
         // The app of `run` is this process's own child: nobody has switched to it.
         if app.is_none()
             && let Some(chosen) = switch::remembered(&plane.settings.control)
@@ -439,16 +454,18 @@ fn admin_state(plane: &Arc<Plane>, control: &Control, app: &Arc<AppState>) -> Ad
 }
 
 fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Service)], admin: &admin::Bound) {
-    let (mut listen, mut tcp) = (Vec::new(), Vec::new());
-    for (listener, service) in listeners {
-        let Ok(addr) = listener.local_addr() else { continue };
-        match service {
-            Service::Http => listen.push(addr.to_string()),
-            Service::Tcp(number) => tcp.push(format!("{addr}={}", settings.tcp[*number].upstream)),
-        }
-    }
+    let addrs = |wanted: fn(&Service) -> bool| {
+        let those = listeners.iter().filter(move |(_, service)| wanted(service));
+        let addrs = those.filter_map(|(listener, _)| Some(listener.local_addr().ok()?.to_string()));
+        addrs.collect::<Vec<_>>()
+    };
+    let at = |service| Some(addrs(service).join(",")).filter(|addrs| !addrs.is_empty());
+    let tcp = addrs(|service| matches!(service, Service::Tcp(_)));
+    let tcp: Vec<_> =
+        tcp.iter().zip(&settings.tcp).map(|(addr, to)| format!("{addr}={}", to.upstream)).collect();
     tracing::info!(
-        listen = listen.join(","),
+        listen = at(|service| *service == Service::Http),
+        tls_listen = at(|service| *service == Service::Https),
         upstream = %settings.upstream,
         tcp = (!tcp.is_empty()).then(|| tcp.join(",")),
         probe = admin.probe_addr().as_ref().map(SocketAddr::to_string),

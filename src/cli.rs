@@ -19,11 +19,12 @@ use hyper::header::{HeaderName, HeaderValue};
 use tracing::Level;
 
 pub use self::args::LogFormat;
-use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub};
+use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs};
 pub use self::inject::check_proxy;
 pub use self::webhook::{Cluster, WebhookSettings};
 use crate::config::{
-    AfterDrain, DrainSettings, Limits, ReadySettings, Settings, Sidecar, UpstreamAddr, parse_listen,
+    AfterDrain, DrainSettings, Limits, ReadySettings, Settings, Sidecar, TlsSettings, UpstreamAddr,
+    UpstreamTls, parse_listen,
 };
 use crate::inject::command::Request;
 use crate::inject::manifest::Task;
@@ -247,6 +248,8 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             let log = log_settings(&args.common);
             let listen = [parse_listen(":4880")?];
             let mut settings = settings(args.common, &listen, args.upstream, args.sidecar, around)?;
+            let UpstreamTlsArgs { upstream_ca: ca, upstream_name: name } = args.upstream_tls;
+            settings.upstream_tls = UpstreamTls { ca, name };
             settings.share_dir = args.share_dir;
             settings.after_drain = after_drain(args.after_drain, args.after_drain_header)?;
             settings.app_probes = args.app_probe;
@@ -339,14 +342,18 @@ fn settings(
     sidecar: Sidecar,
     around: &Surroundings,
 ) -> Result<Settings, String> {
-    let CommonArgs { addresses, drain, ready, app, limits, log } = common;
+    let CommonArgs { addresses, tls, drain, ready, app, limits, log } = common;
     let lame_duck = Duration::from_secs(if around.in_pod { 5 } else { 0 });
     let control_listen = around.in_pod.then(|| SocketAddr::from(([127, 0, 0, 1], 4882)));
+    let tls = tls_settings(tls)?;
+    let by_default = addresses.listen.is_empty() && tls.is_none();
     let settings = Settings {
-        listen: if addresses.listen.is_empty() { default_listen.to_vec() } else { addresses.listen },
+        listen: if by_default { default_listen.to_vec() } else { addresses.listen },
+        tls,
         upstream,
         tcp: addresses.tcp,
         proxy_protocol_from: addresses.proxy_protocol_from,
+        upstream_tls: UpstreamTls::default(),
         probe_listen: addresses.probe_listen.0,
         control: addresses.control.unwrap_or_else(|| around.control_to_serve()),
         control_listen: addresses.control_listen.map_or(control_listen, |switch| switch.0),
@@ -393,13 +400,33 @@ fn settings(
     Ok(settings)
 }
 
+/// None without `--tls-listen`, and then none of the others may be given.
+fn tls_settings(args: TlsArgs) -> Result<Option<TlsSettings>, String> {
+    if args.tls_client_auth.is_some() && args.tls_client_ca.is_none() {
+        return Err("--tls-client-auth belongs to --tls-client-ca: give that too".to_owned());
+    }
+    match (args.tls_listen.is_empty(), args.tls_dir) {
+        (false, Some(dir)) => Ok(Some(TlsSettings {
+            listen: args.tls_listen,
+            dir,
+            client_ca: args.tls_client_ca,
+            client_auth: args.tls_client_auth.unwrap_or_default(),
+            handshake_timeout: args.tls_handshake_timeout,
+        })),
+        (false, None) => Err("--tls-listen needs --tls-dir, the folder of tls.crt and tls.key".to_owned()),
+        (true, None) if args.tls_client_ca.is_none() => Ok(None),
+        (true, _) => Err("--tls-dir and --tls-client-ca belong to --tls-listen: give that too".to_owned()),
+    }
+}
+
 /// Refuses one port for two of our addresses, and an app that is this proxy itself.
 fn check_addresses(settings: &Settings) -> Result<(), String> {
     let listen = settings.listen.iter().map(|addr| ("--listen", *addr));
+    let tls = settings.tls.iter().flat_map(|tls| &tls.listen).map(|addr| ("--tls-listen", *addr));
     let tcp = settings.tcp.iter().map(|route| ("--tcp", route.listen));
     let probe = settings.probe_listen.map(|addr| ("--probe-listen", addr));
     let control = settings.control_listen.map(|addr| ("--control-listen", addr));
-    let ours: Vec<_> = listen.chain(tcp).chain(probe).chain(control).collect();
+    let ours: Vec<_> = listen.chain(tls).chain(tcp).chain(probe).chain(control).collect();
     for (n, (flag, addr)) in ours.iter().enumerate() {
         if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| overlap(*earlier, *addr)) {
             return Err(format!("{flag} {addr} is taken by {other} already: give it another port"));
@@ -410,7 +437,7 @@ fn check_addresses(settings: &Settings) -> Result<(), String> {
 }
 
 fn check_upstream(upstream: &UpstreamAddr, ours: &[(&str, SocketAddr)]) -> Result<(), String> {
-    let UpstreamAddr::Tcp { host, port } = upstream else { return Ok(()) };
+    let Some((host, port)) = upstream.host_and_port() else { return Ok(()) };
     let mut hosts: Vec<IpAddr> = host.parse().into_iter().collect();
     if host == "localhost" {
         hosts = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
@@ -418,7 +445,7 @@ fn check_upstream(upstream: &UpstreamAddr, ours: &[(&str, SocketAddr)]) -> Resul
     for (flag, addr) in ours {
         // An unspecified address of ours is met at loopback; any other address may be another machine's.
         let met = |ip: &IpAddr| ip.is_loopback() || *ip == addr.ip().to_canonical();
-        if hosts.iter().filter(|ip| met(ip)).any(|ip| overlap(*addr, SocketAddr::new(*ip, *port))) {
+        if hosts.iter().filter(|ip| met(ip)).any(|ip| overlap(*addr, SocketAddr::new(*ip, port))) {
             return Err(format!(
                 "the app's address {upstream} is the proxy's own {flag}: give one of them another port"
             ));

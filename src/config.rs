@@ -13,12 +13,16 @@ use hyper::header::{HeaderName, HeaderValue};
 pub struct Settings {
     /// Where clients come in; at least one.
     pub listen: Vec<SocketAddr>,
+    /// Where clients come in by TLS.
+    pub tls: Option<TlsSettings>,
     /// The app.
     pub upstream: UpstreamAddr,
     /// Where connections come in that are passed on byte for byte, and to whom.
     pub tcp: Vec<TcpRoute>,
     /// Peers that say for whom they connect, by a PROXY protocol header.
     pub proxy_protocol_from: Vec<Cidr>,
+    /// Whom an app with `https://` has to be.
+    pub upstream_tls: UpstreamTls,
     /// `/livez`, `/readyz`, `/metrics`, `/drain`; none when switched off.
     pub probe_listen: Option<SocketAddr>,
     /// The control socket's path.
@@ -53,6 +57,40 @@ pub struct Settings {
     pub termination_log: PathBuf,
 }
 
+/// `--tls-listen` and what belongs to it.
+#[derive(Clone, Debug)]
+pub struct TlsSettings {
+    /// Where clients come in by TLS; at least one.
+    pub listen: Vec<SocketAddr>,
+    /// The folder of `tls.crt` and `tls.key`, and of subfolders with such pairs.
+    pub dir: PathBuf,
+    /// Authorities that sign clients' certificates; none asks for no certificate.
+    pub client_ca: Option<PathBuf>,
+    /// What becomes of a client without one.
+    pub client_auth: ClientAuth,
+    /// From the accept to the handshake's end; past it the connection is closed.
+    pub handshake_timeout: Duration,
+}
+
+/// `--tls-client-auth`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum ClientAuth {
+    /// A client without a certificate is refused.
+    #[default]
+    Require,
+    /// It is served, and the app sees no subject.
+    Request,
+}
+
+/// `--upstream-ca` and `--upstream-name`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UpstreamTls {
+    /// Authorities that sign the app's certificate; none is the system's.
+    pub ca: Option<PathBuf>,
+    /// The name that it has to be for; none is the one that is connected to.
+    pub name: Option<String>,
+}
+
 /// The app's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamAddr {
@@ -63,8 +101,27 @@ pub enum UpstreamAddr {
         /// The app's port.
         port: u16,
     },
+    /// `https://host:port`.
+    Tls {
+        /// A name or an address.
+        host: String,
+        /// The app's port.
+        port: u16,
+        /// The name that its certificate has to be for.
+        name: String,
+    },
     /// `unix:/path`.
     Unix(PathBuf),
+}
+
+impl UpstreamAddr {
+    /// The name or address and the port, if it is reached by TCP, with TLS or without.
+    pub fn host_and_port(&self) -> Option<(&str, u16)> {
+        match self {
+            Self::Tcp { host, port } | Self::Tls { host, port, .. } => Some((host, *port)),
+            Self::Unix(_) => None,
+        }
+    }
 }
 
 impl FromStr for UpstreamAddr {
@@ -79,8 +136,20 @@ impl FromStr for UpstreamAddr {
             }
             return Ok(Self::Unix(path.into()));
         }
-        let bad = || format!("'{text}' is neither host:port nor unix:/path");
-        let (host, port) = text.rsplit_once(':').ok_or_else(bad)?;
+        let bad =
+            || format!("'{text}' is none of host:port, http://host:port, https://host:port, unix:/path");
+        let (scheme, place) = match text.split_once("://") {
+            Some((scheme @ ("http" | "https"), place)) => {
+                (Some(scheme), place.strip_suffix('/').unwrap_or(place))
+            }
+            Some(_) => return Err(bad()),
+            None => (None, text),
+        };
+        let tls = scheme == Some("https");
+        // A scheme brings its port along.
+        let bare = scheme.is_some() && place.strip_suffix(']').map_or(!place.contains(':'), |_| true);
+        let whole = if bare { format!("{place}:{}", if tls { 443 } else { 80 }) } else { place.to_owned() };
+        let (host, port) = whole.rsplit_once(':').filter(|(host, _)| !host.contains('/')).ok_or_else(bad)?;
         let port = port.parse().ok().filter(|port| *port != 0).ok_or_else(bad)?;
         let host = match host.strip_prefix('[').and_then(|h| h.strip_suffix(']')) {
             Some(v6) => v6,
@@ -89,16 +158,21 @@ impl FromStr for UpstreamAddr {
             }
             None => host,
         };
-        let host = if host.is_empty() { "127.0.0.1" } else { host };
-        Ok(Self::Tcp { host: host.to_owned(), port })
+        let host = if host.is_empty() { "127.0.0.1" } else { host }.to_owned();
+        Ok(if tls { Self::Tls { name: host.clone(), host, port } } else { Self::Tcp { host, port } })
     }
 }
 
 impl fmt::Display for UpstreamAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Self::Tls { .. } = self {
+            f.write_str("https://")?;
+        }
         match self {
-            Self::Tcp { host, port } if host.contains(':') => write!(f, "[{host}]:{port}"),
-            Self::Tcp { host, port } => write!(f, "{host}:{port}"),
+            Self::Tcp { host, port } | Self::Tls { host, port, .. } if host.contains(':') => {
+                write!(f, "[{host}]:{port}")
+            }
+            Self::Tcp { host, port } | Self::Tls { host, port, .. } => write!(f, "{host}:{port}"),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -177,14 +251,15 @@ impl FromStr for AfterDrain {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("'{text}' is neither a path that begins with / nor http://HOST:PORT/PATH");
-        let (at, target) = match text.strip_prefix("http://") {
+        let bad = || {
+            format!("'{text}' is neither a path that begins with / nor http://HOST:PORT/PATH (or https://)")
+        };
+        let (at, target) = match text.split_once("://").filter(|_| !text.starts_with('/')) {
             None => (None, text),
-            Some(rest) => {
-                let (host, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-                let bare = host.strip_suffix(']').map_or(!host.contains(':'), |_| true);
-                let addr = if bare { format!("{host}:80") } else { host.to_owned() };
-                (Some(addr.parse().map_err(|_| bad())?), if target.is_empty() { "/" } else { target })
+            Some((_, rest)) => {
+                let (_, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
+                let place = &text[..text.len() - target.len()];
+                (Some(place.parse().map_err(|_| bad())?), if target.is_empty() { "/" } else { target })
             }
         };
         is_target(target).then(|| Self { at, target: target.to_owned(), headers: vec![] }).ok_or_else(bad)

@@ -27,6 +27,7 @@
 //! | [`app`] | the only place that wires: bind, run, drain, exit code |
 //! | [`proxy`] | the data plane: one thread per core, one task per connection |
 //! | [`upstream`] | the app's servers: looked up, balanced; connections made, kept, retired before the app would close them |
+//! | [`tls`] | certificates, watched; the TLS stream of either side |
 //! | [`drain`] | the pure machine, the gate that counts, the ledger of who is in flight, the task that runs them |
 //! | [`admin`], [`readiness`], [`metrics`] | what the probe and control listeners answer |
 //! | [`client`] | `lameduck drain`, `resume`, `status`, `hold`, `swap`, `switch` |
@@ -41,7 +42,7 @@
 //!
 //! ```text
 //! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → drain::switch → proxy → readiness
-//!      → upstream → metrics → drain::{ledger, gate, machine, quiet} → cli → inject → {answer, config}
+//!      → upstream → tls → metrics → drain::{ledger, gate, machine, quiet} → cli → inject → {answer, config}
 //! ```
 //!
 //! `drain::machine` and `proxy::headers` use nothing of ours but `config`; `proxy::frames` and `metrics` nothing at all.
@@ -60,5 +61,6 @@ pub mod readiness;
 pub mod signal;
 pub mod supervise;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 pub mod webhook;

@@ -165,7 +165,7 @@ where
 {
     let host = match addr {
         UpstreamAddr::Unix(_) => "localhost".to_owned(),
-        tcp @ UpstreamAddr::Tcp { .. } => tcp.to_string(),
+        other => other.to_string().trim_start_matches("https://").to_owned(),
     };
     let headers = request.headers_mut();
     let agent = HeaderValue::from_static(concat!("lameduck-probe/", env!("CARGO_PKG_VERSION")));

@@ -20,6 +20,8 @@ pub use self::backends::{Backend, Upstream};
 pub use self::pool::{Connection, Parked, Pool};
 pub use self::resolve::{addresses, keep_up_to_date};
 use crate::config::UpstreamAddr;
+use crate::tls::client::handshake;
+use crate::tls::stream::{self as tls, Tls};
 
 /// One attempt to connect may take so long; an app on the same host answers at once or never.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -29,6 +31,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub enum Stream {
     /// By TCP.
     Tcp(TcpStream),
+    /// By TCP, with TLS.
+    Tls(Tls),
     /// By unix socket.
     Unix(UnixStream),
 }
@@ -38,6 +42,8 @@ pub enum Stream {
 pub enum Reader<'s> {
     /// By TCP.
     Tcp(tcp::ReadHalf<'s>),
+    /// By TCP, with TLS.
+    Tls(tls::ReadHalf<'s>),
     /// By unix socket.
     Unix(unix::ReadHalf<'s>),
 }
@@ -47,6 +53,8 @@ pub enum Reader<'s> {
 pub enum Writer<'s> {
     /// By TCP.
     Tcp(tcp::WriteHalf<'s>),
+    /// By TCP, with TLS.
+    Tls(tls::WriteHalf<'s>),
     /// By unix socket.
     Unix(unix::WriteHalf<'s>),
 }
@@ -58,6 +66,10 @@ impl Stream {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.split();
                 (Reader::Tcp(reader), Writer::Tcp(writer))
+            }
+            Self::Tls(stream) => {
+                let (reader, writer) = stream.split();
+                (Reader::Tls(reader), Writer::Tls(writer))
             }
             Self::Unix(stream) => {
                 let (reader, writer) = stream.split();
@@ -81,6 +93,7 @@ impl Stream {
         let mut byte = [MaybeUninit::uninit()];
         let peeked = match self {
             Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
+            Self::Tls(stream) => SockRef::from(stream.tcp()).peek(&mut byte),
             Self::Unix(stream) => SockRef::from(stream).peek(&mut byte),
         };
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
@@ -96,6 +109,7 @@ impl AsyncRead for Reader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(cx, buf),
+            Self::Tls(half) => Pin::new(half).poll_read(cx, buf),
             Self::Unix(half) => Pin::new(half).poll_read(cx, buf),
         }
     }
@@ -105,6 +119,7 @@ impl AsyncWrite for Writer<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write(cx, buf),
+            Self::Tls(half) => Pin::new(half).poll_write(cx, buf),
             Self::Unix(half) => Pin::new(half).poll_write(cx, buf),
         }
     }
@@ -116,6 +131,7 @@ impl AsyncWrite for Writer<'_> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_shutdown(cx),
+            Self::Tls(half) => Pin::new(half).poll_shutdown(cx),
             Self::Unix(half) => Pin::new(half).poll_shutdown(cx),
         }
     }
@@ -146,18 +162,10 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
     let attempt = async {
         match addr {
             UpstreamAddr::Unix(path) => Stream::unix(path).await,
-            UpstreamAddr::Tcp { host, port } => match host.parse() {
-                Ok(ip) => open(&[SocketAddr::new(ip, *port)]).await,
-                // Always loopback (RFC 6761 §6.3), so nobody has to be asked for it.
-                Err(_) if host == "localhost" => {
-                    open(&[(Ipv4Addr::LOCALHOST, *port).into(), (Ipv6Addr::LOCALHOST, *port).into()]).await
-                }
-                Err(_) => {
-                    // An orchestrator takes a container's name away while it replaces the container.
-                    let named = addresses(host, *port).await;
-                    open(&named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?).await
-                }
-            },
+            UpstreamAddr::Tcp { host, port } => by_name(host, *port).await.map(Stream::Tcp),
+            UpstreamAddr::Tls { host, port, name } => {
+                handshake(by_name(host, *port).await?, name).await.map(Stream::Tls)
+            }
         }
     };
     tokio::time::timeout(CONNECT_TIMEOUT, attempt)
@@ -165,11 +173,26 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+async fn by_name(host: &str, port: u16) -> io::Result<TcpStream> {
+    match host.parse() {
+        Ok(ip) => open(&[SocketAddr::new(ip, port)]).await,
+        // Always loopback (RFC 6761 §6.3), so nobody has to be asked for it.
+        Err(_) if host == "localhost" => {
+            open(&[(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]).await
+        }
+        Err(_) => {
+            // An orchestrator takes a container's name away while it replaces the container.
+            let named = addresses(host, port).await;
+            open(&named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?).await
+        }
+    }
+}
+
 /// By TCP, to the first of these that takes a connection.
-async fn open(addrs: &[SocketAddr]) -> io::Result<Stream> {
+async fn open(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(addrs).await?;
     stream.set_nodelay(true)?;
-    Ok(Stream::Tcp(stream))
+    Ok(stream)
 }
 
 /// The app lives, but its queue of connections is full: a unix socket says so at once, TCP waits.

@@ -134,7 +134,7 @@ fn requests() {
         let mut bytes = head(random, &REQUEST_LINES);
         bytes.extend(noise(random));
         let forwarded = random.pick(&[Forwarded::Append, Forwarded::Replace, Forwarded::Keep]);
-        let sender = Sender { peer: "192.0.2.1", forwarded };
+        let sender = Sender { peer: "192.0.2.1", forwarded, ..Sender::default() };
         let mut out = Vec::new();
         let Ok(Some(read)) = headers::request(&bytes, sender, &mut out) else { continue };
         accepted += 1;
@@ -149,7 +149,7 @@ fn requests() {
         );
 
         // The app reads what we read, to the same end, and a second proxy of our kind changes nothing of it.
-        let keep = Sender { peer: "", forwarded: Forwarded::Keep };
+        let keep = Sender { forwarded: Forwarded::Keep, ..Sender::default() };
         let mut again = Vec::new();
         let reread = headers::request(&out, keep, &mut again);
         let Ok(Some(reread)) = reread else { panic!("{reread:?}, {}", what()) };
@@ -213,7 +213,7 @@ fn responses() {
 fn noise_is_never_a_head() {
     for seed in 0..SEEDS {
         let bytes = noise(&mut Random::new(seed));
-        let sender = Sender { peer: "", forwarded: Forwarded::Append };
+        let sender = Sender::default();
         let request = headers::request(&bytes, sender, &mut Vec::new());
         assert!(!matches!(request, Ok(Some(_))), "seed {seed}");
     }

@@ -48,7 +48,7 @@ impl Server {
         let probe = bound.probe_addr().expect("an address");
         let idle = Arc::new(Notify::new());
         let wake = idle.clone();
-        let plane = Arc::new(Plane::new(*settings, move || wake.notify_one()));
+        let plane = Arc::new(Plane::new(*settings, None, move || wake.notify_one()));
         let (stop, stopped) = oneshot::channel();
         let served = plane.clone();
         let thread = thread::spawn(move || {

@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -13,22 +12,9 @@ use common::process::{Lameduck, Node};
 use common::wait_for;
 use common::websocket::{TEXT, WebSocket};
 
-/// How many sockets the proxy has parked, by the kernel's own word: those of which an epoll set reports one event
-/// (proc_pid_fdinfo(5): EPOLLONESHOT, EPOLLIN, EPOLLRDHUP, and the two that always are); the runtime asks for all.
-fn parked(proxy: &Lameduck) -> usize {
-    let files = fs::read_dir(format!("/proc/{}/fdinfo", proxy.process.pid())).expect("alive").flatten();
-    let texts: Vec<_> = files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
-    let socket = |line: &str| {
-        let (socket, events) = line.strip_prefix("tfd:")?.split_once("events:")?;
-        events.trim().starts_with("40002019 ").then(|| socket.trim().to_owned())
-    };
-    // A set with two file descriptors is listed twice.
-    texts.iter().flat_map(|text| text.lines()).filter_map(socket).collect::<BTreeSet<_>>().len()
-}
-
 /// Both sides of that many tunnels.
 fn wait_parked(proxy: &Lameduck, tunnels: usize) {
-    wait_for(&format!("{tunnels} parked"), || (parked(proxy) == 2 * tunnels).then_some(()));
+    wait_for(&format!("{tunnels} parked"), || (proxy.parked() == 2 * tunnels).then_some(()));
 }
 
 /// An upgraded connection that is no WebSocket.
@@ -165,7 +151,7 @@ fn one_in_the_middle_of_a_frame_is_not() {
     wait_parked(&proxy, 1);
     assert!((0..30).all(|_| {
         std::thread::sleep(MOMENT / 6);
-        parked(&proxy) == 2
+        proxy.parked() == 2
     }));
 }
 

@@ -15,8 +15,8 @@ use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
-    AfterDrain, AppProbe, Cidr, DrainReadiness, Forwarded, ReadyCheck, Sidecar, TcpRoute, UpstreamAddr,
-    WarmUp, parse_listen,
+    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, ReadyCheck, Sidecar, TcpRoute,
+    UpstreamAddr, WarmUp, parse_listen,
 };
 
 const EXIT_CODES: &str = "\
@@ -95,7 +95,8 @@ pub(super) enum Sub {
 
 #[derive(Debug, Args)]
 pub(super) struct ProxyArgs {
-    /// The app: host:port or unix:/path; a name is looked up each second, several addresses are balanced
+    /// The app: host:port, https://host:port or unix:/path; a name is looked up each second, several addresses are
+    /// balanced
     #[arg(long, env = "LAMEDUCK_UPSTREAM", value_name = "ADDR", help_heading = "App")]
     pub upstream: UpstreamAddr,
     /// What SIGTERM means to this proxy
@@ -113,7 +114,7 @@ pub(super) struct ProxyArgs {
     #[arg(long, env = "LAMEDUCK_SHARE_DIR", value_name = "DIR", help_heading = "App")]
     pub share_dir: Option<PathBuf>,
     /// A GET to send once drained, before the app's preStop hook has its answer: a /PATH of the app, or
-    /// http://HOST:PORT/PATH; it takes from the reserve
+    /// http(s)://HOST:PORT/PATH; it takes from the reserve
     #[arg(long, env = "LAMEDUCK_AFTER_DRAIN", value_name = "URL", help_heading = "Drain")]
     pub after_drain: Option<AfterDrain>,
     /// A header field of that GET, as in 'Name: value'; repeat it, or separate by line breaks
@@ -130,6 +131,8 @@ pub(super) struct ProxyArgs {
         help_heading = "Readiness"
     )]
     pub app_probe: Vec<AppProbe>,
+    #[command(flatten)]
+    pub upstream_tls: UpstreamTlsArgs,
     #[command(flatten)]
     pub common: CommonArgs,
 }
@@ -156,6 +159,8 @@ pub(super) struct CommonArgs {
     #[command(flatten)]
     pub addresses: AddressArgs,
     #[command(flatten)]
+    pub tls: TlsArgs,
+    #[command(flatten)]
     pub drain: DrainTimes,
     #[command(flatten)]
     pub ready: ReadyArgs,
@@ -171,7 +176,7 @@ pub(super) struct CommonArgs {
 #[command(next_help_heading = "Addresses")]
 pub(super) struct AddressArgs {
     /// Where clients come in, as in :4880 or 127.0.0.1:4880; repeat it, or separate by commas
-    /// [default: :4880; run: the inherited PORT, if set]
+    /// [default: :4880; run: the inherited PORT, if set; none with --tls-listen]
     #[arg(long, env = "LAMEDUCK_LISTEN", value_name = "ADDR", value_delimiter = ',', value_parser = parse_listen)]
     pub listen: Vec<SocketAddr>,
     /// Pass connections on byte for byte, as in :6379=redis:6379 or :3306=unix:/run/db.sock; repeat it, or separate by
@@ -200,6 +205,44 @@ pub(super) struct AddressArgs {
     /// refused; better set by its variable, as other users can read a command line
     #[arg(long, env = "LAMEDUCK_TOKEN", value_name = "TEXT", hide_env_values = true, value_parser = values::token)]
     pub token: Option<String>,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "TLS")]
+pub(super) struct TlsArgs {
+    /// Where clients come in by TLS 1.2 or 1.3, as in :4443; repeat it, or separate by commas. --listen has no default
+    /// then
+    #[arg(long, env = "LAMEDUCK_TLS_LISTEN", value_name = "ADDR", value_delimiter = ',',
+          value_parser = parse_listen)]
+    pub tls_listen: Vec<SocketAddr>,
+    /// The folder of tls.crt (the certificate and its chain) and tls.key, as a Secret is mounted, and of subfolders with
+    /// such pairs: a client that asks for one of a certificate's DNS names gets that one, any other the folder's own.
+    /// Changes are seen within seconds; no connection ends by them
+    #[arg(long, env = "LAMEDUCK_TLS_DIR", value_name = "DIR")]
+    pub tls_dir: Option<PathBuf>,
+    /// The authorities (PEM) of clients' certificates, which are asked for then; the app is told the verified
+    /// certificate's subject in X-Client-Cert-Subject, and never one that a client has sent itself
+    #[arg(long, env = "LAMEDUCK_TLS_CLIENT_CA", value_name = "FILE")]
+    pub tls_client_ca: Option<PathBuf>,
+    /// What becomes of a client without a certificate, with --tls-client-ca [default: require]
+    #[arg(long, env = "LAMEDUCK_TLS_CLIENT_AUTH", value_name = "MODE", value_enum)]
+    pub tls_client_auth: Option<ClientAuth>,
+    /// How long a TLS handshake may take; past it the connection is closed
+    #[arg(long, env = "LAMEDUCK_TLS_HANDSHAKE_TIMEOUT", value_name = "TIME", default_value = "10s",
+          value_parser = values::time_over_zero)]
+    pub tls_handshake_timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "TLS")]
+pub(super) struct UpstreamTlsArgs {
+    /// The authorities (PEM) that sign the certificate of an app with https://; one that they didn't sign is 502
+    /// [default: the system's, as in /etc/ssl/certs/ca-certificates.crt]
+    #[arg(long, env = "LAMEDUCK_UPSTREAM_CA", value_name = "FILE")]
+    pub upstream_ca: Option<PathBuf>,
+    /// The name that the certificate of an app with https:// has to be for [default: the host of --upstream]
+    #[arg(long, env = "LAMEDUCK_UPSTREAM_NAME", value_name = "NAME", value_parser = values::server_name)]
+    pub upstream_name: Option<String>,
 }
 
 #[derive(Debug, Args)]
@@ -426,7 +469,7 @@ pub(super) struct SwapArgs {
 pub(super) struct SwitchArgs {
     #[command(flatten)]
     pub control: ControlArgs,
-    /// The new upstream: host:port or unix:/path
+    /// The new upstream: host:port, https://host:port or unix:/path
     #[arg(value_name = "ADDR", required_unless_present = "back")]
     pub to: Option<UpstreamAddr>,
     /// Back to the proxy's --upstream

@@ -76,6 +76,12 @@ pub(super) fn token(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
+/// What a certificate can be for.
+pub(super) fn server_name(text: &str) -> Result<String, String> {
+    let name = rustls::pki_types::ServerName::try_from(text);
+    name.map(|_| text.to_owned()).map_err(|_| format!("'{text}' is no host's name: write app.example.com"))
+}
+
 /// 8 KiB is the least that hyper's buffer takes.
 pub(super) fn head_bytes(text: &str) -> Result<usize, String> {
     const RANGE: std::ops::RangeInclusive<usize> = 8 << 10..=16 << 20;

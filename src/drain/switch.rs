@@ -30,9 +30,9 @@ pub async fn switch(plane: &Plane, to: Option<UpstreamAddr>, timeout: Duration) 
         }
         tokio::time::sleep(LOOK).await;
     }
-    let addrs = match &to {
-        UpstreamAddr::Tcp { host, port } => upstream::addresses(host, *port).await,
-        UpstreamAddr::Unix(_) => Ok(Vec::new()),
+    let addrs = match to.host_and_port() {
+        Some((host, port)) => upstream::addresses(host, port).await,
+        None => Ok(Vec::new()),
     };
     let addrs = addrs.map_err(|error| format!("{to} can't be looked up: {error}"))?;
     let chosen = (!back && to != settings.upstream).then_some(&to);

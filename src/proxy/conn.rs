@@ -15,7 +15,7 @@ use super::error::{self, Failure};
 use super::exchange::{Client, Exchange, Flow};
 use super::forward::{Finish, forward};
 use super::headers::{self, Reject, Request, Sender, Upgrade};
-use super::linger::linger;
+use super::linger::{self, linger};
 use super::park;
 use super::plane::Worker;
 use super::record::Record;
@@ -55,9 +55,10 @@ pub async fn serve(
 ) {
     let place = worker.ledger.enter(peer);
     let close = {
+        let channel = stream.channel();
         let (reader, writer) = stream.split();
         let peer = peer.ip().to_canonical().to_string();
-        let mut client = Client { reader, writer, buf: Buffer::default(), peer };
+        let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
         let mut serving = pin!(serve_requests(&mut client, &worker, &place, accepted));
         // Every wake-up by the drain or the sweeper comes by this task's waker.
         poll_fn(|cx| {
@@ -87,9 +88,20 @@ pub async fn serve(
 /// Our end first, then theirs.
 pub async fn shut(mut stream: Stream, connected: Connected, worker: &Worker) {
     worker.plane.lingering.fetch_add(1, Ordering::AcqRel);
-    let _ = stream.shutdown().await;
-    drop(connected);
-    linger(stream, &worker.store).await;
+    // A client that has much to read yet is not counted any more while it does.
+    let mut connected = Some(connected);
+    let ended = {
+        let mut end = pin!(stream.shutdown());
+        let ended = poll_fn(|cx| {
+            let ended = end.as_mut().poll(cx);
+            connected = None;
+            ended
+        });
+        tokio::time::timeout(linger::MOST, ended).await
+    };
+    if ended.is_ok() {
+        linger(stream, &worker.store).await;
+    }
     worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
 }
 
@@ -225,7 +237,13 @@ where
     let mut looked = 0;
     loop {
         if looked == 0 || headers::ends_within(client.buf.unread(), looked) {
-            let sender = Sender { peer: &client.peer, forwarded: plane.settings.forwarded };
+            let sender = Sender {
+                peer: &client.peer,
+                forwarded: plane.settings.forwarded,
+                https: client.channel.https,
+                subject: client.channel.subject.as_deref(),
+                hide_subject: plane.asks_for_certificates(),
+            };
             head.clear();
             if let Some(request) = headers::request(client.buf.unread(), sender, head).map_err(Some)? {
                 if request.len > limits.head || request.target.len() > limits.uri {

@@ -13,7 +13,7 @@ use super::error::{Failure, Progress};
 use super::headers::{Answer, Framing, Request, Response, Upgrade};
 use super::plane::{Plane, Worker};
 use super::record::Totals;
-use super::stream::{Sink, Source};
+use super::stream::{Channel, Sink, Source};
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
@@ -32,6 +32,8 @@ pub struct Client<R, W> {
     pub buf: Buffer,
     /// The peer's address as text.
     pub peer: String,
+    /// What the app is told of the connection.
+    pub channel: Channel,
 }
 
 /// One request on its way.

@@ -96,12 +96,18 @@ const fn bad(why: &'static str) -> Reject {
 }
 
 /// Who sent a request, for the forwarded fields.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Default)]
 pub struct Sender<'a> {
     /// The peer's address as text.
     pub peer: &'a str,
     /// What happens to `X-Forwarded-*`.
     pub forwarded: Forwarded,
+    /// It came by TLS.
+    pub https: bool,
+    /// The subject of its certificate, for `X-Client-Cert-Subject`.
+    pub subject: Option<&'a str>,
+    /// Such a field from the sender itself is left out.
+    pub hide_subject: bool,
 }
 
 /// Fields that are looked at; all others pass.
@@ -122,6 +128,7 @@ enum Field {
     ForwardedFor,
     ForwardedHost,
     ForwardedProto,
+    ClientCertSubject,
     Other,
 }
 
@@ -144,6 +151,7 @@ impl Field {
             16 if is(name, b"x-forwarded-host") => Self::ForwardedHost,
             17 if is(name, b"transfer-encoding") => Self::TransferEncoding,
             17 if is(name, b"x-forwarded-proto") => Self::ForwardedProto,
+            21 if is_dashed(name, b"x-client-cert-subject") => Self::ClientCertSubject,
             _ => Self::Other,
         }
     }
@@ -166,6 +174,11 @@ impl Field {
 fn is<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
     let Ok(name) = <&[u8; N]>::try_from(name) else { return false };
     name.iter().zip(lower).fold(0, |differs, (byte, lower)| differs | ((byte | 0x20) ^ lower)) == 0
+}
+
+/// The same with `_` taken for `-`, as in many apps' view of their fields (CGI, RFC 3875 §4.1.18).
+fn is_dashed<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
+    name.iter().zip(lower).all(|(byte, lower)| *lower == if *byte == b'_' { b'-' } else { byte | 0x20 })
 }
 
 /// What the fields of either kind of message say together.
@@ -231,7 +244,7 @@ impl<'b> Said<'b> {
             Field::ForwardedFor => self.forwarded_for += 1,
             Field::ForwardedProto => self.forwarded_proto = true,
             Field::ForwardedHost => self.forwarded_host = true,
-            Field::Host | Field::ProxyConnection | Field::Other => {}
+            Field::Host | Field::ProxyConnection | Field::ClientCertSubject | Field::Other => {}
         }
         Ok(())
     }
@@ -374,6 +387,7 @@ fn write_request(
                 }
             }
             Field::ForwardedProto | Field::ForwardedHost if replace => {}
+            Field::ClientCertSubject if sender.hide_subject => {}
             known if said.names_fields && named_in_connection(fields, field.name, known) => {}
             _ => put_field(out, field.name, field.value),
         }
@@ -389,12 +403,15 @@ fn write_request(
             put_field(out, "X-Forwarded-For", sender.peer.as_bytes());
         }
         if replace || !said.forwarded_proto {
-            put_field(out, "X-Forwarded-Proto", b"http");
+            put_field(out, "X-Forwarded-Proto", if sender.https { b"https" } else { b"http" });
         }
         let host = authority.map(str::as_bytes).or(said.host);
         if let Some(host) = host.filter(|_| replace || !said.forwarded_host) {
             put_field(out, "X-Forwarded-Host", host);
         }
+    }
+    if let Some(subject) = sender.subject {
+        put_field(out, "X-Client-Cert-Subject", subject.as_bytes());
     }
     match said.upgrade.filter(|_| upgrade != Upgrade::None) {
         Some(protocol) => put(out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]),

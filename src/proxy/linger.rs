@@ -12,7 +12,7 @@ use super::stream::Stream;
 /// A peer that has everything and doesn't close is waited for so long, and so is one that only sends.
 const DELIVERED: Duration = Duration::from_secs(1);
 /// Nobody is waited for longer than this, however slowly it reads; a drain's end may be sooner.
-const MOST: Duration = Duration::from_secs(300);
+pub const MOST: Duration = Duration::from_secs(300);
 /// How often it is asked whether everything has been delivered.
 const LOOK: Duration = Duration::from_millis(250);
 /// What a peer may still send, in time, when its answer is long there.

@@ -235,7 +235,7 @@ impl Acceptor {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
             // Those past the bound wait in the socket's queue, and are taken when a drain closes it.
-            let full = self.is_full();
+            let full = self.is_full(service);
             tokio::select! {
                 biased;
                 _ = on.wait_for(|on| !*on) => return listener.into_std(),
@@ -262,8 +262,11 @@ impl Acceptor {
         }
     }
 
-    /// Those that linger count too: each is an open file.
-    fn is_full(&self) -> bool {
+    /// Those that linger count too: each is an open file. Handshakes cost more than connections: fewer have room.
+    fn is_full(&self, service: Service) -> bool {
+        if service == Service::Https && self.plane.tls.as_ref().is_some_and(|tls| tls.is_busy()) {
+            return true;
+        }
         let open = self.plane.gate.connections() + self.plane.lingering.load(Ordering::Relaxed);
         open >= self.plane.settings.limits.connections
     }

@@ -4,7 +4,7 @@
 use std::cell::RefCell;
 use std::io;
 use std::mem::MaybeUninit;
-use std::net::{Shutdown, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -124,14 +124,16 @@ impl Parking {
     fn close(&self, worker: &Worker, key: usize) {
         let mut all = self.parked.borrow_mut();
         let Some(parked) = all.get_mut(key) else { return };
-        if parked.connected.is_some() && parked.stream.tcp().shutdown(Shutdown::Write).is_ok() {
+        if parked.connected.is_some() && parked.stream.close().is_ok() {
             worker.plane.lingering.fetch_add(1, Ordering::AcqRel);
             parked.since = Instant::now();
             parked.connected = None;
             return;
         }
         // With its only file descriptor it leaves the set.
-        if all.remove(key).connected.is_none() {
+        let parked = all.remove(key);
+        parked.stream.discard();
+        if parked.connected.is_none() {
             worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
         }
     }

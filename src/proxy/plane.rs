@@ -17,6 +17,7 @@ use crate::metrics::{Shard, add};
 use crate::proxy::buffer::Store;
 use crate::proxy::line::Line;
 use crate::proxy::park::Parking;
+use crate::tls::server::Termination;
 use crate::upstream::{Backend, Pool, Upstream};
 use tokio::sync::Notify;
 
@@ -30,6 +31,8 @@ pub struct Plane {
     pub upstream: Arc<Upstream>,
     /// Where the connections of each `--tcp` go.
     pub tcp: Vec<Arc<Upstream>>,
+    /// What clients find at the listeners with TLS.
+    pub tls: Option<Arc<Termination>>,
     /// Requests that are held.
     pub line: Line,
     /// One ledger a thread.
@@ -53,7 +56,11 @@ const STREAMS_STAY: u64 = u64::MAX;
 
 impl Plane {
     /// A plane for `settings.threads` threads. `on_idle` is the gate's.
-    pub fn new(settings: Settings, on_idle: impl Fn() + Send + Sync + 'static) -> Self {
+    pub fn new(
+        settings: Settings,
+        tls: Option<Arc<Termination>>,
+        on_idle: impl Fn() + Send + Sync + 'static,
+    ) -> Self {
         let threads = settings.threads.max(1);
         Self {
             upstream: Arc::new(Upstream::new(settings.upstream.clone(), threads)),
@@ -62,6 +69,7 @@ impl Plane {
                 .iter()
                 .map(|route| Arc::new(Upstream::new(route.upstream.clone(), threads)))
                 .collect(),
+            tls,
             line: Line::default(),
             settings,
             gate: Arc::new(Gate::new(on_idle)),
@@ -79,6 +87,11 @@ impl Plane {
     /// The phase; what it means for a connection is looked up where it matters.
     pub fn phase(&self) -> Phase {
         self.gate.phase()
+    }
+
+    /// Whether clients may have certificates, which only we may say.
+    pub fn asks_for_certificates(&self) -> bool {
+        self.settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }
 
     /// Everything ends now.

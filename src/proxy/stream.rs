@@ -1,8 +1,10 @@
 //! The client's side of a connection, and what the request pipeline asks of it beyond bytes.
 
 use std::future::Future;
-use std::io;
+use std::io::{self, Read};
+use std::net::Shutdown;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -11,6 +13,10 @@ use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, tcp};
 
 use super::{park, sendq};
+use crate::tls::stream::{self as tls, Session, Tls};
+
+/// Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
+const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
 /// The half that reads a request. What it reads is HTTP/1.1, whatever the client speaks.
 pub trait Source: AsyncRead + Unpin {
@@ -29,11 +35,22 @@ pub trait Sink: AsyncWrite + Unpin {
     fn unacknowledged(&self) -> u32;
 }
 
+/// What an app is told of a client's connection.
+#[derive(Clone, Debug, Default)]
+pub struct Channel {
+    /// It is encrypted.
+    pub https: bool,
+    /// The subject of the client's certificate, which was verified.
+    pub subject: Option<Rc<str>>,
+}
+
 /// A client's connection.
 #[derive(Debug)]
 pub enum Stream {
     /// By TCP.
     Tcp(TcpStream),
+    /// By TCP, with TLS.
+    Tls(Tls),
 }
 
 /// A client's connection that no task looks at.
@@ -41,6 +58,8 @@ pub enum Stream {
 pub enum Resting {
     /// By TCP.
     Tcp(std::net::TcpStream),
+    /// By TCP, with TLS.
+    Tls(std::net::TcpStream, Box<Session>),
 }
 
 /// The half that reads from the client.
@@ -48,6 +67,8 @@ pub enum Resting {
 pub enum Reader<'s> {
     /// By TCP.
     Tcp(tcp::ReadHalf<'s>),
+    /// By TCP, with TLS.
+    Tls(tls::ReadHalf<'s>),
 }
 
 /// The half that writes to the client.
@@ -55,6 +76,8 @@ pub enum Reader<'s> {
 pub enum Writer<'s> {
     /// By TCP.
     Tcp(tcp::WriteHalf<'s>),
+    /// By TCP, with TLS.
+    Tls(tls::WriteHalf<'s>),
 }
 
 impl Stream {
@@ -65,6 +88,10 @@ impl Stream {
                 let (reader, writer) = stream.split();
                 (Reader::Tcp(reader), Writer::Tcp(writer))
             }
+            Self::Tls(stream) => {
+                let (reader, writer) = stream.split();
+                (Reader::Tls(reader), Writer::Tls(writer))
+            }
         }
     }
 
@@ -72,6 +99,15 @@ impl Stream {
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Tcp(stream) => stream,
+            Self::Tls(stream) => stream.tcp(),
+        }
+    }
+
+    /// What an app is told of it.
+    pub fn channel(&self) -> Channel {
+        match self {
+            Self::Tcp(_) => Channel::default(),
+            Self::Tls(stream) => Channel { https: true, subject: stream.peer_subject().map(Rc::from) },
         }
     }
 
@@ -82,6 +118,7 @@ impl Stream {
     pub fn rest(self) -> io::Result<Resting> {
         match self {
             Self::Tcp(stream) => stream.into_std().map(Resting::Tcp),
+            Self::Tls(stream) => stream.rest().map(|(tcp, session)| Resting::Tls(tcp, session)),
         }
     }
 
@@ -95,7 +132,26 @@ impl Resting {
     /// The socket below.
     pub fn tcp(&self) -> &std::net::TcpStream {
         match self {
-            Self::Tcp(stream) => stream,
+            Self::Tcp(stream) | Self::Tls(stream, _) => stream,
+        }
+    }
+
+    /// Ends our side of it.
+    ///
+    /// # Errors
+    /// When the client has gone already.
+    pub fn close(&mut self) -> io::Result<()> {
+        if let Self::Tls(tcp, session) = self {
+            session.close(tcp);
+        }
+        self.tcp().shutdown(Shutdown::Write)
+    }
+
+    /// Reads a client's own farewell after ours: closing over it would reset the connection.
+    pub fn discard(&self) {
+        if let Self::Tls(tcp, _) = self {
+            let (mut tcp, mut bytes) = (tcp, [0; 1024]);
+            while tcp.read(&mut bytes).is_ok_and(|n| n == bytes.len()) {}
         }
     }
 
@@ -106,6 +162,7 @@ impl Resting {
     pub fn go_on(self) -> io::Result<Stream> {
         match self {
             Self::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
+            Self::Tls(stream, session) => Tls::go_on(stream, session).map(Stream::Tls),
         }
     }
 }
@@ -114,6 +171,7 @@ impl Reader<'_> {
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Tcp(half) => half.as_ref(),
+            Self::Tls(half) => half.tcp(),
         }
     }
 
@@ -126,8 +184,8 @@ impl Reader<'_> {
 impl Source for Reader<'_> {
     fn nudge(&self) {
         match self {
-            // Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
-            Self::Tcp(half) => drop(half.as_ref().try_write(b"HTTP/1.1 100 Continue\r\n\r\n")),
+            Self::Tcp(half) => drop(half.as_ref().try_write(INTERIM)),
+            Self::Tls(half) => half.try_write(INTERIM),
         }
     }
 
@@ -144,6 +202,7 @@ impl Sink for Writer<'_> {
     fn unacknowledged(&self) -> u32 {
         match self {
             Self::Tcp(half) => sendq::unacknowledged(half.as_ref()),
+            Self::Tls(half) => sendq::unacknowledged(half.tcp()),
         }
     }
 }
@@ -152,6 +211,7 @@ impl AsyncRead for Reader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(cx, buf),
+            Self::Tls(half) => Pin::new(half).poll_read(cx, buf),
         }
     }
 }
@@ -160,6 +220,7 @@ impl AsyncWrite for Writer<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write(cx, buf),
+            Self::Tls(half) => Pin::new(half).poll_write(cx, buf),
         }
     }
 
@@ -170,6 +231,7 @@ impl AsyncWrite for Writer<'_> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_shutdown(cx),
+            Self::Tls(half) => Pin::new(half).poll_shutdown(cx),
         }
     }
 }

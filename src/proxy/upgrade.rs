@@ -119,6 +119,7 @@ impl Half for upstream::Reader<'_> {
     async fn failed(&self) {
         let _ = match self {
             Self::Tcp(half) => half.as_ref().ready(Interest::ERROR).await,
+            Self::Tls(half) => half.tcp().ready(Interest::ERROR).await,
             Self::Unix(half) => half.as_ref().ready(Interest::ERROR).await,
         };
     }
@@ -309,7 +310,7 @@ impl Watch {
     fn is_over(&mut self, ends: &Ends, worker: &Worker) -> bool {
         if self.unheard && ends.up.moved.get() > 0 {
             self.unheard = false;
-            worker.arrival(Instant::now());
+            worker.arrival(Instant::now(), true);
         }
         let moved = ends.up.moved.get() + ends.down.moved.get();
         if moved != self.moved {

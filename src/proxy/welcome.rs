@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio::task::spawn_local;
 
 use super::conn::{self, FRESH};
+use super::handshake::handshake;
 use super::plane::Worker;
 use super::proxy_protocol;
 use super::stream::Stream;
@@ -24,6 +25,8 @@ use crate::metrics::add;
 pub enum Service {
     /// `--listen`.
     Http,
+    /// `--tls-listen`.
+    Https,
     /// `--tcp`, the one with this number.
     Tcp(usize),
 }
@@ -67,11 +70,18 @@ pub async fn welcome(accepted: Accepted<TcpStream>, worker: Rc<Worker>) {
             }
         }
     }
-    let stream = Stream::Tcp(stream);
     match service {
-        Service::Http => conn::serve(stream, peer, connected, Some(since), worker).await,
+        Service::Http => conn::serve(Stream::Tcp(stream), peer, connected, Some(since), worker).await,
+        // Boxed, since few connections are in it at a time.
+        Service::Https => {
+            if let Some((stream, connected)) = Box::pin(handshake(stream, peer, connected, &worker)).await {
+                conn::serve(stream, peer, connected, Some(Instant::now()), worker).await;
+            }
+        }
         // A task of its own, which is a fraction of the size of one that serves requests.
-        Service::Tcp(route) => drop(spawn_local(tcp::serve(stream, peer, route, connected, worker))),
+        Service::Tcp(route) => {
+            drop(spawn_local(tcp::serve(Stream::Tcp(stream), peer, route, connected, worker)));
+        }
     }
 }
 

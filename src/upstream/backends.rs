@@ -33,6 +33,8 @@ pub struct Backend {
 pub enum At {
     /// By TCP. Several only for `localhost`, which means one server on either loopback address.
     Tcp(Vec<SocketAddr>),
+    /// The same with TLS, and the name that its certificate has to be for.
+    Tls(Vec<SocketAddr>, String),
     /// By unix socket.
     Unix(PathBuf),
 }
@@ -96,14 +98,14 @@ impl Backend {
     }
 
     fn is_at(&self, ip: IpAddr) -> bool {
-        matches!(&self.at, At::Tcp(addrs) if addrs.iter().any(|addr| addr.ip().to_canonical() == ip))
+        matches!(&self.at, At::Tcp(addrs) | At::Tls(addrs, _) if addrs.iter().any(|addr| addr.ip().to_canonical() == ip))
     }
 }
 
 impl fmt::Display for At {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Tcp(addrs) => write!(f, "{}", addrs[0]),
+            Self::Tcp(addrs) | Self::Tls(addrs, _) => write!(f, "{}", addrs[0]),
             Self::Unix(path) => write!(f, "unix:{}", path.display()),
         }
     }
@@ -114,23 +116,37 @@ impl At {
     pub fn to_addr(&self) -> UpstreamAddr {
         match self {
             Self::Tcp(addrs) => UpstreamAddr::Tcp { host: addrs[0].ip().to_string(), port: addrs[0].port() },
+            Self::Tls(addrs, name) => UpstreamAddr::Tls {
+                host: addrs[0].ip().to_string(),
+                port: addrs[0].port(),
+                name: name.clone(),
+            },
             Self::Unix(path) => UpstreamAddr::Unix(path.clone()),
         }
     }
 
     /// Where it is if nobody has to be asked for that.
     fn known(addr: &UpstreamAddr) -> Option<Self> {
+        if let UpstreamAddr::Unix(path) = addr {
+            return Some(Self::Unix(path.clone()));
+        }
+        let (host, port) = addr.host_and_port()?;
+        match host.parse() {
+            Ok(ip) => Some(Self::of(addr, vec![SocketAddr::new(ip, port)])),
+            // Always loopback (RFC 6761 §6.3).
+            Err(_) if host == "localhost" => {
+                let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
+                Some(Self::of(addr, both.map(|ip| SocketAddr::new(ip, port)).into()))
+            }
+            Err(_) => None,
+        }
+    }
+
+    /// At these of its addresses.
+    fn of(addr: &UpstreamAddr, at: Vec<SocketAddr>) -> Self {
         match addr {
-            UpstreamAddr::Unix(path) => Some(Self::Unix(path.clone())),
-            UpstreamAddr::Tcp { host, port } => match host.parse() {
-                Ok(ip) => Some(Self::Tcp(vec![SocketAddr::new(ip, *port)])),
-                // Always loopback (RFC 6761 §6.3).
-                Err(_) if host == "localhost" => {
-                    let both: [IpAddr; 2] = [Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
-                    Some(Self::Tcp(both.map(|ip| SocketAddr::new(ip, *port)).into()))
-                }
-                Err(_) => None,
-            },
+            UpstreamAddr::Tls { name, .. } => Self::Tls(at, name.clone()),
+            _ => Self::Tcp(at),
         }
     }
 }
@@ -184,8 +200,7 @@ impl Upstream {
     pub(super) fn name(&self) -> Option<(String, u16)> {
         match self.addr() {
             addr if At::known(&addr).is_some() => None,
-            UpstreamAddr::Tcp { host, port } => Some((host, port)),
-            UpstreamAddr::Unix(_) => None,
+            addr => addr.host_and_port().map(|(host, port)| (host.to_owned(), port)),
         }
     }
 
@@ -194,21 +209,21 @@ impl Upstream {
         addrs.sort();
         addrs.dedup();
         let mut state = self.state();
-        let asked =
-            matches!(&state.addr, UpstreamAddr::Tcp { host, port } if (host, *port) == (&name.0, name.1));
-        let same = state.set.iter().map(|backend| &backend.at).eq(&at_each(&addrs));
+        let asked = state.addr.host_and_port() == Some((&name.0, name.1));
+        let at = at_each(&state.addr, &addrs);
+        let same = state.set.iter().map(|backend| &backend.at).eq(&at);
         if !asked || same {
             return;
         }
         let list = addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
         tracing::info!(addresses = list, "{} has {} address(es)", name.0, addrs.len());
-        self.choose(&mut state, at_each(&addrs));
+        self.choose(&mut state, at);
     }
 
     /// Sends new requests to `addr`. `addrs`: what its name resolves to. Returns the servers that were left.
     pub fn switch(&self, addr: UpstreamAddr, addrs: &[SocketAddr]) -> Vec<Arc<Backend>> {
         let mut state = self.state();
-        let at = At::known(&addr).map_or_else(|| at_each(addrs), |at| vec![at]);
+        let at = At::known(&addr).map_or_else(|| at_each(&addr, addrs), |at| vec![at]);
         state.addr = addr;
         self.choose(&mut state, at);
         state.old.clone()
@@ -270,6 +285,6 @@ impl Upstream {
     }
 }
 
-fn at_each(addrs: &[SocketAddr]) -> Vec<At> {
-    addrs.iter().map(|addr| At::Tcp(vec![*addr])).collect()
+fn at_each(addr: &UpstreamAddr, addrs: &[SocketAddr]) -> Vec<At> {
+    addrs.iter().map(|at| At::of(addr, vec![*at])).collect()
 }

@@ -11,6 +11,8 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::backends::{At, Backend, Set, Upstream};
 use super::{Reader, Stream, Writer, is_down, is_full, is_lost, open};
+use crate::tls::client::handshake;
+use crate::tls::stream::{Session, Tls};
 
 /// Idle connections are kept so long where the app doesn't say; Node closes its own after 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
@@ -73,11 +75,15 @@ impl Connection {
     /// When the runtime doesn't let go of it.
     pub fn park(self) -> io::Result<Parked> {
         let Self { stream, home } = self;
-        let (socket, by_unix) = match stream {
-            Stream::Tcp(stream) => (stream.into_std()?.into(), false),
-            Stream::Unix(stream) => (stream.into_std()?.into(), true),
+        let (socket, kind) = match stream {
+            Stream::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
+            Stream::Tls(stream) => {
+                let (socket, session) = stream.rest()?;
+                (socket.into(), Kind::Tls(session))
+            }
+            Stream::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
         };
-        Ok(Parked { socket, by_unix, home })
+        Ok(Parked { socket, kind, home })
     }
 }
 
@@ -85,8 +91,16 @@ impl Connection {
 #[derive(Debug)]
 pub struct Parked {
     socket: OwnedFd,
-    by_unix: bool,
+    kind: Kind,
     home: Home,
+}
+
+/// What the socket is.
+#[derive(Debug)]
+enum Kind {
+    Tcp,
+    Tls(Box<Session>),
+    Unix,
 }
 
 impl Parked {
@@ -100,10 +114,11 @@ impl Parked {
     /// # Errors
     /// When the runtime doesn't take it.
     pub fn unpark(self) -> io::Result<Connection> {
-        let Self { socket, by_unix, home } = self;
-        let stream = match by_unix {
-            true => Stream::Unix(UnixStream::from_std(socket.into())?),
-            false => Stream::Tcp(TcpStream::from_std(socket.into())?),
+        let Self { socket, kind, home } = self;
+        let stream = match kind {
+            Kind::Tcp => Stream::Tcp(TcpStream::from_std(socket.into())?),
+            Kind::Tls(session) => Stream::Tls(Tls::go_on(socket.into(), session)?),
+            Kind::Unix => Stream::Unix(UnixStream::from_std(socket.into())?),
         };
         Ok(Connection { stream, home })
     }
@@ -215,7 +230,7 @@ impl Pool {
     async fn attempt(&self, backend: &Backend) -> io::Result<Stream> {
         let connecting = async {
             match &backend.at {
-                At::Tcp(addrs) => open(addrs).await,
+                At::Tcp(addrs) | At::Tls(addrs, _) => open(addrs).await.map(Stream::Tcp),
                 At::Unix(path) => Stream::unix(path).await,
             }
         };
@@ -229,10 +244,15 @@ impl Pool {
             }
             Err(io::ErrorKind::TimedOut.into())
         };
-        tokio::select! {
+        let stream = tokio::select! {
             biased;
             connected = connecting => connected,
             gone = gone => gone,
+        }?;
+        match (stream, &backend.at) {
+            // Who has taken a connection is there, and has its time.
+            (Stream::Tcp(tcp), At::Tls(_, name)) => handshake(tcp, name).await.map(Stream::Tls),
+            (stream, _) => Ok(stream),
         }
     }
 

@@ -1,7 +1,6 @@
 //! Keeps the certificate: looks every few seconds at the files, or at the Secret that the replicas share, and at what
 //! the API server trusts; has `certs` decide, and does it.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -146,9 +145,7 @@ impl Keeper {
         let now = now();
         let (name, session) = match (&self.source, session) {
             (Source::Files(dir), _) => {
-                let read = |name: &str| fs::read(dir.join(name)).map_err(|why| format!("{name}: {why}"));
-                let found = read("tls.crt").and_then(|crt| Served::read(&crt, &read("tls.key")?));
-                let found = found.map_err(|why| format!("{}: {why}", dir.display()));
+                let found = Served::read_dir(dir);
                 self.serve(now, &bundles, found.as_ref().ok(), false);
                 return found.map(|_| false);
             }

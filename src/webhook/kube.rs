@@ -11,13 +11,13 @@ use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
-use rustls::{ClientConfig, RootCertStore};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 
-use super::x509::{provider, roots};
+use super::x509::roots;
 use crate::cli::Cluster;
+use crate::tls::client::client_config;
 
 /// From the connect to the answer's last byte, each for itself.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -84,13 +84,8 @@ impl Api {
             let path = self.account.join(name);
             fs::read_to_string(&path).map_err(|why| format!("{}: {why}", path.display()))
         };
-        let mut store = RootCertStore::empty();
-        for root in roots(file("ca.crt")?.as_bytes()) {
-            store.add(root.der).map_err(|why| format!("ca.crt: {why}"))?;
-        }
-        let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
-        let builder = builder.map_err(|why| why.to_string())?;
-        let config = builder.with_root_certificates(store).with_no_client_auth();
+        let trusted = roots(file("ca.crt")?.as_bytes()).into_iter().map(|root| root.der);
+        let config = client_config(trusted).map_err(|why| format!("ca.crt: {why}"))?;
         let name = ServerName::try_from(self.host.clone()).map_err(|why| why.to_string())?;
         let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
         let stream = stream.map_err(|why| why.to_string())?;

@@ -7,6 +7,7 @@ pub mod app;
 pub mod http;
 pub mod pod;
 pub mod process;
+pub mod tls;
 pub mod websocket;
 
 use std::thread;

@@ -1,5 +1,6 @@
 //! lameduck and Node as child processes; each is killed by its pid when the test is over.
 
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -345,6 +346,19 @@ impl Lameduck {
         let routes = listening["tcp"].as_str().unwrap_or_else(|| panic!("no --tcp in {listening}"));
         let route = routes.split(',').nth(number).and_then(|route| route.split('=').next());
         route.expect("as many").parse().expect("an address")
+    }
+
+    /// How many sockets the proxy has parked, by the kernel's own word: those of which an epoll set reports one event
+    /// (proc_pid_fdinfo(5): EPOLLONESHOT, EPOLLIN, EPOLLRDHUP, and the two that always are); the runtime asks for all.
+    pub fn parked(&self) -> usize {
+        let files = fs::read_dir(format!("/proc/{}/fdinfo", self.process.pid())).expect("alive").flatten();
+        let texts: Vec<_> = files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
+        let socket = |line: &str| {
+            let (socket, events) = line.strip_prefix("tfd:")?.split_once("events:")?;
+            events.trim().starts_with("40002019 ").then(|| socket.trim().to_owned())
+        };
+        // A set with two file descriptors is listed twice.
+        texts.iter().flat_map(|text| text.lines()).filter_map(socket).collect::<BTreeSet<_>>().len()
     }
 
     /// A connection to the data address.

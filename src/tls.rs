@@ -1,0 +1,25 @@
+//! TLS by rustls: certificates, the two sides' configurations, and a stream whose halves need no lock.
+//!
+//! ```text
+//! server   --tls-dir, watched → which certificate a name gets, whose clients are let in ─► stream ◄─ proxy
+//! client   --upstream-ca, --upstream-name → whom the app has to be                        ─► stream ◄─ upstream
+//! ```
+
+pub mod certificate;
+pub mod client;
+pub mod server;
+pub mod stream;
+pub mod subject;
+
+use std::sync::{Arc, LazyLock};
+
+use rustls::crypto::{CryptoProvider, ring};
+
+/// What may be spoken inside, by the names of ALPN (RFC 7301), the best first.
+pub const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+
+/// The cryptography that everything here uses.
+pub fn provider() -> Arc<CryptoProvider> {
+    static PROVIDER: LazyLock<Arc<CryptoProvider>> = LazyLock::new(|| Arc::new(ring::default_provider()));
+    PROVIDER.clone()
+}

@@ -1,0 +1,297 @@
+//! TLS for clients: which certificate a name gets, which clients are let in, and the files that say so, looked at again
+//! and again.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustls::crypto::ring::Ticketer;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig, ServerConnection};
+use tokio::net::TcpStream;
+
+use super::certificate::{Served, roots};
+use super::stream::Tls;
+use super::{PROTOCOLS, provider};
+use crate::config::{ClientAuth, TlsSettings};
+
+/// Between two looks at the files.
+const LOOK: Duration = Duration::from_secs(2);
+/// Handshakes at the same time; past it clients wait in the listening sockets' queues.
+const HANDSHAKES: usize = 1000;
+
+/// What clients find at the listeners with TLS.
+#[derive(Debug)]
+pub struct Termination {
+    settings: TlsSettings,
+    state: Mutex<State>,
+    names: Arc<Names>,
+    handshakes: AtomicUsize,
+}
+
+#[derive(Debug)]
+struct State {
+    /// By their folders.
+    pairs: BTreeMap<PathBuf, Pair>,
+    /// The file of `--tls-client-ca` as it was read.
+    client_ca: Vec<u8>,
+    config: Arc<ServerConfig>,
+}
+
+/// What was read from a folder.
+#[derive(Debug)]
+struct Pair {
+    files: Files,
+    served: Served,
+}
+
+/// `tls.crt` and `tls.key`.
+type Files = (Vec<u8>, Vec<u8>);
+
+/// Which certificate is for which name.
+#[derive(Debug, Default)]
+struct Names(Mutex<Arc<Table>>);
+
+#[derive(Debug, Default)]
+struct Table {
+    by_name: HashMap<String, Arc<CertifiedKey>>,
+    /// For all other names, and for clients that say none.
+    default: Option<Arc<CertifiedKey>>,
+}
+
+impl ResolvesServerCert for Names {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let table = lock(&self.0).clone();
+        let by_name = hello.server_name().and_then(|name| table.find(&name.to_ascii_lowercase()));
+        by_name.or(table.default.as_ref()).cloned()
+    }
+}
+
+impl Table {
+    /// The one for exactly this name, else one whose `*` stands for its first label (RFC 9525 §6.3).
+    fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
+        let wildcard = || self.by_name.get(&format!("*.{}", name.split_once('.')?.1));
+        self.by_name.get(name).or_else(wildcard)
+    }
+}
+
+/// One handshake under way.
+pub struct Handshake<'t>(&'t AtomicUsize);
+
+impl Drop for Handshake<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Termination {
+    /// Reads everything for the first time.
+    ///
+    /// # Errors
+    /// Whatever is wrong with a file, with its name.
+    pub fn new(settings: TlsSettings) -> Result<Self, String> {
+        let mut pairs = BTreeMap::new();
+        for dir in folders(&settings.dir)? {
+            let files = read_pair(&dir)?;
+            let served = read(&dir, &files)?;
+            tell(&dir, &served);
+            pairs.insert(dir, Pair { files, served });
+        }
+        let names = Arc::new(Names::default());
+        let client_ca = read_client_ca(&settings)?;
+        let config = Arc::new(configuration(&settings, &client_ca, names.clone())?);
+        *lock(&names.0) = Arc::new(table(&settings.dir, &pairs));
+        let state = Mutex::new(State { pairs, client_ca, config });
+        Ok(Self { settings, state, names, handshakes: AtomicUsize::new(0) })
+    }
+
+    /// A client's connection whose handshake is still to come.
+    ///
+    /// # Errors
+    /// When the session can't be made.
+    pub fn accept(&self, tcp: TcpStream) -> io::Result<(Tls, Handshake<'_>)> {
+        let config = lock(&self.state).config.clone();
+        let session = ServerConnection::new(config).map_err(io::Error::other)?;
+        self.handshakes.fetch_add(1, Ordering::Relaxed);
+        Ok((Tls::new(tcp, session), Handshake(&self.handshakes)))
+    }
+
+    /// How long a handshake may take.
+    pub fn timeout(&self) -> Duration {
+        self.settings.handshake_timeout
+    }
+
+    /// Whether a new client would have to wait.
+    pub fn is_busy(&self) -> bool {
+        self.handshakes.load(Ordering::Relaxed) >= HANDSHAKES
+    }
+
+    /// Looks at the files for as long as the process lives. What is wrong at two looks one after the other is logged
+    /// once: the files of a pair may be replaced one by one.
+    pub async fn watch(self: Arc<Self>) {
+        let (mut last, mut said) = (Vec::new(), Vec::new());
+        loop {
+            tokio::time::sleep(LOOK).await;
+            let wrong = self.look();
+            for why in wrong.iter().filter(|why| last.contains(*why) && !said.contains(*why)) {
+                tracing::warn!("TLS goes on with what it has: {why}");
+            }
+            said = wrong.iter().filter(|why| last.contains(*why)).cloned().collect();
+            last = wrong;
+        }
+    }
+
+    /// Takes over what is new and good. Returns what is wrong, whose old version stays.
+    fn look(&self) -> Vec<String> {
+        let mut wrong = Vec::new();
+        let mut state = lock(&self.state);
+        if let Err(why) = self.look_at_pairs(&mut state, &mut wrong) {
+            wrong.push(why);
+        }
+        let client_ca = read_client_ca(&self.settings).and_then(|client_ca| {
+            if client_ca != state.client_ca {
+                state.config = Arc::new(configuration(&self.settings, &client_ca, self.names.clone())?);
+                state.client_ca = client_ca;
+                tracing::info!("new authorities for clients' certificates");
+            }
+            Ok(())
+        });
+        wrong.extend(client_ca.err());
+        wrong
+    }
+
+    fn look_at_pairs(&self, state: &mut State, wrong: &mut Vec<String>) -> Result<(), String> {
+        let dirs = folders(&self.settings.dir)?;
+        let mut changed = dirs.len() != state.pairs.len();
+        state.pairs.retain(|dir, _| dirs.contains(dir));
+        for dir in dirs {
+            let new = read_pair(&dir).and_then(|files| {
+                if state.pairs.get(&dir).is_some_and(|pair| pair.files == files) {
+                    return Ok(None);
+                }
+                let served = read(&dir, &files)?;
+                Ok(Some(Pair { files, served }))
+            });
+            match new {
+                Ok(None) => {}
+                Ok(Some(pair)) => {
+                    tell(&dir, &pair.served);
+                    state.pairs.insert(dir, pair);
+                    changed = true;
+                }
+                Err(why) => wrong.push(why),
+            }
+        }
+        if changed {
+            *lock(&self.names.0) = Arc::new(table(&self.settings.dir, &state.pairs));
+        }
+        Ok(())
+    }
+}
+
+/// The folder itself and its subfolders, as far as they have a pair or half of one. Names that begin with a dot are
+/// Kubernetes' own: behind them it swaps a Secret's files.
+fn folders(dir: &Path) -> Result<Vec<PathBuf>, String> {
+    let wrong = |why: io::Error| format!("{}: {why}", dir.display());
+    let mut dirs = vec![dir.to_owned()];
+    for entry in fs::read_dir(dir).map_err(wrong)? {
+        let entry = entry.map_err(wrong)?;
+        if !entry.file_name().as_encoded_bytes().starts_with(b".") && entry.path().is_dir() {
+            dirs.push(entry.path());
+        }
+    }
+    dirs.retain(|dir| ["tls.crt", "tls.key"].iter().any(|name| dir.join(name).exists()));
+    if dirs.is_empty() {
+        return Err(format!("{}: there is no tls.crt, nor a subfolder with one", dir.display()));
+    }
+    dirs.sort();
+    Ok(dirs)
+}
+
+fn read_pair(dir: &Path) -> Result<Files, String> {
+    let file = |name: &str| {
+        let path = dir.join(name);
+        fs::read(&path).map_err(|why| format!("{}: {why}", path.display()))
+    };
+    Ok((file("tls.crt")?, file("tls.key")?))
+}
+
+fn read(dir: &Path, files: &Files) -> Result<Served, String> {
+    Served::read(&files.0, &files.1).map_err(|why| format!("{}: {why}", dir.display()))
+}
+
+fn tell(dir: &Path, served: &Served) {
+    let end = UNIX_EPOCH + Duration::from_secs(served.valid.end);
+    let expires = humantime::format_rfc3339_seconds(end);
+    let names = served.names().join(" ");
+    let dir = dir.display();
+    match SystemTime::now() > end {
+        true => tracing::warn!(%dir, names, %expires, "serving a certificate that has expired"),
+        false => tracing::info!(%dir, names, %expires, "serving a new certificate"),
+    }
+}
+
+/// A name that several are for goes to a subfolder's, and there to the first one's.
+fn table(dir: &Path, pairs: &BTreeMap<PathBuf, Pair>) -> Table {
+    let mut table = Table::default();
+    let default = pairs.get(dir);
+    let others = pairs.iter().filter(|(path, _)| *path != dir).map(|(_, pair)| pair);
+    for pair in others.chain(default) {
+        for name in pair.served.names() {
+            table.by_name.entry(name).or_insert_with(|| pair.served.key.clone());
+        }
+    }
+    table.default = default.map(|pair| pair.served.key.clone());
+    table
+}
+
+/// Empty without `--tls-client-ca`.
+fn read_client_ca(settings: &TlsSettings) -> Result<Vec<u8>, String> {
+    let Some(path) = &settings.client_ca else { return Ok(Vec::new()) };
+    fs::read(path).map_err(|why| format!("{}: {why}", path.display()))
+}
+
+fn configuration(
+    settings: &TlsSettings,
+    client_ca: &[u8],
+    names: Arc<Names>,
+) -> Result<ServerConfig, String> {
+    let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+    let builder = builder.map_err(|why| why.to_string())?;
+    let builder = match &settings.client_ca {
+        None => builder.with_no_client_auth(),
+        Some(path) => {
+            let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
+            let mut store = RootCertStore::empty();
+            for root in roots(client_ca) {
+                store.add(root.der).map_err(|why| wrong(&why))?;
+            }
+            let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(store), provider());
+            let verifier = match settings.client_auth {
+                ClientAuth::Require => verifier,
+                ClientAuth::Request => verifier.allow_unauthenticated(),
+            };
+            builder.with_client_cert_verifier(verifier.build().map_err(|why| wrong(&why))?)
+        }
+    };
+    let mut config = builder.with_cert_resolver(names);
+    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    // Who comes again brings what is known of it along: nothing is kept here. A client that has to show a certificate
+    // shows it each time, so that one which isn't trusted any more is out at once.
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    if settings.client_ca.is_none() {
+        config.ticketer = Ticketer::new().map_err(|why| why.to_string())?;
+        config.send_tls13_tickets = 1;
+    }
+    Ok(config)
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

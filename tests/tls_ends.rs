@@ -1,0 +1,220 @@
+//! Under TLS every end is what it is without: whole is told from cut, a drain waits for what runs, what rests is parked.
+
+mod common;
+
+use std::net::{SocketAddr, TcpStream};
+use std::time::{Duration, Instant};
+
+use common::app::RawApp;
+use common::http::{Client, Fill};
+use common::process::Node;
+use common::tls::{Authority, Secure, TlsEnd};
+use common::websocket::CLOSE;
+use common::{LIMIT, MOMENT, wait_for};
+
+const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
+
+#[test]
+fn an_upload_that_is_cut_is_no_upload_to_the_app() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let chunked = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n";
+    let cuts: [fn(Secure); 3] = [
+        |mut client| {
+            client.truncate();
+            // Its other side stays open, as an attacker's would.
+            client.is_quiet_for(MOMENT);
+        },
+        |mut client| client.notify(),
+        Secure::reset,
+    ];
+    for cut in cuts {
+        let mut client = authority.client(addr);
+        client.send(chunked);
+        let mut asked = app.asked();
+        assert_eq!(asked.take(7), "2\r\nhi\r\n");
+        cut(client);
+        assert_eq!(asked.rest(), "", "no last chunk");
+        proxy.wait_in_flight(0);
+    }
+}
+
+#[test]
+fn a_client_that_leaves_takes_its_request_along() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let leave: [fn(Secure); 3] = [
+        |mut client| {
+            client.notify();
+            client.truncate();
+        },
+        drop,
+        Secure::reset,
+    ];
+    for leave in leave {
+        let mut client = authority.client(addr);
+        client.get("/");
+        let mut asked = app.asked();
+        leave(client);
+        assert!(asked.ends_within(LIMIT));
+        proxy.wait_in_flight(0);
+    }
+}
+
+#[test]
+fn a_client_that_ends_its_own_side_gets_its_answer() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let mut client = authority.client(addr);
+    client.get("/");
+    let mut asked = app.asked();
+    client.notify();
+    assert!(!asked.ends_within(MOMENT));
+    asked.send(ANSWER);
+    let (answer, end) = client.read_to_end();
+    assert!(answer.ends_with("\r\n\r\nhi") && answer.contains("Connection: close"), "{answer}");
+    assert_eq!(end, TlsEnd::Notified);
+}
+
+#[test]
+fn an_answer_that_the_app_cuts_is_cut_for_the_client() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let mut client = authority.client(addr);
+    client.get("/");
+    let mut asked = app.asked();
+    asked.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
+    client.until("abc\r\n");
+    drop(asked);
+    assert_eq!(client.read_to_end(), (String::new(), TlsEnd::Reset));
+}
+
+#[test]
+fn a_slow_handshake_is_cut_in_time() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let args = ["--tls-handshake-timeout", "500ms"];
+    let (proxy, addr) = authority.proxy(&app.addr.to_string(), &args);
+    let begun = Instant::now();
+    let mut silent = Client::connect(addr);
+    let mut begins = Client::connect(addr);
+    begins.send(b"\x16\x03\x01\x02\x00\x01");
+    for client in [&mut silent, &mut begins] {
+        assert_eq!(client.fill(LIMIT), Some(Fill::Fin));
+    }
+    assert!(begun.elapsed() >= Duration::from_millis(400) && begun.elapsed() < Duration::from_secs(5));
+    wait_for("no connection", || (proxy.metric("lameduck_connections") == 0.0).then_some(()));
+}
+
+#[test]
+fn plain_http_on_the_port_for_tls_is_told_so() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let mut client = Client::connect(addr);
+    client.get("/");
+    let answer = client.answer();
+    assert_eq!(answer.head.status, 400);
+    assert!(answer.text().contains("plain HTTP was sent to a port for HTTPS"), "{}", answer.text());
+    client.expect_fin();
+}
+
+#[test]
+fn a_drain_waits_for_what_runs_and_says_goodbye() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (mut proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let mut idle = authority.client(addr);
+    let mut parked = authority.client(addr);
+    for client in [&mut idle, &mut parked] {
+        client.get("/");
+        app.asked().send(ANSWER);
+        client.until("\r\n\r\nhi");
+    }
+    wait_for("both to be parked", || (proxy.parked() == 2).then_some(()));
+    idle.get("/");
+    app.asked().send(ANSWER);
+    idle.until("\r\n\r\nhi");
+    let mut running = authority.client(addr);
+    running.get("/");
+    let mut asked = app.asked();
+    // Its handshake is not over yet: it counts as a connection, and is not waited for without end.
+    let half = TcpStream::connect(addr).expect("connected");
+    proxy.terminate();
+    proxy.wait_phase("draining");
+    assert!(running.is_quiet_for(MOMENT), "what runs goes on");
+    asked.send(ANSWER);
+    let (answer, end) = running.read_to_end();
+    assert!(answer.contains("Connection: close") && answer.ends_with("\r\n\r\nhi"), "{answer}");
+    assert_eq!(end, TlsEnd::Notified);
+    for client in [&mut idle, &mut parked] {
+        assert_eq!(client.read_to_end(), (String::new(), TlsEnd::Notified));
+    }
+    drop((idle, parked, running));
+    proxy.expect_clean_exit();
+    drop(half);
+}
+
+#[test]
+fn an_idle_connection_is_parked_and_wakes() {
+    let authority = Authority::default();
+    let app = RawApp::start().answer_all(ANSWER);
+    let (proxy, addr) = authority.proxy(&app.addr.to_string(), &["--idle-timeout", "4s"]);
+    let mut client = authority.client(addr);
+    for _ in 0..3 {
+        client.get("/");
+        client.until("\r\n\r\nhi");
+        wait_for("it to be parked", || (proxy.parked() == 1).then_some(()));
+    }
+    // In two pieces: the first wakes it and is no request yet.
+    client.send("GET / HTTP/1.1\r\n");
+    wait_for("it to wake", || (proxy.parked() == 0).then_some(()));
+    client.send("Host: a\r\n\r\n");
+    client.until("\r\n\r\nhi");
+    // Its time is over in the end, which it is told.
+    assert_eq!(client.read_to_end(), (String::new(), TlsEnd::Notified));
+}
+
+/// A WebSocket's handshake (the key is the RFC's own example).
+fn upgrade(client: &mut Secure, target: &str) {
+    client.send(format!(
+        "GET {target} HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+    ));
+    assert!(client.until("\r\n\r\n").starts_with("HTTP/1.1 101 "));
+}
+
+fn frame(client: &mut Secure) -> (u8, Vec<u8>) {
+    let head = client.take(2);
+    assert!(head[1] < 126, "a short frame for the client");
+    (head[0] & 0x0f, client.take(head[1].into()))
+}
+
+#[test]
+fn a_websocket_is_parked_wakes_and_gets_its_1001() {
+    let authority = Authority::default();
+    let app = Node::chat();
+    let (mut proxy, addr): (_, SocketAddr) = authority.proxy(&app.addr.to_string(), &[]);
+    let mut ada = authority.client(addr);
+    upgrade(&mut ada, "/chat?name=ada");
+    frame(&mut ada);
+    wait_for("both sides to be parked", || (proxy.parked() == 2).then_some(()));
+    // One masked text frame: "hi" under the key 0.
+    ada.send([0x81, 0x82, 0, 0, 0, 0, b'h', b'i']);
+    let (_, said) = frame(&mut ada);
+    assert!(String::from_utf8_lossy(&said).contains("hi"));
+    wait_for("both sides to be parked again", || (proxy.parked() == 2).then_some(()));
+
+    proxy.terminate();
+    let close = frame(&mut ada);
+    assert_eq!(close, (CLOSE, 1001u16.to_be_bytes().to_vec()));
+    ada.send([0x88, 0x82, 0, 0, 0, 0, 0x03, 0xe9]);
+    assert_eq!(ada.read_to_end(), (String::new(), TlsEnd::Notified));
+    app.process.wait_line("ada's end", |line| (line == "ada left with code 1001").then_some(()));
+    drop(ada);
+    proxy.expect_clean_exit();
+}
