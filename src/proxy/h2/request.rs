@@ -29,7 +29,8 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// What is told of a request once its last frame is in the socket. Until then it counts.
 pub struct Ending {
-    record: Record,
+    /// None for a request that could not be read.
+    record: Option<Record>,
     totals: Totals,
     ended: Ended,
     _in_flight: Option<InFlightTunnel>,
@@ -37,14 +38,17 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Its last frame is in the socket.
-    pub fn write(self, worker: &Worker) {
-        self.record.write(worker, self.totals, self.ended);
+    /// Its last frame never got there.
+    pub fn cut(self, ended: Ended) -> Self {
+        let whole = self.ended == Ended::Complete;
+        Self { ended: if whole { ended } else { self.ended }, ..self }
     }
 
-    /// Its last frame never got there.
-    pub fn cut(self, worker: &Worker, ended: Ended) {
-        self.record.write(worker, self.totals, ended);
+    /// It has ended.
+    pub fn write(self, worker: &Worker) {
+        if let Some(record) = self.record {
+            record.write(worker, self.totals, self.ended);
+        }
     }
 }
 
@@ -79,7 +83,10 @@ pub async fn serve(
             let adapter = Adapter::new(Framing::None, parts.method == http::Method::HEAD, body, respond);
             refuse(&adapter, reject.status, reject.why).await;
             worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
-            return connection.forget(id);
+            let (in_flight, totals) = (Some(in_flight.into_tunnel(gate)), Totals::default());
+            let ended = Ended::Rejected;
+            let ending = Ending { record: None, totals, ended, _in_flight: in_flight, _place: place };
+            return connection.ended(id, ending);
         }
     };
     // Probes are neither work nor arrivals.
@@ -93,13 +100,8 @@ pub async fn serve(
 
     let adapter = Adapter::new(request.framing, request.head_only, body, respond);
     let (ended, totals) = by_http1(&connection, &place, &request, &adapter, head).await;
-    let ending = Ending { record, totals, ended, _in_flight: in_flight, _place: place };
-    if adapter.is_whole() {
-        connection.ended(id, ending);
-    } else {
-        ending.write(worker);
-        connection.forget(id);
-    }
+    let ending = Ending { record: Some(record), totals, ended, _in_flight: in_flight, _place: place };
+    connection.ended(id, ending);
 }
 
 fn read_head(
