@@ -387,6 +387,7 @@ fn settings(
             idle_timeout: limits.idle_timeout,
             tunnel_timeout: limits.tunnel_timeout,
             uri: limits.max_uri,
+            streams: limits.max_streams,
             connections: limits.max_connections.into(),
             in_flight: limits.max_in_flight,
             held: limits.max_held,

@@ -446,6 +446,8 @@ pub struct Limits {
     pub tunnel_timeout: Duration,
     /// Bytes of a request's target; past it 414.
     pub uri: usize,
+    /// Streams of one HTTP/2 connection at once; a client is told, and more are refused.
+    pub streams: u32,
     /// Open client connections; past it new ones wait in the listening socket's queue.
     pub connections: u64,
     /// Requests, tunnels and `--tcp` connections in flight; past it 503, or a reset. Zero for any number.

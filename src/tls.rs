@@ -16,7 +16,7 @@ use std::sync::{Arc, LazyLock};
 use rustls::crypto::{CryptoProvider, ring};
 
 /// What may be spoken inside, by the names of ALPN (RFC 7301), the best first.
-pub const PROTOCOLS: [&[u8]; 1] = [b"http/1.1"];
+pub const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
 
 /// The cryptography that everything here uses.
 pub fn provider() -> Arc<CryptoProvider> {

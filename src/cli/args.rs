@@ -345,6 +345,10 @@ pub(super) struct LimitArgs {
     /// 0 is any number
     #[arg(long, env = "LAMEDUCK_MAX_IN_FLIGHT", value_name = "N", default_value = "0")]
     pub max_in_flight: u64,
+    /// Requests at once over one HTTP/2 connection; its client is told, and more are refused
+    #[arg(long, env = "LAMEDUCK_MAX_STREAMS", value_name = "N", default_value = "100",
+          value_parser = value_parser!(u32).range(1..=10_000))]
+    pub max_streams: u32,
     /// Requests and --tcp connections held while the app restarts or is replaced; past it 503, or a reset
     #[arg(long, env = "LAMEDUCK_MAX_HELD", value_name = "N", default_value = "1000")]
     pub max_held: u64,

@@ -5,6 +5,7 @@
 
 pub mod app;
 pub mod http;
+pub mod http2;
 pub mod pod;
 pub mod process;
 pub mod tls;

@@ -1,0 +1,173 @@
+//! One stream: a request like any other, from its fields to its last frame.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use ::h2::server::SendResponse;
+use ::h2::{Reason, RecvStream};
+use bytes::Bytes;
+use http::request::Parts;
+use tokio::io::AsyncWriteExt;
+
+use super::adapter::Adapter;
+use super::{Connection, head};
+use crate::drain::gate::InFlightTunnel;
+use crate::drain::ledger::Place;
+use crate::metrics::Ended;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::error::{self, Failure};
+use crate::proxy::exchange::{Client, Exchange, Flow};
+use crate::proxy::forward::{Finish, forward};
+use crate::proxy::headers::{Framing, Reject, Request, Sender};
+use crate::proxy::plane::Worker;
+use crate::proxy::record::{Record, Totals};
+
+/// An answer of our own to a failed request may take so long to be handed over.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// What is told of a request once its last frame is in the socket. Until then it counts.
+pub struct Ending {
+    /// None for a request that could not be read.
+    record: Option<Record>,
+    totals: Totals,
+    ended: Ended,
+    _in_flight: Option<InFlightTunnel>,
+    _place: Place,
+}
+
+impl Ending {
+    /// Its last frame never got there.
+    pub fn cut(self, ended: Ended) -> Self {
+        let whole = self.ended == Ended::Complete;
+        Self { ended: if whole { ended } else { self.ended }, ..self }
+    }
+
+    /// It has ended.
+    pub fn write(self, worker: &Worker) {
+        if let Some(record) = self.record {
+            record.write(worker, self.totals, self.ended);
+        }
+    }
+}
+
+/// Serves a stream that was just accepted.
+pub async fn serve(
+    connection: Rc<Connection>,
+    id: u32,
+    request: http::Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (worker, since) = (&*connection.worker, Instant::now());
+    let (gate, ledger) = (&worker.plane.gate, &worker.ledger);
+    let Ok(in_flight) = gate.admit() else {
+        worker.shard.request(0, Ended::Unsent, Duration::ZERO);
+        connection.forget(id);
+        return respond.send_reset(Reason::REFUSED_STREAM);
+    };
+    ledger.assign();
+    let place = ledger.enter(connection.peer);
+    // Every wake-up by the drain or the sweeper comes by this task's waker.
+    poll_fn(|cx| {
+        place.register(cx);
+        Poll::Ready(())
+    })
+    .await;
+
+    let (parts, body) = request.into_parts();
+    let mut head = worker.store.take();
+    let request = match read_head(&connection, &parts, &body, &mut head) {
+        Ok(request) => request,
+        Err(reject) => {
+            let adapter = Adapter::new(Framing::None, parts.method == http::Method::HEAD, body, respond);
+            refuse(&adapter, reject.status, reject.why).await;
+            worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
+            let (in_flight, totals) = (Some(in_flight.into_tunnel(gate)), Totals::default());
+            let ended = Ended::Rejected;
+            let ending = Ending { record: None, totals, ended, _in_flight: in_flight, _place: place };
+            return connection.ended(id, ending);
+        }
+    };
+    // Probes are neither work nor arrivals.
+    let in_flight = if request.probe { None } else { Some(in_flight.into_tunnel(gate)) };
+    if in_flight.is_some() {
+        worker.arrival(since, id == 1);
+    }
+    place.begin(&head[request.method.clone()], &head[request.target.clone()], since);
+    let log = worker.plane.settings.access_log;
+    let record = Record::new(since, &head, &request, &connection.peer_text, log);
+
+    let adapter = Adapter::new(request.framing, request.head_only, body, respond);
+    let (ended, totals) = by_http1(&connection, &place, &request, &adapter, head).await;
+    let ending = Ending { record: Some(record), totals, ended, _in_flight: in_flight, _place: place };
+    connection.ended(id, ending);
+}
+
+fn read_head(
+    connection: &Connection,
+    parts: &Parts,
+    body: &RecvStream,
+    head: &mut Vec<u8>,
+) -> Result<Request, Reject> {
+    let plane = &connection.worker.plane;
+    let sender = Sender {
+        peer: &connection.peer_text,
+        forwarded: plane.settings.forwarded,
+        https: connection.channel.https,
+        subject: connection.channel.subject.as_deref(),
+        hide_subject: plane.asks_for_certificates(),
+    };
+    head::request(parts, body.is_end_stream(), sender, head)
+}
+
+/// Sends the request to the app by HTTP/1.1, and the answer to the client.
+async fn by_http1(
+    connection: &Connection,
+    place: &Place,
+    request: &Request,
+    adapter: &Adapter,
+    head: Vec<u8>,
+) -> (Ended, Totals) {
+    let exchange = Exchange { worker: &connection.worker, place, request, flow: Flow::default() };
+    let (reader, writer) = adapter.split();
+    let peer = connection.peer_text.clone();
+    let channel = connection.channel.clone();
+    let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
+    let ended = match forward(&mut client, &exchange, head).await {
+        Ok(Finish::Answered(ended)) => ended,
+        // Never: no stream asks for an upgrade.
+        Ok(Finish::Upgraded(..)) => Ended::AppBroken,
+        Err(failure) => fail(adapter, &exchange, failure).await,
+    };
+    if !adapter.is_whole() && ended != Ended::ClientGone {
+        adapter.reset(reason(ended));
+    }
+    (ended, exchange.flow.totals())
+}
+
+/// Ends a request that failed: with an answer where one is still possible.
+async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
+    let verdict = failure.verdict(exchange.flow.progress.get());
+    if let Some(status) = verdict.status {
+        exchange.flow.status.set(status);
+        refuse(adapter, status, verdict.why).await;
+    }
+    verdict.ended
+}
+
+/// Writes an answer of our own.
+async fn refuse(adapter: &Adapter, status: u16, why: &str) {
+    let answer = error::answer(status, why, adapter.head_only());
+    // A client that takes nothing finds its stream reset.
+    let _ = tokio::time::timeout(LAST_WORD, adapter.split().1.write_all(&answer)).await;
+}
+
+/// What a client is told of an answer that was cut (RFC 9113 §7).
+fn reason(ended: Ended) -> Reason {
+    match ended {
+        Ended::Cut | Ended::TimedOut | Ended::Unanswered => Reason::CANCEL,
+        Ended::Unsent | Ended::Refused => Reason::REFUSED_STREAM,
+        _ => Reason::INTERNAL_ERROR,
+    }
+}
