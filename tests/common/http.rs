@@ -115,6 +115,14 @@ impl Client {
         Some(Self::over(socket).expect("a socket"))
     }
 
+    /// Whether the peer resets a connection without a byte, be it so soon that connecting fails.
+    pub fn is_reset_by(addr: SocketAddr) -> bool {
+        match Self::try_connect(addr) {
+            Ok(mut client) => client.read_to_end() == (vec![], Fill::Rst),
+            Err(error) => error.kind() == ErrorKind::ConnectionReset,
+        }
+    }
+
     /// Over a socket that is connected already, whichever end of it.
     pub fn over(socket: Socket) -> io::Result<Self> {
         socket.set_write_timeout(Some(LIMIT))?;
