@@ -8,6 +8,7 @@
 pub mod certificate;
 pub mod client;
 pub mod server;
+mod session;
 pub mod stream;
 pub mod subject;
 

@@ -6,12 +6,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 
 use super::certificate::roots;
-use super::stream::Tls;
+use super::stream::{Side, Tls};
 use super::{PROTOCOLS, provider};
 
 /// A handshake may take so long: the app is near, and one that begins it goes on with it.
@@ -94,8 +95,9 @@ pub async fn handshake(tcp: TcpStream, name: &str) -> io::Result<Tls> {
         Some(name) => name.clone(),
         None => ServerName::try_from(name.to_owned()).map_err(|why| refused(name, &why))?,
     };
-    let session = ClientConnection::new(trust.config.clone(), asked).map_err(|why| refused(name, &why))?;
-    let mut tls = Tls::new(tcp, session);
+    let session =
+        UnbufferedClientConnection::new(trust.config.clone(), asked).map_err(|why| refused(name, &why))?;
+    let mut tls = Tls::new(tcp, Side::Client(session));
     let shaken = tokio::time::timeout(PATIENCE, std::future::poll_fn(|cx| tls.poll_handshake(cx))).await;
     match shaken {
         Ok(Ok(())) => Ok(tls),

@@ -5,32 +5,34 @@
 //! whoever waits for a request for a close.
 
 use std::cell::RefCell;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustls::{Connection, InvalidMessage};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, tcp};
 
+pub use super::session::{Session, Side};
+use super::session::{encrypted, is_plain};
 use super::subject::subject;
 
-/// Bytes that the session takes at once: what it holds of one direction, encrypted, is hardly more.
+/// Bytes that are taken from a writer at once: what a session holds of them, encrypted, is hardly more.
 const AT_ONCE: usize = 64 * 1024;
+/// The longest record (RFC 8446 §5.2, RFC 5246 §6.2.3). Room for it is there whatever a reader asks for.
+const RECORD: usize = 5 + 16 * 1024 + 2048;
+/// Room for what is received, decrypted or encrypted. A message of the handshake, of 64 KiB at most, fits and a record.
+const SCRATCH: usize = 128 * 1024;
+
+thread_local! {
+    /// Nobody keeps it beyond one call.
+    static ROOM: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
 
 /// A TLS connection.
 #[derive(Debug)]
 pub struct Tls {
     tcp: TcpStream,
     session: RefCell<Box<Session>>,
-}
-
-/// What a TLS connection is besides its socket.
-#[derive(Debug)]
-pub struct Session {
-    tls: Connection,
-    /// Bytes that were taken from a writer and are not all in the socket yet.
-    taken: usize,
 }
 
 /// The half that reads.
@@ -49,8 +51,8 @@ pub struct WriteHalf<'s> {
 
 impl Tls {
     /// A connection whose handshake is still to come.
-    pub fn new(tcp: TcpStream, tls: impl Into<Connection>) -> Self {
-        Self { tcp, session: RefCell::new(Box::new(Session { tls: tls.into(), taken: 0 })) }
+    pub fn new(tcp: TcpStream, side: Side) -> Self {
+        Self { tcp, session: RefCell::new(Box::new(Session::new(side))) }
     }
 
     /// Both halves, usable side by side.
@@ -76,12 +78,13 @@ impl Tls {
     pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (mut reader, mut writer) = self.split();
         let mut session = reader.session.borrow_mut();
+        session.begin()?;
         loop {
-            ready!(session.poll_flush(cx, &mut writer.tcp))?;
-            if !session.tls.is_handshaking() {
+            ready!(poll_flush(&mut session, cx, &mut writer.tcp))?;
+            if !session.is_handshaking() {
                 return Poll::Ready(Ok(()));
             }
-            if ready!(session.poll_receive(cx, &mut reader.tcp))? == 0 {
+            if ready!(poll_receive(&mut session, cx, &mut reader.tcp, &mut ReadBuf::new(&mut [])))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
@@ -89,13 +92,13 @@ impl Tls {
 
     /// What was agreed on to be spoken inside, if anything was.
     pub fn protocol(&self) -> Option<Vec<u8>> {
-        self.session.borrow().tls.alpn_protocol().map(<[u8]>::to_vec)
+        self.session.borrow().protocol().map(<[u8]>::to_vec)
     }
 
     /// The subject of the peer's certificate, which was verified, as text (RFC 4514); none without a certificate.
     pub fn peer_subject(&self) -> Option<String> {
         let session = self.session.borrow();
-        session.tls.peer_certificates()?.first().and_then(|certificate| subject(certificate))
+        session.peer_certificate().and_then(|certificate| subject(certificate))
     }
 
     /// For being parked.
@@ -116,54 +119,76 @@ impl Tls {
 }
 
 /// Whether a handshake failed because the client speaks plain HTTP, or at least no TLS.
-pub fn is_plain(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)))
+pub fn speaks_no_tls(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref()).is_some_and(is_plain)
 }
 
 impl Session {
     /// Takes the last word into the socket, if that takes it at once: nothing more will be sent.
     pub fn close(&mut self, mut tcp: &std::net::TcpStream) {
-        self.tls.send_close_notify();
-        while self.tls.wants_write() && self.tls.write_tls(&mut tcp).is_ok_and(|n| n > 0) {}
-    }
-
-    /// Ready once nothing is left to be sent.
-    fn poll_flush(&mut self, cx: &mut Context<'_>, tcp: &mut tcp::WriteHalf<'_>) -> Poll<io::Result<()>> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut Polled { cx, half: tcp }) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        Poll::Ready(Ok(()))
+        self.say_farewell();
+        let _ = tcp.write_all(self.outgoing());
     }
 
     /// Sends what the socket takes now; the rest goes with what is written next.
     fn flush_some(&mut self, tcp: &TcpStream) {
-        while self.tls.wants_write() && self.tls.write_tls(&mut Now(tcp)).is_ok_and(|n| n > 0) {}
-    }
-
-    /// Reads from the socket once and makes of it what can be made; 0 at its end.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, tcp: &mut tcp::ReadHalf<'_>) -> Poll<io::Result<usize>> {
-        let n = match self.tls.read_tls(&mut Polled { cx, half: &mut *tcp }) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            read => read?,
-        };
-        let done = self.tls.process_new_packets();
-        // A new key's confirmation, or why it failed.
-        if self.taken == 0 && !self.tls.is_handshaking() || done.is_err() && !done.as_ref().is_err_and(plain)
-        {
-            self.flush_some(tcp.as_ref());
+        let outgoing = self.outgoing();
+        while !outgoing.is_empty() {
+            let Ok(n) = tcp.try_write(outgoing) else { return };
+            outgoing.drain(..n);
         }
-        Poll::Ready(done.map(|_| n).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why)))
     }
 }
 
-fn plain(error: &rustls::Error) -> bool {
-    matches!(error, rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType))
+/// Ready once nothing is left to be sent.
+fn poll_flush(
+    session: &mut Session,
+    cx: &mut Context<'_>,
+    tcp: &mut tcp::WriteHalf<'_>,
+) -> Poll<io::Result<()>> {
+    let outgoing = session.outgoing();
+    while !outgoing.is_empty() {
+        match ready!(Pin::new(&mut *tcp).poll_write(cx, outgoing))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            n if n == outgoing.len() => *outgoing = Vec::new(),
+            n => drop(outgoing.drain(..n)),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// Reads from the socket once and decrypts what has come; what `buf` has no room for is kept. 0 at the socket's end.
+fn poll_receive(
+    session: &mut Session,
+    cx: &mut Context<'_>,
+    tcp: &mut tcp::ReadHalf<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<usize>> {
+    ROOM.with_borrow_mut(|room| {
+        let pending = session.pending();
+        // No more than `buf` takes, so that little has to be kept; but always what a record may need.
+        let most = (pending + 1).max(encrypted(buf.remaining())).max(RECORD).min(SCRATCH);
+        if pending >= most {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long")));
+        }
+        let mut received = ReadBuf::new(&mut room[pending..most]);
+        ready!(Pin::new(&mut *tcp).poll_read(cx, &mut received))?;
+        let n = received.filled().len();
+        if n == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let handshaking = session.is_handshaking();
+        let taken = session.receive(&mut room[..pending + n], |plain| {
+            let n = plain.len().min(buf.remaining());
+            buf.put_slice(&plain[..n]);
+            n
+        });
+        // A new key's confirmation, or why it failed. What belongs to a handshake is waited for.
+        if session.taken == 0 && !handshaking || taken.is_err() {
+            session.flush_some(tcp.as_ref());
+        }
+        Poll::Ready(taken.map(|()| n))
+    })
 }
 
 impl ReadHalf<'_> {
@@ -175,7 +200,12 @@ impl ReadHalf<'_> {
     /// Sends a few bytes if nothing else is on its way.
     pub fn try_write(&self, bytes: &[u8]) {
         let mut session = self.session.borrow_mut();
-        if session.taken == 0 && !session.tls.wants_write() && session.tls.writer().write_all(bytes).is_ok() {
+        if session.taken > 0 || !session.outgoing().is_empty() {
+            return;
+        }
+        let mut room = vec![0; encrypted(bytes.len())];
+        if let Ok(n) = session.encrypt(bytes, &mut room) {
+            session.outgoing().extend_from_slice(&room[..n]);
             session.flush_some(self.tcp.as_ref());
         }
     }
@@ -192,18 +222,17 @@ impl AsyncRead for ReadHalf<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
+        let before = buf.filled().len();
         loop {
-            match session.tls.reader().fill_buf() {
-                Ok(bytes) => {
-                    let n = bytes.len().min(buf.remaining());
-                    buf.put_slice(&bytes[..n]);
-                    session.tls.reader().consume(n);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            let n = session.plain().len().min(buf.remaining());
+            buf.put_slice(&session.plain()[..n]);
+            session.consume(n);
+            if buf.filled().len() > before || buf.remaining() == 0 || session.is_over()? {
+                return Poll::Ready(Ok(()));
             }
-            ready!(session.poll_receive(cx, tcp))?;
+            if ready!(poll_receive(&mut session, cx, tcp, buf))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
         }
     }
 }
@@ -213,13 +242,29 @@ impl AsyncWrite for WriteHalf<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
-        if session.taken == 0 {
-            // What is left of a handshake or a nudge goes first, in order.
-            ready!(session.poll_flush(cx, tcp))?;
-            session.taken = session.tls.writer().write(&buf[..buf.len().min(AT_ONCE)])?;
+        // What is left of this, of a handshake or of a nudge goes first, in order.
+        ready!(poll_flush(&mut session, cx, tcp))?;
+        if session.taken > 0 || buf.is_empty() {
+            return Poll::Ready(Ok(std::mem::take(&mut session.taken).min(buf.len())));
         }
-        ready!(session.poll_flush(cx, tcp))?;
-        Poll::Ready(Ok(std::mem::take(&mut session.taken).min(buf.len())))
+        let part = &buf[..buf.len().min(AT_ONCE)];
+        ROOM.with_borrow_mut(|room| {
+            let n = session.encrypt(part, room)?;
+            let mut left = &room[..n];
+            // A new key comes before what it is for.
+            let mut in_order = session.outgoing().is_empty();
+            while in_order && !left.is_empty() {
+                match Pin::new(&mut *tcp).poll_write(cx, left) {
+                    Poll::Ready(written) => left = &left[written?..],
+                    Poll::Pending => in_order = false,
+                }
+            }
+            session.taken = part.len();
+            session.outgoing().extend_from_slice(left);
+            io::Result::Ok(())
+        })?;
+        ready!(poll_flush(&mut session, cx, tcp))?;
+        Poll::Ready(Ok(std::mem::take(&mut session.taken)))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -229,8 +274,8 @@ impl AsyncWrite for WriteHalf<'_> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
-        session.tls.send_close_notify();
-        ready!(session.poll_flush(cx, tcp))?;
+        session.say_farewell();
+        ready!(poll_flush(&mut session, cx, tcp))?;
         Pin::new(tcp).poll_shutdown(cx)
     }
 }
@@ -238,55 +283,5 @@ impl AsyncWrite for WriteHalf<'_> {
 impl AsyncRead for Tls {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().split().0).poll_read(cx, buf)
-    }
-}
-
-/// A half of the socket as rustls asks for it: what isn't ready now would block, and wakes the task.
-struct Polled<'p, 'cx, H> {
-    cx: &'p mut Context<'cx>,
-    half: &'p mut H,
-}
-
-impl Read for Polled<'_, '_, tcp::ReadHalf<'_>> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let mut buf = ReadBuf::new(bytes);
-        match Pin::new(&mut *self.half).poll_read(self.cx, &mut buf) {
-            Poll::Ready(read) => read.map(|()| buf.filled().len()),
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-        }
-    }
-}
-
-impl Write for Polled<'_, '_, tcp::WriteHalf<'_>> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.half).poll_write(self.cx, bytes))
-    }
-
-    fn write_vectored(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.half).poll_write_vectored(self.cx, parts))
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn or_would_block(written: Poll<io::Result<usize>>) -> io::Result<usize> {
-    match written {
-        Poll::Ready(written) => written,
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-    }
-}
-
-/// The socket without a task to wake.
-struct Now<'s>(&'s TcpStream);
-
-impl Write for Now<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
     }
 }
