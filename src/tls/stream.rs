@@ -134,8 +134,11 @@ impl Session {
     fn flush_some(&mut self, tcp: &TcpStream) {
         let outgoing = self.outgoing();
         while !outgoing.is_empty() {
-            let Ok(n) = tcp.try_write(outgoing) else { return };
-            outgoing.drain(..n);
+            match tcp.try_write(outgoing) {
+                Ok(n) if n == outgoing.len() => *outgoing = Vec::new(),
+                Ok(n) => drop(outgoing.drain(..n)),
+                Err(_) => return,
+            }
         }
     }
 }
@@ -283,5 +286,159 @@ impl AsyncWrite for WriteHalf<'_> {
 impl AsyncRead for Tls {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().split().0).poll_read(cx, buf)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
+
+    use rustls::client::UnbufferedClientConnection;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::server::UnbufferedServerConnection;
+    use rustls::{ServerConfig, SupportedProtocolVersion};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::tls::client::client_config;
+    use crate::tls::provider;
+
+    /// Both ends of a connection, after its handshake.
+    async fn pair(version: &'static SupportedProtocolVersion) -> (Tls, Tls) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let chain = vec![made.cert.der().clone()];
+        let server = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[version]);
+        let server = server.unwrap().with_no_client_auth().with_single_cert(chain.clone(), key).unwrap();
+        let client = Arc::new(client_config(chain).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (there, here) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let name = ServerName::try_from("localhost").unwrap();
+        let client = Side::Client(UnbufferedClientConnection::new(client, name).unwrap());
+        let server = Side::Server(UnbufferedServerConnection::new(Arc::new(server)).unwrap());
+        let (mut client, mut server) = (Tls::new(there.unwrap(), client), Tls::new(here.unwrap().0, server));
+        let shaken =
+            tokio::join!(poll_fn(|cx| client.poll_handshake(cx)), poll_fn(|cx| server.poll_handshake(cx)));
+        assert!(shaken.0.is_ok() && shaken.1.is_ok(), "{shaken:?}");
+        (client, server)
+    }
+
+    const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
+
+    fn holds_nothing(tls: &Tls) -> bool {
+        let mut session = tls.session.borrow_mut();
+        session.plain().is_empty() && session.pending() == 0 && session.outgoing().capacity() == 0
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_is_in_the_socket_and_the_rest_is_bounded() {
+        for version in VERSIONS {
+            let (mut client, mut server) = pair(version).await;
+            let body: Vec<u8> = (0..20_000_000u32).map(|n| (n % 251) as u8).collect();
+            let mut left = &body[..];
+            {
+                let (_, mut writer) = server.split();
+                // Until the socket takes no more: nobody reads.
+                while let Ok(n) = tokio::time::timeout(
+                    std::time::Duration::from_millis(200),
+                    writer.write(&left[..left.len().min(1 << 20)]),
+                )
+                .await
+                {
+                    left = &left[n.unwrap()..];
+                }
+                assert!(writer.session.borrow_mut().outgoing().len() <= encrypted(AT_ONCE));
+            }
+            let mut got = Vec::new();
+            let (mut reader, _) = client.split();
+            let (_, mut writer) = server.split();
+            let sending = async {
+                writer.write_all(left).await.unwrap();
+                writer.shutdown().await.unwrap();
+            };
+            tokio::join!(sending, async { reader.read_to_end(&mut got).await.unwrap() });
+            assert!(got == body, "{version:?}: {} of {}", got.len(), body.len());
+            assert!(holds_nothing(&client) && holds_nothing(&server));
+        }
+    }
+
+    #[tokio::test]
+    async fn any_sizes_of_reads_and_writes_give_the_same_bytes() {
+        for version in VERSIONS {
+            let (mut client, mut server) = pair(version).await;
+            let body: Vec<u8> = (0..300_000u32).map(|n| (n % 249) as u8).collect();
+            for (most, room) in [(1_000, 7), (16_384, 16_384), (70_000, 100_000), (300_000, 1_000)] {
+                let (mut reader, _) = client.split();
+                let (_, mut writer) = server.split();
+                let sending = async {
+                    for part in body.chunks(most) {
+                        writer.write_all(part).await.unwrap();
+                    }
+                };
+                let reading = async {
+                    let mut got = Vec::new();
+                    let mut bytes = vec![0; room];
+                    while got.len() < body.len() {
+                        let n = reader.read(&mut bytes).await.unwrap();
+                        got.extend_from_slice(&bytes[..n]);
+                    }
+                    got
+                };
+                let ((), got) = tokio::join!(sending, reading);
+                assert!(got == body, "writes of {most}, reads of {room}");
+            }
+            assert!(holds_nothing(&client) && holds_nothing(&server));
+        }
+    }
+
+    #[tokio::test]
+    async fn only_a_close_notify_is_an_end() {
+        for version in VERSIONS {
+            let (mut client, mut server) = pair(version).await;
+            client.split().1.write_all(b"whole").await.unwrap();
+            client.split().1.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b"whole");
+            // The other direction is still open.
+            server.split().1.write_all(b"too").await.unwrap();
+            let mut three = [0; 3];
+            client.read_exact(&mut three).await.unwrap();
+            assert_eq!(&three, b"too");
+            drop(server);
+            assert_eq!(client.read(&mut three).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        }
+    }
+
+    #[tokio::test]
+    async fn a_record_that_was_tampered_with_is_an_error_for_good() {
+        let (mut client, mut server) = pair(&rustls::version::TLS13).await;
+        server.tcp.try_write(&[&[0x17, 3, 3, 0, 30][..], &[7; 30]].concat()).unwrap();
+        for _ in 0..2 {
+            let error = client.read(&mut [0; 9]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+        // The peer is told.
+        let error = server.read(&mut [0; 9]).await.unwrap_err();
+        assert!(error.to_string().contains("BadRecordMac"), "{error}");
+    }
+
+    #[tokio::test]
+    async fn what_rests_goes_on() {
+        for version in VERSIONS {
+            let (mut client, server) = pair(version).await;
+            let (tcp, session) = server.rest().unwrap();
+            client.split().1.write_all(b"hi").await.unwrap();
+            let mut server = Tls::go_on(tcp, session).unwrap();
+            let mut two = [0; 2];
+            server.read_exact(&mut two).await.unwrap();
+            assert_eq!(&two, b"hi");
+            server.split().0.try_write(b"ho");
+            client.read_exact(&mut two).await.unwrap();
+            assert_eq!(&two, b"ho");
+        }
     }
 }
