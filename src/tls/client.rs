@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::certificate::roots;
 use super::stream::{Side, Tls};
-use super::{PROTOCOLS, provider};
+use super::{TO_THE_APP, provider};
 
 /// A handshake may take so long: the app is near, and one that begins it goes on with it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -80,7 +80,7 @@ pub fn client_config(
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|why| why.to_string())?;
     let mut config = builder.with_root_certificates(store).with_no_client_auth();
-    config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
+    config.alpn_protocols = TO_THE_APP.map(<[u8]>::to_vec).to_vec();
     Ok(config)
 }
 

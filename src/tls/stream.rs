@@ -90,9 +90,9 @@ impl Tls {
         }
     }
 
-    /// What was agreed on to be spoken inside, if anything was.
-    pub fn protocol(&self) -> Option<Vec<u8>> {
-        self.session.borrow().protocol().map(<[u8]>::to_vec)
+    /// Whether this is what was agreed on to be spoken inside, by its name of ALPN.
+    pub fn speaks(&self, protocol: &[u8]) -> bool {
+        self.session.borrow().protocol() == Some(protocol)
     }
 
     /// The subject of the peer's certificate, which was verified, as text (RFC 4514); none without a certificate.
