@@ -158,6 +158,9 @@ impl FromStr for UpstreamAddr {
             }
             None => host,
         };
+        if host.is_empty() && scheme.is_some() {
+            return Err(bad());
+        }
         let host = if host.is_empty() { "127.0.0.1" } else { host }.to_owned();
         Ok(if tls { Self::Tls { name: host.clone(), host, port } } else { Self::Tcp { host, port } })
     }

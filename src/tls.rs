@@ -8,6 +8,7 @@
 pub mod certificate;
 pub mod client;
 pub mod server;
+mod session;
 pub mod stream;
 pub mod subject;
 
@@ -15,8 +16,10 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, ring};
 
-/// What may be spoken inside, by the names of ALPN (RFC 7301), the best first.
+/// What clients may speak inside, by the names of ALPN (RFC 7301), the best first.
 pub const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
+/// What is spoken with an app.
+pub const TO_THE_APP: [&[u8]; 1] = [b"http/1.1"];
 
 /// The cryptography that everything here uses.
 pub fn provider() -> Arc<CryptoProvider> {

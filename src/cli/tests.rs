@@ -3,7 +3,7 @@
 use std::process::Command as Process;
 
 use super::*;
-use crate::config::{DrainReadiness, Forwarded, ReadyCheck, WarmUp};
+use crate::config::{ClientAuth, DrainReadiness, Forwarded, ReadyCheck, WarmUp};
 
 fn laptop() -> Surroundings {
     Surroundings { control_candidates: vec!["/nowhere/c.sock".into()], cores: 3, ..Surroundings::default() }
@@ -124,7 +124,7 @@ fn what_the_sidecar_does_for_the_apps_own_hook_and_probes_reaches_the_settings()
     }
     for (flags, help) in [
         ("--after-drain bye", "neither a path"),
-        ("--after-drain https://x/", "neither a path"),
+        ("--after-drain ftp://x/", "neither a path"),
         ("--after-drain http://x:y/", "neither a path"),
         ("--after-drain-header X-A:_b", "belongs to --after-drain"),
         ("--after-drain / --after-drain-header X-A", "write 'Name: value'"),
@@ -248,7 +248,7 @@ fn the_control_socket_goes_where_it_can_be_made_and_is_called_where_it_is() {
 
 #[test]
 fn every_flag_of_the_long_running_commands_stands_under_a_heading_with_its_variable() {
-    let proxy: &[&str] = &["Addresses", "Drain", "Readiness", "App", "Limits", "Logging"];
+    let proxy: &[&str] = &["Addresses", "TLS", "Drain", "Readiness", "App", "Limits", "Logging"];
     let webhook: &[&str] = &["Addresses", "Certificates", "Sidecar", "Drain", "Logging"];
     let cli = Cli::command();
     for (name, headings) in [("proxy", proxy), ("run", proxy), ("webhook", webhook)] {
@@ -285,8 +285,8 @@ fn help_of_inject_tells_every_annotation_that_is_a_flag() {
     }
 }
 
-/// What the injection sets itself, or has an annotation of another name for.
-const NOT_ANNOTATED: [&str; 14] = [
+/// What the injection sets itself or has an annotation of another name for, and what needs files that it mounts nowhere.
+const NOT_ANNOTATED: [&str; 21] = [
     "after-drain",
     "after-drain-header",
     "app-probe",
@@ -298,8 +298,15 @@ const NOT_ANNOTATED: [&str; 14] = [
     "share-dir",
     "sidecar",
     "termination-log",
+    "tls-client-auth",
+    "tls-client-ca",
+    "tls-dir",
+    "tls-handshake-timeout",
+    "tls-listen",
     "token",
     "upstream",
+    "upstream-ca",
+    "upstream-name",
     "version",
 ];
 
@@ -343,4 +350,72 @@ fn reads_its_environment() {
     assert_eq!((s.ready.warm_up.len(), s.access_log), (2, true));
     assert_eq!((s.drain.grace, s.drain.reserve, s.drain.lame_duck), (secs(60), secs(8), secs(5)));
     assert_eq!(Surroundings::look().control_candidates[1], Path::new("/run/user/1/lameduck.sock"));
+}
+
+#[test]
+fn tls_needs_its_files_and_takes_the_plain_listener_s_place() {
+    let s = settings_of("lameduck proxy --upstream :3000 --tls-listen :443 --tls-dir /tls", &laptop());
+    assert_eq!(s.listen, []);
+    let tls = s.tls.unwrap();
+    assert_eq!((tls.listen, tls.dir), (vec!["[::]:443".parse().unwrap()], "/tls".into()));
+    assert_eq!(
+        (tls.client_ca, tls.client_auth, tls.handshake_timeout),
+        (None, ClientAuth::Require, secs(10))
+    );
+    let s = settings_of(
+        "lameduck proxy --upstream :3000 --listen :80 --tls-listen :443,:444 --tls-dir /tls --tls-client-ca /ca.pem \
+         --tls-client-auth request --tls-handshake-timeout 3s",
+        &laptop(),
+    );
+    let tls = s.tls.unwrap();
+    assert_eq!((s.listen.len(), tls.listen.len()), (1, 2));
+    assert_eq!((tls.client_ca, tls.client_auth), (Some("/ca.pem".into()), ClientAuth::Request));
+    assert_eq!(tls.handshake_timeout, secs(3));
+    for (flags, why) in [
+        ("--tls-listen :443", "--tls-listen needs --tls-dir"),
+        ("--tls-dir /tls", "belong to --tls-listen"),
+        ("--tls-client-ca /ca.pem", "belong to --tls-listen"),
+        ("--tls-listen :443 --tls-dir /t --tls-client-auth request", "belongs to --tls-client-ca"),
+        ("--listen :443 --tls-listen :443 --tls-dir /t", "--tls-listen [::]:443 is taken by --listen"),
+        ("--upstream-name a_b/c", "is no host's name"),
+    ] {
+        let said = refusal(&format!("lameduck proxy --upstream :3000 {flags}").replace("a_b/c", "a/c"));
+        assert!(said.contains(why), "{flags}: {said}");
+    }
+}
+
+#[test]
+fn an_upstream_s_scheme_says_whether_it_wants_tls() {
+    let addr = |text: &str| text.parse::<UpstreamAddr>();
+    let tls = |host: &str, port| UpstreamAddr::Tls { host: host.into(), port, name: host.into() };
+    let tcp = |host: &str, port| UpstreamAddr::Tcp { host: host.into(), port };
+    for (text, meant) in [
+        ("https://app:8443", tls("app", 8443)),
+        ("https://app", tls("app", 443)),
+        ("https://app/", tls("app", 443)),
+        ("https://[::1]", tls("::1", 443)),
+        ("https://[::1]:8443", tls("::1", 8443)),
+        ("http://app", tcp("app", 80)),
+        ("http://app:3000/", tcp("app", 3000)),
+        ("app:443", tcp("app", 443)),
+    ] {
+        assert_eq!(addr(text), Ok(meant), "{text}");
+    }
+    for text in ["https://app/path", "https://", "ftp://app:21", "https://app:0", "https://a:b:c", "app"] {
+        assert!(addr(text).is_err(), "{text}: {:?}", addr(text));
+    }
+    for text in ["https://app:8443", "https://[::1]:8443", "app:80"] {
+        assert_eq!(addr(text).unwrap().to_string(), text);
+    }
+    let hook = |text: &str| text.parse::<AfterDrain>().unwrap();
+    assert_eq!(hook("https://app/bye?x=://").at, Some(tls("app", 443)));
+    assert_eq!(hook("https://app/bye?x=://").target, "/bye?x=://");
+    assert_eq!(hook("/bye?to=http://x").at, None);
+    let s = settings_of(
+        "lameduck proxy --upstream https://app --upstream-ca /ca.pem --upstream-name app.internal",
+        &laptop(),
+    );
+    assert_eq!(s.upstream, tls("app", 443));
+    let wanted = UpstreamTls { ca: Some("/ca.pem".into()), name: Some("app.internal".into()) };
+    assert_eq!(s.upstream_tls, wanted);
 }

@@ -12,7 +12,7 @@ use super::error;
 use super::plane::Worker;
 use super::stream::Stream;
 use crate::drain::gate::Connected;
-use crate::tls::stream::is_plain;
+use crate::tls::stream::speaks_no_tls;
 
 /// The connection once its handshake is over; none for one that came to nothing, which is closed.
 pub async fn handshake(
@@ -59,7 +59,7 @@ pub async fn handshake(
         Err(error) if error.kind() == io::ErrorKind::InvalidData => {
             tracing::debug!(%peer, "a TLS handshake failed: {error}");
             let tcp = tls.into_tcp();
-            if is_plain(&error) {
+            if speaks_no_tls(&error) {
                 // Written to a connection that has had nothing yet: it fits.
                 let _ = tcp.try_write(&error::answer(400, "plain HTTP was sent to a port for HTTPS", false));
             }

@@ -6,13 +6,14 @@ use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
+use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::{CertificateDer, ServerName};
-use rustls::{ClientConfig, ClientConnection, RootCertStore};
+use rustls::{ClientConfig, RootCertStore};
 use tokio::net::TcpStream;
 
 use super::certificate::roots;
-use super::provider;
-use super::stream::Tls;
+use super::stream::{Side, Tls};
+use super::{TO_THE_APP, provider};
 
 /// A handshake may take so long: the app is near, and one that begins it goes on with it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -79,7 +80,7 @@ pub fn client_config(
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|why| why.to_string())?;
     let mut config = builder.with_root_certificates(store).with_no_client_auth();
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.alpn_protocols = TO_THE_APP.map(<[u8]>::to_vec).to_vec();
     Ok(config)
 }
 
@@ -94,8 +95,9 @@ pub async fn handshake(tcp: TcpStream, name: &str) -> io::Result<Tls> {
         Some(name) => name.clone(),
         None => ServerName::try_from(name.to_owned()).map_err(|why| refused(name, &why))?,
     };
-    let session = ClientConnection::new(trust.config.clone(), asked).map_err(|why| refused(name, &why))?;
-    let mut tls = Tls::new(tcp, session);
+    let session =
+        UnbufferedClientConnection::new(trust.config.clone(), asked).map_err(|why| refused(name, &why))?;
+    let mut tls = Tls::new(tcp, Side::Client(session));
     let shaken = tokio::time::timeout(PATIENCE, std::future::poll_fn(|cx| tls.poll_handshake(cx))).await;
     match shaken {
         Ok(Ok(())) => Ok(tls),

@@ -10,13 +10,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustls::crypto::ring::Ticketer;
-use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::server::{
+    ClientHello, NoServerSessionStorage, ResolvesServerCert, UnbufferedServerConnection, WebPkiClientVerifier,
+};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig, ServerConnection};
+use rustls::{RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
 
 use super::certificate::{Served, roots};
-use super::stream::Tls;
+use super::stream::{Side, Tls};
 use super::{PROTOCOLS, provider};
 use crate::config::{ClientAuth, TlsSettings};
 
@@ -116,9 +118,9 @@ impl Termination {
     /// When the session can't be made.
     pub fn accept(&self, tcp: TcpStream) -> io::Result<(Tls, Handshake<'_>)> {
         let config = lock(&self.state).config.clone();
-        let session = ServerConnection::new(config).map_err(io::Error::other)?;
+        let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         self.handshakes.fetch_add(1, Ordering::Relaxed);
-        Ok((Tls::new(tcp, session), Handshake(&self.handshakes)))
+        Ok((Tls::new(tcp, Side::Server(session)), Handshake(&self.handshakes)))
     }
 
     /// How long a handshake may take.

@@ -5,32 +5,34 @@
 //! whoever waits for a request for a close.
 
 use std::cell::RefCell;
-use std::io::{self, BufRead, Read, Write};
+use std::io::{self, Write};
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
-use rustls::{Connection, InvalidMessage};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, tcp};
 
+pub use super::session::{Session, Side};
+use super::session::{encrypted, is_plain};
 use super::subject::subject;
 
-/// Bytes that the session takes at once: what it holds of one direction, encrypted, is hardly more.
+/// Bytes that are taken from a writer at once: what a session holds of them, encrypted, is hardly more.
 const AT_ONCE: usize = 64 * 1024;
+/// The longest record (RFC 8446 §5.2, RFC 5246 §6.2.3). Room for it is there whatever a reader asks for.
+const RECORD: usize = 5 + 16 * 1024 + 2048;
+/// Room for what is received, decrypted or encrypted. A message of the handshake, of 64 KiB at most, fits and a record.
+const SCRATCH: usize = 128 * 1024;
+
+thread_local! {
+    /// Nobody keeps it beyond one call.
+    static ROOM: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
+}
 
 /// A TLS connection.
 #[derive(Debug)]
 pub struct Tls {
     tcp: TcpStream,
     session: RefCell<Box<Session>>,
-}
-
-/// What a TLS connection is besides its socket.
-#[derive(Debug)]
-pub struct Session {
-    tls: Connection,
-    /// Bytes that were taken from a writer and are not all in the socket yet.
-    taken: usize,
 }
 
 /// The half that reads.
@@ -49,8 +51,8 @@ pub struct WriteHalf<'s> {
 
 impl Tls {
     /// A connection whose handshake is still to come.
-    pub fn new(tcp: TcpStream, tls: impl Into<Connection>) -> Self {
-        Self { tcp, session: RefCell::new(Box::new(Session { tls: tls.into(), taken: 0 })) }
+    pub fn new(tcp: TcpStream, side: Side) -> Self {
+        Self { tcp, session: RefCell::new(Box::new(Session::new(side))) }
     }
 
     /// Both halves, usable side by side.
@@ -76,26 +78,27 @@ impl Tls {
     pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (mut reader, mut writer) = self.split();
         let mut session = reader.session.borrow_mut();
+        session.begin()?;
         loop {
-            ready!(session.poll_flush(cx, &mut writer.tcp))?;
-            if !session.tls.is_handshaking() {
+            ready!(poll_flush(&mut session, cx, &mut writer.tcp))?;
+            if !session.is_handshaking() {
                 return Poll::Ready(Ok(()));
             }
-            if ready!(session.poll_receive(cx, &mut reader.tcp))? == 0 {
+            if ready!(poll_receive(&mut session, cx, &mut reader.tcp, &mut ReadBuf::new(&mut [])))? == 0 {
                 return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
             }
         }
     }
 
-    /// What was agreed on to be spoken inside, if anything was.
-    pub fn protocol(&self) -> Option<Vec<u8>> {
-        self.session.borrow().tls.alpn_protocol().map(<[u8]>::to_vec)
+    /// Whether this is what was agreed on to be spoken inside, by its name of ALPN.
+    pub fn speaks(&self, protocol: &[u8]) -> bool {
+        self.session.borrow().protocol() == Some(protocol)
     }
 
     /// The subject of the peer's certificate, which was verified, as text (RFC 4514); none without a certificate.
     pub fn peer_subject(&self) -> Option<String> {
         let session = self.session.borrow();
-        session.tls.peer_certificates()?.first().and_then(|certificate| subject(certificate))
+        session.peer_certificate().and_then(|certificate| subject(certificate))
     }
 
     /// For being parked.
@@ -116,54 +119,79 @@ impl Tls {
 }
 
 /// Whether a handshake failed because the client speaks plain HTTP, or at least no TLS.
-pub fn is_plain(error: &io::Error) -> bool {
-    let inner = error.get_ref().and_then(|inner| inner.downcast_ref::<rustls::Error>());
-    matches!(inner, Some(rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType)))
+pub fn speaks_no_tls(error: &io::Error) -> bool {
+    error.get_ref().and_then(|inner| inner.downcast_ref()).is_some_and(is_plain)
 }
 
 impl Session {
     /// Takes the last word into the socket, if that takes it at once: nothing more will be sent.
     pub fn close(&mut self, mut tcp: &std::net::TcpStream) {
-        self.tls.send_close_notify();
-        while self.tls.wants_write() && self.tls.write_tls(&mut tcp).is_ok_and(|n| n > 0) {}
-    }
-
-    /// Ready once nothing is left to be sent.
-    fn poll_flush(&mut self, cx: &mut Context<'_>, tcp: &mut tcp::WriteHalf<'_>) -> Poll<io::Result<()>> {
-        while self.tls.wants_write() {
-            match self.tls.write_tls(&mut Polled { cx, half: tcp }) {
-                Ok(0) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
-                Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-                Err(error) => return Poll::Ready(Err(error)),
-            }
-        }
-        Poll::Ready(Ok(()))
+        self.say_farewell();
+        let _ = tcp.write_all(self.outgoing());
     }
 
     /// Sends what the socket takes now; the rest goes with what is written next.
     fn flush_some(&mut self, tcp: &TcpStream) {
-        while self.tls.wants_write() && self.tls.write_tls(&mut Now(tcp)).is_ok_and(|n| n > 0) {}
-    }
-
-    /// Reads from the socket once and makes of it what can be made; 0 at its end.
-    fn poll_receive(&mut self, cx: &mut Context<'_>, tcp: &mut tcp::ReadHalf<'_>) -> Poll<io::Result<usize>> {
-        let n = match self.tls.read_tls(&mut Polled { cx, half: &mut *tcp }) {
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Poll::Pending,
-            read => read?,
-        };
-        let done = self.tls.process_new_packets();
-        // A new key's confirmation, or why it failed.
-        if self.taken == 0 && !self.tls.is_handshaking() || done.is_err() && !done.as_ref().is_err_and(plain)
-        {
-            self.flush_some(tcp.as_ref());
+        let outgoing = self.outgoing();
+        while !outgoing.is_empty() {
+            match tcp.try_write(outgoing) {
+                Ok(n) if n == outgoing.len() => *outgoing = Vec::new(),
+                Ok(n) => drop(outgoing.drain(..n)),
+                Err(_) => return,
+            }
         }
-        Poll::Ready(done.map(|_| n).map_err(|why| io::Error::new(io::ErrorKind::InvalidData, why)))
     }
 }
 
-fn plain(error: &rustls::Error) -> bool {
-    matches!(error, rustls::Error::InvalidMessage(InvalidMessage::InvalidContentType))
+/// Ready once nothing is left to be sent.
+fn poll_flush(
+    session: &mut Session,
+    cx: &mut Context<'_>,
+    tcp: &mut tcp::WriteHalf<'_>,
+) -> Poll<io::Result<()>> {
+    let outgoing = session.outgoing();
+    while !outgoing.is_empty() {
+        match ready!(Pin::new(&mut *tcp).poll_write(cx, outgoing))? {
+            0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            n if n == outgoing.len() => *outgoing = Vec::new(),
+            n => drop(outgoing.drain(..n)),
+        }
+    }
+    Poll::Ready(Ok(()))
+}
+
+/// Reads from the socket once and decrypts what has come; what `buf` has no room for is kept. 0 at the socket's end.
+fn poll_receive(
+    session: &mut Session,
+    cx: &mut Context<'_>,
+    tcp: &mut tcp::ReadHalf<'_>,
+    buf: &mut ReadBuf<'_>,
+) -> Poll<io::Result<usize>> {
+    ROOM.with_borrow_mut(|room| {
+        let pending = session.pending();
+        // No more than `buf` takes, so that little has to be kept; but always what a record may need.
+        let most = (pending + 1).max(encrypted(buf.remaining())).max(RECORD).min(SCRATCH);
+        if pending >= most {
+            return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long")));
+        }
+        let mut received = ReadBuf::new(&mut room[pending..most]);
+        ready!(Pin::new(&mut *tcp).poll_read(cx, &mut received))?;
+        let n = received.filled().len();
+        if n == 0 {
+            return Poll::Ready(Ok(0));
+        }
+        let handshaking = session.is_handshaking();
+        let taken = session.receive(&mut room[..pending + n], |plain| {
+            let n = plain.len().min(buf.remaining());
+            buf.put_slice(&plain[..n]);
+            n
+        });
+        // A new key's confirmation, or why it failed. What belongs to a handshake is waited for.
+        if session.taken == 0 && !handshaking || taken.is_err() {
+            session.flush_some(tcp.as_ref());
+        }
+        Poll::Ready(taken.map(|()| n))
+    })
 }
 
 impl ReadHalf<'_> {
@@ -175,7 +203,12 @@ impl ReadHalf<'_> {
     /// Sends a few bytes if nothing else is on its way.
     pub fn try_write(&self, bytes: &[u8]) {
         let mut session = self.session.borrow_mut();
-        if session.taken == 0 && !session.tls.wants_write() && session.tls.writer().write_all(bytes).is_ok() {
+        if session.taken > 0 || !session.outgoing().is_empty() {
+            return;
+        }
+        let mut room = vec![0; encrypted(bytes.len())];
+        if let Ok(n) = session.encrypt(bytes, &mut room) {
+            session.outgoing().extend_from_slice(&room[..n]);
             session.flush_some(self.tcp.as_ref());
         }
     }
@@ -192,18 +225,17 @@ impl AsyncRead for ReadHalf<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
+        let before = buf.filled().len();
         loop {
-            match session.tls.reader().fill_buf() {
-                Ok(bytes) => {
-                    let n = bytes.len().min(buf.remaining());
-                    buf.put_slice(&bytes[..n]);
-                    session.tls.reader().consume(n);
-                    return Poll::Ready(Ok(()));
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
-                Err(error) => return Poll::Ready(Err(error)),
+            let n = session.plain().len().min(buf.remaining());
+            buf.put_slice(&session.plain()[..n]);
+            session.consume(n);
+            if buf.filled().len() > before || buf.remaining() == 0 || session.is_over()? {
+                return Poll::Ready(Ok(()));
             }
-            ready!(session.poll_receive(cx, tcp))?;
+            if ready!(poll_receive(&mut session, cx, tcp, buf))? == 0 {
+                return Poll::Ready(Err(io::ErrorKind::UnexpectedEof.into()));
+            }
         }
     }
 }
@@ -213,13 +245,29 @@ impl AsyncWrite for WriteHalf<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
-        if session.taken == 0 {
-            // What is left of a handshake or a nudge goes first, in order.
-            ready!(session.poll_flush(cx, tcp))?;
-            session.taken = session.tls.writer().write(&buf[..buf.len().min(AT_ONCE)])?;
+        // What is left of this, of a handshake or of a nudge goes first, in order.
+        ready!(poll_flush(&mut session, cx, tcp))?;
+        if session.taken > 0 || buf.is_empty() {
+            return Poll::Ready(Ok(std::mem::take(&mut session.taken).min(buf.len())));
         }
-        ready!(session.poll_flush(cx, tcp))?;
-        Poll::Ready(Ok(std::mem::take(&mut session.taken).min(buf.len())))
+        let part = &buf[..buf.len().min(AT_ONCE)];
+        ROOM.with_borrow_mut(|room| {
+            let n = session.encrypt(part, room)?;
+            let mut left = &room[..n];
+            // A new key comes before what it is for.
+            let mut in_order = session.outgoing().is_empty();
+            while in_order && !left.is_empty() {
+                match Pin::new(&mut *tcp).poll_write(cx, left) {
+                    Poll::Ready(written) => left = &left[written?..],
+                    Poll::Pending => in_order = false,
+                }
+            }
+            session.taken = part.len();
+            session.outgoing().extend_from_slice(left);
+            io::Result::Ok(())
+        })?;
+        ready!(poll_flush(&mut session, cx, tcp))?;
+        Poll::Ready(Ok(std::mem::take(&mut session.taken)))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -229,8 +277,8 @@ impl AsyncWrite for WriteHalf<'_> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
-        session.tls.send_close_notify();
-        ready!(session.poll_flush(cx, tcp))?;
+        session.say_farewell();
+        ready!(poll_flush(&mut session, cx, tcp))?;
         Pin::new(tcp).poll_shutdown(cx)
     }
 }
@@ -241,52 +289,156 @@ impl AsyncRead for Tls {
     }
 }
 
-/// A half of the socket as rustls asks for it: what isn't ready now would block, and wakes the task.
-struct Polled<'p, 'cx, H> {
-    cx: &'p mut Context<'cx>,
-    half: &'p mut H,
-}
+#[cfg(test)]
+mod tests {
+    use std::future::poll_fn;
+    use std::sync::Arc;
 
-impl Read for Polled<'_, '_, tcp::ReadHalf<'_>> {
-    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
-        let mut buf = ReadBuf::new(bytes);
-        match Pin::new(&mut *self.half).poll_read(self.cx, &mut buf) {
-            Poll::Ready(read) => read.map(|()| buf.filled().len()),
-            Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
+    use rustls::client::UnbufferedClientConnection;
+    use rustls::pki_types::{PrivateKeyDer, ServerName};
+    use rustls::server::UnbufferedServerConnection;
+    use rustls::{ServerConfig, SupportedProtocolVersion};
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::TcpListener;
+
+    use super::*;
+    use crate::tls::client::client_config;
+    use crate::tls::provider;
+
+    /// Both ends of a connection, after its handshake.
+    async fn pair(version: &'static SupportedProtocolVersion) -> (Tls, Tls) {
+        let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).unwrap();
+        let key = PrivateKeyDer::try_from(made.signing_key.serialize_der()).unwrap();
+        let chain = vec![made.cert.der().clone()];
+        let server = ServerConfig::builder_with_provider(provider()).with_protocol_versions(&[version]);
+        let server = server.unwrap().with_no_client_auth().with_single_cert(chain.clone(), key).unwrap();
+        let client = Arc::new(client_config(chain).unwrap());
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let (there, here) =
+            tokio::join!(TcpStream::connect(listener.local_addr().unwrap()), listener.accept());
+        let name = ServerName::try_from("localhost").unwrap();
+        let client = Side::Client(UnbufferedClientConnection::new(client, name).unwrap());
+        let server = Side::Server(UnbufferedServerConnection::new(Arc::new(server)).unwrap());
+        let (mut client, mut server) = (Tls::new(there.unwrap(), client), Tls::new(here.unwrap().0, server));
+        let shaken =
+            tokio::join!(poll_fn(|cx| client.poll_handshake(cx)), poll_fn(|cx| server.poll_handshake(cx)));
+        assert!(shaken.0.is_ok() && shaken.1.is_ok(), "{shaken:?}");
+        (client, server)
+    }
+
+    const VERSIONS: [&SupportedProtocolVersion; 2] = [&rustls::version::TLS12, &rustls::version::TLS13];
+
+    fn holds_nothing(tls: &Tls) -> bool {
+        let mut session = tls.session.borrow_mut();
+        session.plain().is_empty() && session.pending() == 0 && session.outgoing().capacity() == 0
+    }
+
+    #[tokio::test]
+    async fn what_was_taken_is_in_the_socket_and_the_rest_is_bounded() {
+        for version in VERSIONS {
+            let (mut client, mut server) = pair(version).await;
+            let body: Vec<u8> = (0..20_000_000u32).map(|n| (n % 251) as u8).collect();
+            let mut left = &body[..];
+            {
+                let (_, mut writer) = server.split();
+                // Until the socket takes no more: nobody reads.
+                while let Ok(n) = tokio::time::timeout(
+                    std::time::Duration::from_millis(200),
+                    writer.write(&left[..left.len().min(1 << 20)]),
+                )
+                .await
+                {
+                    left = &left[n.unwrap()..];
+                }
+                assert!(writer.session.borrow_mut().outgoing().len() <= encrypted(AT_ONCE));
+            }
+            let mut got = Vec::new();
+            let (mut reader, _) = client.split();
+            let (_, mut writer) = server.split();
+            let sending = async {
+                writer.write_all(left).await.unwrap();
+                writer.shutdown().await.unwrap();
+            };
+            tokio::join!(sending, async { reader.read_to_end(&mut got).await.unwrap() });
+            assert!(got == body, "{version:?}: {} of {}", got.len(), body.len());
+            assert!(holds_nothing(&client) && holds_nothing(&server));
         }
     }
-}
 
-impl Write for Polled<'_, '_, tcp::WriteHalf<'_>> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.half).poll_write(self.cx, bytes))
+    #[tokio::test]
+    async fn any_sizes_of_reads_and_writes_give_the_same_bytes() {
+        for version in VERSIONS {
+            let (mut client, mut server) = pair(version).await;
+            let body: Vec<u8> = (0..300_000u32).map(|n| (n % 249) as u8).collect();
+            for (most, room) in [(1_000, 7), (16_384, 16_384), (70_000, 100_000), (300_000, 1_000)] {
+                let (mut reader, _) = client.split();
+                let (_, mut writer) = server.split();
+                let sending = async {
+                    for part in body.chunks(most) {
+                        writer.write_all(part).await.unwrap();
+                    }
+                };
+                let reading = async {
+                    let mut got = Vec::new();
+                    let mut bytes = vec![0; room];
+                    while got.len() < body.len() {
+                        let n = reader.read(&mut bytes).await.unwrap();
+                        got.extend_from_slice(&bytes[..n]);
+                    }
+                    got
+                };
+                let ((), got) = tokio::join!(sending, reading);
+                assert!(got == body, "writes of {most}, reads of {room}");
+            }
+            assert!(holds_nothing(&client) && holds_nothing(&server));
+        }
     }
 
-    fn write_vectored(&mut self, parts: &[io::IoSlice<'_>]) -> io::Result<usize> {
-        or_would_block(Pin::new(&mut *self.half).poll_write_vectored(self.cx, parts))
+    #[tokio::test]
+    async fn only_a_close_notify_is_an_end() {
+        for version in VERSIONS {
+            let (mut client, mut server) = pair(version).await;
+            client.split().1.write_all(b"whole").await.unwrap();
+            client.split().1.shutdown().await.unwrap();
+            let mut got = Vec::new();
+            server.read_to_end(&mut got).await.unwrap();
+            assert_eq!(got, b"whole");
+            // The other direction is still open.
+            server.split().1.write_all(b"too").await.unwrap();
+            let mut three = [0; 3];
+            client.read_exact(&mut three).await.unwrap();
+            assert_eq!(&three, b"too");
+            drop(server);
+            assert_eq!(client.read(&mut three).await.unwrap_err().kind(), io::ErrorKind::UnexpectedEof);
+        }
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-fn or_would_block(written: Poll<io::Result<usize>>) -> io::Result<usize> {
-    match written {
-        Poll::Ready(written) => written,
-        Poll::Pending => Err(io::ErrorKind::WouldBlock.into()),
-    }
-}
-
-/// The socket without a task to wake.
-struct Now<'s>(&'s TcpStream);
-
-impl Write for Now<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        self.0.try_write(bytes)
+    #[tokio::test]
+    async fn a_record_that_was_tampered_with_is_an_error_for_good() {
+        let (mut client, mut server) = pair(&rustls::version::TLS13).await;
+        server.tcp.try_write(&[&[0x17, 3, 3, 0, 30][..], &[7; 30]].concat()).unwrap();
+        for _ in 0..2 {
+            let error = client.read(&mut [0; 9]).await.unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        }
+        // The peer is told.
+        let error = server.read(&mut [0; 9]).await.unwrap_err();
+        assert!(error.to_string().contains("BadRecordMac"), "{error}");
     }
 
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
+    #[tokio::test]
+    async fn what_rests_goes_on() {
+        for version in VERSIONS {
+            let (mut client, server) = pair(version).await;
+            let (tcp, session) = server.rest().unwrap();
+            client.split().1.write_all(b"hi").await.unwrap();
+            let mut server = Tls::go_on(tcp, session).unwrap();
+            let mut two = [0; 2];
+            server.read_exact(&mut two).await.unwrap();
+            assert_eq!(&two, b"hi");
+            server.split().0.try_write(b"ho");
+            client.read_exact(&mut two).await.unwrap();
+            assert_eq!(&two, b"ho");
+        }
     }
 }
