@@ -25,7 +25,7 @@ Annotations of a pod (template), all lameduck.dev/NAME:
   cpu-request, cpu-limit, memory-request, memory-limit
   and these flags of `lameduck proxy`: access-log, body-timeout, control-listen, drain-readiness,
   forwarded, head-timeout, idle-timeout, lame-duck, log-format, log-level, max-connections, max-head,
-  max-held, max-held-bytes, ready-check, ready-timeout, reserve, restart-grace, stream-spread, threads,
+  max-held, max-held-bytes, max-streams, ready-check, ready-timeout, reserve, restart-grace, stream-spread, threads,
   upstream-wait, warm-up, warm-up-count
 
 Exit codes:

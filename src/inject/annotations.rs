@@ -15,7 +15,7 @@ pub const INJECT: &str = "lameduck.dev/inject";
 pub const INJECTED: &str = "lameduck.dev/injected";
 
 /// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: [&str; 23] = [
+pub const FLAGS: [&str; 24] = [
     "access-log",
     "body-timeout",
     "control-listen",
@@ -30,6 +30,7 @@ pub const FLAGS: [&str; 23] = [
     "max-head",
     "max-held",
     "max-held-bytes",
+    "max-streams",
     "ready-check",
     "ready-timeout",
     "reserve",
