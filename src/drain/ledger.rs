@@ -1,4 +1,5 @@
-//! Who is in flight: method, path, age, class, peer. One ledger per data-plane thread, one entry per connection.
+//! Who is in flight: method, path, age, class, peer. One ledger per data-plane thread, one entry per connection, and one
+//! per stream of HTTP/2.
 //! The entry is also the handle by which the drain and the sweeper reach a connection's task.
 
 use std::net::SocketAddr;
@@ -54,7 +55,7 @@ struct Work {
     class: Class,
 }
 
-/// One client connection, as others see it.
+/// One client connection, or one stream of an HTTP/2 connection, as others see it.
 #[derive(Debug)]
 pub struct Entry {
     /// The client's address.
@@ -129,7 +130,7 @@ pub struct LedgerRow {
 #[derive(Debug)]
 pub struct Ledger {
     entries: Mutex<Slab<Arc<Entry>>>,
-    /// Connections that were given to this thread and have not closed.
+    /// Connections that were given to this thread and have not closed, and their streams.
     open: AtomicUsize,
     /// Coarse time in milliseconds, kept by the sweeper.
     clock: AtomicU64,

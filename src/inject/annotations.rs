@@ -15,7 +15,7 @@ pub const INJECT: &str = "lameduck.dev/inject";
 pub const INJECTED: &str = "lameduck.dev/injected";
 
 /// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: [&str; 29] = [
+pub const FLAGS: [&str; 30] = [
     "access-log",
     "answer-timeout",
     "body-timeout",
@@ -32,6 +32,7 @@ pub const FLAGS: [&str; 29] = [
     "max-held",
     "max-held-bytes",
     "max-in-flight",
+    "max-streams",
     "max-uri",
     "proxy-protocol-from",
     "ready-check",

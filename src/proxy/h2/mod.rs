@@ -85,7 +85,7 @@ pub fn begin(stream: Stream, read: Buffer, place: Place, connected: Connected, w
 
 async fn serve(stream: Stream, read: Buffer, place: Place, connected: Connected, worker: Rc<Worker>) {
     let channel = stream.channel();
-    let wire = Rc::new(Wire::new(stream, read, worker.ledger.clone()));
+    let wire = Rc::new(Wire::new(stream, read, worker.clone()));
     let connection = Rc::new(Connection {
         worker: worker.clone(),
         peer: place.peer,
@@ -117,20 +117,26 @@ impl Connection {
             .max_concurrent_streams(limits.streams)
             .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
             .max_send_buffer_size(adapter::QUEUED);
-        place.set_deadline(self.worker.deadline(limits.head_timeout));
         let mut handshake = pin!(builder.handshake(Transport(self.wire.clone())));
+        let began = Instant::now();
+        place.set_deadline(self.worker.deadline(limits.head_timeout));
         let shaken = poll_fn(|cx| {
             place.register(cx);
-            match handshake.as_mut().poll(cx) {
-                Poll::Ready(shaken) => Poll::Ready(shaken.map_err(|_| Close::Linger)),
-                Poll::Pending if place.expired() || self.worker.plane.forced() => {
-                    Poll::Ready(Err(Close::Linger))
-                }
-                Poll::Pending => match self.wire.poll_drain(cx) {
-                    Poll::Ready(Err(_)) => Poll::Ready(Err(Close::Gone)),
-                    _ => Poll::Pending,
-                },
+            if let Poll::Ready(shaken) = handshake.as_mut().poll(cx) {
+                return Poll::Ready(shaken.map_err(|_| Close::Linger));
             }
+            if let Poll::Ready(Err(_)) = self.wire.poll_drain(cx) {
+                return Poll::Ready(Err(Close::Gone));
+            }
+            let (plane, age) = (&self.worker.plane, began.elapsed());
+            let idle = plane.closing_idle() && age >= FRESH && !self.wire.has_unread();
+            if idle || plane.forced() || age >= limits.head_timeout {
+                return Poll::Ready(Err(Close::Linger));
+            }
+            if plane.closing_idle() || place.expired() {
+                place.set_deadline(self.worker.deadline(FRESH));
+            }
+            Poll::Pending
         });
         match shaken.await {
             Ok(h2) => {

@@ -7,23 +7,19 @@ use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::{Allowance, Follower, Frame, Sides};
-use crate::drain::ledger::Ledger;
-use crate::proxy::buffer::Buffer;
+use crate::proxy::buffer::{self, Buffer};
+use crate::proxy::plane::Worker;
 use crate::proxy::stream::Stream;
-
-/// Bytes that are gathered before they are written.
-const GATHERED: usize = 32 * 1024;
 
 /// A client's connection, shared by the task that runs it and by whoever asks how far it has come.
 pub struct Wire {
     inner: RefCell<Inner>,
-    ledger: Arc<Ledger>,
+    worker: Rc<Worker>,
     /// The client asks for too much.
     excess: Cell<bool>,
 }
@@ -49,8 +45,8 @@ struct Inner {
 pub struct Transport(pub Rc<Wire>);
 
 impl Wire {
-    /// A connection that begins with what was read of it already; `ledger` has the clock.
-    pub fn new(stream: Stream, read: Buffer, ledger: Arc<Ledger>) -> Self {
+    /// A connection that begins with what was read of it already.
+    pub fn new(stream: Stream, read: Buffer, worker: Rc<Worker>) -> Self {
         let inner = Inner {
             stream: Some(stream),
             read,
@@ -59,15 +55,21 @@ impl Wire {
             total: 0,
             came: Follower::new(Sides::FromClient),
             went: Follower::new(Sides::ToClient),
-            allowance: Allowance::new(ledger.now_ms()),
+            allowance: Allowance::new(worker.ledger.now_ms()),
             ended: Vec::new(),
         };
-        Self { inner: RefCell::new(inner), ledger, excess: Cell::new(false) }
+        Self { inner: RefCell::new(inner), worker, excess: Cell::new(false) }
     }
 
     /// Writes what was gathered.
     pub fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.inner.borrow_mut().poll_drain(cx)
+        let mut inner = self.inner.borrow_mut();
+        let drained = inner.poll_drain(cx);
+        if inner.gathered.is_empty() {
+            // A connection at rest holds no buffer.
+            self.worker.store.give(std::mem::take(&mut inner.gathered));
+        }
+        drained
     }
 
     /// Tells of each stream that has come to its end since the last call: its last frame has been written, or the
@@ -144,9 +146,6 @@ impl Inner {
         if self.written == self.gathered.len() {
             self.written = 0;
             self.gathered.clear();
-            if self.gathered.capacity() > GATHERED {
-                self.gathered = Vec::new();
-            }
         }
         Poll::Ready(Ok(n - own))
     }
@@ -172,10 +171,10 @@ impl AsyncRead for Transport {
         let (allowance, ended) = (&mut inner.allowance, &mut inner.ended);
         let mut fine = true;
         inner.came.follow(&buf.filled()[before..], |frame| match frame {
-            Frame::Control => fine &= allowance.control(wire.ledger.now_ms()),
+            Frame::Control => fine &= allowance.control(wire.worker.ledger.now_ms()),
             Frame::Reset(stream) => {
                 ended.push(stream);
-                fine &= allowance.reset(wire.ledger.now_ms());
+                fine &= allowance.reset(wire.worker.ledger.now_ms());
             }
             Frame::LastOf(_) | Frame::Work => {}
         });
@@ -199,7 +198,10 @@ impl AsyncWrite for Transport {
         let bufs = &bufs[..bufs.len().min(2)];
         let all: usize = bufs.iter().map(|buf| buf.len()).sum();
         loop {
-            if all == 0 || inner.gathered.len() + all <= GATHERED {
+            if inner.gathered.len() + all <= buffer::SIZE {
+                if inner.gathered.capacity() == 0 {
+                    inner.gathered = self.0.worker.store.take();
+                }
                 bufs.iter().for_each(|buf| inner.gathered.extend_from_slice(buf));
                 return Poll::Ready(Ok(all));
             }
