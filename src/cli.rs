@@ -368,6 +368,7 @@ fn settings(
             warm_up_count: ready.warm_up_count,
         },
         upstream_wait: app.upstream_wait,
+        upstream_protocol: app.upstream_protocol,
         forwarded: app.forwarded,
         access_log: log.access_log,
         limits: Limits {

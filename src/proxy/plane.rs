@@ -202,7 +202,7 @@ impl Worker {
     pub fn new(plane: Arc<Plane>, number: usize) -> io::Result<Self> {
         let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
         let parking = Parking::new(plane.parkings[number].clone())?;
-        let pool = Pool::new(plane.upstream.clone(), number);
+        let pool = Pool::new(plane.upstream.clone(), number, plane.settings.limits.head);
         Ok(Self { plane, ledger, shard, parking, pool, store: Store::default() })
     }
 
