@@ -1,5 +1,7 @@
 //! What can go wrong with a request, and the answer it gets.
 
+use h2::Reason;
+
 use crate::metrics::Ended;
 
 /// Why a request did not end by itself.
@@ -20,6 +22,10 @@ pub enum Failure {
     AppUnreachable,
     /// The app's answer can't be read.
     AppBroken(&'static str),
+    /// The app reset the HTTP/2 stream; the client is to hear the same.
+    AppReset(Reason),
+    /// The app has done nothing for the request: it refused the stream, or is leaving.
+    Unprocessed(Reason),
     /// Nothing moved for too long.
     TimedOut,
     /// Too many are held already, or too many bytes of them.
@@ -65,6 +71,8 @@ impl Failure {
             (Self::AppDown, _) => (Some(503), Ended::AppDown, "the app does not accept connections"),
             (Self::AppUnreachable, _) => (Some(502), Ended::AppDown, "the app's address can't be reached"),
             (Self::AppBroken(why), _) => (Some(502), Ended::AppBroken, why),
+            (Self::AppReset(_), _) => (Some(502), Ended::AppGone, "the app reset the stream"),
+            (Self::Unprocessed(_), _) => (Some(503), Ended::AppGone, "the app did not take the request"),
             (Self::TimedOut, Progress::Unsent) => (Some(408), Ended::TimedOut, "the request came too slowly"),
             (Self::TimedOut, _) => (Some(408), Ended::TimedOut, "the request's body came too slowly"),
             (Self::HeldTooMany, _) => (Some(503), Ended::Refused, "too many requests wait for the app"),
@@ -75,7 +83,7 @@ impl Failure {
             (Self::Forced, Progress::Sent) => {
                 (Some(504), Ended::Unanswered, "shutting down; the app did not answer in time")
             }
-            (Self::Forced, Progress::Answering) => (None, Ended::Cut, ""),
+            (Self::Forced, Progress::Answering) => (None, Ended::Cut, "shutting down"),
         };
         Verdict { status: status.filter(|_| progress < Progress::Answering), ended, why }
     }

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
@@ -16,8 +17,7 @@ use super::record::Totals;
 use super::stream::{Sink, Source};
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
-use crate::metrics::add;
-use crate::upstream::{self, Connection, Writer};
+use crate::upstream::{self, Writer};
 
 /// After an early answer the rest of the request is waited for so long from byte to byte.
 const EARLY: Duration = Duration::from_secs(5);
@@ -157,21 +157,21 @@ impl Exchange<'_> {
         }
     }
 
-    /// Connects to the app; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so
+    /// Connects to the app by `connect`; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so
     /// waiting is safe; once the pod goes it is of no use.
-    pub async fn reach(&self) -> Result<Connection, Failure> {
+    pub async fn reach<T>(&self, connect: impl AsyncFn() -> io::Result<T>) -> Result<T, Failure> {
         let settings = &self.worker.plane.settings;
         let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
         loop {
-            match self.worker.pool.connect().await {
-                Ok(app) => {
-                    add(&self.worker.shard.connects, 1);
-                    return Ok(app);
-                }
+            match connect().await {
+                Ok(app) => return Ok(app),
                 Err(error) if upstream::is_full(&error) && since.elapsed() < settings.upstream_wait => {
                     tokio::time::sleep(wait).await;
                 }
                 Err(error) if upstream::is_lost(&error) && since.elapsed() < settings.upstream_wait => {}
+                Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                    return Err(Failure::AppBroken("the app does not speak HTTP/2"));
+                }
                 Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
                 Err(_) if self.worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
                 Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),

@@ -74,7 +74,9 @@ where
         let mut app = match pooled.take() {
             Some(app) => app,
             None => {
-                let reached = exchange.bounded(exchange.while_watched(client, exchange.reach())).await;
+                let reach = exchange.reach(async || exchange.worker.pool.connect().await);
+                let reached = exchange.bounded(exchange.while_watched(client, reach)).await;
+                add(&exchange.worker.shard.connects, u64::from(reached.is_ok()));
                 reached.map_err(|failure| match failure {
                     // The first try was sent: nobody may say that the app never had it.
                     Failure::AppDown if again => Failure::AppGone { unanswered: true },

@@ -7,6 +7,8 @@ pub mod error;
 pub mod exchange;
 pub mod forward;
 pub mod frames;
+pub mod grpc;
+pub mod h2;
 pub mod headers;
 mod line;
 pub mod linger;
