@@ -376,6 +376,7 @@ fn settings(
             head_timeout: limits.head_timeout,
             body_timeout: limits.body_timeout,
             idle_timeout: limits.idle_timeout,
+            streams: limits.max_streams,
             connections: limits.max_connections.into(),
             held: limits.max_held,
             held_bytes: limits.max_held_bytes,

@@ -317,6 +317,8 @@ pub struct Limits {
     pub body_timeout: Duration,
     /// An idle kept connection is closed after so long.
     pub idle_timeout: Duration,
+    /// Streams of one HTTP/2 connection at once; a client is told, and more are refused.
+    pub streams: u32,
     /// Open client connections; past it new ones wait in the listening socket's queue.
     pub connections: u64,
     /// Requests held while the app restarts or is replaced; past it 503.

@@ -282,6 +282,10 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_MAX_CONNECTIONS", value_name = "N", default_value = "50000",
           value_parser = value_parser!(u32).range(1..))]
     pub max_connections: u32,
+    /// Requests at once over one HTTP/2 connection; its client is told, and more are refused
+    #[arg(long, env = "LAMEDUCK_MAX_STREAMS", value_name = "N", default_value = "100",
+          value_parser = value_parser!(u32).range(1..=10_000))]
+    pub max_streams: u32,
     /// Requests held while the app restarts or is replaced; past it 503
     #[arg(long, env = "LAMEDUCK_MAX_HELD", value_name = "N", default_value = "1000")]
     pub max_held: u64,

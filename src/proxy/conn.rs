@@ -15,6 +15,7 @@ use super::buffer::Buffer;
 use super::error::{self, Failure};
 use super::exchange::{Client, Exchange, Flow};
 use super::forward::{Finish, forward};
+use super::h2;
 use super::headers::{self, Reject, Request, Sender, Upgrade};
 use super::linger::linger;
 use super::park;
@@ -43,6 +44,24 @@ pub enum Close {
     Rests,
     /// Not yet: it is a tunnel to the app now.
     Tunnels(Box<Upgraded>),
+    /// Not yet: it speaks HTTP/2, of which so much was read.
+    Http2(Buffer),
+}
+
+/// Why a request's head was not read.
+enum NoHead {
+    /// The client went away.
+    Gone,
+    /// It is none: the connection speaks HTTP/2.
+    Http2,
+    /// It can't be served.
+    Refused(Reject),
+}
+
+impl From<Reject> for NoHead {
+    fn from(reject: Reject) -> Self {
+        Self::Refused(reject)
+    }
 }
 
 /// Serves a connection that was just accepted.
@@ -56,7 +75,7 @@ pub async fn serve(
     mut stream: Stream,
     peer: SocketAddr,
     connected: Connected,
-    accepted: Option<Instant>,
+    mut accepted: Option<Instant>,
     worker: Rc<Worker>,
 ) {
     let place = worker.ledger.enter(peer);
@@ -64,7 +83,7 @@ pub async fn serve(
         let (reader, writer) = stream.split();
         let peer = peer.ip().to_canonical().to_string();
         let mut client = Client { reader, writer, buf: Buffer::default(), peer };
-        let mut serving = pin!(serve_requests(&mut client, &worker, &place, accepted));
+        let mut serving = pin!(serve_requests(&mut client, &worker, &place, &mut accepted));
         // Every wake-up by the drain or the sweeper comes by this task's waker.
         poll_fn(|cx| {
             place.register(cx);
@@ -73,12 +92,13 @@ pub async fn serve(
         .await
     };
     match close {
+        Close::Http2(read) => h2::begin(stream, read, place, connected, worker),
         Close::Tunnels(upgraded) => upgraded.begin(stream, place, connected, worker),
         Close::Rests => {
             drop(place);
             if let Ok(stream) = stream.rest() {
                 // A kernel that has no room for one more event has none for another connection either.
-                let _ = worker.parking.park(stream, peer, connected);
+                let _ = worker.parking.park(stream, peer, connected, accepted);
             }
         }
         Close::Reset => stream.reset_on_close(),
@@ -103,19 +123,20 @@ async fn serve_requests(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
     place: &Place,
-    mut accepted: Option<Instant>,
+    accepted: &mut Option<Instant>,
 ) -> Close {
     loop {
-        if let Some(close) = first_byte(client, worker, place, accepted.take()).await {
+        if let Some(close) = first_byte(client, worker, place, *accepted).await {
             return close;
         }
+        let first = accepted.take().is_some();
         place.set_deadline(0);
         let Ok(in_flight) = worker.plane.gate.admit() else {
             worker.shard.request(503, Ended::Unsent, Duration::ZERO);
             return refuse(client, 503, "shutting down; the request was not processed, send it again", false)
                 .await;
         };
-        if let Some(close) = one_request(client, worker, place, in_flight).await {
+        if let Some(close) = one_request(client, worker, place, in_flight, first).await {
             return close;
         }
         place.end();
@@ -160,19 +181,21 @@ async fn first_byte(
     .await
 }
 
-/// One request, whose first byte is here. `Some`: the connection closes.
+/// One request, whose first byte is here, the connection's `first` or a later one. `Some`: the connection closes.
 async fn one_request(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
     place: &Place,
     in_flight: InFlight<'_>,
+    first: bool,
 ) -> Option<Close> {
     let since = Instant::now();
     let mut head = worker.store.take();
-    let request = match read_head(client, worker, place, &mut head).await {
+    let request = match read_head(client, worker, place, &mut head, first).await {
         Ok(request) => request,
-        Err(None) => return Some(Close::Gone),
-        Err(Some(reject)) => {
+        Err(NoHead::Gone) => return Some(Close::Gone),
+        Err(NoHead::Http2) => return Some(Close::Http2(std::mem::take(&mut client.buf))),
+        Err(NoHead::Refused(reject)) => {
             let ended = if reject.status == 503 { Ended::Unsent } else { Ended::Rejected };
             worker.shard.request(reject.status, ended, since.elapsed());
             return Some(refuse(client, reject.status, reject.why, false).await);
@@ -210,13 +233,14 @@ async fn one_request(
     close
 }
 
-/// Reads a request's head; the app's version of it stands in `head` then. `None`: the client went away.
+/// Reads a request's head; the app's version of it stands in `head` then. Instead of the `first` one HTTP/2 may begin.
 async fn read_head<R, W>(
     client: &mut Client<R, W>,
     worker: &Worker,
     place: &Place,
     head: &mut Vec<u8>,
-) -> Result<Request, Option<Reject>>
+    first: bool,
+) -> Result<Request, NoHead>
 where
     R: AsyncRead + Unpin,
 {
@@ -224,12 +248,16 @@ where
     let plane = &worker.plane;
     let mut looked = 0;
     loop {
-        if looked == 0 || headers::ends_within(client.buf.unread(), looked) {
+        let begins_http2 = first && h2::begins(client.buf.unread());
+        if begins_http2 && client.buf.unread().len() >= h2::PREFACE.len() {
+            return Err(NoHead::Http2);
+        }
+        if !begins_http2 && (looked == 0 || headers::ends_within(client.buf.unread(), looked)) {
             let sender = Sender { peer: &client.peer, forwarded: plane.settings.forwarded };
             head.clear();
-            if let Some(request) = headers::request(client.buf.unread(), sender, head).map_err(Some)? {
+            if let Some(request) = headers::request(client.buf.unread(), sender, head)? {
                 if request.len > plane.settings.limits.head {
-                    return Err(Some(TOO_LARGE));
+                    return Err(TOO_LARGE.into());
                 }
                 place.set_deadline(0);
                 return Ok(request);
@@ -240,7 +268,7 @@ where
         }
         looked = client.buf.unread().len();
         if looked >= plane.settings.limits.head {
-            return Err(Some(TOO_LARGE));
+            return Err(TOO_LARGE.into());
         }
         let Client { reader, buf, .. } = client;
         let read = poll_fn(|cx| match buf.poll_fill(cx, reader, &worker.store) {
@@ -253,8 +281,8 @@ where
             }
             Poll::Pending => Poll::Pending,
         });
-        match read.await.map_err(Some)? {
-            Ok(0) | Err(_) => return Err(None),
+        match read.await? {
+            Ok(0) | Err(_) => return Err(NoHead::Gone),
             Ok(_) => {}
         }
     }

@@ -91,7 +91,7 @@ pub struct Reject {
     pub why: &'static str,
 }
 
-const fn bad(why: &'static str) -> Reject {
+pub(super) const fn bad(why: &'static str) -> Reject {
     Reject { status: 400, why }
 }
 
@@ -106,7 +106,7 @@ pub struct Sender<'a> {
 
 /// Fields that are looked at; all others pass.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Field {
+pub(super) enum Field {
     Accept,
     Connection,
     ContentEncoding,
@@ -126,7 +126,8 @@ enum Field {
 }
 
 impl Field {
-    fn of(name: &str) -> Self {
+    /// By its name.
+    pub(super) fn of(name: &str) -> Self {
         let name = name.as_bytes();
         match name.len() {
             2 if is(name, b"te") => Self::Te,
@@ -170,24 +171,24 @@ fn is<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
 
 /// What the fields of either kind of message say together.
 #[derive(Default)]
-struct Said<'b> {
+pub(super) struct Said<'b> {
     close: bool,
     keep_alive: bool,
     upgrade_listed: bool,
     /// `Connection` names fields beyond the usual ones, so each field has to be looked up in it.
     names_fields: bool,
-    length: Option<u64>,
+    pub(super) length: Option<u64>,
     chunked: bool,
     codings: u32,
-    host: Option<&'b [u8]>,
+    pub(super) host: Option<&'b [u8]>,
     upgrade: Option<&'b [u8]>,
     h2c: bool,
-    trailers: bool,
-    forwarded_for: usize,
+    pub(super) trailers: bool,
+    pub(super) forwarded_for: usize,
     forwarded_proto: bool,
     forwarded_host: bool,
-    probe: bool,
-    accepts_events: bool,
+    pub(super) probe: bool,
+    pub(super) accepts_events: bool,
     events: bool,
     compressed: bool,
     keep_alive_timeout: Option<Duration>,
@@ -202,7 +203,8 @@ impl<'b> Said<'b> {
         Ok(said)
     }
 
-    fn field(&mut self, field: Field, value: &'b [u8]) -> Result<(), Reject> {
+    /// Takes in one field.
+    pub(super) fn field(&mut self, field: Field, value: &'b [u8]) -> Result<(), Reject> {
         match field {
             Field::Connection => self.connection(value),
             Field::ContentLength => {
@@ -291,11 +293,16 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
         http11,
         keep_alive: said.persists(http11),
         head_only: method == "HEAD",
-        idempotent: matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE"),
+        idempotent: is_idempotent(method),
         upgrade,
         reopens: method == "GET" && said.accepts_events,
         probe: said.probe,
     }))
+}
+
+/// Sending it twice does what sending it once does (RFC 9110 §9.2.2).
+pub(super) fn is_idempotent(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE")
 }
 
 /// A message whose length two readers could see differently is refused (RFC 9112 §6.3, §11.2).
@@ -361,17 +368,7 @@ fn write_request(
             Field::Host if authority.is_some() => {}
             Field::ForwardedFor => {
                 lists_left -= 1;
-                match (sender.forwarded, lists_left) {
-                    (Forwarded::Replace, _) => {}
-                    (Forwarded::Append, 0) if field.value.is_empty() => {
-                        put_field(out, field.name, sender.peer.as_bytes());
-                    }
-                    (Forwarded::Append, 0) => put(
-                        out,
-                        &[field.name.as_bytes(), b": ", field.value, b", ", sender.peer.as_bytes(), b"\r\n"],
-                    ),
-                    _ => put_field(out, field.name, field.value),
-                }
+                put_forwarded_for(out, field.name, field.value, lists_left == 0, sender);
             }
             Field::ForwardedProto | Field::ForwardedHost if replace => {}
             known if said.names_fields && named_in_connection(fields, field.name, known) => {}
@@ -384,24 +381,42 @@ fn write_request(
         (None, None) => put_field(out, "Host", b""),
         (None, Some(_)) => {}
     }
-    if sender.forwarded != Forwarded::Keep {
-        if replace || said.forwarded_for == 0 {
-            put_field(out, "X-Forwarded-For", sender.peer.as_bytes());
-        }
-        if replace || !said.forwarded_proto {
-            put_field(out, "X-Forwarded-Proto", b"http");
-        }
-        let host = authority.map(str::as_bytes).or(said.host);
-        if let Some(host) = host.filter(|_| replace || !said.forwarded_host) {
-            put_field(out, "X-Forwarded-Host", host);
-        }
-    }
+    put_forwarded(out, said, authority.map(str::as_bytes).or(said.host), sender);
     match said.upgrade.filter(|_| upgrade != Upgrade::None) {
         Some(protocol) => put(out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]),
         None if said.trailers => put(out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
         None => {}
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// A list of those that a request came from; the `last` of several fields is the one that goes on.
+pub(super) fn put_forwarded_for(out: &mut Vec<u8>, name: &str, value: &[u8], last: bool, sender: Sender<'_>) {
+    match sender.forwarded {
+        Forwarded::Replace => {}
+        Forwarded::Append if last && value.is_empty() => put_field(out, name, sender.peer.as_bytes()),
+        Forwarded::Append if last => {
+            put(out, &[name.as_bytes(), b": ", value, b", ", sender.peer.as_bytes(), b"\r\n"]);
+        }
+        _ => put_field(out, name, value),
+    }
+}
+
+/// The forwarded fields that are not there yet, or not to be believed.
+pub(super) fn put_forwarded(out: &mut Vec<u8>, said: &Said<'_>, host: Option<&[u8]>, sender: Sender<'_>) {
+    if sender.forwarded == Forwarded::Keep {
+        return;
+    }
+    let replace = sender.forwarded == Forwarded::Replace;
+    if replace || said.forwarded_for == 0 {
+        put_field(out, "X-Forwarded-For", sender.peer.as_bytes());
+    }
+    if replace || !said.forwarded_proto {
+        put_field(out, "X-Forwarded-Proto", b"http");
+    }
+    if let Some(host) = host.filter(|_| replace || !said.forwarded_host) {
+        put_field(out, "X-Forwarded-Host", host);
+    }
 }
 
 /// What the client's side of a response is to be.
@@ -513,7 +528,7 @@ fn ends_lines_in_crlf(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
         && fields.iter().all(|field| head[..within(head, field.name).start].ends_with(b"\r\n"))
 }
 
-fn unreadable(error: httparse::Error) -> Reject {
+pub(super) fn unreadable(error: httparse::Error) -> Reject {
     match error {
         httparse::Error::TooManyHeaders => Reject { status: 431, why: "too many fields in the head" },
         httparse::Error::Version => Reject { status: 505, why: "not HTTP/1.0 or HTTP/1.1" },
@@ -536,7 +551,7 @@ fn named_in_connection(fields: &[httparse::Header<'_>], name: &str, known: Field
 }
 
 /// Digits only, so that no two readers differ; `None` for anything else, lists and signs included.
-fn parse_length(value: &[u8]) -> Option<u64> {
+pub(super) fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -572,13 +587,13 @@ fn within(buf: &[u8], part: &str) -> Range<usize> {
     start..start + part.len()
 }
 
-fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
+pub(super) fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
     for part in parts {
         out.extend_from_slice(part);
     }
 }
 
-fn put_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
+pub(super) fn put_field(out: &mut Vec<u8>, name: &str, value: &[u8]) {
     put(out, &[name.as_bytes(), b": ", value, b"\r\n"]);
 }
 

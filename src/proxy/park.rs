@@ -36,6 +36,8 @@ struct Parked {
     stream: stream::Resting,
     peer: SocketAddr,
     since: Instant,
+    /// When it was accepted, if its first request is still to come.
+    accepted: Option<Instant>,
     /// Gone once our side has closed.
     connected: Option<Connected>,
 }
@@ -63,11 +65,17 @@ impl Parking {
     ///
     /// # Errors
     /// When the kernel has no room for it; the connection is closed.
-    pub fn park(&self, stream: stream::Resting, peer: SocketAddr, connected: Connected) -> io::Result<()> {
+    pub fn park(
+        &self,
+        stream: stream::Resting,
+        peer: SocketAddr,
+        connected: Connected,
+        accepted: Option<Instant>,
+    ) -> io::Result<()> {
         let mut parked = self.parked.borrow_mut();
         let vacant = parked.vacant_entry();
         self.watch(stream.tcp(), vacant.key() as u64)?;
-        vacant.insert(Parked { stream, peer, since: Instant::now(), connected: Some(connected) });
+        vacant.insert(Parked { stream, peer, since: Instant::now(), accepted, connected: Some(connected) });
         // The drain may have asked for idle ones just before.
         self.wake.notify_one();
         Ok(())
@@ -182,11 +190,11 @@ impl Parking {
         let Some(connected) = all.get_mut(key).and_then(|parked| parked.connected.take()) else {
             return false;
         };
-        let Parked { stream, peer, .. } = all.remove(key);
+        let Parked { stream, peer, accepted, .. } = all.remove(key);
         let _ = epoll::delete(&self.set, stream.tcp());
         if let Ok(stream) = stream.go_on() {
             worker.ledger.assign();
-            spawn_local(conn::serve(stream, peer, connected, None, worker.clone()));
+            spawn_local(conn::serve(stream, peer, connected, accepted, worker.clone()));
         }
         true
     }

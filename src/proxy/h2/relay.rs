@@ -10,13 +10,15 @@ use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::task::Poll;
 
+use ::h2::client::ResponseFuture;
+use ::h2::server::SendResponse;
+use ::h2::{Reason, RecvStream, SendStream};
 use bytes::Bytes;
-use h2::client::ResponseFuture;
-use h2::server::SendResponse;
-use h2::{Reason, RecvStream, SendStream};
 use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
 use http::{Request, Response, StatusCode};
 
+use super::app;
+use super::request::reason;
 use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
 use crate::proxy::error::{Failure, Progress};
@@ -58,18 +60,26 @@ struct Body {
     trailers: Option<HeaderMap>,
 }
 
-/// Passes the request on and the answer back; where that fails, answers itself. `head` is the app's version of it.
+/// Passes the request on and the answer back; where that fails, answers itself. `head` is the app's version of the
+/// request's head. Says also whether the answer is whole, so that its last frame can be waited for.
 pub async fn relay(
     exchange: &Exchange<'_>,
-    head: &Request<()>,
+    head: Vec<u8>,
+    grpc: bool,
     body: RecvStream,
     respond: SendResponse<Bytes>,
-) -> Ended {
-    let grpc = grpc::is_call_by(head.headers());
+) -> (Ended, bool) {
     let back = Back { respond, answer: None };
     let mut client = Client { body: Body::new(body), back, reset: Cell::new(None), grpc };
-    match forward(exchange, head, &mut client).await {
-        Ok(()) => Ended::Complete,
+    let done = match app::request(&head) {
+        Some(request) => {
+            exchange.worker.store.give(head);
+            forward(exchange, &request, &mut client).await
+        }
+        None => Err(Failure::BadBody),
+    };
+    match done {
+        Ok(()) => (Ended::Complete, true),
         Err(failure) => fail(exchange, &mut client, failure),
     }
 }
@@ -249,7 +259,7 @@ async fn answer_head(
 }
 
 /// Sends a chunk piece by piece as the other side's window allows. `last`: nothing follows.
-async fn pass_on(mut chunk: Bytes, to: &mut SendStream<Bytes>, last: bool) -> Result<(), h2::Error> {
+async fn pass_on(mut chunk: Bytes, to: &mut SendStream<Bytes>, last: bool) -> Result<(), ::h2::Error> {
     while !chunk.is_empty() {
         to.reserve_capacity(chunk.len());
         let room = match poll_fn(|cx| to.poll_capacity(cx)).await {
@@ -266,7 +276,7 @@ async fn pass_on(mut chunk: Bytes, to: &mut SendStream<Bytes>, last: bool) -> Re
 }
 
 /// Ends a stream whose last chunk has been sent already.
-fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), h2::Error> {
+fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), ::h2::Error> {
     match trailers {
         Some(trailers) => to.send_trailers(trailers),
         None => to.send_data(Bytes::new(), true),
@@ -275,39 +285,50 @@ fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), h2
 
 /// Ends a request that failed: with an answer where one is still possible, else so that the client can tell a cut from
 /// an end. A call's trailers can always be sent, and say that it may come again.
-fn fail(exchange: &Exchange<'_>, client: &mut Client, failure: Failure) -> Ended {
+fn fail(exchange: &Exchange<'_>, client: &mut Client, failure: Failure) -> (Ended, bool) {
     let verdict = failure.verdict(exchange.flow.progress.get());
     let Client { back, grpc, .. } = client;
     let reset = match failure {
         Failure::AppReset(reason) | Failure::Unprocessed(reason) => Some(reason),
         _ => None,
     };
-    match (&mut back.answer, verdict.status) {
-        _ if failure == Failure::ClientGone => {}
+    let reason = reset.unwrap_or_else(|| reason(verdict.ended));
+    let whole = match (&mut back.answer, verdict.status) {
+        _ if failure == Failure::ClientGone => false,
         (Some(answer), _) if *grpc && reset.is_none() => {
-            let _ = answer.send_trailers(grpc::trailers(Code::Unavailable, verdict.why));
+            answer.send_trailers(grpc::trailers(Code::Unavailable, verdict.why)).is_ok()
         }
-        (Some(answer), _) => answer.send_reset(reset.unwrap_or(Reason::INTERNAL_ERROR)),
+        (Some(answer), _) => {
+            answer.send_reset(reason);
+            false
+        }
         (None, Some(status)) if reset.is_none() => {
             exchange.flow.status.set(status);
-            refuse(&mut back.respond, status, verdict.why, *grpc);
+            refuse(&mut back.respond, status, verdict.why, *grpc, exchange.request.head_only)
         }
-        (None, _) => back.respond.send_reset(reset.unwrap_or(Reason::INTERNAL_ERROR)),
-    }
-    verdict.ended
+        (None, _) => {
+            back.respond.send_reset(reason);
+            false
+        }
+    };
+    (verdict.ended, whole)
 }
 
-/// A whole answer of our own.
-pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: bool) {
+/// A whole answer of our own; false when nobody takes it.
+pub fn refuse(
+    respond: &mut SendResponse<Bytes>,
+    status: u16,
+    why: &str,
+    grpc: bool,
+    head_only: bool,
+) -> bool {
+    // Whoever has gone needs no answer.
     if grpc {
-        // Whoever has gone needs no answer.
-        let _ = respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true);
-        return;
+        return respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true).is_ok();
     }
     let (answer, text) = plain(status, why);
-    if let Ok(mut sent) = respond.send_response(answer, false) {
-        let _ = sent.send_data(text, true);
-    }
+    let sent = respond.send_response(answer, head_only);
+    sent.and_then(|mut sent| if head_only { Ok(()) } else { sent.send_data(text, true) }).is_ok()
 }
 
 fn plain(status: u16, why: &str) -> (Response<()>, Bytes) {
@@ -353,7 +374,7 @@ impl Body {
     }
 
     /// The next chunk, and whether it just came. At the end, the trailers are here.
-    async fn next(&mut self, keep: bool) -> Result<Option<(Bytes, bool)>, h2::Error> {
+    async fn next(&mut self, keep: bool) -> Result<Option<(Bytes, bool)>, ::h2::Error> {
         if let Some(chunk) = self.kept.as_ref().and_then(|kept| kept.get(self.sent)) {
             self.sent += 1;
             return Ok(Some((chunk.clone(), false)));
@@ -387,13 +408,13 @@ impl Body {
 }
 
 /// How the client has ended the stream, for the app to hear the same.
-fn client_gone(how: Result<Reason, h2::Error>, reset: &Cell<Option<Reason>>) -> Failure {
+fn client_gone(how: Result<Reason, ::h2::Error>, reset: &Cell<Option<Reason>>) -> Failure {
     reset.set(how.map_or_else(|error| error.reason(), Some));
     Failure::ClientGone
 }
 
 /// What an error on the app's side means.
-fn app_failed(error: h2::Error) -> Failure {
+fn app_failed(error: ::h2::Error) -> Failure {
     match error.reason() {
         _ if upstream::was_unprocessed(&error) => Failure::Unprocessed(Reason::REFUSED_STREAM),
         Some(reason) if error.is_reset() && error.is_remote() => Failure::AppReset(reason),

@@ -1,0 +1,238 @@
+//! HTTP/2 frames as far as a bystander has to know them (RFC 9113 §4.1, §6), and how many of them a client may send.
+//! Pure; no sockets.
+
+const DATA: u8 = 0x0;
+const HEADERS: u8 = 0x1;
+const RST_STREAM: u8 = 0x3;
+const CONTINUATION: u8 = 0x9;
+const END_STREAM: u8 = 0x1;
+const END_HEADERS: u8 = 0x4;
+
+/// What begins a client's side (RFC 9113 §3.4).
+pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+/// Which way the bytes go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sides {
+    /// The client's frames, told of as they begin.
+    FromClient,
+    /// Ours, told of as they end.
+    ToClient,
+}
+
+/// What a frame is to a bystander.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// Carries a part of a message.
+    Work,
+    /// The last one of this stream in its direction, or a reset of ours.
+    LastOf(u32),
+    /// The client's reset.
+    Reset,
+    /// Everything else, empty DATA frames included.
+    Control,
+}
+
+/// Follows frames by their heads; what lies between is skipped.
+#[derive(Debug)]
+pub struct Follower {
+    sides: Sides,
+    head: [u8; 9],
+    /// Bytes of `head` that are there.
+    have: usize,
+    /// Bytes of the payload, or the preface, that are to come.
+    payload: usize,
+    /// What is told once the payload is there.
+    then: Option<Frame>,
+    /// The stream ends with the header block that is being sent.
+    ends: bool,
+}
+
+impl Follower {
+    /// At the connection's begin.
+    pub fn new(sides: Sides) -> Self {
+        let payload = if sides == Sides::FromClient { PREFACE.len() } else { 0 };
+        Self { sides, head: [0; 9], have: 0, payload, then: None, ends: false }
+    }
+
+    /// Follows the next bytes and tells of the frames in them.
+    pub fn follow(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Frame)) {
+        while !bytes.is_empty() {
+            if self.payload > 0 {
+                let skipped = self.payload.min(bytes.len());
+                self.payload -= skipped;
+                bytes = &bytes[skipped..];
+            } else {
+                let n = (self.head.len() - self.have).min(bytes.len());
+                self.head[self.have..self.have + n].copy_from_slice(&bytes[..n]);
+                self.have += n;
+                bytes = &bytes[n..];
+                if self.have < self.head.len() {
+                    return;
+                }
+                self.have = 0;
+                self.begin(&mut tell);
+            }
+            if self.payload == 0
+                && let Some(frame) = self.then.take()
+            {
+                tell(frame);
+            }
+        }
+    }
+
+    fn begin(&mut self, tell: &mut impl FnMut(Frame)) {
+        let [a, b, c, kind, flags, id @ ..] = self.head;
+        self.payload = u32::from_be_bytes([0, a, b, c]) as usize;
+        let id = u32::from_be_bytes(id) & (u32::MAX >> 1);
+        let ends = match kind {
+            DATA => flags & END_STREAM > 0,
+            HEADERS => {
+                self.ends = flags & END_STREAM > 0;
+                self.ends && flags & END_HEADERS > 0
+            }
+            CONTINUATION => self.ends && flags & END_HEADERS > 0,
+            RST_STREAM => self.sides == Sides::ToClient,
+            _ => false,
+        };
+        let frame = match kind {
+            _ if ends => Frame::LastOf(id),
+            DATA if self.payload == 0 => Frame::Control,
+            DATA | HEADERS => Frame::Work,
+            RST_STREAM => Frame::Reset,
+            _ => Frame::Control,
+        };
+        match self.sides {
+            Sides::FromClient => tell(frame),
+            Sides::ToClient => self.then = Some(frame),
+        }
+    }
+}
+
+/// Frames that ask for work and carry none: how many a client may send. Each has its price, time and work bring it in
+/// again; who overdraws is told to calm down.
+#[derive(Debug)]
+pub struct Allowance {
+    control: u32,
+    resets: u32,
+    at_ms: u64,
+}
+
+/// Pings, settings, window updates, priorities, empty frames: at once, and more in a second. A browser sends some ten
+/// when it connects, gRPC a ping per round trip while an answer comes in.
+const CONTROL: u32 = 1_000;
+const CONTROL_PER_SECOND: u64 = 100;
+/// For each frame of an answer: a window update for its stream and one for the connection, a ping, and one to spare.
+const CONTROL_PER_FRAME: u32 = 4;
+/// Resets at once: all streams of a page that is left, twice; and more in a second, and one for each whole answer.
+const RESETS: u32 = 200;
+const RESETS_PER_SECOND: u64 = 20;
+
+impl Allowance {
+    /// A new client's.
+    pub fn new(now_ms: u64) -> Self {
+        Self { control: CONTROL, resets: RESETS, at_ms: now_ms }
+    }
+
+    /// A frame with a part of an answer was sent.
+    pub fn worked(&mut self) {
+        self.control = (self.control + CONTROL_PER_FRAME).min(CONTROL);
+    }
+
+    /// The last frame of an answer was sent.
+    pub fn answered(&mut self) {
+        self.worked();
+        self.resets = (self.resets + 1).min(RESETS);
+    }
+
+    /// Takes one control frame off; false when there was none left.
+    pub fn control(&mut self, now_ms: u64) -> bool {
+        if self.control == 0 {
+            self.refill(now_ms);
+        }
+        let left = self.control > 0;
+        self.control = self.control.saturating_sub(1);
+        left
+    }
+
+    /// Takes one reset off; false when there was none left.
+    pub fn reset(&mut self, now_ms: u64) -> bool {
+        if self.resets == 0 {
+            self.refill(now_ms);
+        }
+        let left = self.resets > 0;
+        self.resets = self.resets.saturating_sub(1);
+        left
+    }
+
+    fn refill(&mut self, now_ms: u64) {
+        let ms = now_ms.saturating_sub(self.at_ms).min(10_000);
+        self.at_ms = now_ms;
+        self.control = (self.control + (ms * CONTROL_PER_SECOND / 1_000) as u32).min(CONTROL);
+        self.resets = (self.resets + (ms * RESETS_PER_SECOND / 1_000) as u32).min(RESETS);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(kind: u8, flags: u8, id: u32, payload: usize) -> Vec<u8> {
+        let length = (payload as u32).to_be_bytes();
+        let mut frame = vec![length[1], length[2], length[3], kind, flags];
+        frame.extend(id.to_be_bytes());
+        frame.resize(9 + payload, 0xaa);
+        frame
+    }
+
+    #[test]
+    fn a_streams_last_frame_is_told_with_its_last_byte_however_it_is_split() {
+        let bytes = [
+            frame(HEADERS, END_HEADERS, 1, 10),
+            frame(DATA, 0, 1, 300),
+            frame(DATA, END_STREAM, 1, 5),
+            frame(HEADERS, END_STREAM, 3, 4),
+            frame(CONTINUATION, END_HEADERS, 3, 4),
+            frame(RST_STREAM, 0, 5, 4),
+        ]
+        .concat();
+        let whole =
+            vec![Frame::Work, Frame::Work, Frame::LastOf(1), Frame::Work, Frame::LastOf(3), Frame::LastOf(5)];
+        for cut in 0..bytes.len() {
+            let (mut follower, mut told) = (Follower::new(Sides::ToClient), vec![]);
+            follower.follow(&bytes[..cut], |frame| told.push(frame));
+            assert_eq!(told.contains(&Frame::LastOf(1)), cut >= 19 + 309 + 14, "after {cut} bytes");
+            follower.follow(&bytes[cut..], |frame| told.push(frame));
+            assert_eq!(told, whole, "cut at {cut}");
+        }
+    }
+
+    #[test]
+    fn what_asks_for_work_and_carries_none_is_counted() {
+        let bytes = [
+            PREFACE.to_vec(),
+            frame(4, 0, 0, 0),
+            frame(6, 0, 0, 8),
+            frame(DATA, 0, 1, 0),
+            frame(RST_STREAM, 0, 1, 4),
+            frame(HEADERS, END_STREAM | END_HEADERS, 3, 9),
+        ]
+        .concat();
+        let (mut follower, mut told) = (Follower::new(Sides::FromClient), vec![]);
+        follower.follow(&bytes, |frame| told.push(frame));
+        assert_eq!(told, [Frame::Control, Frame::Control, Frame::Control, Frame::Reset, Frame::LastOf(3)]);
+    }
+
+    #[test]
+    fn an_allowance_comes_back_with_time_and_with_work() {
+        let mut allowance = Allowance::new(0);
+        assert!((0..RESETS).all(|_| allowance.reset(0)), "a page that is left, twice");
+        assert!(!allowance.reset(40), "all at once");
+        assert!(allowance.reset(1_040) && allowance.reset(1_040));
+        assert!((0..CONTROL).all(|_| allowance.control(1_040)));
+        assert!(!allowance.control(1_040));
+        allowance.worked();
+        assert!((0..CONTROL_PER_FRAME).all(|_| allowance.control(1_040)));
+        assert!(!allowance.control(1_040));
+    }
+}

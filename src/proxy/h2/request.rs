@@ -1,0 +1,185 @@
+//! One stream: a request like any other, from its fields to its last frame.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use ::h2::server::SendResponse;
+use ::h2::{Reason, RecvStream};
+use bytes::Bytes;
+use http::request::Parts;
+use tokio::io::AsyncWriteExt;
+
+use super::adapter::Adapter;
+use super::{Connection, head, relay};
+use crate::config::UpstreamProtocol;
+use crate::drain::gate::InFlightTunnel;
+use crate::drain::ledger::Place;
+use crate::metrics::Ended;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::error::{self, Failure};
+use crate::proxy::exchange::{Client, Exchange, Flow};
+use crate::proxy::forward::{Finish, forward};
+use crate::proxy::grpc;
+use crate::proxy::headers::{Framing, Reject, Request, Sender};
+use crate::proxy::plane::Worker;
+use crate::proxy::record::{Record, Totals};
+
+/// An answer of our own to a failed request may take so long to be handed over.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+const NO_GRPC: Reject =
+    Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which carries no gRPC" };
+
+/// What is told of a request once its last frame is in the socket. Until then it counts.
+pub struct Ending {
+    record: Record,
+    totals: Totals,
+    ended: Ended,
+    _in_flight: Option<InFlightTunnel>,
+    _place: Place,
+}
+
+impl Ending {
+    /// Its last frame is in the socket.
+    pub fn write(self, worker: &Worker) {
+        self.record.write(worker, self.totals, self.ended);
+    }
+
+    /// Its last frame never got there.
+    pub fn cut(self, worker: &Worker, ended: Ended) {
+        self.record.write(worker, self.totals, ended);
+    }
+}
+
+/// Serves a stream that was just accepted.
+pub async fn serve(
+    connection: Rc<Connection>,
+    id: u32,
+    request: http::Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (worker, since) = (&*connection.worker, Instant::now());
+    let (gate, ledger) = (&worker.plane.gate, &worker.ledger);
+    let Ok(in_flight) = gate.admit() else {
+        worker.shard.request(0, Ended::Unsent, Duration::ZERO);
+        connection.forget(id);
+        return respond.send_reset(Reason::REFUSED_STREAM);
+    };
+    ledger.assign();
+    let place = ledger.enter(connection.peer);
+    // Every wake-up by the drain or the sweeper comes by this task's waker.
+    poll_fn(|cx| {
+        place.register(cx);
+        Poll::Ready(())
+    })
+    .await;
+
+    let (parts, body) = request.into_parts();
+    let mut head = worker.store.take();
+    let call = grpc::is_call_by(&parts.headers);
+    let settings = &worker.plane.settings;
+    let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {
+        // A call needs trailers and both directions at once.
+        let refused = call && settings.upstream_protocol == UpstreamProtocol::Http1;
+        if refused { Err(NO_GRPC) } else { Ok(request) }
+    });
+    let request = match read {
+        Ok(request) => request,
+        Err(reject) if call => {
+            relay::refuse(&mut respond, reject.status, reject.why, true, false);
+            worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
+            return connection.forget(id);
+        }
+        Err(reject) => {
+            let adapter = Adapter::new(Framing::None, parts.method == http::Method::HEAD, body, respond);
+            refuse(&adapter, reject.status, reject.why).await;
+            worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
+            return connection.forget(id);
+        }
+    };
+    // Probes are neither work nor arrivals.
+    let in_flight = if request.probe { None } else { Some(in_flight.into_tunnel(gate)) };
+    if in_flight.is_some() {
+        worker.arrival(since);
+    }
+    place.begin(&head[request.method.clone()], &head[request.target.clone()], since);
+    let record = Record::new(since, &head, &request, &connection.peer_text, settings.access_log);
+
+    let exchange = Exchange { worker, place: &place, request: &request, flow: Flow::default() };
+    let (ended, whole) = if call || settings.upstream_protocol == UpstreamProtocol::Http2 {
+        relay::relay(&exchange, head, call, body, respond).await
+    } else {
+        by_http1(&connection, &exchange, body, respond, head).await
+    };
+    let totals = exchange.flow.totals();
+    let ending = Ending { record, totals, ended, _in_flight: in_flight, _place: place };
+    if whole {
+        connection.ended(id, ending);
+    } else {
+        ending.write(worker);
+        connection.forget(id);
+    }
+}
+
+fn read_head(
+    connection: &Connection,
+    parts: &Parts,
+    body: &RecvStream,
+    head: &mut Vec<u8>,
+) -> Result<Request, Reject> {
+    let settings = &connection.worker.plane.settings;
+    let sender = Sender { peer: &connection.peer_text, forwarded: settings.forwarded };
+    head::request(parts, body.is_end_stream(), sender, head)
+}
+
+/// Sends the request to the app by HTTP/1.1, and the answer to the client. Says also whether that is whole.
+async fn by_http1(
+    connection: &Connection,
+    exchange: &Exchange<'_>,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    head: Vec<u8>,
+) -> (Ended, bool) {
+    let adapter = Adapter::new(exchange.request.framing, exchange.request.head_only, body, respond);
+    let (reader, writer) = adapter.split();
+    let peer = connection.peer_text.clone();
+    let mut client = Client { reader, writer, buf: Buffer::default(), peer };
+    let ended = match forward(&mut client, exchange, head).await {
+        Ok(Finish::Answered(ended)) => ended,
+        // Never: no stream asks for an upgrade.
+        Ok(Finish::Upgraded(..)) => Ended::AppBroken,
+        Err(failure) => fail(&adapter, exchange, failure).await,
+    };
+    if !adapter.is_whole() && ended != Ended::ClientGone {
+        adapter.reset(reason(ended));
+    }
+    (ended, adapter.is_whole())
+}
+
+/// Ends a request that failed: with an answer where one is still possible.
+async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
+    let verdict = failure.verdict(exchange.flow.progress.get());
+    if let Some(status) = verdict.status {
+        exchange.flow.status.set(status);
+        refuse(adapter, status, verdict.why).await;
+    }
+    verdict.ended
+}
+
+/// Writes an answer of our own.
+async fn refuse(adapter: &Adapter, status: u16, why: &str) {
+    let answer = error::answer(status, why, adapter.head_only());
+    // A client that takes nothing finds its stream reset.
+    let _ = tokio::time::timeout(LAST_WORD, adapter.split().1.write_all(&answer)).await;
+}
+
+/// What a client is told of an answer that was cut (RFC 9113 §7).
+pub fn reason(ended: Ended) -> Reason {
+    match ended {
+        Ended::Cut | Ended::TimedOut | Ended::Unanswered => Reason::CANCEL,
+        Ended::Unsent | Ended::Refused => Reason::REFUSED_STREAM,
+        _ => Reason::INTERNAL_ERROR,
+    }
+}

@@ -1,0 +1,213 @@
+//! The bytes of an HTTP/2 connection, followed frame by frame on their way: so it is known when a stream's last frame
+//! is in the socket, and how many frames a client sends that ask for work and carry none.
+//!
+//! Frames to the client are gathered and written at once, when the connection's task has done all that it can.
+
+use std::cell::{Cell, RefCell};
+use std::io::{self, IoSlice};
+use std::pin::Pin;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::frames::{Allowance, Follower, Frame, Sides};
+use crate::drain::ledger::Ledger;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::stream::Stream;
+
+/// Bytes that are gathered before they are written.
+const GATHERED: usize = 32 * 1024;
+
+/// A client's connection, shared by the task that runs it and by whoever asks how far it has come.
+pub struct Wire {
+    inner: RefCell<Inner>,
+    ledger: Arc<Ledger>,
+    /// The client asks for too much.
+    excess: Cell<bool>,
+}
+
+struct Inner {
+    /// Gone once it has been taken back.
+    stream: Option<Stream>,
+    /// What was read before it was known to be HTTP/2.
+    read: Buffer,
+    gathered: Vec<u8>,
+    written: usize,
+    came: Follower,
+    went: Follower,
+    allowance: Allowance,
+    /// Streams whose last frame was written and that nobody was told of.
+    ended: Vec<u32>,
+}
+
+/// The wire as a transport for the protocol's engine.
+pub struct Transport(pub Rc<Wire>);
+
+impl Wire {
+    /// A connection that begins with what was read of it already; `ledger` has the clock.
+    pub fn new(stream: Stream, read: Buffer, ledger: Arc<Ledger>) -> Self {
+        let inner = Inner {
+            stream: Some(stream),
+            read,
+            gathered: Vec::new(),
+            written: 0,
+            came: Follower::new(Sides::FromClient),
+            went: Follower::new(Sides::ToClient),
+            allowance: Allowance::new(ledger.now_ms()),
+            ended: Vec::new(),
+        };
+        Self { inner: RefCell::new(inner), ledger, excess: Cell::new(false) }
+    }
+
+    /// Writes what was gathered.
+    pub fn poll_drain(&self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.inner.borrow_mut().poll_drain(cx)
+    }
+
+    /// Tells of each stream whose last frame has been written since the last call.
+    pub fn ended(&self, mut tell: impl FnMut(u32)) {
+        let mut inner = self.inner.borrow_mut();
+        inner.ended.drain(..).for_each(&mut tell);
+    }
+
+    /// Whether the client has sent more of what costs and brings nothing than it may; nothing more is read then.
+    pub fn excess(&self) -> bool {
+        self.excess.get()
+    }
+
+    /// Whether something came that was not read yet, asked of the kernel itself.
+    pub fn has_unread(&self) -> bool {
+        let mut inner = self.inner.borrow_mut();
+        inner.stream.as_mut().is_some_and(|stream| stream.split().0.has_unread())
+    }
+
+    /// The connection, for closing it. Whoever still uses the wire gets errors from here on.
+    pub fn take(&self) -> Option<Stream> {
+        self.inner.borrow_mut().stream.take()
+    }
+}
+
+impl Inner {
+    fn stream(&mut self) -> io::Result<&mut Stream> {
+        self.stream.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        while self.written < self.gathered.len() {
+            ready!(self.poll_write_with(cx, &[]))?;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what was gathered and `more` behind it; returns how many bytes of `more` were taken.
+    fn poll_write_with(&mut self, cx: &mut Context<'_>, more: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
+        let Some(stream) = self.stream.as_mut() else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        let own = &self.gathered[self.written..];
+        let mut parts = [IoSlice::new(own), IoSlice::new(&[]), IoSlice::new(&[])];
+        for (part, more) in parts[1..].iter_mut().zip(more) {
+            *part = IoSlice::new(more);
+        }
+        let n = ready!(Pin::new(stream).poll_write_vectored(cx, &parts))?;
+        if n == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        let mut left = n;
+        for part in &parts {
+            let taken = left.min(part.len());
+            left -= taken;
+            self.went.follow(&part[..taken], |frame| match frame {
+                Frame::LastOf(stream) => {
+                    self.allowance.answered();
+                    self.ended.push(stream);
+                }
+                Frame::Work => self.allowance.worked(),
+                Frame::Control | Frame::Reset => {}
+            });
+        }
+        let own = n.min(own.len());
+        self.written += own;
+        if self.written == self.gathered.len() {
+            self.written = 0;
+            self.gathered.clear();
+            if self.gathered.capacity() > GATHERED {
+                self.gathered = Vec::new();
+            }
+        }
+        Poll::Ready(Ok(n - own))
+    }
+}
+
+impl AsyncRead for Transport {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let wire = &self.0;
+        if wire.excess() {
+            // The connection's task looks for this after each of its turns.
+            return Poll::Pending;
+        }
+        let mut inner = wire.inner.borrow_mut();
+        let inner = &mut *inner;
+        let before = buf.filled().len();
+        if inner.read.is_empty() {
+            ready!(Pin::new(inner.stream()?).poll_read(cx, buf))?;
+        } else {
+            let n = inner.read.unread().len().min(buf.remaining());
+            buf.put_slice(&inner.read.unread()[..n]);
+            inner.read.consume(n);
+        }
+        let allowance = &mut inner.allowance;
+        let mut fine = true;
+        inner.came.follow(&buf.filled()[before..], |frame| match frame {
+            Frame::Control => fine &= allowance.control(wire.ledger.now_ms()),
+            Frame::Reset => fine &= allowance.reset(wire.ledger.now_ms()),
+            Frame::LastOf(_) | Frame::Work => {}
+        });
+        wire.excess.set(!fine);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Transport {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        self.poll_write_vectored(cx, &[IoSlice::new(buf)])
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let mut inner = self.0.inner.borrow_mut();
+        // A frame's head and its payload.
+        let bufs = &bufs[..bufs.len().min(2)];
+        let all: usize = bufs.iter().map(|buf| buf.len()).sum();
+        loop {
+            if all == 0 || inner.gathered.len() + all <= GATHERED {
+                bufs.iter().for_each(|buf| inner.gathered.extend_from_slice(buf));
+                return Poll::Ready(Ok(all));
+            }
+            let taken = ready!(inner.poll_write_with(cx, bufs))?;
+            if taken > 0 {
+                return Poll::Ready(Ok(taken));
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        true
+    }
+
+    /// The connection's task does it at the end of its turn, once for all frames.
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut inner = self.0.inner.borrow_mut();
+        ready!(inner.poll_drain(cx))?;
+        Pin::new(inner.stream()?).poll_shutdown(cx)
+    }
+}
