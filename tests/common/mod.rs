@@ -6,6 +6,7 @@
 pub mod app;
 pub mod grpc;
 pub mod http;
+pub mod http2;
 pub mod pod;
 pub mod process;
 pub mod websocket;
