@@ -9,6 +9,8 @@ use crate::metrics::Ended;
 pub enum Failure {
     /// The client closed or reset its connection.
     ClientGone,
+    /// The request's head can't be said to an app that speaks HTTP/2.
+    BadHead,
     /// The client's body breaks its coding.
     BadBody,
     /// The app closed or reset its connection; `unanswered` when before any byte of an answer.
@@ -64,6 +66,7 @@ impl Failure {
     pub fn verdict(self, progress: Progress) -> Verdict {
         let (status, ended, why) = match (self, progress) {
             (Self::ClientGone, _) => (None, Ended::ClientGone, ""),
+            (Self::BadHead, _) => (Some(400), Ended::Rejected, "the request's head can't be said in HTTP/2"),
             (Self::BadBody, _) => (Some(400), Ended::Rejected, "the request's body can't be read"),
             (Self::AppGone { .. }, _) => {
                 (Some(502), Ended::AppGone, "the app closed the connection without a whole answer")

@@ -7,7 +7,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::buffer::{self, Buffer};
 use super::error::{Failure, Progress};
@@ -15,9 +15,10 @@ use super::headers::{Answer, Framing, Request, Response, Upgrade};
 use super::plane::Worker;
 use super::record::Totals;
 use super::stream::{Sink, Source};
+use crate::config::UpstreamProtocol;
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
-use crate::upstream::{self, Writer};
+use crate::upstream;
 
 /// After an early answer the rest of the request is waited for so long from byte to byte.
 const EARLY: Duration = Duration::from_secs(5);
@@ -139,6 +140,11 @@ impl Exchange<'_> {
         }
     }
 
+    /// Whether everything goes to the app over HTTP/2.
+    pub fn http2(&self) -> bool {
+        self.worker.plane.settings.upstream_protocol == UpstreamProtocol::Http2
+    }
+
     /// Waits while the app restarts or is replaced, with a head of so many bytes. What the app itself asks for goes
     /// on: what runs may be waiting for it.
     pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
@@ -182,7 +188,7 @@ impl Exchange<'_> {
     }
 
     /// Writes the request's head, and what of its body came with it.
-    pub async fn send(&self, app: &mut Writer<'_>, head: &[u8]) -> Result<(), Failure> {
+    pub async fn send(&self, app: &mut (impl AsyncWrite + Unpin), head: &[u8]) -> Result<(), Failure> {
         let mut left = head;
         while !left.is_empty() {
             match app.write(left).await {

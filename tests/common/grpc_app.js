@@ -69,6 +69,7 @@ server.on('stream', (stream, fields) => {
   const call = CALLS[path];
   if (call) return call(stream, fields);
   // Not gRPC: what came, as text.
+  if (fields.expect === '100-continue') stream.additionalHeaders({ ':status': 100 });
   const parts = [];
   stream.on('data', (part) => parts.push(part));
   let trailers = {};

@@ -25,6 +25,7 @@ use ::h2::server::{self, Builder};
 use bytes::Bytes;
 use tokio::task::spawn_local;
 
+pub use self::app::{AppStream, request as app_head};
 pub use self::frames::PREFACE;
 use self::request::Ending;
 use self::wire::{Transport, Wire};

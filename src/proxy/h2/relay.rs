@@ -76,7 +76,7 @@ pub async fn relay(
             exchange.worker.store.give(head);
             forward(exchange, &request, &mut client).await
         }
-        None => Err(Failure::BadBody),
+        None => Err(Failure::BadHead),
     };
     match done {
         Ok(()) => (Ended::Complete, true),
