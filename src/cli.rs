@@ -23,7 +23,8 @@ use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub};
 pub use self::inject::check_proxy;
 pub use self::webhook::{Cluster, WebhookSettings};
 use crate::config::{
-    AfterDrain, DrainSettings, Limits, ReadySettings, Settings, Sidecar, UpstreamAddr, parse_listen,
+    AfterDrain, DrainSettings, Limits, ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr,
+    UpstreamProtocol, parse_listen,
 };
 use crate::inject::command::Request;
 use crate::inject::manifest::Task;
@@ -385,8 +386,22 @@ fn settings(
         termination_log: log.termination_log,
     };
     settings.drain.check()?;
+    check_protocol(&settings)?;
     check_addresses(&settings)?;
     Ok(settings)
+}
+
+/// Refuses questions of our own to an app that could not answer them.
+fn check_protocol(settings: &Settings) -> Result<(), String> {
+    let ready = &settings.ready;
+    let asked = ready.check != ReadyCheck::Connect || !ready.warm_up.is_empty();
+    if asked && settings.upstream_protocol == UpstreamProtocol::Http2 {
+        return Err(
+            "--ready-check PATH and --warm-up ask by HTTP/1.1, which --upstream-protocol http2 rules out"
+                .to_owned(),
+        );
+    }
+    Ok(())
 }
 
 /// Refuses one port for two of our addresses, and an app that is this proxy itself.

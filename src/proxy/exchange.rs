@@ -18,7 +18,8 @@ use super::stream::{Sink, Source};
 use crate::config::UpstreamProtocol;
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
-use crate::upstream;
+use crate::metrics::add;
+use crate::upstream::{self, Lease};
 
 /// After an early answer the rest of the request is waited for so long from byte to byte.
 const EARLY: Duration = Duration::from_secs(5);
@@ -185,6 +186,13 @@ impl Exchange<'_> {
             }
             wait = (wait * 2).min(Duration::from_millis(100));
         }
+    }
+
+    /// The same for a stream on a connection that others may share.
+    pub async fn lease(&self) -> Result<Lease, Failure> {
+        let lease = self.reach(async || self.worker.pool.lease().await).await?;
+        add(&self.worker.shard.connects, u64::from(lease.is_first()));
+        Ok(lease)
     }
 
     /// Writes the request's head, and what of its body came with it.

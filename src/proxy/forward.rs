@@ -132,7 +132,7 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
     let pool = &exchange.worker.pool;
     if exchange.http2() {
         let request = app_head(head).ok_or(Failure::BadHead)?;
-        let lease = exchange.reach(async || pool.lease().await).await?;
+        let lease = exchange.lease().await?;
         let Request { framing, head_only, .. } = *exchange.request;
         return Ok(App::Http2(AppStream::new(lease, request, framing, head_only)));
     }

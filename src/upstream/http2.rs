@@ -59,6 +59,11 @@ impl Lease {
         &self.home.backend
     }
 
+    /// Whether the connection was made for this stream.
+    pub fn is_first(&self) -> bool {
+        self.room.first
+    }
+
     /// Opens the stream. `end`: the request has no body.
     ///
     /// # Errors
@@ -77,6 +82,8 @@ impl Lease {
 pub(super) struct Room {
     sender: SendRequest<Bytes>,
     shared: Rc<Shared>,
+    /// The connection was made for it.
+    first: bool,
 }
 
 impl Drop for Room {
@@ -96,6 +103,8 @@ pub fn was_unprocessed(error: &h2::Error) -> bool {
 #[derive(Debug)]
 struct Shared {
     streams: Cell<usize>,
+    /// There was a stream.
+    used: Cell<bool>,
     idle_since: Cell<Instant>,
     /// Grows with each read that brought something.
     heard: Cell<u64>,
@@ -111,13 +120,16 @@ struct Connection {
 impl Connection {
     /// Neither closed nor told to take no more streams.
     fn is_open(&self) -> bool {
-        let polled = self.sender.clone().poll_ready(&mut Context::from_waker(Waker::noop()));
-        !matches!(polled, Poll::Ready(Err(_)))
+        takes_streams(&mut self.sender.clone())
     }
 
     fn has_room(&self) -> bool {
         self.shared.streams.get() < self.sender.current_max_send_streams()
     }
+}
+
+fn takes_streams(sender: &mut SendRequest<Bytes>) -> bool {
+    !matches!(sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
 }
 
 /// An attempt to connect, which all who wait for room share.
@@ -165,11 +177,17 @@ impl Connections {
 
     fn find(&self, backend: &Arc<Backend>) -> Option<Room> {
         let mut open = self.open.borrow_mut();
-        open.retain(Connection::is_open);
-        let fits = |it: &&Connection| Arc::ptr_eq(&it.backend, backend) && it.has_room();
-        let found = open.iter().find(fits)?;
-        found.shared.streams.set(found.shared.streams.get() + 1);
-        Some(Room { sender: found.sender.clone(), shared: found.shared.clone() })
+        loop {
+            let fits = |it: &Connection| Arc::ptr_eq(&it.backend, backend) && it.has_room();
+            let at = open.iter().position(fits)?;
+            let (mut sender, shared) = (open[at].sender.clone(), open[at].shared.clone());
+            if takes_streams(&mut sender) {
+                let first = !shared.used.replace(true);
+                shared.streams.set(shared.streams.get() + 1);
+                return Some(Room { sender, shared, first });
+            }
+            open.swap_remove(at);
+        }
     }
 
     fn opening(&self, backend: &Arc<Backend>) -> Option<watch::Receiver<Option<io::ErrorKind>>> {
@@ -228,7 +246,12 @@ impl Connections {
 /// Begins HTTP/2. Returns once the app has answered, so that its settings are known and nothing is sent to one that
 /// has accepted and will never read.
 async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes>, Driver)> {
-    let shared = Shared { streams: Cell::new(0), idle_since: Cell::new(Instant::now()), heard: Cell::new(0) };
+    let shared = Shared {
+        streams: Cell::new(0),
+        used: Cell::new(false),
+        idle_since: Cell::new(Instant::now()),
+        heard: Cell::new(0),
+    };
     let shared = Rc::new(shared);
     let io = Heard { stream, shared: shared.clone() };
     let mut builder = client::Builder::new();

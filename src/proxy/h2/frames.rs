@@ -27,8 +27,8 @@ pub enum Frame {
     Work,
     /// The last one of this stream in its direction, or a reset of ours.
     LastOf(u32),
-    /// The client's reset.
-    Reset,
+    /// The client's reset of this stream.
+    Reset(u32),
     /// Everything else, empty DATA frames included.
     Control,
 }
@@ -99,7 +99,7 @@ impl Follower {
             _ if ends => Frame::LastOf(id),
             DATA if self.payload == 0 => Frame::Control,
             DATA | HEADERS => Frame::Work,
-            RST_STREAM => Frame::Reset,
+            RST_STREAM => Frame::Reset(id),
             _ => Frame::Control,
         };
         match self.sides {
@@ -220,7 +220,7 @@ mod tests {
         .concat();
         let (mut follower, mut told) = (Follower::new(Sides::FromClient), vec![]);
         follower.follow(&bytes, |frame| told.push(frame));
-        assert_eq!(told, [Frame::Control, Frame::Control, Frame::Control, Frame::Reset, Frame::LastOf(3)]);
+        assert_eq!(told, [Frame::Control, Frame::Control, Frame::Control, Frame::Reset(1), Frame::LastOf(3)]);
     }
 
     #[test]

@@ -59,7 +59,7 @@ pub struct Connection {
 /// A stream until its last frame is in the socket.
 struct Running {
     id: u32,
-    /// Its last frame has been written.
+    /// Its last frame has been written, or the client has reset it.
     written: bool,
     /// Its request has ended, with this to be told once its last frame has been written.
     ending: Option<Ending>,
@@ -141,36 +141,29 @@ impl Connection {
         }
     }
 
-    /// A request has ended, whole: it is over once its last frame is in the socket.
+    /// A request has ended: it is over once its last frame is in the socket.
     fn ended(&self, id: u32, ending: Ending) {
-        let mut streams = self.streams.borrow_mut();
-        let Some(at) = streams.iter().position(|stream| stream.id == id) else { return };
-        if streams[at].written {
-            streams.swap_remove(at);
-            ending.write(&self.worker);
-        } else {
-            streams[at].ending = Some(ending);
-        }
+        self.update(id, |stream| stream.ending = Some(ending));
     }
 
-    /// A request has ended without a last frame that anybody waits for.
+    /// A stream was refused.
     fn forget(&self, id: u32) {
         self.streams.borrow_mut().retain(|stream| stream.id != id);
     }
 
     /// Ends the requests whose last frame is in the socket.
     fn settle(&self) {
-        self.wire.ended(|id| {
-            let mut streams = self.streams.borrow_mut();
-            let Some(at) = streams.iter().position(|stream| stream.id == id) else { return };
-            match streams[at].ending.take() {
-                None => streams[at].written = true,
-                Some(ending) => {
-                    streams.swap_remove(at);
-                    ending.write(&self.worker);
-                }
-            }
-        });
+        self.wire.ended(|id| self.update(id, |stream| stream.written = true));
+    }
+
+    fn update(&self, id: u32, change: impl FnOnce(&mut Running)) {
+        let mut streams = self.streams.borrow_mut();
+        let Some(at) = streams.iter().position(|stream| stream.id == id) else { return };
+        change(&mut streams[at]);
+        if streams[at].written && streams[at].ending.is_some() {
+            let ended = streams.swap_remove(at);
+            ended.ending.into_iter().for_each(|ending| ending.write(&self.worker));
+        }
     }
 
     /// The connection is over: what was not written will not be.
@@ -178,13 +171,26 @@ impl Connection {
         self.settle();
         for stream in self.streams.take() {
             if let Some(ending) = stream.ending {
-                ending.cut(
-                    &self.worker,
-                    if self.worker.plane.forced() { Ended::Cut } else { Ended::ClientGone },
-                );
+                let ended = if self.worker.plane.forced() { Ended::Cut } else { Ended::ClientGone };
+                ending.cut(ended).write(&self.worker);
             }
         }
     }
+}
+
+/// What a connection waits for no longer than for a while.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// Nothing.
+    None,
+    /// Its first request; a drain has begun.
+    Fresh,
+    /// Its next request.
+    Idle,
+    /// The client has to take a byte; so many it has taken.
+    Blocked(u64),
+    /// The last frames have to be written.
+    Close,
 }
 
 /// A connection's own task.
@@ -195,12 +201,11 @@ struct Session<'a> {
     began: Instant,
     /// A stream has been accepted.
     used: bool,
-    /// Nothing runs, and the idle timeout has begun.
-    idle: bool,
     /// The client was told to go.
     told: bool,
     /// It closes once the last frames are written.
     closing: bool,
+    wait: Wait,
 }
 
 impl<'a> Session<'a> {
@@ -212,29 +217,31 @@ impl<'a> Session<'a> {
             h2,
             began: Instant::now(),
             used: false,
-            idle: false,
             told: false,
             closing: false,
+            wait: Wait::None,
         }
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        self.mind_the_drain();
         loop {
-            self.mind_the_drain();
             if let Poll::Ready(close) = self.poll_streams(cx) {
                 return Poll::Ready(close);
             }
-            match self.connection.wire.poll_drain(cx) {
-                Poll::Ready(Err(_)) => return Poll::Ready(Close::Gone),
-                Poll::Ready(Ok(())) | Poll::Pending => {}
-            }
+            let drained = self.connection.wire.poll_drain(cx);
             self.connection.settle();
-            if self.closing || !self.connection.wire.excess() {
-                break;
+            match drained {
+                Poll::Ready(Err(_)) => return Poll::Ready(Close::Gone),
+                _ if self.connection.wire.excess() && !self.closing => self.close(Reason::ENHANCE_YOUR_CALM),
+                _ => match self.mind_the_time(drained.is_pending()) {
+                    // Its GOAWAY is still to be written.
+                    Poll::Ready(None) => self.close(Reason::NO_ERROR),
+                    Poll::Ready(Some(close)) => return Poll::Ready(close),
+                    Poll::Pending => return Poll::Pending,
+                },
             }
-            self.close(Reason::ENHANCE_YOUR_CALM);
         }
-        self.mind_the_time()
     }
 
     fn poll_streams(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
@@ -258,16 +265,16 @@ impl<'a> Session<'a> {
         self.connection.streams.borrow().is_empty()
     }
 
+    /// Told at once, a client would come again and again without ever asking for anything.
+    fn is_fresh(&self) -> bool {
+        !self.used && self.began.elapsed() < FRESH && !self.connection.worker.plane.forced()
+    }
+
     /// Tells the client to go, and closes once nothing runs and nothing is to come.
     fn mind_the_drain(&mut self) {
         let plane = &self.connection.worker.plane;
-        if self.closing || plane.phase() == Phase::Serving {
+        if self.closing || plane.phase() == Phase::Serving || self.is_fresh() {
             return;
-        }
-        let fresh = !self.used && self.began.elapsed() < FRESH && !plane.forced();
-        if fresh {
-            // Told at once, a client would come again and again without ever asking for anything.
-            return self.place.set_deadline(self.connection.worker.deadline(FRESH));
         }
         if !self.told {
             self.told = true;
@@ -282,24 +289,36 @@ impl<'a> Session<'a> {
     fn close(&mut self, reason: Reason) {
         self.closing = true;
         self.h2.abrupt_shutdown(reason);
-        self.place.set_deadline(self.connection.worker.deadline(LAST_WORD));
     }
 
-    /// The idle timeout, and a bound on how long the last frames may take.
-    fn mind_the_time(&mut self) -> Poll<Close> {
-        let worker = &self.connection.worker;
-        let (expired, idle) = (self.place.expired(), self.nothing_runs());
-        if self.closing {
-            return if expired { Poll::Ready(Close::Reset) } else { Poll::Pending };
+    /// Bounds what the connection waits for. `None`: it has been idle for long enough.
+    fn mind_the_time(&mut self, blocked: bool) -> Poll<Option<Close>> {
+        let plane = &self.connection.worker.plane;
+        let limits = &plane.settings.limits;
+        let (wait, time) = if self.closing || plane.forced() {
+            (Wait::Close, LAST_WORD)
+        } else if blocked {
+            (Wait::Blocked(self.connection.wire.written()), limits.body_timeout)
+        } else if !self.nothing_runs() {
+            (Wait::None, Duration::ZERO)
+        } else if plane.phase() != Phase::Serving && self.is_fresh() {
+            (Wait::Fresh, FRESH)
+        } else {
+            (Wait::Idle, limits.idle_timeout)
+        };
+        if wait != self.wait {
+            self.wait = wait;
+            let deadline = if wait == Wait::None { 0 } else { self.connection.worker.deadline(time) };
+            self.place.set_deadline(deadline);
+        } else if self.place.expired() {
+            match wait {
+                Wait::None => {}
+                // The sweeper's clock is coarse: it may have woken us a little early.
+                Wait::Fresh => self.place.set_deadline(self.connection.worker.deadline(time)),
+                Wait::Idle => return Poll::Ready(None),
+                Wait::Blocked(_) | Wait::Close => return Poll::Ready(Some(Close::Reset)),
+            }
         }
-        if idle && !self.idle {
-            self.place.set_deadline(worker.deadline(worker.plane.settings.limits.idle_timeout));
-        } else if idle && expired {
-            self.close(Reason::NO_ERROR);
-        } else if !idle && self.idle {
-            self.place.set_deadline(0);
-        }
-        self.idle = idle;
         Poll::Pending
     }
 }

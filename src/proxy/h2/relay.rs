@@ -61,14 +61,14 @@ struct Body {
 }
 
 /// Passes the request on and the answer back; where that fails, answers itself. `head` is the app's version of the
-/// request's head. Says also whether the answer is whole, so that its last frame can be waited for.
+/// request's head.
 pub async fn relay(
     exchange: &Exchange<'_>,
     head: Vec<u8>,
     grpc: bool,
     body: RecvStream,
     respond: SendResponse<Bytes>,
-) -> (Ended, bool) {
+) -> Ended {
     let back = Back { respond, answer: None };
     let mut client = Client { body: Body::new(body), back, reset: Cell::new(None), grpc };
     let done = match app::request(&head) {
@@ -79,7 +79,7 @@ pub async fn relay(
         None => Err(Failure::BadHead),
     };
     match done {
-        Ok(()) => (Ended::Complete, true),
+        Ok(()) => Ended::Complete,
         Err(failure) => fail(exchange, &mut client, failure),
     }
 }
@@ -92,12 +92,14 @@ async fn forward(exchange: &Exchange<'_>, head: &Request<()>, client: &mut Clien
     exchange.bounded(client.watched(exchange.held_back(size_of(head)))).await?;
     let mut tries = 0;
     loop {
-        let lease = exchange.reach(async || worker.pool.lease().await);
-        let mut lease = exchange.bounded(client.watched(lease)).await.map_err(|failure| match failure {
-            // The first try was sent: nobody may say that the app never had it.
-            Failure::AppDown if progress.get() > Progress::Unsent => Failure::AppGone { unanswered: true },
-            other => other,
-        })?;
+        let mut lease =
+            exchange.bounded(client.watched(exchange.lease())).await.map_err(|failure| match failure {
+                // The first try was sent: nobody may say that the app never had it.
+                Failure::AppDown if progress.get() > Progress::Unsent => {
+                    Failure::AppGone { unanswered: true }
+                }
+                other => other,
+            })?;
         let attempt = attempt(exchange, head, client, &mut lease);
         let failure = match exchange.bounded(attempt).await {
             Ok(()) => return Ok(()),
@@ -285,52 +287,46 @@ fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), ::
 
 /// Ends a request that failed: with an answer where one is still possible, else so that the client can tell a cut from
 /// an end. A call's trailers can always be sent, and say that it may come again.
-fn fail(exchange: &Exchange<'_>, client: &mut Client, failure: Failure) -> (Ended, bool) {
+fn fail(exchange: &Exchange<'_>, client: &mut Client, failure: Failure) -> Ended {
     let verdict = failure.verdict(exchange.flow.progress.get());
     let Client { back, grpc, .. } = client;
     let reset = match failure {
+        Failure::ClientGone => return verdict.ended,
         Failure::AppReset(reason) | Failure::Unprocessed(reason) => Some(reason),
         _ => None,
     };
     let reason = reset.unwrap_or_else(|| reason(verdict.ended));
-    let whole = match (&mut back.answer, verdict.status) {
-        _ if failure == Failure::ClientGone => false,
+    match (&mut back.answer, verdict.status) {
         (Some(answer), _) if *grpc && reset.is_none() => {
-            answer.send_trailers(grpc::trailers(Code::Unavailable, verdict.why)).is_ok()
+            // Whoever has gone needs no end.
+            let _ = answer.send_trailers(grpc::trailers(Code::Unavailable, verdict.why));
         }
-        (Some(answer), _) => {
-            answer.send_reset(reason);
-            false
-        }
+        (Some(answer), _) => answer.send_reset(reason),
         (None, Some(status)) if reset.is_none() => {
             exchange.flow.status.set(status);
-            refuse(&mut back.respond, status, verdict.why, *grpc, exchange.request.head_only)
+            refuse(&mut back.respond, status, verdict.why, *grpc, exchange.request.head_only);
         }
-        (None, _) => {
-            back.respond.send_reset(reason);
-            false
-        }
-    };
-    (verdict.ended, whole)
+        (None, _) => back.respond.send_reset(reason),
+    }
+    verdict.ended
 }
 
-/// A whole answer of our own; false when nobody takes it.
-pub fn refuse(
-    respond: &mut SendResponse<Bytes>,
-    status: u16,
-    why: &str,
-    grpc: bool,
-    head_only: bool,
-) -> bool {
+/// A whole answer of our own.
+pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: bool, head_only: bool) {
     // Whoever has gone needs no answer.
     if grpc {
-        return respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true).is_ok();
+        let _ = respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true);
+        return;
     }
     let (answer, text) = plain(status, why);
-    let sent = respond.send_response(answer, head_only);
-    sent.and_then(|mut sent| if head_only { Ok(()) } else { sent.send_data(text, true) }).is_ok()
+    if let Ok(mut sent) = respond.send_response(answer, head_only)
+        && !head_only
+    {
+        let _ = sent.send_data(text, true);
+    }
 }
 
+/// Head and text of an answer that is no gRPC.
 fn plain(status: u16, why: &str) -> (Response<()>, Bytes) {
     let text = Bytes::from(format!("lameduck: {why}\n"));
     let mut answer = Response::new(());

@@ -22,7 +22,7 @@ use crate::proxy::error::{self, Failure};
 use crate::proxy::exchange::{Client, Exchange, Flow};
 use crate::proxy::forward::{Finish, forward};
 use crate::proxy::grpc;
-use crate::proxy::headers::{Framing, Reject, Request, Sender};
+use crate::proxy::headers::{Reject, Request, Sender};
 use crate::proxy::plane::Worker;
 use crate::proxy::record::{Record, Totals};
 
@@ -34,7 +34,8 @@ const NO_GRPC: Reject =
 
 /// What is told of a request once its last frame is in the socket. Until then it counts.
 pub struct Ending {
-    record: Record,
+    /// None for a request that could not be read.
+    record: Option<Record>,
     totals: Totals,
     ended: Ended,
     _in_flight: Option<InFlightTunnel>,
@@ -42,14 +43,17 @@ pub struct Ending {
 }
 
 impl Ending {
-    /// Its last frame is in the socket.
-    pub fn write(self, worker: &Worker) {
-        self.record.write(worker, self.totals, self.ended);
+    /// Its last frame never got there.
+    pub fn cut(self, ended: Ended) -> Self {
+        let whole = self.ended == Ended::Complete;
+        Self { ended: if whole { ended } else { self.ended }, ..self }
     }
 
-    /// Its last frame never got there.
-    pub fn cut(self, worker: &Worker, ended: Ended) {
-        self.record.write(worker, self.totals, ended);
+    /// It has ended.
+    pub fn write(self, worker: &Worker) {
+        if let Some(record) = self.record {
+            record.write(worker, self.totals, self.ended);
+        }
     }
 }
 
@@ -87,16 +91,14 @@ pub async fn serve(
     });
     let request = match read {
         Ok(request) => request,
-        Err(reject) if call => {
-            relay::refuse(&mut respond, reject.status, reject.why, true, false);
-            worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
-            return connection.forget(id);
-        }
         Err(reject) => {
-            let adapter = Adapter::new(Framing::None, parts.method == http::Method::HEAD, body, respond);
-            refuse(&adapter, reject.status, reject.why).await;
+            let head_only = parts.method == http::Method::HEAD;
+            relay::refuse(&mut respond, reject.status, reject.why, call, head_only);
             worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
-            return connection.forget(id);
+            let (in_flight, totals) = (Some(in_flight.into_tunnel(gate)), Totals::default());
+            let ended = Ended::Rejected;
+            let ending = Ending { record: None, totals, ended, _in_flight: in_flight, _place: place };
+            return connection.ended(id, ending);
         }
     };
     // Probes are neither work nor arrivals.
@@ -108,19 +110,14 @@ pub async fn serve(
     let record = Record::new(since, &head, &request, &connection.peer_text, settings.access_log);
 
     let exchange = Exchange { worker, place: &place, request: &request, flow: Flow::default() };
-    let (ended, whole) = if call || settings.upstream_protocol == UpstreamProtocol::Http2 {
+    let ended = if call || exchange.http2() {
         relay::relay(&exchange, head, call, body, respond).await
     } else {
         by_http1(&connection, &exchange, body, respond, head).await
     };
     let totals = exchange.flow.totals();
-    let ending = Ending { record, totals, ended, _in_flight: in_flight, _place: place };
-    if whole {
-        connection.ended(id, ending);
-    } else {
-        ending.write(worker);
-        connection.forget(id);
-    }
+    let ending = Ending { record: Some(record), totals, ended, _in_flight: in_flight, _place: place };
+    connection.ended(id, ending);
 }
 
 fn read_head(
@@ -134,14 +131,14 @@ fn read_head(
     head::request(parts, body.is_end_stream(), sender, head)
 }
 
-/// Sends the request to the app by HTTP/1.1, and the answer to the client. Says also whether that is whole.
+/// Sends the request to the app by HTTP/1.1, and the answer to the client.
 async fn by_http1(
     connection: &Connection,
     exchange: &Exchange<'_>,
     body: RecvStream,
     respond: SendResponse<Bytes>,
     head: Vec<u8>,
-) -> (Ended, bool) {
+) -> Ended {
     let adapter = Adapter::new(exchange.request.framing, exchange.request.head_only, body, respond);
     let (reader, writer) = adapter.split();
     let peer = connection.peer_text.clone();
@@ -155,7 +152,7 @@ async fn by_http1(
     if !adapter.is_whole() && ended != Ended::ClientGone {
         adapter.reset(reason(ended));
     }
-    (ended, adapter.is_whole())
+    ended
 }
 
 /// Ends a request that failed: with an answer where one is still possible.

@@ -34,11 +34,14 @@ struct Inner {
     /// What was read before it was known to be HTTP/2.
     read: Buffer,
     gathered: Vec<u8>,
+    /// How much of it has been written.
     written: usize,
+    /// Bytes written in all.
+    total: u64,
     came: Follower,
     went: Follower,
     allowance: Allowance,
-    /// Streams whose last frame was written and that nobody was told of.
+    /// Streams whose last frame was written, or that the client has reset, and that nobody was told of.
     ended: Vec<u32>,
 }
 
@@ -53,6 +56,7 @@ impl Wire {
             read,
             gathered: Vec::new(),
             written: 0,
+            total: 0,
             came: Follower::new(Sides::FromClient),
             went: Follower::new(Sides::ToClient),
             allowance: Allowance::new(ledger.now_ms()),
@@ -66,7 +70,8 @@ impl Wire {
         self.inner.borrow_mut().poll_drain(cx)
     }
 
-    /// Tells of each stream whose last frame has been written since the last call.
+    /// Tells of each stream that has come to its end since the last call: its last frame has been written, or the
+    /// client has reset it, so that none will be.
     pub fn ended(&self, mut tell: impl FnMut(u32)) {
         let mut inner = self.inner.borrow_mut();
         inner.ended.drain(..).for_each(&mut tell);
@@ -75,6 +80,11 @@ impl Wire {
     /// Whether the client has sent more of what costs and brings nothing than it may; nothing more is read then.
     pub fn excess(&self) -> bool {
         self.excess.get()
+    }
+
+    /// Bytes written in all.
+    pub fn written(&self) -> u64 {
+        self.inner.borrow().total
     }
 
     /// Whether something came that was not read yet, asked of the kernel itself.
@@ -115,6 +125,7 @@ impl Inner {
         if n == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
+        self.total += n as u64;
         let mut left = n;
         for part in &parts {
             let taken = left.min(part.len());
@@ -125,7 +136,7 @@ impl Inner {
                     self.ended.push(stream);
                 }
                 Frame::Work => self.allowance.worked(),
-                Frame::Control | Frame::Reset => {}
+                Frame::Control | Frame::Reset(_) => {}
             });
         }
         let own = n.min(own.len());
@@ -158,11 +169,14 @@ impl AsyncRead for Transport {
             buf.put_slice(&inner.read.unread()[..n]);
             inner.read.consume(n);
         }
-        let allowance = &mut inner.allowance;
+        let (allowance, ended) = (&mut inner.allowance, &mut inner.ended);
         let mut fine = true;
         inner.came.follow(&buf.filled()[before..], |frame| match frame {
             Frame::Control => fine &= allowance.control(wire.ledger.now_ms()),
-            Frame::Reset => fine &= allowance.reset(wire.ledger.now_ms()),
+            Frame::Reset(stream) => {
+                ended.push(stream);
+                fine &= allowance.reset(wire.ledger.now_ms());
+            }
             Frame::LastOf(_) | Frame::Work => {}
         });
         wire.excess.set(!fine);
