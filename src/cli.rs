@@ -23,8 +23,8 @@ use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub, TlsArgs, UpstreamTl
 pub use self::inject::check_proxy;
 pub use self::webhook::{Cluster, WebhookSettings};
 use crate::config::{
-    AfterDrain, DrainSettings, Limits, ReadySettings, Settings, Sidecar, TlsSettings, UpstreamAddr,
-    UpstreamTls, parse_listen,
+    AfterDrain, DrainSettings, Limits, ReadyCheck, ReadySettings, Settings, Sidecar, TlsSettings,
+    UpstreamAddr, UpstreamProtocol, UpstreamTls, parse_listen,
 };
 use crate::inject::command::Request;
 use crate::inject::manifest::Task;
@@ -377,6 +377,7 @@ fn settings(
             warm_up_count: ready.warm_up_count,
         },
         upstream_wait: app.upstream_wait,
+        upstream_protocol: app.upstream_protocol,
         forwarded: app.forwarded,
         access_log: log.access_log,
         limits: Limits {
@@ -397,6 +398,7 @@ fn settings(
         termination_log: log.termination_log,
     };
     settings.drain.check()?;
+    check_protocol(&settings)?;
     check_addresses(&settings)?;
     Ok(settings)
 }
@@ -418,6 +420,19 @@ fn tls_settings(args: TlsArgs) -> Result<Option<TlsSettings>, String> {
         (true, None) if args.tls_client_ca.is_none() => Ok(None),
         (true, _) => Err("--tls-dir and --tls-client-ca belong to --tls-listen: give that too".to_owned()),
     }
+}
+
+/// Refuses questions of our own to an app that could not answer them.
+fn check_protocol(settings: &Settings) -> Result<(), String> {
+    let ready = &settings.ready;
+    let asked = ready.check != ReadyCheck::Connect || !ready.warm_up.is_empty();
+    if asked && settings.upstream_protocol == UpstreamProtocol::Http2 {
+        return Err(
+            "--ready-check PATH and --warm-up ask by HTTP/1.1, which --upstream-protocol http2 rules out"
+                .to_owned(),
+        );
+    }
+    Ok(())
 }
 
 /// Refuses one port for two of our addresses, and an app that is this proxy itself.

@@ -45,6 +45,8 @@ pub struct Settings {
     pub ready: ReadySettings,
     /// How long a request waits for an app whose port is closed.
     pub upstream_wait: Duration,
+    /// What the app speaks.
+    pub upstream_protocol: UpstreamProtocol,
     /// What happens to `X-Forwarded-*`.
     pub forwarded: Forwarded,
     /// One line per request on stdout.
@@ -418,6 +420,18 @@ impl FromStr for WarmUp {
 
 fn is_target(path: &str) -> bool {
     path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic())
+}
+
+/// `--upstream-protocol`: what the app speaks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum UpstreamProtocol {
+    /// gRPC over HTTP/2 without TLS (h2c), all else over HTTP/1.1.
+    #[default]
+    Auto,
+    /// HTTP/1.1 only: gRPC calls are refused as UNIMPLEMENTED.
+    Http1,
+    /// HTTP/2 only, without TLS (h2c, with prior knowledge).
+    Http2,
 }
 
 /// `--forwarded`: what happens to `X-Forwarded-For`, `-Proto` and `-Host`.

@@ -1,10 +1,11 @@
 //! The app's side: find its servers, connect, keep connections for reuse, and retire them before the app would.
 
 mod backends;
+mod http2;
 mod pool;
 mod resolve;
 
-use std::io;
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
@@ -17,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 pub use self::backends::{Backend, Upstream};
+pub use self::http2::{Lease, was_unprocessed};
 pub use self::pool::{Connection, Parked, Pool};
 pub use self::resolve::{addresses, keep_up_to_date};
 use crate::config::UpstreamAddr;
@@ -154,6 +156,26 @@ impl AsyncWrite for Stream {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().split().1).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        match self.get_mut() {
+            Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
+            // A session seals one piece at a time.
+            Self::Tls(stream) => {
+                let first = bufs.iter().find(|buf| !buf.is_empty());
+                Pin::new(&mut stream.split().1).poll_write(cx, first.map_or(&[], |buf| buf))
+            }
+        }
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        !matches!(self, Self::Tls(_))
     }
 }
 

@@ -16,7 +16,7 @@ use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
     AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, ReadyCheck, Sidecar, TcpRoute,
-    UpstreamAddr, WarmUp, parse_listen,
+    UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
 };
 
 const EXIT_CODES: &str = "\
@@ -299,6 +299,15 @@ pub(super) struct AppArgs {
     #[arg(long, env = "LAMEDUCK_UPSTREAM_WAIT", value_name = "TIME", default_value = "10s",
           value_parser = values::time)]
     pub upstream_wait: Duration,
+    /// What the app speaks
+    #[arg(
+        long,
+        env = "LAMEDUCK_UPSTREAM_PROTOCOL",
+        value_name = "PROTOCOL",
+        value_enum,
+        default_value = "auto"
+    )]
+    pub upstream_protocol: UpstreamProtocol,
     /// What the app gets to see as X-Forwarded-For, -Proto and -Host
     #[arg(long, env = "LAMEDUCK_FORWARDED", value_name = "MODE", value_enum, default_value = "append")]
     pub forwarded: Forwarded,

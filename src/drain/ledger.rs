@@ -20,6 +20,8 @@ pub enum Class {
     Finite,
     /// An event stream that its client can reopen.
     EventStream,
+    /// A gRPC call that the app is answering. It ends by itself, or with trailers at the deadline.
+    GrpcStream,
     /// A WebSocket.
     WebSocket,
     /// Any other upgraded connection.
@@ -35,6 +37,7 @@ impl Class {
             Self::Request => "request",
             Self::Finite => "response",
             Self::EventStream => "event-stream",
+            Self::GrpcStream => "grpc-stream",
             Self::WebSocket => "websocket",
             Self::Tunnel => "tunnel",
             Self::Tcp => "tcp",

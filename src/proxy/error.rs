@@ -1,5 +1,7 @@
 //! What can go wrong with a request, and the answer it gets.
 
+use h2::Reason;
+
 use crate::metrics::Ended;
 
 /// Why a request did not end by itself.
@@ -7,6 +9,8 @@ use crate::metrics::Ended;
 pub enum Failure {
     /// The client closed or reset its connection.
     ClientGone,
+    /// The request's head can't be said to an app that speaks HTTP/2.
+    BadHead,
     /// The client's body breaks its coding.
     BadBody,
     /// The app closed or reset its connection; `unanswered` when before any byte of an answer.
@@ -20,6 +24,10 @@ pub enum Failure {
     AppUnreachable,
     /// The app's answer can't be read.
     AppBroken(&'static str),
+    /// The app reset the HTTP/2 stream; the client is to hear the same.
+    AppReset(Reason),
+    /// The app has done nothing for the request: it refused the stream, or is leaving.
+    Unprocessed(Reason),
     /// Nothing moved for too long.
     TimedOut,
     /// The app's answer has not begun in time.
@@ -62,6 +70,7 @@ impl Failure {
     pub fn verdict(self, progress: Progress) -> Verdict {
         let (status, ended, why) = match (self, progress) {
             (Self::ClientGone, _) => (None, Ended::ClientGone, ""),
+            (Self::BadHead, _) => (Some(400), Ended::Rejected, "the request's head can't be said in HTTP/2"),
             (Self::BadBody, _) => (Some(400), Ended::Rejected, "the request's body can't be read"),
             (Self::AppGone { .. }, _) => {
                 (Some(502), Ended::AppGone, "the app closed the connection without a whole answer")
@@ -69,6 +78,8 @@ impl Failure {
             (Self::AppDown, _) => (Some(503), Ended::AppDown, "the app does not accept connections"),
             (Self::AppUnreachable, _) => (Some(502), Ended::AppDown, "the app's address can't be reached"),
             (Self::AppBroken(why), _) => (Some(502), Ended::AppBroken, why),
+            (Self::AppReset(_), _) => (Some(502), Ended::AppGone, "the app reset the stream"),
+            (Self::Unprocessed(_), _) => (Some(503), Ended::AppGone, "the app did not take the request"),
             (Self::TimedOut, Progress::Unsent) => (Some(408), Ended::TimedOut, "the request came too slowly"),
             (Self::TimedOut, _) => (Some(408), Ended::TimedOut, "the request's body came too slowly"),
             (Self::AppSlow, _) => {
@@ -85,7 +96,7 @@ impl Failure {
             (Self::Forced, Progress::Sent) => {
                 (Some(504), Ended::Unanswered, "shutting down; the app did not answer in time")
             }
-            (Self::Forced, Progress::Answering) => (None, Ended::Cut, ""),
+            (Self::Forced, Progress::Answering) => (None, Ended::Cut, "shutting down"),
         };
         Verdict { status: status.filter(|_| progress < Progress::Answering), ended, why }
     }

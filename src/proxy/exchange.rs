@@ -2,11 +2,12 @@
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::buffer::{self, Buffer};
 use super::error::{Failure, Progress};
@@ -14,10 +15,11 @@ use super::headers::{Answer, Framing, Request, Response, Upgrade};
 use super::plane::{Plane, Worker};
 use super::record::Totals;
 use super::stream::{Channel, Sink, Source};
+use crate::config::UpstreamProtocol;
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
-use crate::upstream::{self, Connection, Pool, Writer};
+use crate::upstream::{self, Lease};
 
 /// After an early answer the rest of the request is waited for so long from byte to byte.
 const EARLY: Duration = Duration::from_secs(5);
@@ -144,6 +146,11 @@ impl Exchange<'_> {
         }
     }
 
+    /// Whether everything goes to the app over HTTP/2.
+    pub fn http2(&self) -> bool {
+        self.worker.plane.settings.upstream_protocol == UpstreamProtocol::Http2
+    }
+
     /// [`held_back`], with a head of so many bytes.
     pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
         if self.request.probe {
@@ -154,12 +161,19 @@ impl Exchange<'_> {
     }
 
     /// [`reach`] for the app.
-    pub async fn reach(&self) -> Result<Connection, Failure> {
-        reach(self.worker, &self.worker.pool).await
+    pub async fn reach<T>(&self, connect: impl AsyncFn() -> io::Result<T>) -> Result<T, Failure> {
+        reach(self.worker, connect).await
+    }
+
+    /// The same for a stream on a connection that others may share.
+    pub async fn lease(&self) -> Result<Lease, Failure> {
+        let lease = self.reach(async || self.worker.pool.lease().await).await?;
+        add(&self.worker.shard.connects, u64::from(lease.is_first()));
+        Ok(lease)
     }
 
     /// Writes the request's head, and what of its body came with it.
-    pub async fn send(&self, app: &mut Writer<'_>, head: &[u8]) -> Result<(), Failure> {
+    pub async fn send(&self, app: &mut (impl AsyncWrite + Unpin), head: &[u8]) -> Result<(), Failure> {
         let mut left = head;
         while !left.is_empty() {
             match app.write(left).await {
@@ -279,21 +293,21 @@ pub async fn held_back(plane: &Plane, place: &Place, bytes: usize) -> Result<(),
     }
 }
 
-/// Connects to one of the pool's servers; while nobody listens there, tries again for `--upstream-wait`. Nothing has
-/// been sent, so waiting is safe; once the pod goes it is of no use.
-pub async fn reach(worker: &Worker, pool: &Pool) -> Result<Connection, Failure> {
+/// Connects by `connect`; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so waiting
+/// is safe; once the pod goes it is of no use.
+pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>) -> Result<T, Failure> {
     let settings = &worker.plane.settings;
     let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
     loop {
-        match pool.connect().await {
-            Ok(app) => {
-                add(&worker.shard.connects, 1);
-                return Ok(app);
-            }
+        match connect().await {
+            Ok(app) => return Ok(app),
             Err(error) if upstream::is_full(&error) && since.elapsed() < settings.upstream_wait => {
                 tokio::time::sleep(wait).await;
             }
             Err(error) if upstream::is_lost(&error) && since.elapsed() < settings.upstream_wait => {}
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                return Err(Failure::AppBroken("the app does not speak HTTP/2"));
+            }
             Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
             Err(_) if worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
             Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),

@@ -6,6 +6,7 @@
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
+use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -15,12 +16,13 @@ use super::body::{Body, Broken};
 use super::buffer::Buffer;
 use super::error::{Failure, Progress};
 use super::exchange::{Client, Exchange};
-use super::headers::{self, Framing, Response, Upgrade};
+use super::h2::{AppStream, app_head};
+use super::headers::{self, Framing, Request, Response, Upgrade};
 use super::relay::{relay, relay_events};
 use super::stream::{Sink, Source};
 use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
-use crate::upstream::{Backend, Connection, Writer};
+use crate::upstream::{Backend, Connection};
 
 /// A request that was sent is kept for a second try up to this size, in bytes.
 const REPLAY: usize = 64 * 1024;
@@ -35,6 +37,14 @@ pub enum Finish {
     Answered(Ended),
     /// The connection is a tunnel to the app now; with what the app sent already.
     Upgraded(Connection, Buffer),
+}
+
+/// The app's side of a try.
+enum App {
+    /// A connection of its own.
+    Http1(Connection),
+    /// A stream on a shared one.
+    Http2(AppStream),
 }
 
 /// What came of the answer.
@@ -67,14 +77,16 @@ where
         return Err(Failure::Forced);
     }
     exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
-    let mut pooled = exchange.worker.pool.take();
+    let pool = &exchange.worker.pool;
+    let mut pooled = if exchange.http2() { None } else { pool.take() };
     let mut again = false;
     loop {
-        let reused = pooled.is_some();
-        let mut app = match pooled.take() {
-            Some(app) => app,
+        // A shared connection is one that was used before.
+        let reused = pooled.is_some() || (exchange.http2() && !again);
+        let app = match pooled.take() {
+            Some(app) => App::Http1(app),
             None => {
-                let reached = exchange.bounded(exchange.while_watched(client, exchange.reach())).await;
+                let reached = exchange.bounded(exchange.while_watched(client, reach(exchange, &head))).await;
                 reached.map_err(|failure| match failure {
                     // The first try was sent: nobody may say that the app never had it.
                     Failure::AppDown if again => Failure::AppGone { unanswered: true },
@@ -83,42 +95,95 @@ where
             }
         };
         let mut app_buf = Buffer::default();
-        let attempt = attempt(client, exchange, &mut head, &mut body, &mut app, &mut app_buf);
-        match exchange.bounded(attempt).await {
-            Ok(Answered::Whole { ended, reuse, keep_alive }) => {
+        let (app, failure) = match attempt(client, exchange, &mut head, &mut body, app, &mut app_buf).await {
+            (app, Ok(Answered::Whole { ended, reuse, keep_alive })) => {
                 app_buf.release(&exchange.worker.store);
-                if reuse && app_buf.is_empty() {
-                    exchange.worker.pool.put(app, keep_alive);
+                match app {
+                    App::Http1(app) if reuse && app_buf.is_empty() => pool.put(app, keep_alive),
+                    App::Http1(_) => {}
+                    App::Http2(app) => app.finish(),
                 }
                 exchange.worker.store.give(head);
                 return Ok(Finish::Answered(ended));
             }
-            Ok(Answered::Upgraded) => return Ok(Finish::Upgraded(app, app_buf)),
-            // The app closed a kept connection just as it was used again: on a new one the request is safe.
-            Err(Failure::AppGone { unanswered: true }) if reused && exchange.may_send_again() => {
-                add(&exchange.worker.shard.retries, 1);
-                exchange.client_owes(&exchange.flow.reading, false);
-                again = exchange.flow.progress.get() > Progress::Unsent;
+            (App::Http1(app), Ok(Answered::Upgraded)) => return Ok(Finish::Upgraded(app, app_buf)),
+            (App::Http2(_), Ok(Answered::Upgraded)) => {
+                return Err(Failure::AppBroken("the app answers 101 over HTTP/2, which has no upgrades"));
             }
-            Err(failure) => return Err(failure),
+            (app, Err(failure)) => (app, failure),
+        };
+        if let (App::Http2(app), Failure::AppGone { .. }) = (&app, failure)
+            && app.is_unprocessed()
+        {
+            exchange.flow.progress.set(Progress::Unsent);
         }
+        // The app closed a kept connection just as it was used again: on a new one the request is safe.
+        if failure != (Failure::AppGone { unanswered: true }) || !reused || !exchange.may_send_again() {
+            return Err(failure);
+        }
+        add(&exchange.worker.shard.retries, 1);
+        exchange.client_owes(&exchange.flow.reading, false);
+        again = exchange.http2() || exchange.flow.progress.get() > Progress::Unsent;
     }
 }
 
-/// Sends the request over this connection and relays the answer, both side by side.
+/// A connection to the app, or a place for a stream on one.
+async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
+    let pool = &exchange.worker.pool;
+    if exchange.http2() {
+        let request = app_head(head).ok_or(Failure::BadHead)?;
+        let lease = exchange.lease().await?;
+        let Request { framing, head_only, .. } = *exchange.request;
+        return Ok(App::Http2(AppStream::new(lease, request, framing, head_only)));
+    }
+    let app = exchange.reach(async || pool.connect().await).await?;
+    add(&exchange.worker.shard.connects, 1);
+    Ok(App::Http1(app))
+}
+
+/// Sends the request to this server and relays the answer, within what bounds a request.
 async fn attempt<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
     head: &mut Vec<u8>,
     body: &mut Body,
-    app: &mut Connection,
+    mut app: App,
+    app_buf: &mut Buffer,
+) -> (App, Result<Answered, Failure>)
+where
+    R: Source,
+    W: Sink,
+{
+    let answered = match &mut app {
+        App::Http1(app) => {
+            exchange.bounded(both_ways(client, exchange, head, body, app.split(), app_buf)).await
+        }
+        App::Http2(app) => {
+            let (reader, writer, backend) = app.split();
+            let halves = (reader, writer, &backend);
+            exchange.bounded(both_ways(client, exchange, head, body, halves, app_buf)).await
+        }
+    };
+    (app, answered)
+}
+
+/// Sends the request over this connection and relays the answer, both side by side.
+async fn both_ways<R, W>(
+    client: &mut Client<R, W>,
+    exchange: &Exchange<'_>,
+    head: &mut Vec<u8>,
+    body: &mut Body,
+    (mut app_reader, mut app_writer, backend): (
+        impl AsyncRead + Unpin,
+        impl AsyncWrite + Unpin,
+        &Arc<Backend>,
+    ),
     app_buf: &mut Buffer,
 ) -> Result<Answered, Failure>
 where
     R: Source,
     W: Sink,
 {
-    let (mut app_reader, mut app_writer, backend) = app.split();
     let flow = &exchange.flow;
     exchange.send(&mut app_writer, head).await?;
     let Client { reader, writer, buf, .. } = client;
@@ -173,7 +238,7 @@ async fn upload<R: Source>(
     reader: &mut R,
     buf: &mut Buffer,
     body: &mut Body,
-    app: &mut Writer<'_>,
+    app: &mut (impl AsyncWrite + Unpin),
     head: &mut Vec<u8>,
 ) -> Result<(), Failure> {
     let (flow, store) = (&exchange.flow, &exchange.worker.store);
@@ -190,7 +255,9 @@ async fn upload<R: Source>(
         let filled = buf.unread().len() == buf.capacity();
         let n = body.take(buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
         exchange.received(n);
-        let again = flow.replayable.get() && exchange.request.idempotent && head.len() + n <= REPLAY;
+        let again = flow.replayable.get()
+            && (exchange.request.idempotent || exchange.http2())
+            && head.len() + n <= REPLAY;
         let sent = if again {
             let mark = head.len();
             head.extend_from_slice(&buf.unread()[..n]);

@@ -7,6 +7,7 @@ pub mod error;
 pub mod exchange;
 pub mod forward;
 pub mod frames;
+pub mod grpc;
 pub mod h2;
 mod handshake;
 pub mod headers;

@@ -235,8 +235,9 @@ impl Worker {
     pub fn new(plane: Arc<Plane>, number: usize) -> io::Result<Self> {
         let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
         let parking = Parking::new(plane.parkings[number].clone())?;
-        let pool = Pool::new(plane.upstream.clone(), number);
-        let tcp = plane.tcp.iter().map(|upstream| Pool::new(upstream.clone(), number)).collect();
+        let pool = Pool::new(plane.upstream.clone(), number, plane.settings.limits.head);
+        let tcp = |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, plane.settings.limits.head);
+        let tcp = plane.tcp.iter().map(tcp).collect();
         Ok(Self { plane, ledger, shard, parking, pool, tcp, store: Store::default() })
     }
 

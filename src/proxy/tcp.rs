@@ -17,6 +17,7 @@ use super::stream::{Source, Stream};
 use super::upgrade::{Tunnel, Upgraded, keep_alive};
 use crate::drain::gate::Connected;
 use crate::drain::ledger::{Class, Place};
+use crate::metrics::add;
 use crate::upstream::Connection;
 
 /// Serves a connection until it closes or rests; `route` is the number of its `--tcp`.
@@ -76,7 +77,9 @@ async fn reached(
     let (reader, _) = client.split();
     let mut work = pin!(async {
         held_back(&worker.plane, place, 0).await?;
-        reach(worker, &worker.tcp[route]).await
+        let app = reach(worker, async || worker.tcp[route].connect().await).await?;
+        add(&worker.shard.connects, 1);
+        Ok(app)
     });
     // One that has only ended its side may still wait for an answer.
     let mut gone = pin!(reader.failed());

@@ -4,12 +4,14 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use tokio::net::{TcpStream, UnixStream};
 
 use super::backends::{At, Backend, Set, Upstream};
+use super::http2::{Connections, Lease};
 use super::{Reader, Stream, Writer, is_down, is_full, is_lost, open};
 use crate::tls::client::handshake;
 use crate::tls::stream::{Session, Tls};
@@ -36,8 +38,8 @@ pub struct Connection {
 
 /// Counts one on its way to a server.
 #[derive(Debug)]
-struct Home {
-    backend: Arc<Backend>,
+pub(super) struct Home {
+    pub(super) backend: Arc<Backend>,
     thread: usize,
     busy: bool,
 }
@@ -148,11 +150,14 @@ pub struct Pool {
     idle: RefCell<VecDeque<Idle>>,
     /// Where to begin to look, so that equals take turns.
     turn: Cell<usize>,
+    http2: Rc<Connections>,
+    /// Bytes that the head of an answer may have.
+    head: usize,
 }
 
 impl Pool {
-    /// For the thread with this number.
-    pub fn new(upstream: Arc<Upstream>, thread: usize) -> Self {
+    /// For the thread with this number. `head`: the bytes that the head of an answer may have over HTTP/2.
+    pub fn new(upstream: Arc<Upstream>, thread: usize, head: usize) -> Self {
         let (version, set) = upstream.see(thread);
         Self {
             upstream,
@@ -162,6 +167,8 @@ impl Pool {
             set: RefCell::new(set),
             idle: RefCell::default(),
             turn: Cell::new(thread),
+            http2: Rc::default(),
+            head,
         }
     }
 
@@ -193,6 +200,26 @@ impl Pool {
     /// # Errors
     /// When none takes one; `NotFound` when there is none.
     pub async fn connect(&self) -> io::Result<Connection> {
+        let attempt = async |backend: &Arc<Backend>| attempt(self.upstream.clone(), backend.clone()).await;
+        self.first_that_answers(attempt).await.map(|(stream, home)| Connection { stream, home })
+    }
+
+    /// A place for one HTTP/2 stream to the server that has the fewest, on a connection that has room or a new one.
+    ///
+    /// # Errors
+    /// As for [`Self::connect`]; `InvalidData` when the app speaks no HTTP/2.
+    pub async fn lease(&self) -> io::Result<Lease> {
+        let room = async |backend: &Arc<Backend>| {
+            let connect = || attempt(self.upstream.clone(), backend.clone());
+            self.http2.room(backend, self.head, connect).await
+        };
+        self.first_that_answers(room).await.map(|(room, home)| Lease::new(room, home))
+    }
+
+    async fn first_that_answers<T>(
+        &self,
+        attempt: impl AsyncFn(&Arc<Backend>) -> io::Result<T>,
+    ) -> io::Result<(T, Home)> {
         let mut tried = Vec::new();
         let mut failed = io::Error::from(io::ErrorKind::NotFound);
         self.look();
@@ -202,10 +229,10 @@ impl Pool {
             }
             let mut home = Home { backend: backend.clone(), thread: self.thread, busy: false };
             home.set_busy(true);
-            match self.attempt(&backend).await {
-                Ok(stream) => {
+            match attempt(&backend).await {
+                Ok(reached) => {
                     backend.set_aside(false);
-                    return Ok(Connection { stream, home });
+                    return Ok((reached, home));
                 }
                 // Whatever is wrong with this one, another may do; a full one is only busy.
                 Err(error)
@@ -224,36 +251,6 @@ impl Pool {
         }
         self.upstream.doubt.notify_one();
         Err(failed)
-    }
-
-    /// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing.
-    async fn attempt(&self, backend: &Backend) -> io::Result<Stream> {
-        let connecting = async {
-            match &backend.at {
-                At::Tcp(addrs) | At::Tls(addrs, _) => open(addrs).await.map(Stream::Tcp),
-                At::Unix(path) => Stream::unix(path).await,
-            }
-        };
-        let gone = async {
-            for _ in 0..ATTEMPT.as_millis() / STILL_THERE.as_millis() {
-                tokio::time::sleep(STILL_THERE).await;
-                if backend.is_gone() {
-                    return Err(io::ErrorKind::NotFound.into());
-                }
-                self.upstream.doubt.notify_one();
-            }
-            Err(io::ErrorKind::TimedOut.into())
-        };
-        let stream = tokio::select! {
-            biased;
-            connected = connecting => connected,
-            gone = gone => gone,
-        }?;
-        match (stream, &backend.at) {
-            // Who has taken a connection is there, and has its time.
-            (Stream::Tcp(tcp), At::Tls(_, name)) => handshake(tcp, name).await.map(Stream::Tls),
-            (stream, _) => Ok(stream),
-        }
     }
 
     /// The server with the fewest requests that wasn't tried; those that are down come last.
@@ -292,12 +289,14 @@ impl Pool {
         self.look();
         let now = Instant::now();
         self.idle.borrow_mut().retain(|idle| idle.until > now && idle.connection.stream.is_quiet());
+        self.http2.retire();
     }
 
     /// Closes all of them, so that an app which waits for its connections can leave.
     pub fn clear(&self) {
         self.look();
         self.idle.borrow_mut().clear();
+        self.http2.clear();
     }
 
     /// Chooses by the latest set from here on. What rests and leads elsewhere is closed.
@@ -310,6 +309,37 @@ impl Pool {
         self.several.set(set.len() > 1);
         self.set.replace(set);
         self.idle.borrow_mut().retain(|idle| !idle.connection.home.backend.is_gone());
+        self.http2.retire();
+    }
+}
+
+/// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing.
+async fn attempt(upstream: Arc<Upstream>, backend: Arc<Backend>) -> io::Result<Stream> {
+    let connecting = async {
+        match &backend.at {
+            At::Tcp(addrs) | At::Tls(addrs, _) => open(addrs).await.map(Stream::Tcp),
+            At::Unix(path) => Stream::unix(path).await,
+        }
+    };
+    let gone = async {
+        for _ in 0..ATTEMPT.as_millis() / STILL_THERE.as_millis() {
+            tokio::time::sleep(STILL_THERE).await;
+            if backend.is_gone() {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            upstream.doubt.notify_one();
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    };
+    let stream = tokio::select! {
+        biased;
+        connected = connecting => connected,
+        gone = gone => gone,
+    }?;
+    match (stream, &backend.at) {
+        // Who has taken a connection is there, and has its time.
+        (Stream::Tcp(tcp), At::Tls(_, name)) => handshake(tcp, name).await.map(Stream::Tls),
+        (stream, _) => Ok(stream),
     }
 }
 
@@ -333,7 +363,7 @@ mod tests {
     fn pool(addrs: &[SocketAddr]) -> (Arc<Upstream>, Pool) {
         let upstream = Arc::new(Upstream::new(named(), 1));
         upstream.switch(named(), addrs);
-        (upstream.clone(), Pool::new(upstream, 0))
+        (upstream.clone(), Pool::new(upstream, 0, 1 << 16))
     }
 
     fn load(upstream: &Upstream) -> Vec<u64> {

@@ -4,6 +4,7 @@
 #![allow(dead_code)]
 
 pub mod app;
+pub mod grpc;
 pub mod http;
 pub mod http2;
 pub mod pod;

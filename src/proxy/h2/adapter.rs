@@ -37,8 +37,8 @@ pub struct Reader<'s>(&'s Adapter);
 /// The half that writes the answer.
 pub struct Writer<'s>(&'s Adapter);
 
-/// The request's body.
-struct Upload {
+/// A body that comes in frames, as HTTP/1.1 has it.
+pub struct Upload {
     body: RecvStream,
     chunked: bool,
     /// Before `piece`: a chunk's size, or the whole of the last chunk.
@@ -67,19 +67,8 @@ struct Answer {
 impl Adapter {
     /// Of a request with this framing.
     pub fn new(framing: Framing, head_only: bool, body: RecvStream, respond: SendResponse<Bytes>) -> Self {
-        let ended = body.is_end_stream();
-        let upload = Upload {
-            body,
-            chunked: framing == Framing::Chunked,
-            lead: vec![],
-            led: 0,
-            piece: Bytes::new(),
-            owed: 0,
-            tail: b"",
-            ended,
-        };
         Self {
-            upload: RefCell::new(upload),
+            upload: RefCell::new(Upload::new(body, framing == Framing::Chunked, vec![])),
             answer: RefCell::new(Answer {
                 respond,
                 stream: None,
@@ -150,30 +139,58 @@ impl AsyncRead for Reader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut upload = self.0.upload.borrow_mut();
         let before = buf.filled().len();
-        loop {
-            upload.read(buf);
-            if buf.remaining() == 0 {
-                return Poll::Ready(Ok(()));
-            }
-            let more = if upload.ended { Poll::Pending } else { upload.poll_more(cx) };
-            match more {
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(error)) => {
-                    self.0.failed.set(true);
-                    return Poll::Ready(Err(error));
-                }
-                Poll::Pending if buf.filled().len() > before => return Poll::Ready(Ok(())),
-                Poll::Pending if !upload.ended => return Poll::Pending,
-                // The request is whole; there is only the client's leaving to be noticed.
-                Poll::Pending => {
-                    return self.0.poll_failed(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into()));
-                }
-            }
+        let read = upload.poll_read(cx, buf).map_err(gone);
+        if let Poll::Ready(Err(_)) = read {
+            self.0.failed.set(true);
         }
+        if !upload.ended || read.is_pending() || buf.filled().len() > before {
+            return read;
+        }
+        // The request is whole; there is only the client's leaving to be noticed.
+        self.0.poll_failed(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into()))
     }
 }
 
 impl Upload {
+    /// Of a stream; `lead` comes before it.
+    pub fn new(body: RecvStream, chunked: bool, lead: Vec<u8>) -> Self {
+        let ended = body.is_end_stream();
+        Self { body, chunked, lead, led: 0, piece: Bytes::new(), owed: 0, tail: b"", ended }
+    }
+
+    /// Nothing more will come.
+    pub fn is_ended(&self) -> bool {
+        self.ended || self.body.is_end_stream()
+    }
+
+    /// Waits for the end; nothing but trailers comes before it.
+    pub async fn end(mut self) {
+        while !self.is_ended() && poll_fn(|cx| self.poll_more(cx)).await.is_ok() {}
+    }
+
+    /// Reads what there is; nothing once it has ended.
+    pub fn poll_read(
+        &mut self,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<Result<(), ::h2::Error>> {
+        let before = buf.filled().len();
+        loop {
+            self.read(buf);
+            if buf.remaining() == 0 || self.ended {
+                return Poll::Ready(Ok(()));
+            }
+            match self.poll_more(cx) {
+                Poll::Ready(more) => more?,
+                Poll::Pending if buf.filled().len() > before => return Poll::Ready(Ok(())),
+                Poll::Pending => return Poll::Pending,
+            }
+            if self.ended {
+                self.read(buf);
+            }
+        }
+    }
+
     /// Moves what is there.
     fn read(&mut self, buf: &mut ReadBuf<'_>) {
         let n = buf.remaining().min(self.lead.len() - self.led);
@@ -192,12 +209,12 @@ impl Upload {
     }
 
     /// Takes the next piece of the body, once the last one has been read.
-    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ::h2::Error>> {
         self.lead.clear();
         self.led = 0;
         match ready!(self.body.poll_data(cx)) {
             Some(piece) => {
-                self.piece = piece.map_err(gone)?;
+                self.piece = piece?;
                 self.owed = self.piece.len();
                 if self.chunked && !self.piece.is_empty() {
                     self.lead.extend_from_slice(format!("{:x}\r\n", self.piece.len()).as_bytes());
@@ -205,7 +222,7 @@ impl Upload {
                 }
             }
             None => {
-                let trailers = ready!(self.body.poll_trailers(cx)).map_err(gone)?;
+                let trailers = ready!(self.body.poll_trailers(cx))?;
                 if self.chunked {
                     head::last_chunk(trailers.as_ref(), &mut self.lead);
                 }
@@ -258,26 +275,39 @@ impl Answer {
         let Some(stream) = self.stream.as_mut().filter(|_| !self.whole) else {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         };
-        while stream.capacity() == 0 {
-            stream.reserve_capacity(bytes.len().min(QUEUED));
-            match ready!(stream.poll_capacity(cx)) {
-                Some(Ok(_)) => {}
-                Some(Err(error)) => return Poll::Ready(Err(gone(error))),
-                None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
-            }
-        }
-        let bytes = &bytes[..bytes.len().min(stream.capacity())];
-        let (n, content) = take_content(&mut self.body, &mut self.coded, bytes)?;
+        let sent = poll_content(stream, &mut self.body, &mut self.coded, cx, bytes);
         self.whole = self.body.is_done();
-        let trailers = if self.whole { head::trailers(&self.coded) } else { None };
-        if self.whole || !content.is_empty() {
-            stream.send_data(content, self.whole && trailers.is_none()).map_err(gone)?;
-        }
-        if let Some(trailers) = trailers {
-            stream.send_trailers(trailers).map_err(gone)?;
-        }
-        Poll::Ready(Ok(n))
+        sent
     }
+}
+
+/// Sends as much of a body as the peer's windows take, and its end.
+pub fn poll_content(
+    stream: &mut SendStream<Bytes>,
+    body: &mut Body,
+    coded: &mut Vec<u8>,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    while stream.capacity() == 0 {
+        stream.reserve_capacity(bytes.len().min(QUEUED));
+        match ready!(stream.poll_capacity(cx)) {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => return Poll::Ready(Err(gone(error))),
+            None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
+        }
+    }
+    let bytes = &bytes[..bytes.len().min(stream.capacity())];
+    let (n, content) = take_content(body, coded, bytes)?;
+    let whole = body.is_done();
+    let trailers = if whole { head::trailers(coded) } else { None };
+    if whole || !content.is_empty() {
+        stream.send_data(content, whole && trailers.is_none()).map_err(gone)?;
+    }
+    if let Some(trailers) = trailers {
+        stream.send_trailers(trailers).map_err(gone)?;
+    }
+    Poll::Ready(Ok(n))
 }
 
 /// How many of `bytes` belong to the body, and its content in them.

@@ -5,8 +5,10 @@
 //! that what is on its way is served, then, when the client has answered a ping, with the last stream's number.
 
 mod adapter;
+mod app;
 mod frames;
 mod head;
+mod relay;
 mod request;
 mod wire;
 
@@ -23,6 +25,7 @@ use ::h2::server::{self, Builder};
 use bytes::Bytes;
 use tokio::task::spawn_local;
 
+pub use self::app::{AppStream, request as app_head};
 pub use self::frames::PREFACE;
 use self::request::Ending;
 use self::wire::{Transport, Wire};

@@ -12,7 +12,8 @@ use http::request::Parts;
 use tokio::io::AsyncWriteExt;
 
 use super::adapter::Adapter;
-use super::{Connection, head};
+use super::{Connection, head, relay};
+use crate::config::UpstreamProtocol;
 use crate::drain::gate::InFlightTunnel;
 use crate::drain::ledger::Place;
 use crate::metrics::Ended;
@@ -20,12 +21,16 @@ use crate::proxy::buffer::Buffer;
 use crate::proxy::error::{self, Failure};
 use crate::proxy::exchange::{Client, Exchange, Flow};
 use crate::proxy::forward::{Finish, forward};
-use crate::proxy::headers::{Framing, Reject, Request, Sender};
+use crate::proxy::grpc;
+use crate::proxy::headers::{Reject, Request, Sender};
 use crate::proxy::plane::Worker;
 use crate::proxy::record::{Record, Totals};
 
 /// An answer of our own to a failed request may take so long to be handed over.
 const LAST_WORD: Duration = Duration::from_secs(1);
+
+const NO_GRPC: Reject =
+    Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which carries no gRPC" };
 
 /// What is told of a request once its last frame is in the socket. Until then it counts.
 pub struct Ending {
@@ -77,11 +82,18 @@ pub async fn serve(
 
     let (parts, body) = request.into_parts();
     let mut head = worker.store.take();
-    let request = match read_head(&connection, &parts, &body, &mut head) {
+    let call = grpc::is_call_by(&parts.headers);
+    let settings = &worker.plane.settings;
+    let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {
+        // A call needs trailers and both directions at once.
+        let refused = call && settings.upstream_protocol == UpstreamProtocol::Http1;
+        if refused { Err(NO_GRPC) } else { Ok(request) }
+    });
+    let request = match read {
         Ok(request) => request,
         Err(reject) => {
-            let adapter = Adapter::new(Framing::None, parts.method == http::Method::HEAD, body, respond);
-            refuse(&adapter, reject.status, reject.why).await;
+            let head_only = parts.method == http::Method::HEAD;
+            relay::refuse(&mut respond, reject.status, reject.why, call, head_only);
             worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
             let (in_flight, totals) = (Some(in_flight.into_tunnel(gate)), Totals::default());
             let ended = Ended::Rejected;
@@ -95,11 +107,15 @@ pub async fn serve(
         worker.arrival(since, id == 1);
     }
     place.begin(&head[request.method.clone()], &head[request.target.clone()], since);
-    let log = worker.plane.settings.access_log;
-    let record = Record::new(since, &head, &request, &connection.peer_text, log);
+    let record = Record::new(since, &head, &request, &connection.peer_text, settings.access_log);
 
-    let adapter = Adapter::new(request.framing, request.head_only, body, respond);
-    let (ended, totals) = by_http1(&connection, &place, &request, &adapter, head).await;
+    let exchange = Exchange { worker, place: &place, request: &request, flow: Flow::default() };
+    let ended = if call || exchange.http2() {
+        relay::relay(&exchange, head, call, body, respond).await
+    } else {
+        by_http1(&connection, &exchange, body, respond, head).await
+    };
+    let totals = exchange.flow.totals();
     let ending = Ending { record: Some(record), totals, ended, _in_flight: in_flight, _place: place };
     connection.ended(id, ending);
 }
@@ -124,26 +140,26 @@ fn read_head(
 /// Sends the request to the app by HTTP/1.1, and the answer to the client.
 async fn by_http1(
     connection: &Connection,
-    place: &Place,
-    request: &Request,
-    adapter: &Adapter,
+    exchange: &Exchange<'_>,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
     head: Vec<u8>,
-) -> (Ended, Totals) {
-    let exchange = Exchange { worker: &connection.worker, place, request, flow: Flow::default() };
+) -> Ended {
+    let adapter = Adapter::new(exchange.request.framing, exchange.request.head_only, body, respond);
     let (reader, writer) = adapter.split();
     let peer = connection.peer_text.clone();
     let channel = connection.channel.clone();
     let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
-    let ended = match forward(&mut client, &exchange, head).await {
+    let ended = match forward(&mut client, exchange, head).await {
         Ok(Finish::Answered(ended)) => ended,
         // Never: no stream asks for an upgrade.
         Ok(Finish::Upgraded(..)) => Ended::AppBroken,
-        Err(failure) => fail(adapter, &exchange, failure).await,
+        Err(failure) => fail(&adapter, exchange, failure).await,
     };
     if !adapter.is_whole() && ended != Ended::ClientGone {
         adapter.reset(reason(ended));
     }
-    (ended, exchange.flow.totals())
+    ended
 }
 
 /// Ends a request that failed: with an answer where one is still possible.
@@ -164,7 +180,7 @@ async fn refuse(adapter: &Adapter, status: u16, why: &str) {
 }
 
 /// What a client is told of an answer that was cut (RFC 9113 §7).
-fn reason(ended: Ended) -> Reason {
+pub fn reason(ended: Ended) -> Reason {
     match ended {
         Ended::Cut | Ended::TimedOut | Ended::Unanswered => Reason::CANCEL,
         Ended::Unsent | Ended::Refused => Reason::REFUSED_STREAM,

@@ -1,0 +1,386 @@
+//! HTTP/2 to the app, without TLS and with prior knowledge (RFC 9113 §3.3): one thread's connections, shared by streams.
+
+use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::client::{self, ResponseFuture, SendRequest};
+use h2::{Ping, PingPong, SendStream};
+use http::Request;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::sync::watch;
+use tokio::task::spawn_local;
+
+use super::Stream;
+use super::backends::Backend;
+use super::pool::Home;
+
+/// What one stream may have on its way to us, in bytes.
+const STREAM_WINDOW: u32 = 64 * 1024;
+/// The same for all streams of a connection. So large that slow readers never hold up the others.
+const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
+/// What one stream may have waiting for the app's window, in bytes.
+const SEND_BUFFER: usize = 64 * 1024;
+/// Streams that were reset and whose late frames are still told apart from nonsense.
+const RESET_STREAMS: usize = 1000;
+/// Connections per thread.
+const MOST: usize = 256;
+/// Attempts to find room; an app that closes each new connection is full for now.
+const ROUNDS: usize = 3;
+/// An idle connection is closed after so long.
+const KEEP_ALIVE: Duration = Duration::from_secs(30);
+/// With streams in flight and no byte from the app for so long, it is asked whether it is still there.
+const SILENCE: Duration = Duration::from_secs(20);
+/// It has to answer within this time. A busy app may take a while.
+const PONG: Duration = Duration::from_secs(20);
+/// gRPC servers close on a client that asks more often without getting data in between (gRFC A8: 5 minutes).
+const APART: Duration = Duration::from_secs(305);
+
+/// The place of one stream on a connection, counted there and at the app's server.
+#[derive(Debug)]
+pub struct Lease {
+    room: Room,
+    home: Home,
+}
+
+impl Lease {
+    pub(super) fn new(room: Room, home: Home) -> Self {
+        Self { room, home }
+    }
+
+    /// The server it leads to.
+    pub fn backend(&self) -> &Arc<Backend> {
+        &self.home.backend
+    }
+
+    /// Whether the connection was made for this stream.
+    pub fn is_first(&self) -> bool {
+        self.room.first
+    }
+
+    /// Opens the stream. `end`: the request has no body.
+    ///
+    /// # Errors
+    /// [`was_unprocessed`] when the connection takes no more streams.
+    pub fn send(
+        &mut self,
+        request: Request<()>,
+        end: bool,
+    ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
+        self.room.sender.send_request(request, end)
+    }
+}
+
+/// Counts one stream on a connection.
+#[derive(Debug)]
+pub(super) struct Room {
+    sender: SendRequest<Bytes>,
+    shared: Rc<Shared>,
+    /// The connection was made for it.
+    first: bool,
+}
+
+impl Drop for Room {
+    fn drop(&mut self) {
+        self.shared.streams.set(self.shared.streams.get() - 1);
+        self.shared.idle_since.set(Instant::now());
+    }
+}
+
+/// Whether the app has done nothing for the stream that failed so, so that it may be sent once more whatever it asks for:
+/// it was refused, or its number is above the last one of a GOAWAY (RFC 9113 §8.7).
+pub fn was_unprocessed(error: &h2::Error) -> bool {
+    error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// What a connection's task and its streams share.
+#[derive(Debug)]
+struct Shared {
+    streams: Cell<usize>,
+    /// There was a stream.
+    used: Cell<bool>,
+    idle_since: Cell<Instant>,
+    /// Grows with each read that brought something.
+    heard: Cell<u64>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    backend: Arc<Backend>,
+    sender: SendRequest<Bytes>,
+    shared: Rc<Shared>,
+}
+
+impl Connection {
+    /// Neither closed nor told to take no more streams.
+    fn is_open(&self) -> bool {
+        takes_streams(&mut self.sender.clone())
+    }
+
+    fn has_room(&self) -> bool {
+        self.shared.streams.get() < self.sender.current_max_send_streams()
+    }
+}
+
+fn takes_streams(sender: &mut SendRequest<Bytes>) -> bool {
+    !matches!(sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
+}
+
+/// An attempt to connect, which all who wait for room share.
+#[derive(Debug)]
+struct Opening {
+    backend: Arc<Backend>,
+    ended: watch::Receiver<Option<io::ErrorKind>>,
+}
+
+/// One thread's connections.
+#[derive(Debug, Default)]
+pub struct Connections {
+    open: RefCell<Vec<Connection>>,
+    opening: RefCell<Vec<Opening>>,
+}
+
+impl Connections {
+    /// Room for one more stream to this server, on a connection that `connect` makes where none has any.
+    ///
+    /// # Errors
+    /// As `connect`; `WouldBlock` when the app takes no more streams for now, `InvalidData` when it speaks no HTTP/2.
+    pub(super) async fn room<F>(
+        self: &Rc<Self>,
+        backend: &Arc<Backend>,
+        head: usize,
+        connect: impl FnOnce() -> F + Clone,
+    ) -> io::Result<Room>
+    where
+        F: Future<Output = io::Result<Stream>> + 'static,
+    {
+        for _ in 0..ROUNDS {
+            if let Some(room) = self.find(backend) {
+                return Ok(room);
+            }
+            let mut ended = self
+                .opening(backend)
+                .map_or_else(|| self.start(backend, head, connect.clone()), |opening| opening);
+            // Gone without a word: it is open.
+            if let Ok(failed) = ended.wait_for(Option::is_some).await {
+                return Err(failed.unwrap_or(io::ErrorKind::Other).into());
+            }
+        }
+        Err(io::ErrorKind::WouldBlock.into())
+    }
+
+    fn find(&self, backend: &Arc<Backend>) -> Option<Room> {
+        let mut open = self.open.borrow_mut();
+        loop {
+            let fits = |it: &Connection| Arc::ptr_eq(&it.backend, backend) && it.has_room();
+            let at = open.iter().position(fits)?;
+            let (mut sender, shared) = (open[at].sender.clone(), open[at].shared.clone());
+            if takes_streams(&mut sender) {
+                let first = !shared.used.replace(true);
+                shared.streams.set(shared.streams.get() + 1);
+                return Some(Room { sender, shared, first });
+            }
+            open.swap_remove(at);
+        }
+    }
+
+    fn opening(&self, backend: &Arc<Backend>) -> Option<watch::Receiver<Option<io::ErrorKind>>> {
+        let opening = self.opening.borrow();
+        opening.iter().find(|it| Arc::ptr_eq(&it.backend, backend)).map(|it| it.ended.clone())
+    }
+
+    /// In a task of its own, so that it goes on for the others when who began it has gone.
+    fn start<F>(
+        self: &Rc<Self>,
+        backend: &Arc<Backend>,
+        head: usize,
+        connect: impl FnOnce() -> F,
+    ) -> watch::Receiver<Option<io::ErrorKind>>
+    where
+        F: Future<Output = io::Result<Stream>> + 'static,
+    {
+        let (end, ended) = watch::channel(None);
+        if self.open.borrow().len() >= MOST {
+            end.send_replace(Some(io::ErrorKind::WouldBlock));
+            return ended;
+        }
+        self.opening.borrow_mut().push(Opening { backend: backend.clone(), ended: ended.clone() });
+        let (all, backend, connecting) = (self.clone(), backend.clone(), connect());
+        spawn_local(async move {
+            let opened = async { handshake(connecting.await?, head).await }.await;
+            all.opening.borrow_mut().retain(|it| !Arc::ptr_eq(&it.backend, &backend));
+            match opened {
+                Ok((sender, driver)) => {
+                    let shared = driver.shared.clone();
+                    all.open.borrow_mut().push(Connection { backend, sender, shared });
+                    drop(end);
+                    driver.run().await;
+                }
+                Err(error) => drop(end.send_replace(Some(error.kind()))),
+            }
+        });
+        ended
+    }
+
+    /// Takes no new streams to servers that are gone, and closes what rested too long. A connection closes once its
+    /// last stream has ended.
+    pub fn retire(&self) {
+        self.open.borrow_mut().retain(|it| {
+            let rested = it.shared.streams.get() == 0 && it.shared.idle_since.get().elapsed() > KEEP_ALIVE;
+            !it.backend.is_gone() && !rested && it.is_open()
+        });
+    }
+
+    /// Closes all of them, each with its last stream.
+    pub fn clear(&self) {
+        self.open.borrow_mut().clear();
+    }
+}
+
+/// Begins HTTP/2. Returns once the app has answered, so that its settings are known and nothing is sent to one that
+/// has accepted and will never read.
+async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes>, Driver)> {
+    let shared = Shared {
+        streams: Cell::new(0),
+        used: Cell::new(false),
+        idle_since: Cell::new(Instant::now()),
+        heard: Cell::new(0),
+    };
+    let shared = Rc::new(shared);
+    let io = Heard { stream, shared: shared.clone() };
+    let mut builder = client::Builder::new();
+    builder
+        .enable_push(false)
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buffer_size(SEND_BUFFER)
+        .max_concurrent_reset_streams(RESET_STREAMS)
+        .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX));
+    let answered = async {
+        let (sender, mut connection) = builder.handshake(io).await.map_err(no_http2)?;
+        let mut pings = connection.ping_pong().ok_or(io::ErrorKind::Other)?;
+        pings.send_ping(Ping::opaque()).map_err(no_http2)?;
+        poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(Ok(())) => Poll::Ready(Err(io::ErrorKind::ConnectionRefused.into())),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(no_http2(error))),
+            Poll::Pending => pings.poll_pong(cx).map_ok(drop).map_err(no_http2),
+        })
+        .await?;
+        Ok((sender, Driver { connection, pings, shared }))
+    };
+    tokio::time::timeout(PONG, answered).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// An app that hangs up at once may just be going, and nothing was sent to it. One that answers anything else speaks
+/// another protocol.
+fn no_http2(error: h2::Error) -> io::Error {
+    match error.is_io() || error.is_remote() {
+        true => io::ErrorKind::ConnectionRefused.into(),
+        false => io::Error::new(io::ErrorKind::InvalidData, error),
+    }
+}
+
+/// Moves a connection's frames.
+struct Driver {
+    connection: client::Connection<Heard, Bytes>,
+    pings: PingPong,
+    shared: Rc<Shared>,
+}
+
+impl Driver {
+    /// Until the connection closes, or the app doesn't answer a PING. Whatever streams are left fail then.
+    async fn run(self) {
+        let Self { mut connection, mut pings, shared } = self;
+        let mut dead = pin!(dies(&mut pings, &shared));
+        poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
+            Poll::Ready(ended) => {
+                if let Err(error) = ended {
+                    tracing::debug!(%error, "an HTTP/2 connection to the app failed");
+                }
+                Poll::Ready(())
+            }
+            Poll::Pending => dead.as_mut().poll(cx),
+        })
+        .await;
+    }
+}
+
+/// Returns when the app doesn't answer any more.
+async fn dies(pings: &mut PingPong, shared: &Shared) {
+    let mut asked: Option<Instant> = None;
+    loop {
+        let heard = shared.heard.get();
+        tokio::time::sleep(SILENCE).await;
+        if shared.heard.get() != heard {
+            asked = None;
+            continue;
+        }
+        if shared.streams.get() == 0 || asked.is_some_and(|at| at.elapsed() < APART) {
+            continue;
+        }
+        asked = Some(Instant::now());
+        if pings.send_ping(Ping::opaque()).is_err() {
+            return;
+        }
+        match tokio::time::timeout(PONG, poll_fn(|cx| pings.poll_pong(cx))).await {
+            Ok(Ok(_)) => {}
+            _ => {
+                tracing::warn!("an HTTP/2 connection to the app is dead: no answer to a PING");
+                return;
+            }
+        }
+    }
+}
+
+/// The app's stream, and whether something came from it.
+#[derive(Debug)]
+struct Heard {
+    stream: Stream,
+    shared: Rc<Shared>,
+}
+
+impl AsyncRead for Heard {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
+        if polled.is_ready() {
+            self.shared.heard.set(self.shared.heard.get() + 1);
+        }
+        polled
+    }
+}
+
+impl AsyncWrite for Heard {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+
+    fn poll_write_vectored(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bufs: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write_vectored(cx, bufs)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}

@@ -1,0 +1,68 @@
+//! A gRPC app and a gRPC client by hand, as Node processes: no packages are needed.
+
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::process::Command;
+
+use rustix::process::Signal;
+use serde_json::Value;
+
+use super::process::Process;
+
+fn script(name: &str, args: &[&str], env: &[(&str, &str)]) -> Process {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common").join(name);
+    Process::start(name, Command::new("node").arg(script).args(args).envs(env.iter().copied()))
+}
+
+/// `grpc_app.js`: HTTP/2 without TLS; its paths say what it does.
+pub struct App {
+    /// The process, which tells what happens to each call.
+    pub process: Process,
+    /// Where it listens.
+    pub addr: SocketAddr,
+}
+
+impl App {
+    /// On a port of its own choice.
+    pub fn start() -> Self {
+        Self::start_with(0, "100")
+    }
+
+    /// On this port, with so many streams per connection.
+    pub fn start_with(port: u16, streams: &str) -> Self {
+        let process = script("grpc_app.js", &[], &[("PORT", &port.to_string()), ("STREAMS", streams)]);
+        let port = process.wait_line("the app's port", |line| line.split_once("on port ")?.1.parse().ok());
+        Self { process, addr: (Ipv4Addr::LOCALHOST, port).into() }
+    }
+
+    /// Waits until it has written this line.
+    pub fn wait(&self, line: &str) {
+        self.process.wait_line(line, |written| (written == line).then_some(()));
+    }
+}
+
+/// One call by `grpc_client.js`.
+pub struct Call(pub Process);
+
+impl Call {
+    /// Begins it, with these messages and the request's end; without any the request stays open.
+    pub fn begin(to: SocketAddr, path: &str, messages: &[&str]) -> Self {
+        Self(script("grpc_client.js", &[&[&*to.to_string(), path], messages].concat(), &[]))
+    }
+
+    /// What follows this word on its line, written already or yet to come.
+    pub fn wait(&self, word: &str) -> String {
+        let after = |line: &str| Some(line.strip_prefix(word)?.trim().to_owned());
+        self.0.wait_line(word, after)
+    }
+
+    /// The same as JSON: of `head`, `data`, `trailers` or `trailers-only`.
+    pub fn json(&self, word: &str) -> Value {
+        serde_json::from_str(&self.wait(word)).expect("JSON")
+    }
+
+    /// Resets the stream with CANCEL.
+    pub fn cancel(&self) {
+        self.0.signal(Signal::USR2);
+    }
+}
