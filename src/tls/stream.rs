@@ -170,7 +170,7 @@ fn poll_receive(
     ROOM.with_borrow_mut(|room| {
         let pending = session.pending();
         // No more than `buf` takes, so that little has to be kept; but always what a record may need.
-        let most = (pending + 1).max(encrypted(buf.remaining())).max(RECORD).min(SCRATCH);
+        let most = (pending + 1).max(encrypted(buf.remaining())).clamp(RECORD, SCRATCH);
         if pending >= most {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long")));
         }
