@@ -54,7 +54,10 @@ fn subscriber(
     level: tracing::Level,
     queue: Queue,
 ) -> Box<dyn Subscriber + Send + Sync> {
+    // What a client does wrong is no warning: it could fill the log.
+    let engine = if level > tracing::Level::INFO { level.into() } else { LevelFilter::ERROR };
     let levels = Targets::new().with_default(level).with_target(ACCESS, LevelFilter::INFO);
+    let levels = levels.with_target("h2", engine);
     let registry = tracing_subscriber::registry().with(levels);
     let layer = fmt::layer().with_timer(Utc).with_writer(queue);
     if human {

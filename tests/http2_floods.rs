@@ -42,6 +42,8 @@ fn flood(args: &[&str], attack: impl FnOnce(&Lameduck, &Node)) {
     assert!(grown < KIB, "{grown} KiB");
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
     proxy.wait_in_flight(0);
+    let output = proxy.process.output();
+    assert!(!output.contains("WARN"), "what a client does wrong fills no log: {output}");
 }
 
 /// Sends until the peer takes no more or so many were sent, and says how it ended: the GOAWAY's code.
@@ -99,6 +101,7 @@ fn frames_that_carry_nothing_end_the_connection() {
     let open = frame(HEADERS, END_HEADERS, 1, &block("/hang", &[]));
     for (name, one) in [
         ("PING", frame(PING, 0, 0, &[0; 8])),
+        ("answers to no PING", frame(PING, 1, 0, &[0; 8])),
         ("SETTINGS", frame(SETTINGS, 0, 0, &[0, 4, 0, 1, 0, 0])),
         ("empty SETTINGS", frame(SETTINGS, 0, 0, b"")),
         ("PRIORITY", frame(PRIORITY, 0, 1, &[0, 0, 0, 0, 1])),

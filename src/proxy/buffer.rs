@@ -124,7 +124,7 @@ impl Store {
     }
 
     /// One with more room, for a body.
-    fn take_large(&self) -> Vec<u8> {
+    pub fn take_large(&self) -> Vec<u8> {
         self.large.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(LARGE))
     }
 

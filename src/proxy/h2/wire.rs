@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::{Allowance, Follower, Frame, Sides};
-use crate::proxy::buffer::{self, Buffer};
+use crate::proxy::buffer::{Buffer, Store};
 use crate::proxy::plane::Worker;
 use crate::proxy::stream::Stream;
 
@@ -104,6 +104,24 @@ impl Wire {
 impl Inner {
     fn stream(&mut self) -> io::Result<&mut Stream> {
         self.stream.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+
+    /// Whether so much may be gathered: the usual buffer will do for heads, a large one for bodies.
+    fn make_room(&mut self, more: usize, store: &Store) -> bool {
+        let needed = self.gathered.len() + more;
+        if self.gathered.capacity() == 0 {
+            self.gathered = store.take();
+        }
+        if needed > self.gathered.capacity() {
+            let mut large = store.take_large();
+            if needed > large.capacity() {
+                store.give(large);
+                return false;
+            }
+            large.extend_from_slice(&self.gathered);
+            store.give(std::mem::replace(&mut self.gathered, large));
+        }
+        true
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -198,10 +216,7 @@ impl AsyncWrite for Transport {
         let bufs = &bufs[..bufs.len().min(2)];
         let all: usize = bufs.iter().map(|buf| buf.len()).sum();
         loop {
-            if inner.gathered.len() + all <= buffer::SIZE {
-                if inner.gathered.capacity() == 0 {
-                    inner.gathered = self.0.worker.store.take();
-                }
+            if inner.make_room(all, &self.0.worker.store) {
                 bufs.iter().for_each(|buf| inner.gathered.extend_from_slice(buf));
                 return Poll::Ready(Ok(all));
             }
