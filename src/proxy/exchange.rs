@@ -69,6 +69,8 @@ pub struct Flow {
     pub half_closed: Cell<bool>,
     /// The answer is an event stream that the client can reopen.
     pub events: Cell<bool>,
+    /// The app's connection was reset before it had answered.
+    pub reset: Cell<bool>,
     /// The client's bytes are waited for.
     pub reading: Cell<bool>,
     /// The client is waited for to take bytes.
@@ -187,7 +189,10 @@ impl Exchange<'_> {
         while !left.is_empty() {
             match app.write(left).await {
                 Ok(n) if n > 0 => left = &left[n..],
-                _ => return Err(Failure::AppGone { unanswered: true }),
+                _ => {
+                    self.flow.reset.set(true);
+                    return Err(Failure::AppGone { unanswered: true });
+                }
             }
             self.flow.progress.set(Progress::Sent);
         }

@@ -19,6 +19,7 @@ use super::headers::{self, Framing, Response, Upgrade};
 use super::relay::{relay, relay_events};
 use super::stream::{Sink, Source};
 use crate::drain::ledger::Class;
+use crate::drain::machine::Phase;
 use crate::metrics::{Ended, add};
 use crate::upstream::{Backend, Connection, Writer};
 
@@ -94,8 +95,13 @@ where
                 return Ok(Finish::Answered(ended));
             }
             Ok(Answered::Upgraded) => return Ok(Finish::Upgraded(app, app_buf)),
-            // The app closed a kept connection just as it was used again: on a new one the request is safe.
-            Err(Failure::AppGone { unanswered: true }) if reused && exchange.may_send_again() => {
+            Err(Failure::AppGone { unanswered: true }) if !again && exchange.may_send_again() => {
+                // The app closed a kept connection just as it was used again: on a new one the request is safe.
+                let safe = reused
+                    || exchange.bounded(exchange.while_watched(client, closed_over(exchange, &app))).await?;
+                if !safe {
+                    return Err(Failure::AppGone { unanswered: true });
+                }
                 add(&exchange.worker.shard.retries, 1);
                 exchange.client_owes(&exchange.flow.reading, false);
                 again = exchange.flow.progress.get() > Progress::Unsent;
@@ -103,6 +109,14 @@ where
             Err(failure) => return Err(failure),
         }
     }
+}
+
+/// Whether a new connection was closed unread, as by a listening socket that closes over its queue: it was reset, and
+/// nobody listens there any more. An idempotent request may be repeated then (RFC 9110 §9.2.2) without harm: an app that
+/// had read it, and perhaps died of it, would have ended the connection in order.
+async fn closed_over(exchange: &Exchange<'_>, app: &Connection) -> Result<bool, Failure> {
+    let serving = exchange.worker.plane.phase() == Phase::Serving;
+    Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
 }
 
 /// Sends the request over this connection and relays the answer, both side by side.
@@ -285,7 +299,8 @@ async fn answer_head<A: AsyncRead + Unpin>(
     first: bool,
 ) -> Result<Response, Failure> {
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
-    let (request, most) = (exchange.request, exchange.worker.plane.settings.limits.head);
+    let (request, flow) = (exchange.request, &exchange.flow);
+    let most = exchange.worker.plane.settings.limits.head;
     let mut looked = 0;
     loop {
         if !buf.is_empty() && (looked == 0 || headers::ends_within(buf.unread(), looked)) {
@@ -309,8 +324,11 @@ async fn answer_head<A: AsyncRead + Unpin>(
             return Err(TOO_LARGE);
         }
         match buf.fill(app, &exchange.worker.store).await {
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: looked == 0 && first }),
-            Ok(_) => {}
+            Ok(n) if n > 0 => {}
+            ended => {
+                flow.reset.set(ended.is_err());
+                return Err(Failure::AppGone { unanswered: looked == 0 && first });
+            }
         }
     }
 }

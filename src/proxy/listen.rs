@@ -3,18 +3,18 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
 use super::conn;
+use super::handshakes::handshakes_end;
 use super::park;
 use super::plane::{Plane, Worker};
 use crate::drain::gate::Connected;
@@ -26,8 +26,6 @@ const BACKLOG: i32 = 4096;
 const SWEEP: Duration = Duration::from_millis(250);
 /// After an accept that failed for want of files or memory, and while there are too many connections.
 const BACK_OFF: Duration = Duration::from_millis(50);
-/// Handshakes that had begun get so long to end before a listening socket closes.
-const HANDSHAKES: Duration = Duration::from_millis(20);
 
 /// A listening socket. `[::]` takes IPv4 too; where there is no IPv6, it is `0.0.0.0` instead.
 pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -289,22 +287,3 @@ impl Acceptor {
         }
     }
 }
-
-/// Returns when no connection will come to a listening socket any more. New handshakes are ignored from here on, those
-/// that had begun may end: their clients believe themselves connected, and closing would reset them. Ignored ones are
-/// refused when they ask again, once it has closed.
-pub async fn handshakes_end(listener: &impl AsFd) {
-    if let Err(error) = SockRef::from(listener).attach_filter(&IGNORE_SYN) {
-        tracing::debug!(%error, "no filter on the listening socket");
-    }
-    tokio::time::sleep(HANDSHAKES).await;
-}
-
-/// Classic BPF over a TCP header: drop when of SYN and ACK only SYN is set (RFC 9293 §3.1), else keep all of it.
-const IGNORE_SYN: [SockFilter; 5] = [
-    SockFilter::new(0x30, 0, 0, 13),          // load the flags' byte
-    SockFilter::new(0x54, 0, 0, 0x12),        // mask all but SYN and ACK
-    SockFilter::new(0x15, 0, 1, 0x02),        // only SYN?
-    SockFilter::new(0x06, 0, 0, 0),           // drop
-    SockFilter::new(0x06, 0, 0, 0xffff_ffff), // keep
-];

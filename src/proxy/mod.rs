@@ -7,6 +7,7 @@ pub mod error;
 pub mod exchange;
 pub mod forward;
 pub mod frames;
+pub mod handshakes;
 pub mod headers;
 mod line;
 pub mod linger;

@@ -211,6 +211,11 @@ impl Pool {
         Err(failed)
     }
 
+    /// Whether nobody takes connections any more where this server was.
+    pub async fn has_left(&self, backend: &Backend) -> bool {
+        self.attempt(backend).await.is_err_and(|error| is_down(&error) || is_lost(&error))
+    }
+
     /// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing.
     async fn attempt(&self, backend: &Backend) -> io::Result<Stream> {
         let connecting = async {
