@@ -162,7 +162,8 @@ impl Exchange<'_> {
     /// Connects to the app; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so
     /// waiting is safe; once the pod goes it is of no use.
     pub async fn reach(&self) -> Result<Connection, Failure> {
-        let settings = &self.worker.plane.settings;
+        let plane = &self.worker.plane;
+        let settings = &plane.settings;
         let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
         loop {
             match self.worker.pool.connect().await {
@@ -175,7 +176,8 @@ impl Exchange<'_> {
                 }
                 Err(error) if upstream::is_lost(&error) && since.elapsed() < settings.upstream_wait => {}
                 Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
-                Err(_) if self.worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
+                Err(_) if plane.booting() => tokio::time::sleep(wait).await,
+                Err(_) if plane.phase() != Phase::Serving => return Err(Failure::AppDown),
                 Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),
                 Err(_) => tokio::time::sleep(wait).await,
             }
