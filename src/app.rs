@@ -166,9 +166,8 @@ impl Bound {
         let warm = plane.settings.ready.warm_up.is_empty();
         let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
         tokio::spawn(app_state.clone().watch(plane.clone()));
-        if let UpstreamAddr::Unix(path) = plane.settings.upstream.clone() {
-            tokio::spawn(async move { stale_socket::keep_away(&path).await });
-        }
+        let upstream = plane.upstream.clone();
+        tokio::spawn(stale_socket::keep_away(move || upstream.addr()));
         let closing = Arc::new(Notify::new());
         let (served, close) = (admin_state(&plane, &control, &app_state), closing.clone());
         let admin = tokio::spawn(admin.serve(served, async move { close.notified().await }));

@@ -18,7 +18,7 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 pub use self::backends::{Backend, Upstream};
 pub use self::pool::{Connection, Parked, Pool};
-pub use self::resolve::{addresses, keep_up_to_date};
+pub use self::resolve::{addresses, keep_up_to_date, locate};
 use crate::config::UpstreamAddr;
 
 /// One attempt to connect may take so long; an app on the same host answers at once or never.

@@ -54,8 +54,9 @@ pub(super) enum Sub {
     Drain(DrainArgs),
     /// Hold new requests while what runs may finish, until resume or --max
     ///
-    /// What the app itself asks for through the proxy goes on, told by its address (not on loopback). WebSockets and
-    /// event streams end as in a drain; their clients are held when they come again.
+    /// What the app itself asks for through the proxy goes on. It is told by its address, so whoever shares that counts
+    /// as the app; on loopback, by a unix socket or through a published port it can't be told and waits too, as does
+    /// what waits for it. WebSockets and event streams end as in a drain; their clients are held when they come again.
     #[command(after_help = EXIT_CODES)]
     Hold(HoldArgs),
     /// Hold new requests, run a command that replaces the app, and let them go once it answers
@@ -240,7 +241,8 @@ pub(super) struct ReadyArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "App")]
 pub(super) struct AppArgs {
-    /// How long a request waits for an app whose port is closed (it crashed, or restarts)
+    /// How long a request waits for an app whose port is closed (it crashed, or restarts). Where compose replaces the
+    /// app, that is its stop and its boot together: 60s, say
     #[arg(long, env = "LAMEDUCK_UPSTREAM_WAIT", value_name = "TIME", default_value = "10s",
           value_parser = values::time)]
     pub upstream_wait: Duration,

@@ -167,6 +167,9 @@ impl Runner {
                 let settings = &self.plane.settings;
                 if self.machine.held_until().is_some() {
                     tracing::info!(in_flight, "new requests wait: the app is replaced");
+                    if !self.plane.upstream.tells_app() {
+                        tracing::info!("an app on loopback or a unix socket can't be told: what it asks for itself waits too");
+                    }
                 } else {
                     tracing::info!(in_flight, "only the app restarts: new requests wait");
                     self.plane.hold(settings.drain.grace + settings.upstream_wait);
@@ -341,13 +344,14 @@ impl Runner {
         // The listener first and the requests last: what came in by one is seen in the next.
         let listening = self.switch.is_listening();
         let connections = gate.connections();
-        // One that is held in between counts as running for now, never the other way round.
-        let held = gate.held();
+        // One that is held or goes on in between counts as running for now, never the other way round.
+        let before = gate.held();
         let in_flight = gate.in_flight();
+        let held = gate.held().min(before);
         let (arrived, last_arrival) = self.plane.arrivals();
-        let (since, before) = self.arrivals.front().copied().unwrap_or((Instant::now(), arrived));
+        let (since, earlier) = self.arrivals.front().copied().unwrap_or((Instant::now(), arrived));
         // One alone has no gap to another.
-        let recent = u32::try_from(arrived.saturating_sub(before)).unwrap_or(u32::MAX);
+        let recent = u32::try_from(arrived.saturating_sub(earlier)).unwrap_or(u32::MAX);
         let recent = if recent == 1 { 0 } else { recent };
         Counts {
             running: in_flight.saturating_sub(held),

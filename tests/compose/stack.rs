@@ -112,7 +112,7 @@ impl Stack {
 
     fn environment<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command.env("LAMEDUCK_RUN", &self.run).env("PORT", self.port.to_string());
-        command.env("LAMEDUCK_IMAGE", lameduck_image()).env("ATTACH", temporary("attach"));
+        command.env("LAMEDUCK_IMAGE", LAMEDUCK).env("ATTACH", temporary("attach"));
         command.envs(user().map(|user| ("LAMEDUCK_USER", user))).stdin(Stdio::null());
         // Debian's engine has the classic builder only.
         command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false")
@@ -167,9 +167,26 @@ fn user() -> Option<String> {
     (!getuid().is_root()).then(|| format!("{}:{}", getuid().as_raw(), getgid().as_raw()))
 }
 
-/// `$LAMEDUCK_IMAGE`, which must be there then, or the one that the Dockerfile makes.
-fn lameduck_image() -> String {
-    std::env::var("LAMEDUCK_IMAGE").unwrap_or_else(|_| "lameduck".to_owned())
+/// The image of lameduck under test.
+const LAMEDUCK: &str = "lameduck:test";
+
+/// Makes it as the Dockerfile says: all of it, or with `$LAMEDUCK_BIN`, a static binary, in the place of its build.
+fn build_lameduck() {
+    let Some(built) = std::env::var_os("LAMEDUCK_BIN") else {
+        run(&mut Command::new(root().join("tests/compose/base-image.sh")));
+        return run(Command::new("docker").args(["build", "-t", LAMEDUCK, "."]).current_dir(root()));
+    };
+    let context = temporary("image");
+    let _ = std::fs::remove_dir_all(&context);
+    for folder in ["out/bin", "out/run/lameduck"] {
+        std::fs::create_dir_all(context.join(folder)).expect("a folder");
+    }
+    std::fs::copy(built, context.join("out/bin/lameduck")).expect("$LAMEDUCK_BIN");
+    let whole = std::fs::read_to_string(root().join("Dockerfile")).expect("a Dockerfile");
+    let image = whole.find("FROM scratch\n").expect("the image's own stage");
+    let text = format!("FROM scratch AS build\nCOPY out /out\n{}", &whole[image..]);
+    std::fs::write(context.join("Dockerfile"), text).expect("written");
+    run(Command::new("docker").args(["build", "-t", LAMEDUCK, "."]).current_dir(&context));
 }
 
 /// Runs `docker` and returns what it said.
@@ -190,10 +207,7 @@ fn said(output: &Output, what: &str) -> String {
 fn set_up(engine: &Path) {
     run(Command::new(engine).arg("up"));
     run(Command::new(env!("CARGO")).args(["build", "--locked", "--example", "load"]).current_dir(root()));
-    if std::env::var_os("LAMEDUCK_IMAGE").is_none() {
-        run(&mut Command::new(root().join("tests/compose/base-image.sh")));
-        run(Command::new("docker").args(["build", "-t", &lameduck_image(), "."]).current_dir(root()));
-    }
+    build_lameduck();
     // Node's image, of this machine's Node.
     let node = Command::new("node").args(["-p", "process.execPath"]).output().expect("node");
     let node = format!("{}:/usr/local/bin/node", String::from_utf8_lossy(&node.stdout).trim());
@@ -210,11 +224,13 @@ fn set_up(engine: &Path) {
     run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&attach));
     let build = ["compose", "-f", "examples/compose/compose.yaml", "build", "app"];
     let mut build_app = Command::new("docker");
-    build_app.args(build).current_dir(root()).env("LAMEDUCK_IMAGE", lameduck_image());
-    run(build_app.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false"));
+    build_app.args(build).current_dir(root()).env("LAMEDUCK_IMAGE", LAMEDUCK);
+    run(&mut build_app);
 }
 
 fn run(command: &mut Command) {
+    // Debian's engine has the classic builder only.
+    command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false");
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
 }
