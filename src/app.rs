@@ -129,7 +129,7 @@ impl Bound {
         }
         let mut listeners = Vec::new();
         for addr in &settings.listen {
-            let bound = listen::bind(*addr);
+            let bound = listen::bind(*addr, settings.reuse_port);
             listeners.push(bound.map_err(|error| cannot(&format!("listen on {addr} (--listen)"), &error))?);
         }
         let admin =

@@ -13,6 +13,8 @@ use hyper::header::{HeaderName, HeaderValue};
 pub struct Settings {
     /// Where clients come in; at least one.
     pub listen: Vec<SocketAddr>,
+    /// Another proxy may listen at the same addresses.
+    pub reuse_port: bool,
     /// The app.
     pub upstream: UpstreamAddr,
     /// `/livez`, `/readyz`, `/metrics`, `/drain`; none when switched off.

@@ -27,22 +27,24 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// After an accept that failed for want of files or memory, and while there are too many connections.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
-/// A listening socket. `[::]` takes IPv4 too; where there is no IPv6, it is `0.0.0.0` instead.
-pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    match bind_exactly(addr) {
+/// A listening socket. `[::]` takes IPv4 too; where there is no IPv6, it is `0.0.0.0` instead. `shared`: another process
+/// of the same user may listen there too, and the kernel gives each its part of the new connections (socket(7)).
+pub fn bind(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    match bind_exactly(addr, shared) {
         Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() => {
-            bind_exactly((Ipv4Addr::UNSPECIFIED, addr.port()).into()).map_err(|_| error)
+            bind_exactly((Ipv4Addr::UNSPECIFIED, addr.port()).into(), shared).map_err(|_| error)
         }
         bound => bound,
     }
 }
 
-fn bind_exactly(addr: SocketAddr) -> io::Result<TcpListener> {
+fn bind_exactly(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -195,7 +197,8 @@ impl Acceptor {
             if on.wait_for(|on| *on).await.is_err() {
                 return;
             }
-            match addr.as_ref().map(|addr| bind(*addr)) {
+            let shared = self.plane.settings.reuse_port;
+            match addr.as_ref().map(|addr| bind(*addr, shared)) {
                 Ok(Ok(again)) => {
                     self.switch.closed.send_modify(|closed| *closed -= 1);
                     listener = Some(again);

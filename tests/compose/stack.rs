@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// A running stack, gone again at the end.
 pub struct Stack {
-    files: &'static [&'static str],
+    files: Vec<String>,
     port: u16,
     /// The folder of the control socket.
     run: PathBuf,
@@ -42,9 +42,8 @@ fn temporary(name: &str) -> PathBuf {
 }
 
 impl Stack {
-    /// The example with WebSockets, its front door ready; none if there is no engine. `plain`: without lameduck in
-    /// the app's image.
-    pub fn up(plain: bool) -> Option<Self> {
+    /// The example with WebSockets and these files of it on top, its front door ready; none if there is no engine.
+    pub fn up(files: &[&str]) -> Option<Self> {
         let engine = engine()?;
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         static READY: OnceLock<()> = OnceLock::new();
@@ -59,11 +58,9 @@ impl Stack {
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = free.local_addr().expect("its address").port();
         drop(free);
-        let files: &[&str] = match plain {
-            true => &["examples/compose/compose.yaml", "examples/compose/compose.plain.yaml", TESTS],
-            false => &["examples/compose/compose.yaml", TESTS],
-        };
-        let stack = Self { files, port, run, _turn: turn };
+        let file = |name: &&str| root().join(name).display().to_string();
+        let files = [&["examples/compose/compose.yaml", "tests/compose/compose.yaml"], files].concat();
+        let stack = Self { files: files.iter().map(file).collect(), port, run, _turn: turn };
         stack.compose(&["down", "-v", "-t", "1"]);
         stack.compose(&["up", "-d"]);
         stack.wait("the front door is ready", || stack.lameduck(&["status", "--ready"]).status.success());
@@ -74,8 +71,8 @@ impl Stack {
     pub fn compose_command(&self, arguments: &[&str]) -> Vec<String> {
         let mut command: Vec<String> =
             vec!["docker".into(), "compose".into(), "-p".into(), "lameduck-test".into()];
-        for file in self.files {
-            command.extend(["-f".into(), root().join(file).display().to_string()]);
+        for file in &self.files {
+            command.extend(["-f".into(), file.clone()]);
         }
         command.extend(arguments.iter().map(ToString::to_string));
         command
@@ -159,8 +156,6 @@ impl Drop for Stack {
     }
 }
 
-const TESTS: &str = "tests/compose/compose.yaml";
-
 /// This user, whom the control socket has to belong to; none for root.
 fn user() -> Option<String> {
     use rustix::process::{getgid, getuid};
@@ -173,8 +168,7 @@ const LAMEDUCK: &str = "lameduck:test";
 /// Makes it as the Dockerfile says: all of it, or with `$LAMEDUCK_BIN`, a static binary, in the place of its build.
 fn build_lameduck() {
     let Some(built) = std::env::var_os("LAMEDUCK_BIN") else {
-        run(&mut Command::new(root().join("tests/compose/base-image.sh")));
-        return run(Command::new("docker").args(["build", "-t", LAMEDUCK, "."]).current_dir(root()));
+        return build_whole(&[], LAMEDUCK);
     };
     let context = temporary("image");
     let _ = std::fs::remove_dir_all(&context);
@@ -201,6 +195,26 @@ fn said(output: &Output, what: &str) -> String {
     let error = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{what}: {error}{}", String::from_utf8_lossy(&output.stdout));
     String::from_utf8_lossy(&output.stdout).into_owned()
+}
+
+/// The image that the whole Dockerfile makes, on a stand-in for its base image.
+fn build_whole(how: &[&str], name: &str) {
+    run(Command::new(root().join("tests/compose/base-image.sh")).args(how));
+    run(Command::new("docker").args(["build", "-t", name, "."]).current_dir(root()));
+}
+
+/// Builds the whole Dockerfile, not optimised, and asks the program in the image for its version; nothing if there is no
+/// engine.
+///
+/// # Panics
+/// When it fails.
+pub fn dockerfile() {
+    let Some(engine) = engine() else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    run(Command::new(engine).arg("up"));
+    build_whole(&["--quick"], "lameduck:quick");
+    let version = docker(&["run", "--rm", "--read-only", "lameduck:quick", "--version"]);
+    assert_eq!(version.trim(), concat!("lameduck ", env!("CARGO_PKG_VERSION")));
 }
 
 /// Starts the engine if it isn't up, builds the load client and the images.
