@@ -267,7 +267,7 @@ async fn serve_once_listening(
                         tracing::error!("{error}");
                     }
                     plane.set_booting(false);
-                    std::future::pending().await
+                    std::future::pending::<()>().await;
                 };
                 tokio::select! {
                     _ = drain_now(control, signals) => {}

@@ -53,7 +53,7 @@ fn the_proxy_itself_is_refused() {
     let listen = format!("127.0.0.1:{}", free_port());
     let proxy = Lameduck::proxy(blue.addr, &["--listen", &listen]);
     let port = proxy.listen.port();
-    for own in [listen.clone(), format!("localhost:{port}")] {
+    for own in [listen, format!("localhost:{port}")] {
         let refused = proxy.command_output(&["switch", &own]);
         assert_eq!(refused.status.code(), Some(1));
         let told = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -168,7 +168,9 @@ impl Runner {
                 if self.machine.held_until().is_some() {
                     tracing::info!(in_flight, "new requests wait: the app is replaced");
                     if !self.plane.upstream.tells_app() {
-                        tracing::info!("an app on loopback or a unix socket can't be told: what it asks for itself waits too");
+                        tracing::info!(
+                            "an app on loopback or a unix socket can't be told: what it asks for itself waits too"
+                        );
                     }
                 } else {
                     tracing::info!(in_flight, "only the app restarts: new requests wait");

@@ -45,7 +45,9 @@ async fn once_ready(plane: &Plane, to: &UpstreamAddr, timeout: Duration) -> Resu
         let found = tokio::time::timeout(ready.timeout, upstream::locate(to)).await;
         let unknown = match found.unwrap_or_else(|late| Err(late.into())) {
             Ok(addrs) if addrs.iter().any(|addr| is_own(settings, *addr)) => {
-                return Err(format!("{to} is this proxy itself: requests would go in circles; {kept} was kept"));
+                return Err(format!(
+                    "{to} is this proxy itself: requests would go in circles; {kept} was kept"
+                ));
             }
             Ok(addrs) if readiness::check_app(to, &ready.check, ready.timeout).await => return Ok(addrs),
             Ok(_) => String::new(),
