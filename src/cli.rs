@@ -344,7 +344,7 @@ fn settings(
     let control_listen = around.in_pod.then(|| SocketAddr::from(([127, 0, 0, 1], 4882)));
     let settings = Settings {
         listen: if addresses.listen.is_empty() { default_listen.to_vec() } else { addresses.listen },
-        reuse_port: addresses.reuse_port,
+        reuse_port: addresses.reuseport,
         upstream,
         probe_listen: addresses.probe_listen.0,
         control: addresses.control.unwrap_or_else(|| around.control_to_serve()),

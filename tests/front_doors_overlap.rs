@@ -53,7 +53,7 @@ impl Clients {
 fn the_one_that_goes_takes_nothing_with_it() {
     let app = Node::slow();
     let at = format!("127.0.0.1:{}", free_port());
-    let door = || Lameduck::proxy(app.addr, &["--listen", &at, "--reuse-port"]);
+    let door = || Lameduck::proxy(app.addr, &["--listen", &at, "--reuseport"]);
     let mut first = door();
     let clients = Clients::start(first.listen);
     clients.wait_answered(50);

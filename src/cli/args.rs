@@ -175,8 +175,8 @@ pub(super) struct AddressArgs {
     #[arg(long, env = "LAMEDUCK_LISTEN", value_name = "ADDR", value_delimiter = ',', value_parser = parse_listen)]
     pub listen: Vec<SocketAddr>,
     /// Another lameduck of the same user may listen there too, so that one front door takes over from another
-    #[arg(long, env = "LAMEDUCK_REUSE_PORT")]
-    pub reuse_port: bool,
+    #[arg(long, env = "LAMEDUCK_REUSEPORT")]
+    pub reuseport: bool,
     /// Where the kubelet and Prometheus ask: /livez, /readyz, /metrics and /drain; or 'off'
     #[arg(long, env = "LAMEDUCK_PROBE_LISTEN", value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off)]

@@ -265,7 +265,7 @@ fn help_of_inject_tells_every_annotation_that_is_a_flag() {
 }
 
 /// What the injection sets itself, or has an annotation of another name for.
-const NOT_ANNOTATED: [&str; 14] = [
+const NOT_ANNOTATED: [&str; 15] = [
     "after-drain",
     "after-drain-header",
     "app-probe",
@@ -274,6 +274,7 @@ const NOT_ANNOTATED: [&str; 14] = [
     "help",
     "listen",
     "probe-listen",
+    "reuseport",
     "share-dir",
     "sidecar",
     "termination-log",
