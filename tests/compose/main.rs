@@ -101,8 +101,8 @@ fn a_restart_of_the_front_door_itself_is_told() {
     let outcome = load.finish();
     let (made, lost) = outcome.counts();
     println!(
-        "docker restart of the front door: {lost} of {made} lost in {took:.1?} ({}). What it had taken it finished; \
-         from its drain's end of the queue until the new one listens, new connections are refused (at a published \
+        "docker restart of the front door: {lost} of {made} lost in {took:.1?} ({}). What it had taken it finished; from \
+         then until the new one listens new connections are refused (at a published \
          port Docker's own proxy takes them and closes them), and these clients come again at once. With no loss: \
          let another one take over, as in examples/compose/README.md",
         outcome.losses()
