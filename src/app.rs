@@ -145,7 +145,7 @@ impl Bound {
         let tcp = tcp.map(|(number, route)| (route.listen, "--tcp", Service::Tcp(number)));
         let mut listeners = Vec::new();
         for (addr, flag, service) in http.chain(https).chain(tcp) {
-            let bound = listen::bind(addr);
+            let bound = listen::bind(addr, settings.reuse_port);
             let bound = bound.map_err(|error| cannot(&format!("listen on {addr} ({flag})"), &error))?;
             listeners.push((bound, service));
         }
@@ -181,9 +181,8 @@ impl Bound {
         let warm = plane.settings.ready.warm_up.is_empty();
         let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
         tokio::spawn(app_state.clone().watch(plane.clone()));
-        if let UpstreamAddr::Unix(path) = plane.settings.upstream.clone() {
-            tokio::spawn(async move { stale_socket::keep_away(&path).await });
-        }
+        let upstream = plane.upstream.clone();
+        tokio::spawn(stale_socket::keep_away(move || upstream.addr()));
         let closing = Arc::new(Notify::new());
         let (served, close) = (admin_state(&plane, &control, &app_state), closing.clone());
         let admin = tokio::spawn(admin.serve(served, async move { close.notified().await }));
@@ -245,9 +244,11 @@ async fn run_app(
         }
     };
     tracing::info!(pid = app.pid(), port, "started the app");
-    if let Err(code) = serve_once_listening(&app, command.start_timeout, plane, signals, serve).await {
-        let ended = end(&app, plane, Duration::ZERO, signals).await;
-        return code.unwrap_or(ended);
+    let listens = serve_once_listening(&app, command.start_timeout, plane, control, signals, serve).await;
+    if let Err(failed) = listens {
+        let most = if failed.is_some() { Duration::ZERO } else { linger_most(plane, control) };
+        let ended = end(&app, plane, most, signals).await;
+        return failed.unwrap_or(ended);
     }
     tracing::info!(port, "the app listens");
     tokio::select! {
@@ -265,11 +266,13 @@ async fn run_app(
     }
 }
 
-/// Until the app listens, clients wait in the kernel's queue. An error is the exit code, or none for the app's own.
+/// Until the app listens, clients wait in the kernel's queue. An error is the exit code, or none for the app's own
+/// after a drain.
 async fn serve_once_listening(
     app: &App,
     within: Duration,
     plane: &Plane,
+    control: &Control,
     signals: &mut Signals,
     serve: impl FnOnce() -> Result<(), u8>,
 ) -> Result<(), Option<u8>> {
@@ -285,7 +288,21 @@ async fn serve_once_listening(
                 return serve.map_or(Ok(()), |serve| serve().map_err(Some));
             }
             signal = signals.next() => {
-                tracing::info!(signal, "stopped before the app listened");
+                tracing::info!(signal, "asked to go before the app listens");
+                serve.take().map_or(Ok(()), |serve| serve().map_err(Some))?;
+                // Who waits is served if the app listens before the deadline; where nobody does, nothing is waited for.
+                plane.set_booting(true);
+                let boots = async {
+                    if let Err(error) = listening.as_mut().await {
+                        tracing::error!("{error}");
+                    }
+                    plane.set_booting(false);
+                    std::future::pending::<()>().await;
+                };
+                tokio::select! {
+                    _ = drain_now(control, signals) => {}
+                    () = boots => {}
+                }
                 return Err(None);
             }
             // Only who serves can drain: what waits in the queue gets its answer, and the listeners close.
@@ -335,6 +352,11 @@ async fn stop(app: &App, reserve: Duration) -> u8 {
 async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
     let signal = signals.next().await;
     tracing::info!(signal, "asked to go");
+    drain_now(control, signals).await
+}
+
+/// The same once the first signal has come.
+async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
     let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
     loop {
         tokio::select! {

@@ -349,6 +349,7 @@ fn settings(
     let by_default = addresses.listen.is_empty() && tls.is_none();
     let settings = Settings {
         listen: if by_default { default_listen.to_vec() } else { addresses.listen },
+        reuse_port: addresses.reuseport,
         tls,
         upstream,
         tcp: addresses.tcp,

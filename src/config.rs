@@ -15,6 +15,8 @@ pub struct Settings {
     pub listen: Vec<SocketAddr>,
     /// Where clients come in by TLS.
     pub tls: Option<TlsSettings>,
+    /// Another proxy may listen at the same addresses.
+    pub reuse_port: bool,
     /// The app.
     pub upstream: UpstreamAddr,
     /// Where connections come in that are passed on byte for byte, and to whom.

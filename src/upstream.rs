@@ -20,7 +20,7 @@ use tokio::net::{TcpStream, UnixStream, tcp, unix};
 pub use self::backends::{Backend, Upstream};
 pub use self::http2::{Lease, was_unprocessed};
 pub use self::pool::{Connection, Parked, Pool};
-pub use self::resolve::{addresses, keep_up_to_date};
+pub use self::resolve::{addresses, keep_up_to_date, locate};
 use crate::config::UpstreamAddr;
 use crate::tls::client::handshake;
 use crate::tls::stream::{self as tls, Tls};

@@ -223,7 +223,7 @@ fn signals_that_are_no_order_to_end_reach_the_app() {
 }
 
 #[test]
-fn sigterm_while_the_app_starts_ends_it_at_once() {
+fn sigterm_while_the_app_starts_and_nobody_waits_ends_it() {
     let starting =
         "process.on('SIGTERM', () => process.exit(6)); setInterval(() => {}, 1e3); console.log('starting')";
     let mut run = Lameduck::run(&["--start-timeout", "120s"], &["node", "-e", starting]);
@@ -232,7 +232,44 @@ fn sigterm_while_the_app_starts_ends_it_at_once() {
     assert_eq!((ready.head.status, ready.text().as_str()), (503, "the app does not answer\n"));
     run.terminate();
     assert_eq!(run.process.wait_exit(), 6);
-    run.wait_log("stopped before the app listened");
+    run.wait_log("asked to go before the app listens");
+}
+
+/// It listens once it hears SIGUSR2.
+const BOOTING: &str = "
+    const server = require('http').createServer((req, res) => res.end('late'));
+    process.on('SIGUSR2', () => server.listen(process.env.PORT, '127.0.0.1'));
+    setInterval(() => {}, 1e3);
+    console.log('starting');";
+
+/// A request waits for an app that boots, and SIGTERM has come.
+fn waits_while_it_boots() -> (Lameduck, Client) {
+    let run = Lameduck::run(&["--grace", "120s"], &["node", "-e", BOOTING]);
+    wait_line(&run, "starting");
+    let mut early = run.client();
+    early.get("/");
+    run.terminate();
+    run.wait_phase("draining");
+    assert!(early.is_quiet_for(MOMENT));
+    (run, early)
+}
+
+#[test]
+fn a_request_that_waits_when_sigterm_comes_is_served_if_the_app_listens_in_time() {
+    let (mut run, mut early) = waits_while_it_boots();
+    run.process.signal(Signal::USR2);
+    let answer = early.answer();
+    assert_eq!((answer.head.status, answer.text().as_str()), (200, "late"));
+    assert_eq!(run.process.wait_exit(), 128 + 15);
+}
+
+#[test]
+fn a_request_that_waits_when_sigterm_comes_is_answered_503_if_the_app_never_listens() {
+    let (mut run, mut early) = waits_while_it_boots();
+    run.terminate();
+    let answer = early.answer();
+    assert!(answer.head.status == 503 && answer.head.has("retry-after", "1"), "{:?}", answer.head);
+    assert_eq!(run.process.wait_exit(), 128 + 15);
 }
 
 #[test]

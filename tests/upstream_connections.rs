@@ -3,11 +3,13 @@
 
 mod common;
 
+use std::io::Read;
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::app::{Asked, RawApp};
-use common::http::{Client, Fill};
+use common::http::{Answer, Client, Fill};
 use common::process::{Lameduck, Node, free_port, temporary_directory};
 use common::{LIMIT, MOMENT};
 use socket2::{Domain, SockAddr, Socket, Type};
@@ -206,6 +208,44 @@ fn a_new_connection_that_dies_is_not_tried_again() {
     drop(app.asked());
     assert_eq!(client.answer().head.status, 502);
     assert!(app.asked_within(MOMENT).is_none());
+}
+
+/// A request comes to an app over a new connection, and its port closes: over the unread connection, which resets it,
+/// or after the app has `read` the request. A new app listens there then. The client's answer.
+fn app_is_replaced(request: &str, read: bool) -> Answer {
+    let old = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    let addr = old.local_addr().expect("its address");
+    let proxy = Lameduck::proxy(addr, &[]);
+    let mut client = proxy.client();
+    client.send(request);
+    // The proxy's own checks connect too, and say nothing.
+    let mut stream = loop {
+        let (stream, _) = old.accept().expect("a connection");
+        if stream.peek(&mut [0]).is_ok_and(|n| n > 0) {
+            break stream;
+        }
+    };
+    if read {
+        let _ = stream.read(&mut [0; 4096]).expect("the request");
+    }
+    drop(old);
+    drop(stream);
+    thread::sleep(MOMENT);
+    let _app = Node::held_at(addr.port());
+    client.answer()
+}
+
+#[test]
+fn a_safe_request_that_a_closing_port_reset_is_sent_to_the_next_app() {
+    let answer = app_is_replaced("GET / HTTP/1.1\r\nHost: a\r\n\r\n", false);
+    assert_eq!(answer.head.status, 200, "{}", answer.text());
+}
+
+#[test]
+fn one_that_the_app_may_have_died_of_is_not() {
+    assert_eq!(app_is_replaced("GET / HTTP/1.1\r\nHost: a\r\n\r\n", true).head.status, 502);
+    let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
+    assert_eq!(app_is_replaced(post, false).head.status, 502, "perhaps done already");
 }
 
 #[test]

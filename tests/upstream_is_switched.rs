@@ -48,6 +48,22 @@ fn one_that_does_not_answer_changes_nothing() {
 }
 
 #[test]
+fn the_proxy_itself_is_refused() {
+    let blue = Node::held();
+    let listen = format!("127.0.0.1:{}", free_port());
+    let proxy = Lameduck::proxy(blue.addr, &["--listen", &listen]);
+    let port = proxy.listen.port();
+    for own in [listen, format!("localhost:{port}")] {
+        let refused = proxy.command_output(&["switch", &own]);
+        assert_eq!(refused.status.code(), Some(1));
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(told.contains(&format!("{own} is this proxy itself")), "{told}");
+    }
+    assert_eq!(proxy.status().expect("a status")["switched"], false);
+    assert_eq!(Client::ask(proxy.listen, "/").head.status, 200);
+}
+
+#[test]
 fn the_choice_outlives_the_proxy_and_outranks_its_upstream() {
     let (blue, green) = (Node::held(), Node::held());
     let mut proxy = Lameduck::proxy(blue.addr, &[]);

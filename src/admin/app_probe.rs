@@ -48,7 +48,8 @@ impl Admin {
         let Ok(request) = request.body(Empty::new()) else {
             return text(StatusCode::BAD_REQUEST, "not a target");
         };
-        let asked = readiness::ask(&settings.upstream, request, |from_app| async {
+        let upstream = self.control.upstream();
+        let asked = readiness::ask(&upstream, request, |from_app| async {
             let (head, mut body) = from_app.into_parts();
             let mut read = Vec::new();
             while read.len() < BODY

@@ -55,8 +55,9 @@ pub(super) enum Sub {
     Drain(DrainArgs),
     /// Hold new requests while what runs may finish, until resume or --max
     ///
-    /// What the app itself asks for through the proxy goes on, told by its address (not on loopback). WebSockets and
-    /// event streams end as in a drain; their clients are held when they come again.
+    /// What the app itself asks for through the proxy goes on. It is told by its address, so whoever shares that counts
+    /// as the app; on loopback, by a unix socket or through a published port it can't be told and waits too, as does
+    /// what waits for it. WebSockets and event streams end as in a drain; their clients are held when they come again.
     #[command(after_help = EXIT_CODES)]
     Hold(HoldArgs),
     /// Hold new requests, run a command that replaces the app, and let them go once it answers
@@ -189,6 +190,9 @@ pub(super) struct AddressArgs {
     /// required, from others it is not read
     #[arg(long, env = "LAMEDUCK_PROXY_PROTOCOL_FROM", value_name = "CIDR", value_delimiter = ',')]
     pub proxy_protocol_from: Vec<Cidr>,
+    /// Another lameduck of the same user may listen there too, so that one front door takes over from another
+    #[arg(long, env = "LAMEDUCK_REUSEPORT")]
+    pub reuseport: bool,
     /// Where the kubelet and Prometheus ask: /livez, /readyz, /metrics and /drain; or 'off'
     #[arg(long, env = "LAMEDUCK_PROBE_LISTEN", value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off)]
@@ -295,7 +299,7 @@ pub(super) struct ReadyArgs {
 #[command(next_help_heading = "App")]
 pub(super) struct AppArgs {
     /// How long a request or --tcp connection waits for an app whose port is closed (it crashed, or restarts); past it
-    /// 503, or a reset
+    /// 503, or a reset. Where compose replaces the app, that is its stop and its boot together: 60s, say
     #[arg(long, env = "LAMEDUCK_UPSTREAM_WAIT", value_name = "TIME", default_value = "10s",
           value_parser = values::time)]
     pub upstream_wait: Duration,

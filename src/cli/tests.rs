@@ -286,7 +286,7 @@ fn help_of_inject_tells_every_annotation_that_is_a_flag() {
 }
 
 /// What the injection sets itself or has an annotation of another name for, and what needs files that it mounts nowhere.
-const NOT_ANNOTATED: [&str; 21] = [
+const NOT_ANNOTATED: [&str; 22] = [
     "after-drain",
     "after-drain-header",
     "app-probe",
@@ -295,6 +295,7 @@ const NOT_ANNOTATED: [&str; 21] = [
     "help",
     "listen",
     "probe-listen",
+    "reuseport",
     "share-dir",
     "sidecar",
     "termination-log",

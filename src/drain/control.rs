@@ -208,6 +208,11 @@ impl Control {
         &self.plane.settings
     }
 
+    /// The app's address, as it was given or as `switch` chose it.
+    pub fn upstream(&self) -> UpstreamAddr {
+        self.plane.upstream.addr()
+    }
+
     /// Where the drain stands now.
     pub fn status(&self) -> Status {
         let published = self.published();

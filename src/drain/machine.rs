@@ -248,9 +248,9 @@ impl Machine {
         self.hold().is_some_and(|hold| hold.idle)
     }
 
-    /// Whether a hold keeps WebSockets and event streams: their number is then to be looked at.
+    /// Whether a hold keeps WebSockets and event streams and isn't idle yet: their number is then to be looked at.
     pub fn keeps_streams(&self) -> bool {
-        self.hold().is_some_and(|hold| hold.keep_streams)
+        self.hold().is_some_and(|hold| hold.keep_streams && !hold.idle)
     }
 
     /// Feeds one event; returns what is to be done now, in order.

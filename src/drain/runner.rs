@@ -164,6 +164,11 @@ impl Runner {
                 let settings = &self.plane.settings;
                 if self.machine.held_until().is_some() {
                     tracing::info!(in_flight, "new requests wait: the app is replaced");
+                    if !self.plane.upstream.tells_app() {
+                        tracing::info!(
+                            "an app on loopback or a unix socket can't be told: what it asks for itself waits too"
+                        );
+                    }
                 } else {
                     tracing::info!(in_flight, "only the app restarts: new requests wait");
                     self.plane.hold(settings.drain.grace + settings.upstream_wait);
@@ -338,9 +343,10 @@ impl Runner {
         // The listener first and the requests last: what came in by one is seen in the next.
         let listening = self.switch.is_listening();
         let connections = gate.connections();
-        // One that is held in between counts as running for now, never the other way round.
-        let held = gate.held();
+        // One that is held or goes on in between counts as running for now, never the other way round.
+        let before = gate.held();
         let in_flight = gate.in_flight();
+        let held = gate.held().min(before);
         let (arrived, last_arrival) = self.plane.arrivals();
         Counts {
             running: in_flight.saturating_sub(held),

@@ -1,10 +1,11 @@
 //! `lameduck switch`: new requests go to another upstream, and the one that was left runs dry.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::config::UpstreamAddr;
+use crate::config::{Settings, UpstreamAddr};
 use crate::proxy::plane::Plane;
 use crate::readiness;
 use crate::upstream;
@@ -22,19 +23,7 @@ pub async fn switch(plane: &Plane, to: Option<UpstreamAddr>, timeout: Duration) 
     let settings = &plane.settings;
     let back = to.is_none();
     let to = to.unwrap_or_else(|| settings.upstream.clone());
-    let began = Instant::now();
-    while !readiness::check_app(&to, &settings.ready.check, settings.ready.timeout).await {
-        if began.elapsed() >= timeout {
-            let kept = plane.upstream.addr();
-            return Err(format!("{to} did not become ready within {timeout:?}: {kept} was kept"));
-        }
-        tokio::time::sleep(LOOK).await;
-    }
-    let addrs = match to.host_and_port() {
-        Some((host, port)) => upstream::addresses(host, port).await,
-        None => Ok(Vec::new()),
-    };
-    let addrs = addrs.map_err(|error| format!("{to} can't be looked up: {error}"))?;
+    let addrs = once_ready(plane, &to, timeout).await?;
     let chosen = (!back && to != settings.upstream).then_some(&to);
     let file = file(&settings.control);
     remember(&file, chosen)
@@ -46,6 +35,47 @@ pub async fn switch(plane: &Plane, to: Option<UpstreamAddr>, timeout: Duration) 
         tokio::time::sleep(LOOK).await;
     }
     Ok(Left(old))
+}
+
+/// What `to` resolves to, once it answers.
+async fn once_ready(plane: &Plane, to: &UpstreamAddr, timeout: Duration) -> Result<Vec<SocketAddr>, String> {
+    let (settings, kept, began) = (&plane.settings, plane.upstream.addr(), Instant::now());
+    let ready = &settings.ready;
+    loop {
+        let found = tokio::time::timeout(ready.timeout, upstream::locate(to)).await;
+        let unknown = match found.unwrap_or_else(|late| Err(late.into())) {
+            Ok(addrs) if addrs.iter().any(|addr| is_own(settings, *addr)) => {
+                return Err(format!(
+                    "{to} is this proxy itself: requests would go in circles; {kept} was kept"
+                ));
+            }
+            Ok(addrs) if readiness::check_app(to, &ready.check, ready.timeout).await => return Ok(addrs),
+            Ok(_) => String::new(),
+            Err(error) => format!(" (it can't be looked up: {error})"),
+        };
+        if began.elapsed() >= timeout {
+            return Err(format!("{to} did not become ready within {timeout:?}{unknown}: {kept} was kept"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// Whether this is an address that the proxy itself listens on.
+fn is_own(settings: &Settings, addr: SocketAddr) -> bool {
+    let ip = addr.ip().to_canonical();
+    let met = |ours: &SocketAddr| {
+        let at = ours.ip().to_canonical();
+        ours.port() == addr.port() && (at == ip || at.is_unspecified() && is_of_this_machine(ip))
+    };
+    let secure = settings.tls.iter().flat_map(|tls| &tls.listen);
+    let opaque = settings.tcp.iter().map(|route| &route.listen);
+    let admin = settings.probe_listen.iter().chain(&settings.control_listen);
+    settings.listen.iter().chain(secure).chain(opaque).chain(admin).any(met)
+}
+
+/// Only its own addresses can be bound.
+fn is_of_this_machine(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
 }
 
 /// The servers that were left.

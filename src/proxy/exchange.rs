@@ -73,6 +73,8 @@ pub struct Flow {
     pub half_closed: Cell<bool>,
     /// The answer is an event stream that the client can reopen.
     pub events: Cell<bool>,
+    /// The app's connection was reset before it had answered.
+    pub reset: Cell<bool>,
     /// The client's bytes are waited for.
     pub reading: Cell<bool>,
     /// The client is waited for to take bytes.
@@ -178,7 +180,10 @@ impl Exchange<'_> {
         while !left.is_empty() {
             match app.write(left).await {
                 Ok(n) if n > 0 => left = &left[n..],
-                _ => return Err(Failure::AppGone { unanswered: true }),
+                _ => {
+                    self.flow.reset.set(true);
+                    return Err(Failure::AppGone { unanswered: true });
+                }
             }
             self.flow.progress.set(Progress::Sent);
         }
@@ -309,6 +314,7 @@ pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>)
                 return Err(Failure::AppBroken("the app does not speak HTTP/2"));
             }
             Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
+            Err(_) if worker.plane.booting() => tokio::time::sleep(wait).await,
             Err(_) if worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
             Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),
             Err(_) => tokio::time::sleep(wait).await,

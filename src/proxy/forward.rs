@@ -21,6 +21,7 @@ use super::headers::{self, Framing, Request, Response, Upgrade};
 use super::relay::{relay, relay_events};
 use super::stream::{Sink, Source};
 use crate::drain::ledger::Class;
+use crate::drain::machine::Phase;
 use crate::metrics::{Ended, add};
 use crate::upstream::{Backend, Connection};
 
@@ -117,8 +118,11 @@ where
         {
             exchange.flow.progress.set(Progress::Unsent);
         }
+        if failure != (Failure::AppGone { unanswered: true }) || again || !exchange.may_send_again() {
+            return Err(failure);
+        }
         // The app closed a kept connection just as it was used again: on a new one the request is safe.
-        if failure != (Failure::AppGone { unanswered: true }) || !reused || !exchange.may_send_again() {
+        if !reused && !exchange.bounded(exchange.while_watched(client, closed_over(exchange, &app))).await? {
             return Err(failure);
         }
         add(&exchange.worker.shard.retries, 1);
@@ -139,6 +143,15 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
     let app = exchange.reach(async || pool.connect().await).await?;
     add(&exchange.worker.shard.connects, 1);
     Ok(App::Http1(app))
+}
+
+/// Whether a new connection was closed unread, as by a listening socket that closes over its queue: it was reset, and
+/// nobody listens there any more. An idempotent request may be repeated then (RFC 9110 §9.2.2) without harm: an app that
+/// had read it, and perhaps died of it, would have ended the connection in order.
+async fn closed_over(exchange: &Exchange<'_>, app: &App) -> Result<bool, Failure> {
+    let App::Http1(app) = app else { return Ok(false) };
+    let serving = exchange.worker.plane.phase() == Phase::Serving;
+    Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
 }
 
 /// Sends the request to this server and relays the answer, within what bounds a request.
@@ -353,7 +366,8 @@ async fn answer_head<A: AsyncRead + Unpin>(
     first: bool,
 ) -> Result<Response, Failure> {
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
-    let (request, most) = (exchange.request, exchange.worker.plane.settings.limits.head);
+    let (request, flow) = (exchange.request, &exchange.flow);
+    let most = exchange.worker.plane.settings.limits.head;
     let mut looked = 0;
     loop {
         if !buf.is_empty() && (looked == 0 || headers::ends_within(buf.unread(), looked)) {
@@ -377,8 +391,11 @@ async fn answer_head<A: AsyncRead + Unpin>(
             return Err(TOO_LARGE);
         }
         match buf.fill(app, &exchange.worker.store).await {
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: looked == 0 && first }),
-            Ok(_) => {}
+            Ok(n) if n > 0 => {}
+            ended => {
+                flow.reset.set(ended.is_err());
+                return Err(Failure::AppGone { unanswered: looked == 0 && first });
+            }
         }
     }
 }

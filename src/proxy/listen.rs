@@ -3,17 +3,17 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::os::fd::AsFd;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use socket2::{Domain, Protocol, SockFilter, SockRef, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, watch};
 use tokio::task::spawn_local;
 
+use super::handshakes::handshakes_end;
 use super::park;
 use super::plane::{Plane, Worker};
 use super::welcome::{Accepted, Service, welcome};
@@ -25,25 +25,25 @@ const BACKLOG: i32 = 4096;
 const SWEEP: Duration = Duration::from_millis(250);
 /// After an accept that failed for want of files or memory, and while there are too many connections.
 const BACK_OFF: Duration = Duration::from_millis(50);
-/// Handshakes that had begun get so long to end before a listening socket closes.
-const HANDSHAKES: Duration = Duration::from_millis(20);
 
-/// A listening socket. `[::]` takes IPv4 too; where there is no IPv6, it is `0.0.0.0` instead.
-pub fn bind(addr: SocketAddr) -> io::Result<TcpListener> {
-    match bind_exactly(addr) {
+/// A listening socket. `[::]` takes IPv4 too; where there is no IPv6, it is `0.0.0.0` instead. `shared`: another process
+/// of the same user may listen there too, and the kernel gives each its part of the new connections (socket(7)).
+pub fn bind(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
+    match bind_exactly(addr, shared) {
         Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() => {
-            bind_exactly((Ipv4Addr::UNSPECIFIED, addr.port()).into()).map_err(|_| error)
+            bind_exactly((Ipv4Addr::UNSPECIFIED, addr.port()).into(), shared).map_err(|_| error)
         }
         bound => bound,
     }
 }
 
-fn bind_exactly(addr: SocketAddr) -> io::Result<TcpListener> {
+fn bind_exactly(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     let socket = Socket::new(Domain::for_address(addr), Type::STREAM, Some(Protocol::TCP))?;
     if addr.is_ipv6() {
         socket.set_only_v6(!addr.ip().is_unspecified())?;
     }
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shared)?;
     socket.set_nonblocking(true)?;
     socket.bind(&addr.into())?;
     socket.listen(BACKLOG)?;
@@ -197,7 +197,8 @@ impl Acceptor {
             if on.wait_for(|on| *on).await.is_err() {
                 return;
             }
-            match addr.as_ref().map(|addr| bind(*addr)) {
+            let shared = self.plane.settings.reuse_port;
+            match addr.as_ref().map(|addr| bind(*addr, shared)) {
                 Ok(Ok(again)) => {
                     self.switch.closed.send_modify(|closed| *closed -= 1);
                     listener = Some(again);
@@ -298,22 +299,3 @@ impl Acceptor {
         }
     }
 }
-
-/// Returns when no connection will come to a listening socket any more. New handshakes are ignored from here on, those
-/// that had begun may end: their clients believe themselves connected, and closing would reset them. Ignored ones are
-/// refused when they ask again, once it has closed.
-pub async fn handshakes_end(listener: &impl AsFd) {
-    if let Err(error) = SockRef::from(listener).attach_filter(&IGNORE_SYN) {
-        tracing::debug!(%error, "no filter on the listening socket");
-    }
-    tokio::time::sleep(HANDSHAKES).await;
-}
-
-/// Classic BPF over a TCP header: drop when of SYN and ACK only SYN is set (RFC 9293 §3.1), else keep all of it.
-const IGNORE_SYN: [SockFilter; 5] = [
-    SockFilter::new(0x30, 0, 0, 13),          // load the flags' byte
-    SockFilter::new(0x54, 0, 0, 0x12),        // mask all but SYN and ACK
-    SockFilter::new(0x15, 0, 1, 0x02),        // only SYN?
-    SockFilter::new(0x06, 0, 0, 0),           // drop
-    SockFilter::new(0x06, 0, 0, 0xffff_ffff), // keep
-];

@@ -10,6 +10,7 @@ pub mod frames;
 pub mod grpc;
 pub mod h2;
 mod handshake;
+pub mod handshakes;
 pub mod headers;
 mod line;
 pub mod linger;

@@ -44,6 +44,8 @@ pub struct Plane {
     /// Closed connections that still wait for their peer's end.
     pub lingering: AtomicU64,
     began: Instant,
+    /// The app of `lameduck run` has yet to listen, and the process is to go.
+    booting: AtomicBool,
     /// Idle connections close: nothing runs and nobody can come in.
     closing_idle: AtomicBool,
     /// Long-lived streams end, each within so many milliseconds; `u64::MAX` while they need not.
@@ -78,6 +80,7 @@ impl Plane {
             parkings: (0..threads).map(|_| Arc::default()).collect(),
             lingering: AtomicU64::new(0),
             began: Instant::now(),
+            booting: AtomicBool::new(false),
             closing_idle: AtomicBool::new(false),
             stream_spread_ms: AtomicU64::new(STREAMS_STAY),
             hold_most_ms: AtomicU64::new(0),
@@ -97,6 +100,16 @@ impl Plane {
     /// Everything ends now.
     pub fn forced(&self) -> bool {
         self.phase() >= Phase::Forcing
+    }
+
+    /// Says whether an app that has never listened is waited for though the process is to go.
+    pub fn set_booting(&self, booting: bool) {
+        self.booting.store(booting, Ordering::Release);
+    }
+
+    /// Whether it is waited for.
+    pub fn booting(&self) -> bool {
+        self.booting.load(Ordering::Acquire)
     }
 
     /// Publishes a phase to every connection. A new round forgets what the last one told them.

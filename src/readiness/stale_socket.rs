@@ -8,8 +8,12 @@ use std::time::{Duration, Instant};
 
 use tokio::net::UnixStream;
 
+use crate::config::UpstreamAddr;
+
 /// How often it is looked at. The kubelet takes longer to start an app again.
 const LOOK: Duration = Duration::from_millis(250);
+/// How often it is looked whether the app has moved to a unix socket.
+const MOVED: Duration = Duration::from_secs(1);
 /// Nobody needs so long from making the file (bind) to accepting connections (listen).
 const SURE: Duration = Duration::from_secs(2);
 
@@ -24,12 +28,17 @@ struct Seen {
     since: Instant,
 }
 
-/// Removes the socket's file whenever nobody listens on it any more. Never returns.
-pub async fn keep_away(path: &Path) {
+/// Removes the file of the socket where the app is now, whenever nobody listens on it any more. Never returns.
+pub async fn keep_away(app: impl Fn() -> UpstreamAddr) {
     let mut last = None;
     loop {
-        last = look(path, last).await;
-        tokio::time::sleep(LOOK).await;
+        match app() {
+            UpstreamAddr::Unix(path) => {
+                last = look(&path, last).await;
+                tokio::time::sleep(LOOK).await;
+            }
+            UpstreamAddr::Tcp { .. } | UpstreamAddr::Tls { .. } => tokio::time::sleep(MOVED).await,
+        }
     }
 }
 

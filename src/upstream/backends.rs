@@ -126,7 +126,7 @@ impl At {
     }
 
     /// Where it is if nobody has to be asked for that.
-    fn known(addr: &UpstreamAddr) -> Option<Self> {
+    pub(super) fn known(addr: &UpstreamAddr) -> Option<Self> {
         if let UpstreamAddr::Unix(path) = addr {
             return Some(Self::Unix(path.clone()));
         }
@@ -161,6 +161,8 @@ pub struct Upstream {
     state: Mutex<State>,
     /// The version that each thread chooses by.
     seen: Box<[AtomicU64]>,
+    /// Look-ups begun.
+    look_ups: AtomicU64,
     /// A connection failed: the name may have another address by now.
     pub(super) doubt: Notify,
 }
@@ -171,6 +173,8 @@ struct State {
     set: Set,
     /// No longer chosen, and perhaps still busy.
     old: Vec<Arc<Backend>>,
+    /// The look-up that this comes from.
+    look_up: u64,
 }
 
 impl Upstream {
@@ -180,8 +184,9 @@ impl Upstream {
         let set = at.into_iter().map(|at| Arc::new(Backend::new(at, threads))).collect();
         Self {
             version: AtomicU64::new(1),
-            state: Mutex::new(State { addr, set, old: Vec::new() }),
+            state: Mutex::new(State { addr, set, old: Vec::new(), look_up: 0 }),
             seen: (0..threads).map(|_| AtomicU64::new(0)).collect(),
+            look_ups: AtomicU64::new(0),
             doubt: Notify::new(),
         }
     }
@@ -204,15 +209,25 @@ impl Upstream {
         }
     }
 
-    /// The name's addresses are these now; those that stay keep their counts.
-    pub(super) fn resolved(&self, name: &(String, u16), mut addrs: Vec<SocketAddr>) {
+    /// Begins a look-up: its number.
+    pub(super) fn next_look_up(&self) -> u64 {
+        self.look_ups.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The name's addresses are these now, unless a look-up that began later has said so already; those that stay keep
+    /// their counts.
+    pub(super) fn resolved(&self, name: &(String, u16), look_up: u64, mut addrs: Vec<SocketAddr>) {
         addrs.sort();
         addrs.dedup();
         let mut state = self.state();
         let asked = state.addr.host_and_port() == Some((&name.0, name.1));
         let at = at_each(&state.addr, &addrs);
         let same = state.set.iter().map(|backend| &backend.at).eq(&at);
-        if !asked || same {
+        if !asked || look_up < state.look_up {
+            return;
+        }
+        state.look_up = look_up;
+        if same {
             return;
         }
         let list = addrs.iter().map(SocketAddr::to_string).collect::<Vec<_>>().join(" ");
@@ -225,6 +240,7 @@ impl Upstream {
         let mut state = self.state();
         let at = At::known(&addr).map_or_else(|| at_each(&addr, addrs), |at| vec![at]);
         state.addr = addr;
+        state.look_up = self.next_look_up();
         self.choose(&mut state, at);
         state.old.clone()
     }
@@ -253,12 +269,24 @@ impl Upstream {
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether a client at this address is the app itself. On loopback everybody may be.
+    /// Whether a client at this address is the app itself, or whoever shares the address with it (by a NAT, or in the
+    /// same network namespace). On loopback everybody may be, and counts as somebody else.
     pub fn is_app(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         let state = self.state();
         let old = state.old.iter().filter(|old| old.in_flight() > 0);
         !ip.is_loopback() && state.set.iter().chain(old).any(|backend| backend.is_at(ip))
+    }
+
+    /// Whether [`Upstream::is_app`] can tell at all.
+    pub fn tells_app(&self) -> bool {
+        let told = |backend: &Arc<Backend>| match &backend.at {
+            At::Tcp(addrs) | At::Tls(addrs, _) => {
+                addrs.iter().all(|addr| !addr.ip().to_canonical().is_loopback())
+            }
+            At::Unix(_) => false,
+        };
+        self.state().set.iter().all(told)
     }
 
     /// Whether every thread chooses by the latest set: nothing new goes to a server that was left.

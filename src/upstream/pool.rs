@@ -253,6 +253,12 @@ impl Pool {
         Err(failed)
     }
 
+    /// Whether nobody takes connections any more where this server was.
+    pub async fn has_left(&self, backend: &Arc<Backend>) -> bool {
+        let again = attempt(self.upstream.clone(), backend.clone()).await;
+        again.is_err_and(|error| is_down(&error) || is_lost(&error))
+    }
+
     /// The server with the fewest requests that wasn't tried; those that are down come last.
     fn best(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
         let set = self.set.borrow();
@@ -462,10 +468,20 @@ mod tests {
         let (upstream, _pool) = pool(&["10.0.0.7:80".parse().unwrap()]);
         let (name, addrs) = (("app.test".to_owned(), 80), vec!["10.0.0.9:80".parse().unwrap()]);
         upstream.switch("green.test:80".parse().unwrap(), &["10.0.0.8:80".parse().unwrap()]);
-        upstream.resolved(&name, addrs.clone());
+        upstream.resolved(&name, upstream.next_look_up(), addrs.clone());
         assert_eq!(upstream.servers()[0].at.to_string(), "10.0.0.8:80");
         upstream.switch(named(), &[]);
-        upstream.resolved(&name, addrs);
+        upstream.resolved(&name, upstream.next_look_up(), addrs);
+        assert_eq!(upstream.servers()[0].at.to_string(), "10.0.0.9:80");
+    }
+
+    #[test]
+    fn an_answer_that_a_later_look_up_overtook_changes_nothing() {
+        let (upstream, _pool) = pool(&[]);
+        let name = ("app.test".to_owned(), 80);
+        let [slow, quick] = [upstream.next_look_up(), upstream.next_look_up()];
+        upstream.resolved(&name, quick, vec!["10.0.0.9:80".parse().unwrap()]);
+        upstream.resolved(&name, slow, vec!["10.0.0.7:80".parse().unwrap()]);
         assert_eq!(upstream.servers()[0].at.to_string(), "10.0.0.9:80");
     }
 }

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::net::lookup_host;
 use tokio::task::JoinSet;
 
-use super::backends::Upstream;
+use super::backends::{At, Upstream};
 use crate::config::UpstreamAddr;
 
 /// Between two look-ups of the name.
@@ -35,11 +35,11 @@ where
         let began = Instant::now();
         while looking.try_join_next().is_some() {}
         if let Some(name) = upstream.name().filter(|_| looking.len() < AT_ONCE) {
-            let upstream = upstream.clone();
+            let (upstream, number) = (upstream.clone(), upstream.next_look_up());
             looking.spawn(async move {
                 // A name without an address: its container is being replaced, so the old addresses are as good as any.
                 if let Ok(addrs) = addresses(&name.0, name.1).await {
-                    upstream.resolved(&name, addrs);
+                    upstream.resolved(&name, number, addrs);
                 }
             });
         }
@@ -76,6 +76,18 @@ where
             true => tokio::time::sleep(ASK_AGAIN).await,
             false => std::future::pending().await,
         }
+    }
+}
+
+/// Where an upstream is by TCP; nobody is asked for what is known. Nothing for a unix socket.
+///
+/// # Errors
+/// As [`addresses`].
+pub async fn locate(addr: &UpstreamAddr) -> io::Result<Vec<SocketAddr>> {
+    match (At::known(addr), addr.host_and_port()) {
+        (Some(At::Tcp(addrs) | At::Tls(addrs, _)), _) => Ok(addrs),
+        (None, Some((host, port))) => addresses(host, port).await,
+        (Some(At::Unix(_)), _) | (None, None) => Ok(Vec::new()),
     }
 }
 

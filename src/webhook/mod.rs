@@ -81,7 +81,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 /// When it can't start.
 pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) -> Result<(), String> {
     let bind = |flag: &str, addr: SocketAddr| {
-        let bound = listen::bind(addr).and_then(TcpListener::from_std);
+        let bound = listen::bind(addr, false).and_then(TcpListener::from_std);
         bound.map_err(|why| format!("{flag} {addr}: {why}"))
     };
     let listener = bind("--listen", settings.listen)?;

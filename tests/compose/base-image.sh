@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # Makes the image that the Dockerfile builds from out of this machine, for engines without a registry:
 #
-#   tests/compose/base-image.sh && docker build -t lameduck .
+#   tests/compose/base-image.sh [--quick] && docker build -t lameduck .
+#
+# With --quick cargo doesn't optimise, for who only wants to see whether it builds.
 #
 # It holds this machine's Rust toolchain with the crates of Cargo.lock, a C linker and a shell, under the name that the
 # Dockerfile asks for. As in the original, cargo builds static programs (musl).
@@ -12,6 +14,16 @@ name=$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)
 target=x86_64-unknown-linux-musl
 sysroot=$(rustc --print sysroot)
 [ -d "$sysroot/lib/rustlib/$target" ] || { echo "rustup target add $target comes first" >&2; exit 1; }
+
+quick=
+[ "${1:-}" != --quick ] || quick="CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=256"
+
+# One that is there already and holds the same is kept, and with it what docker has built on it.
+of=$({ rustc --version; echo "$quick"; cat Cargo.lock "$0"; } | sha256sum | cut -c1-64)
+if [ "$(docker image inspect -f '{{index .Config.Labels "of"}}' "$name" 2>/dev/null)" = "$of" ]; then
+  echo "$name is there"
+  exit
+fi
 
 # A build without a network needs every crate in cargo's own cache.
 cargo fetch --locked --target "$target"
@@ -34,6 +46,7 @@ dpkg-query -W -f '${db:Status-Abbrev} ${binary:Package}\n' $packages 2>/dev/null
     --exclude='*/share/doc' --exclude='*/registry/src' "${sysroot#/}" "${cargo#/}/registry" \
   | docker import \
     --change 'ENV PATH=/usr/local/rust/bin:/usr/bin:/bin CARGO_HOME=/usr/local/cargo' \
-    --change "ENV CARGO_NET_OFFLINE=true CARGO_BUILD_TARGET=$target" \
+    --change "ENV CARGO_NET_OFFLINE=true CARGO_BUILD_TARGET=$target $quick" \
+    --change "LABEL of=$of" \
     - "$name" >/dev/null
 echo "made $name"

@@ -15,7 +15,7 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// A running stack, gone again at the end.
 pub struct Stack {
-    files: &'static [&'static str],
+    files: Vec<String>,
     port: u16,
     /// The folder of the control socket.
     run: PathBuf,
@@ -42,9 +42,8 @@ fn temporary(name: &str) -> PathBuf {
 }
 
 impl Stack {
-    /// The example with WebSockets, its front door ready; none if there is no engine. `plain`: without lameduck in
-    /// the app's image.
-    pub fn up(plain: bool) -> Option<Self> {
+    /// The example with WebSockets and these files of it on top, its front door ready; none if there is no engine.
+    pub fn up(files: &[&str]) -> Option<Self> {
         let engine = engine()?;
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
         static READY: OnceLock<()> = OnceLock::new();
@@ -59,11 +58,9 @@ impl Stack {
         let free = TcpListener::bind("127.0.0.1:0").expect("a port");
         let port = free.local_addr().expect("its address").port();
         drop(free);
-        let files: &[&str] = match plain {
-            true => &["examples/compose/compose.yaml", "examples/compose/compose.plain.yaml", TESTS],
-            false => &["examples/compose/compose.yaml", TESTS],
-        };
-        let stack = Self { files, port, run, _turn: turn };
+        let file = |name: &&str| root().join(name).display().to_string();
+        let files = [&["examples/compose/compose.yaml", "tests/compose/compose.yaml"], files].concat();
+        let stack = Self { files: files.iter().map(file).collect(), port, run, _turn: turn };
         stack.compose(&["down", "-v", "-t", "1"]);
         stack.compose(&["up", "-d"]);
         stack.wait("the front door is ready", || stack.lameduck(&["status", "--ready"]).status.success());
@@ -74,8 +71,8 @@ impl Stack {
     pub fn compose_command(&self, arguments: &[&str]) -> Vec<String> {
         let mut command: Vec<String> =
             vec!["docker".into(), "compose".into(), "-p".into(), "lameduck-test".into()];
-        for file in self.files {
-            command.extend(["-f".into(), root().join(file).display().to_string()]);
+        for file in &self.files {
+            command.extend(["-f".into(), file.clone()]);
         }
         command.extend(arguments.iter().map(ToString::to_string));
         command
@@ -112,7 +109,7 @@ impl Stack {
 
     fn environment<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command.env("LAMEDUCK_RUN", &self.run).env("PORT", self.port.to_string());
-        command.env("LAMEDUCK_IMAGE", lameduck_image()).env("ATTACH", temporary("attach"));
+        command.env("LAMEDUCK_IMAGE", LAMEDUCK).env("ATTACH", temporary("attach"));
         command.envs(user().map(|user| ("LAMEDUCK_USER", user))).stdin(Stdio::null());
         // Debian's engine has the classic builder only.
         command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false")
@@ -159,17 +156,31 @@ impl Drop for Stack {
     }
 }
 
-const TESTS: &str = "tests/compose/compose.yaml";
-
 /// This user, whom the control socket has to belong to; none for root.
 fn user() -> Option<String> {
     use rustix::process::{getgid, getuid};
     (!getuid().is_root()).then(|| format!("{}:{}", getuid().as_raw(), getgid().as_raw()))
 }
 
-/// `$LAMEDUCK_IMAGE`, which must be there then, or the one that the Dockerfile makes.
-fn lameduck_image() -> String {
-    std::env::var("LAMEDUCK_IMAGE").unwrap_or_else(|_| "lameduck".to_owned())
+/// The image of lameduck under test.
+const LAMEDUCK: &str = "lameduck:test";
+
+/// Makes it as the Dockerfile says: all of it, or with `$LAMEDUCK_BIN`, a static binary, in the place of its build.
+fn build_lameduck() {
+    let Some(built) = std::env::var_os("LAMEDUCK_BIN") else {
+        return build_whole(&[], LAMEDUCK);
+    };
+    let context = temporary("image");
+    let _ = std::fs::remove_dir_all(&context);
+    for folder in ["out/bin", "out/run/lameduck"] {
+        std::fs::create_dir_all(context.join(folder)).expect("a folder");
+    }
+    std::fs::copy(built, context.join("out/bin/lameduck")).expect("$LAMEDUCK_BIN");
+    let whole = std::fs::read_to_string(root().join("Dockerfile")).expect("a Dockerfile");
+    let image = whole.find("FROM scratch\n").expect("the image's own stage");
+    let text = format!("FROM scratch AS build\nCOPY out /out\n{}", &whole[image..]);
+    std::fs::write(context.join("Dockerfile"), text).expect("written");
+    run(Command::new("docker").args(["build", "-t", LAMEDUCK, "."]).current_dir(&context));
 }
 
 /// Runs `docker` and returns what it said.
@@ -186,14 +197,31 @@ fn said(output: &Output, what: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
+/// The image that the whole Dockerfile makes, on a stand-in for its base image.
+fn build_whole(how: &[&str], name: &str) {
+    run(Command::new(root().join("tests/compose/base-image.sh")).args(how));
+    run(Command::new("docker").args(["build", "-t", name, "."]).current_dir(root()));
+}
+
+/// Builds the whole Dockerfile, not optimised, and asks the program in the image for its version; nothing if there is no
+/// engine.
+///
+/// # Panics
+/// When it fails.
+pub fn dockerfile() {
+    let Some(engine) = engine() else { return };
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    run(Command::new(engine).arg("up"));
+    build_whole(&["--quick"], "lameduck:quick");
+    let version = docker(&["run", "--rm", "--read-only", "lameduck:quick", "--version"]);
+    assert_eq!(version.trim(), concat!("lameduck ", env!("CARGO_PKG_VERSION")));
+}
+
 /// Starts the engine if it isn't up, builds the load client and the images.
 fn set_up(engine: &Path) {
     run(Command::new(engine).arg("up"));
     run(Command::new(env!("CARGO")).args(["build", "--locked", "--example", "load"]).current_dir(root()));
-    if std::env::var_os("LAMEDUCK_IMAGE").is_none() {
-        run(&mut Command::new(root().join("tests/compose/base-image.sh")));
-        run(Command::new("docker").args(["build", "-t", &lameduck_image(), "."]).current_dir(root()));
-    }
+    build_lameduck();
     // Node's image, of this machine's Node.
     let node = Command::new("node").args(["-p", "process.execPath"]).output().expect("node");
     let node = format!("{}:/usr/local/bin/node", String::from_utf8_lossy(&node.stdout).trim());
@@ -210,11 +238,13 @@ fn set_up(engine: &Path) {
     run(Command::new("npm").args(["ci", "--silent", "--no-audit", "--no-fund"]).current_dir(&attach));
     let build = ["compose", "-f", "examples/compose/compose.yaml", "build", "app"];
     let mut build_app = Command::new("docker");
-    build_app.args(build).current_dir(root()).env("LAMEDUCK_IMAGE", lameduck_image());
-    run(build_app.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false"));
+    build_app.args(build).current_dir(root()).env("LAMEDUCK_IMAGE", LAMEDUCK);
+    run(&mut build_app);
 }
 
 fn run(command: &mut Command) {
+    // Debian's engine has the classic builder only.
+    command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false");
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
 }

@@ -8,7 +8,7 @@ use http_body_util::Empty;
 use hyper::Request;
 use tokio::sync::{OnceCell, oneshot};
 
-use crate::config::{AfterDrain, Settings};
+use crate::config::AfterDrain;
 use crate::drain::control::Outcome;
 use crate::drain::machine::Trigger;
 use crate::proxy::plane::Plane;
@@ -73,7 +73,7 @@ impl AppStop {
         let left =
             plane.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
         tokio::spawn(async move {
-            own_hook.get_or_init(|| call(&plane.settings, left)).await;
+            own_hook.get_or_init(|| call(&plane, left)).await;
             tell();
             warn_if_it_lives_on(plane, outcome).await;
         });
@@ -90,17 +90,16 @@ impl AppStop {
 }
 
 /// As the kubelet would: nothing depends on how it ends.
-async fn call(settings: &Settings, within: Duration) {
-    let Some(AfterDrain { at, target, headers }) = &settings.after_drain else { return };
+async fn call(plane: &Plane, within: Duration) {
+    let Some(AfterDrain { at, target, headers }) = &plane.settings.after_drain else { return };
     let mut built = Request::builder().uri(target.as_str());
     for (name, value) in headers {
         built = built.header(name, value);
     }
     let Ok(request) = built.body(Empty::new()) else { return };
     let began = Instant::now();
-    let asked = readiness::ask(at.as_ref().unwrap_or(&settings.upstream), request, |answer| async move {
-        answer.status()
-    });
+    let at = at.clone().unwrap_or_else(|| plane.upstream.addr());
+    let asked = readiness::ask(&at, request, |answer| async move { answer.status() });
     let status = tokio::time::timeout(within, asked).await.ok().flatten();
     let seconds = began.elapsed().as_secs_f64();
     match status {
@@ -125,7 +124,7 @@ async fn warn_if_it_lives_on(plane: Arc<Plane>, outcome: Outcome) {
     tokio::time::sleep(heard).await;
     // A restart that is over doesn't hold any more, and the port is the next app's.
     let over = outcome == Outcome::AppMayStop && !plane.gate.holding();
-    if !over && upstream::connect(&plane.settings.upstream).await.is_ok() {
+    if !over && upstream::connect(&plane.upstream.addr()).await.is_ok() {
         let seconds = heard.as_secs_f64();
         tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {OUTLIVED}");
     }

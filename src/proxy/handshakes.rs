@@ -1,0 +1,158 @@
+//! The last handshakes of a listening socket. A client whose handshake is under way believes itself connected one step
+//! before the kernel offers the connection for being accepted: closing the socket in between would reset it.
+
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use rustix::net::{
+    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
+};
+use socket2::{SockFilter, SockRef};
+use tokio::sync::oneshot;
+
+/// Handshakes get so long to end: longer than any takes on a busy machine, and a client that has vanished in the
+/// middle of one costs a drain no more.
+const MOST: Duration = Duration::from_millis(300);
+/// Before the first look, and twice as long before each that follows.
+const LOOK: Duration = Duration::from_millis(2);
+/// What they get where the kernel doesn't tell whether there are any.
+const UNTOLD: Duration = Duration::from_millis(20);
+
+/// Returns when no connection will come to a listening socket any more. New handshakes are ignored from here on, those
+/// that had begun may end. Ignored ones are refused when they ask again, once it has closed.
+pub async fn handshakes_end(listener: &impl AsFd) {
+    let socket = SockRef::from(listener);
+    if let Err(error) = socket.attach_filter(&IGNORE_SYN) {
+        tracing::debug!(%error, "no filter on the listening socket");
+    }
+    let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket());
+    let (tell, told) = oneshot::channel();
+    // With 20,000 sockets a look takes 3 ms: too long for a thread that serves.
+    let look = move || tell.send(addr.is_some_and(|addr| wait(addr).is_ok()));
+    let looks = std::thread::Builder::new().name("handshakes".to_owned()).spawn(look).is_ok();
+    if !(looks && told.await.unwrap_or(false)) {
+        tokio::time::sleep(UNTOLD).await;
+    }
+}
+
+/// Blocks until no handshake with this address is under way, or they have had their time.
+fn wait(addr: SocketAddr) -> io::Result<()> {
+    let (began, mut pause) = (Instant::now(), LOOK);
+    loop {
+        std::thread::sleep(pause);
+        if !any_under_way(addr)? {
+            return Ok(());
+        }
+        if began.elapsed() >= MOST {
+            tracing::debug!(%addr, "a handshake did not end");
+            return Ok(());
+        }
+        pause = (pause * 2).min(MOST.saturating_sub(began.elapsed())).max(LOOK);
+    }
+}
+
+/// Asks the kernel for connections to this address's port in SYN-RECEIVED (RFC 9293 §3.3.2), as `ss` does
+/// (sock_diag(7)). Needs no rights; the walk over all sockets is the kernel's own, and what it sends is about these only.
+fn any_under_way(addr: SocketAddr) -> io::Result<bool> {
+    const NLMSG_ERROR: u16 = 2;
+    const SOCK_DIAG_BY_FAMILY: u16 = 20;
+    let socket = socket_with(
+        AddressFamily::NETLINK,
+        SocketType::DGRAM,
+        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
+        Some(netlink::SOCK_DIAG),
+    )?;
+    send(&socket, &question(addr, SOCK_DIAG_BY_FAMILY), SendFlags::empty())?;
+    let mut answer = [0; 16 << 10];
+    let (_, len) = recv(&socket, &mut answer, RecvFlags::empty())?;
+    // The first message tells: a connection, the end of an empty list, or an error. Its type follows its length.
+    match answer[..len].get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
+        None | Some(NLMSG_ERROR) => Err(io::ErrorKind::Unsupported.into()),
+        kind => Ok(kind == Some(SOCK_DIAG_BY_FAMILY)),
+    }
+}
+
+/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+fn question(addr: SocketAddr, kind: u16) -> [u8; 72] {
+    const NLM_F_REQUEST_DUMP: u16 = 0x301;
+    const TCP_SYN_RECV: u32 = 3;
+    // A connection's family is its listening socket's, whoever comes.
+    let family = if addr.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
+    let mut message = [0; 72];
+    message[..4].copy_from_slice(&72_u32.to_ne_bytes());
+    message[4..6].copy_from_slice(&kind.to_ne_bytes());
+    message[6..8].copy_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
+    message[16] = family.as_raw() as u8;
+    message[17] = 6; // TCP
+    message[20..24].copy_from_slice(&(1_u32 << TCP_SYN_RECV).to_ne_bytes());
+    message[24..26].copy_from_slice(&addr.port().to_be_bytes());
+    message
+}
+
+/// Classic BPF over a TCP header: drop when of SYN and ACK only SYN is set (RFC 9293 §3.1), else keep all of it.
+const IGNORE_SYN: [SockFilter; 5] = [
+    SockFilter::new(0x30, 0, 0, 13),          // load the flags' byte
+    SockFilter::new(0x54, 0, 0, 0x12),        // mask all but SYN and ACK
+    SockFilter::new(0x15, 0, 1, 0x02),        // only SYN?
+    SockFilter::new(0x06, 0, 0, 0),           // drop
+    SockFilter::new(0x06, 0, 0, 0xffff_ffff), // keep
+];
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::net::{TcpListener, TcpStream};
+
+    use super::*;
+
+    /// Drops every segment with an ACK, as a network that is slow with a handshake's last one.
+    const IGNORE_ACK: [SockFilter; 5] = [
+        SockFilter::new(0x30, 0, 0, 13),
+        SockFilter::new(0x54, 0, 0, 0x10),
+        SockFilter::new(0x15, 0, 1, 0x10),
+        SockFilter::new(0x06, 0, 0, 0),
+        SockFilter::new(0x06, 0, 0, 0xffff_ffff),
+    ];
+
+    /// A listening socket, and a client that believes itself connected to it.
+    fn half_way(listen: &str) -> (TcpListener, TcpStream) {
+        let listener = TcpListener::bind(listen).unwrap();
+        SockRef::from(&listener).attach_filter(&IGNORE_ACK).unwrap();
+        let client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
+        assert!(any_under_way(listener.local_addr().unwrap()).unwrap());
+        (listener, client)
+    }
+
+    #[tokio::test]
+    async fn a_handshake_under_way_is_waited_for() {
+        for listen in ["127.0.0.1:0", "[::]:0"] {
+            let (listener, mut client) = half_way(listen);
+            let mut ends = std::pin::pin!(handshakes_end(&listener));
+            let early = tokio::time::timeout(UNTOLD * 3, &mut ends).await;
+            assert!(early.is_err(), "the socket would close over it");
+            client.write_all(b"here").unwrap();
+            ends.await;
+            listener.set_nonblocking(true).unwrap();
+            let (_, peer) = listener.accept().unwrap();
+            assert_eq!(peer.port(), client.local_addr().unwrap().port());
+        }
+    }
+
+    #[tokio::test]
+    async fn one_that_never_ends_is_waited_for_a_bounded_time() {
+        let (listener, _client) = half_way("127.0.0.1:0");
+        let began = Instant::now();
+        handshakes_end(&listener).await;
+        assert!((MOST..MOST * 4).contains(&began.elapsed()), "{:?}", began.elapsed());
+    }
+
+    #[tokio::test]
+    async fn one_that_is_over_is_not_waited_for() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let _connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        handshakes_end(&listener).await;
+        assert!(!any_under_way(listener.local_addr().unwrap()).unwrap());
+    }
+}
