@@ -88,6 +88,17 @@ fn a_call_waits_for_an_app_that_is_not_there_yet() {
 }
 
 #[test]
+fn a_call_is_held_like_any_request() {
+    let app = App::start();
+    let proxy = Lameduck::proxy(app.addr, &[]);
+    assert!(proxy.command_output(&["hold"]).status.success());
+    let call = Call::begin(proxy.listen, "/t.T/Unary", &["hello"]);
+    proxy.wait_status("a held call", |status| status["held"] == 1);
+    assert!(proxy.command_output(&["resume"]).status.success());
+    assert_eq!(status(&call.json("trailers")), "0");
+}
+
+#[test]
 fn an_app_that_speaks_http_1_1_only_is_told_apart() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);

@@ -45,7 +45,7 @@ enum App {
     /// A connection of its own.
     Http1(Connection),
     /// A stream on a shared one.
-    Http2(AppStream),
+    Http2(Box<AppStream>),
 }
 
 /// What came of the answer.
@@ -138,7 +138,7 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
         let request = app_head(head).ok_or(Failure::BadHead)?;
         let lease = exchange.lease().await?;
         let Request { framing, head_only, .. } = *exchange.request;
-        return Ok(App::Http2(AppStream::new(lease, request, framing, head_only)));
+        return Ok(App::Http2(Box::new(AppStream::new(lease, request, framing, head_only))));
     }
     let app = exchange.reach(async || pool.connect().await).await?;
     add(&exchange.worker.shard.connects, 1);
@@ -174,7 +174,8 @@ where
         App::Http2(app) => {
             let (reader, writer, backend) = app.split();
             let halves = (reader, writer, &backend);
-            exchange.bounded(both_ways(client, exchange, head, body, halves, app_buf)).await
+            // Apart, so that a connection's task has the room of HTTP/1.1 only.
+            exchange.bounded(Box::pin(both_ways(client, exchange, head, body, halves, app_buf))).await
         }
     };
     (app, answered)

@@ -164,9 +164,8 @@ impl Connections {
             if let Some(room) = self.find(backend) {
                 return Ok(room);
             }
-            let mut ended = self
-                .opening(backend)
-                .map_or_else(|| self.start(backend, head, connect.clone()), |opening| opening);
+            let opening = self.opening(backend);
+            let mut ended = opening.unwrap_or_else(|| self.start(backend, head, connect.clone()));
             // Gone without a word: it is open.
             if let Ok(failed) = ended.wait_for(Option::is_some).await {
                 return Err(failed.unwrap_or(io::ErrorKind::Other).into());
