@@ -1,5 +1,7 @@
 //! The only place that wires: build → bound (addresses known) → run until the drain is over.
 
+mod state;
+
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
 use std::path::Path;
@@ -10,6 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 
+use self::state::{ASK_AT_START, AppState};
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr, UpstreamTls};
@@ -34,9 +37,6 @@ use crate::webhook;
 /// Exit codes beyond success, as `--help` lists them.
 const FAILED: u8 = 1;
 const CUT: u8 = 3;
-/// How often the app is asked whether it is up: until it is, and from then on.
-const ASK_AT_START: Duration = Duration::from_millis(50);
-const ASK: Duration = Duration::from_secs(1);
 /// Of the platform's grace, what is left for the process's own end after the last lingering connection.
 const MARGIN: Duration = Duration::from_secs(1);
 /// A native sidecar's last answers have so long to be delivered: at the grace's end it is given 2 s in all.
@@ -401,34 +401,6 @@ async fn linger(plane: &Plane, most: Duration) {
     let began = Instant::now();
     while plane.lingering.load(Ordering::Acquire) > 0 && began.elapsed() < most {
         tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-}
-
-/// What is known of the app.
-struct AppState {
-    up: AtomicBool,
-    warm: AtomicBool,
-}
-
-impl AppState {
-    /// Asks the app for as long as the process lives, and warms it up once.
-    async fn watch(self: Arc<Self>, plane: Arc<Plane>) {
-        let ready = &plane.settings.ready;
-        loop {
-            let upstream = &plane.upstream.addr();
-            let up = readiness::check_app(upstream, &ready.check, ready.timeout).await;
-            if self.up.swap(up, Ordering::Relaxed) != up {
-                tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });
-            }
-            if up && !self.warm.load(Ordering::Relaxed) {
-                let failed = readiness::warm_up(upstream, &ready.warm_up, ready.warm_up_count).await;
-                if failed > 0 {
-                    tracing::warn!(failed, "warm-up requests failed");
-                }
-                self.warm.store(true, Ordering::Relaxed);
-            }
-            tokio::time::sleep(if up { ASK } else { ASK_AT_START }).await;
-        }
     }
 }
 

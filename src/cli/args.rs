@@ -1,5 +1,7 @@
 //! What can be typed: clap's types, one struct per heading of `--help`.
 
+mod clients;
+
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,7 +12,6 @@ use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
 use hyper::header::{HeaderName, HeaderValue};
 use tracing::Level;
 
-use super::Hold;
 use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
@@ -18,6 +19,8 @@ use crate::config::{
     AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, ReadyCheck, Sidecar, TcpRoute,
     UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
 };
+
+pub(super) use self::clients::{ControlArgs, DrainArgs, HoldArgs, StatusArgs, SwapArgs, SwitchArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
@@ -413,104 +416,4 @@ pub(super) struct LineArgs {
     #[arg(long, env = "LAMEDUCK_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
           value_parser = values::level)]
     pub log_level: Level,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct ControlArgs {
-    /// The proxy's control socket, or its --control-listen address [default: the first of the proxy's own default
-    /// sockets that exists]
-    #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH", value_parser = values::socket_path)]
-    pub control: Option<PathBuf>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct DrainArgs {
-    #[command(flatten)]
-    pub control: ControlArgs,
-    /// Cut what still runs after this time [default: wait for as long as it takes]
-    #[arg(long, value_name = "TIME", value_parser = values::time_over_zero)]
-    pub timeout: Option<Duration>,
-    /// Only begin the drain
-    #[arg(long)]
-    pub no_wait: bool,
-    /// This is the preStop hook of the app's container: on its own it means that only the app restarts
-    #[arg(long, conflicts_with_all = ["timeout", "no_wait"])]
-    pub app_hook: bool,
-    /// With --app-hook: run this then, whatever came of the drain
-    #[arg(last = true, requires = "app_hook", value_name = "CMD")]
-    pub command: Vec<OsString>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct HowToHold {
-    /// Let them go after this time whatever happens
-    #[arg(long = "max", value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
-    pub most: Duration,
-    /// WebSockets and event streams stay, and aren't waited for
-    #[arg(long)]
-    pub keep_streams: bool,
-}
-
-impl HowToHold {
-    pub(super) fn meant(self) -> Hold {
-        Hold { most: self.most, keep_streams: self.keep_streams }
-    }
-}
-
-#[derive(Debug, Args)]
-pub(super) struct HoldArgs {
-    #[command(flatten)]
-    pub control: ControlArgs,
-    #[command(flatten)]
-    pub hold: HowToHold,
-    /// Return only when nothing runs any more
-    #[arg(long)]
-    pub until_idle: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct SwapArgs {
-    #[command(flatten)]
-    pub control: ControlArgs,
-    #[command(flatten)]
-    pub hold: HowToHold,
-    /// The app must answer within this time after the command has ended
-    #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
-    pub timeout: Duration,
-    /// What replaces the app, as in: docker compose up -d app
-    #[arg(last = true, required = true, value_name = "CMD")]
-    pub command: Vec<OsString>,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct SwitchArgs {
-    #[command(flatten)]
-    pub control: ControlArgs,
-    /// The new upstream: host:port, https://host:port or unix:/path
-    #[arg(value_name = "ADDR", required_unless_present = "back")]
-    pub to: Option<UpstreamAddr>,
-    /// Back to the proxy's --upstream
-    #[arg(long, conflicts_with = "to")]
-    pub back: bool,
-    /// The new upstream must answer within this time; else nothing is changed
-    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::time_over_zero)]
-    pub timeout: Duration,
-    /// Don't wait until the old one has run dry
-    #[arg(long)]
-    pub no_wait: bool,
-}
-
-#[derive(Debug, Args)]
-pub(super) struct StatusArgs {
-    #[command(flatten)]
-    pub control: ControlArgs,
-    /// Show it anew each second, until Ctrl-C
-    #[arg(long, conflicts_with = "ready")]
-    pub watch: bool,
-    /// As JSON, one object per line
-    #[arg(long, conflicts_with = "ready")]
-    pub json: bool,
-    /// Print nothing; exit 0 when ready, else 1 (a compose healthcheck)
-    #[arg(long)]
-    pub ready: bool,
 }
