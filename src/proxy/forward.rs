@@ -113,16 +113,11 @@ where
             }
             (app, Err(failure)) => (app, failure),
         };
-        if let (App::Http2(app), Failure::AppGone { .. }) = (&app, failure)
-            && app.is_unprocessed()
+        if again
+            || !exchange
+                .bounded(exchange.while_watched(client, is_safe(exchange, &app, failure, reused)))
+                .await?
         {
-            exchange.flow.progress.set(Progress::Unsent);
-        }
-        if failure != (Failure::AppGone { unanswered: true }) || again || !exchange.may_send_again() {
-            return Err(failure);
-        }
-        // The app closed a kept connection just as it was used again: on a new one the request is safe.
-        if !reused && !exchange.bounded(exchange.while_watched(client, closed_over(exchange, &app))).await? {
             return Err(failure);
         }
         add(&exchange.worker.shard.retries, 1);
@@ -145,13 +140,31 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
     Ok(App::Http1(app))
 }
 
-/// Whether a new connection was closed unread, as by a listening socket that closes over its queue: it was reset, and
-/// nobody listens there any more. An idempotent request may be repeated then (RFC 9110 §9.2.2) without harm: an app that
-/// had read it, and perhaps died of it, would have ended the connection in order.
-async fn closed_over(exchange: &Exchange<'_>, app: &App) -> Result<bool, Failure> {
-    let App::Http1(app) = app else { return Ok(false) };
-    let serving = exchange.worker.plane.phase() == Phase::Serving;
-    Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
+/// Whether the request may be sent once more after this failure. It may when the app closed a connection that was used
+/// before just as it was used again. It may also when a new connection was closed unread, as by a listening socket that
+/// closes over its queue: it was reset, and nobody listens there any more. An idempotent request may be repeated then
+/// (RFC 9110 §9.2.2) without harm: an app that had read it, and perhaps died of it, would have ended the connection in order.
+async fn is_safe(
+    exchange: &Exchange<'_>,
+    app: &App,
+    failure: Failure,
+    reused: bool,
+) -> Result<bool, Failure> {
+    if let (App::Http2(app), Failure::AppGone { .. }) = (app, failure)
+        && app.is_unprocessed()
+    {
+        exchange.flow.progress.set(Progress::Unsent);
+    }
+    if failure != (Failure::AppGone { unanswered: true }) || !exchange.may_send_again() {
+        return Ok(false);
+    }
+    match app {
+        App::Http1(app) if !reused => {
+            let serving = exchange.worker.plane.phase() == Phase::Serving;
+            Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
+        }
+        _ => Ok(reused),
+    }
 }
 
 /// Sends the request to this server and relays the answer, within what bounds a request.
