@@ -25,8 +25,8 @@ Annotations of a pod (template), all lameduck.dev/NAME:
   cpu-request, cpu-limit, memory-request, memory-limit
   and these flags of `lameduck proxy`: access-log, body-timeout, control-listen, drain-readiness,
   forwarded, head-timeout, idle-timeout, lame-duck, log-format, log-level, max-connections, max-head,
-  max-held, max-held-bytes, ready-check, ready-timeout, reserve, restart-grace, stream-spread, threads,
-  upstream-wait, warm-up, warm-up-count
+  max-held, max-held-bytes, max-streams, ready-check, ready-timeout, reserve, restart-grace, stream-spread, threads,
+  upstream-protocol, upstream-wait, warm-up, warm-up-count
 
 Exit codes:
   0 = done; what can't be injected is left as it is, and the report on stderr says why

@@ -15,7 +15,7 @@ pub const INJECT: &str = "lameduck.dev/inject";
 pub const INJECTED: &str = "lameduck.dev/injected";
 
 /// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: [&str; 23] = [
+pub const FLAGS: [&str; 25] = [
     "access-log",
     "body-timeout",
     "control-listen",
@@ -30,12 +30,14 @@ pub const FLAGS: [&str; 23] = [
     "max-head",
     "max-held",
     "max-held-bytes",
+    "max-streams",
     "ready-check",
     "ready-timeout",
     "reserve",
     "restart-grace",
     "stream-spread",
     "threads",
+    "upstream-protocol",
     "upstream-wait",
     "warm-up",
     "warm-up-count",
