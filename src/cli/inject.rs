@@ -27,7 +27,7 @@ Annotations of a pod (template), all lameduck.dev/NAME:
   drain-readiness, forwarded, head-timeout, idle-timeout, lame-duck, log-format, log-level,
   max-connections, max-head, max-held, max-held-bytes, max-in-flight, max-streams, max-uri,
   proxy-protocol-from, ready-check, ready-timeout, reserve, restart-grace, stream-spread, tcp, threads,
-  tunnel-timeout, upstream-wait, warm-up, warm-up-count
+  tunnel-timeout, upstream-protocol, upstream-wait, warm-up, warm-up-count
 
 Exit codes:
   0 = done; what can't be injected is left as it is, and the report on stderr says why

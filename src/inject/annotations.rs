@@ -15,7 +15,11 @@ pub const INJECT: &str = "lameduck.dev/inject";
 pub const INJECTED: &str = "lameduck.dev/injected";
 
 /// Annotations that are the proxy's flags of the same name.
+<<<<<<< HEAD
 pub const FLAGS: [&str; 30] = [
+=======
+pub const FLAGS: [&str; 25] = [
+>>>>>>> w3-grpc
     "access-log",
     "answer-timeout",
     "body-timeout",
@@ -31,10 +35,14 @@ pub const FLAGS: [&str; 30] = [
     "max-head",
     "max-held",
     "max-held-bytes",
+<<<<<<< HEAD
     "max-in-flight",
     "max-streams",
     "max-uri",
     "proxy-protocol-from",
+=======
+    "max-streams",
+>>>>>>> w3-grpc
     "ready-check",
     "ready-timeout",
     "reserve",
@@ -42,7 +50,11 @@ pub const FLAGS: [&str; 30] = [
     "stream-spread",
     "tcp",
     "threads",
+<<<<<<< HEAD
     "tunnel-timeout",
+=======
+    "upstream-protocol",
+>>>>>>> w3-grpc
     "upstream-wait",
     "warm-up",
     "warm-up-count",
