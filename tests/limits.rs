@@ -4,6 +4,7 @@
 mod common;
 
 use std::net::{Ipv4Addr, TcpListener};
+use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -17,6 +18,15 @@ const OK: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
 fn ended(proxy: &Lameduck, how: &str) -> f64 {
     proxy.metric(&format!("lameduck_requests_ended_total{{ended=\"{how}\"}}"))
+}
+
+/// The status and Retry-After that curl gets over HTTP/2.
+fn by_http2(proxy: &Lameduck, target: &str) -> String {
+    let url = format!("http://{}{target}", proxy.listen);
+    let mut curl = Command::new("curl");
+    curl.args(["--silent", "--output", "/dev/null", "--http2-prior-knowledge"]);
+    let shown = curl.args(["--write-out", "%{http_version} %{http_code} %header{retry-after}", &url]).output();
+    String::from_utf8_lossy(&shown.expect("curl starts").stdout).trim().to_owned()
 }
 
 /// An upgraded connection that is no WebSocket.
@@ -46,7 +56,8 @@ fn a_target_that_is_too_long_gets_414_however_long_the_head_is() {
             assert_eq!(answer.head.status, 414, "{length} bytes");
             assert!(answer.text().contains("--max-uri"));
         }
-        assert_eq!(ended(&proxy, "rejected"), 3.0);
+        assert_eq!(by_http2(&proxy, &format!("/{}", "x".repeat(most))), "2 414");
+        assert_eq!(ended(&proxy, "rejected"), 4.0);
     }
 }
 
@@ -185,11 +196,12 @@ fn past_the_most_in_flight_a_request_gets_503_with_retry_after_and_a_connection_
     assert!(answer.text().contains("--max-in-flight"), "{}", answer.text());
     refused.expect_fin();
     assert!(Client::is_reset_by(proxy.tcp(0)));
+    assert_eq!(by_http2(&proxy, "/"), "2 503 1");
     // A probe is no work.
     let mut probe = proxy.client();
     probe.request("GET", "/", &["User-Agent: kube-probe/1.30"]);
     assert_eq!(probe.answer().head.status, 200);
-    assert_eq!((ended(&proxy, "refused"), app.active()), (2.0, 2));
+    assert_eq!((ended(&proxy, "refused"), app.active()), (3.0, 2));
     app.release();
     assert_eq!(first.answer().text(), "released\n");
     assert_eq!(Client::ask(proxy.listen, "/").head.status, 200);

@@ -15,11 +15,7 @@ pub const INJECT: &str = "lameduck.dev/inject";
 pub const INJECTED: &str = "lameduck.dev/injected";
 
 /// Annotations that are the proxy's flags of the same name.
-<<<<<<< HEAD
-pub const FLAGS: [&str; 30] = [
-=======
-pub const FLAGS: [&str; 25] = [
->>>>>>> w3-grpc
+pub const FLAGS: [&str; 31] = [
     "access-log",
     "answer-timeout",
     "body-timeout",
@@ -35,14 +31,10 @@ pub const FLAGS: [&str; 25] = [
     "max-head",
     "max-held",
     "max-held-bytes",
-<<<<<<< HEAD
     "max-in-flight",
     "max-streams",
     "max-uri",
     "proxy-protocol-from",
-=======
-    "max-streams",
->>>>>>> w3-grpc
     "ready-check",
     "ready-timeout",
     "reserve",
@@ -50,11 +42,8 @@ pub const FLAGS: [&str; 25] = [
     "stream-spread",
     "tcp",
     "threads",
-<<<<<<< HEAD
     "tunnel-timeout",
-=======
     "upstream-protocol",
->>>>>>> w3-grpc
     "upstream-wait",
     "warm-up",
     "warm-up-count",

@@ -15,7 +15,7 @@ use super::error::{self, Failure};
 use super::exchange::{Client, Exchange, Flow};
 use super::forward::{Finish, forward};
 use super::h2;
-use super::headers::{self, Reject, Request, Sender, Upgrade};
+use super::headers::{self, Reject, Request, Sender, URI_TOO_LONG, Upgrade};
 use super::linger::{self, linger};
 use super::park;
 use super::plane::Worker;
@@ -218,10 +218,7 @@ async fn one_request(
     client.buf.consume(request.len);
 
     let exchange = Exchange { worker, place, request: &request, flow: Flow::default() };
-    let finish = match in_flight.is_some() && worker.plane.past_in_flight() {
-        true => Err(Failure::TooManyInFlight),
-        false => forward(client, &exchange, head).await,
-    };
+    let finish = forward(client, &exchange, head).await;
     let flow = &exchange.flow;
     let (ended, close) = match finish {
         Ok(Finish::Answered(ended)) => (ended, flow.close.get().then_some(Close::Linger)),
@@ -308,7 +305,7 @@ where
 fn too_large(head: &[u8], limits: &Limits) -> Reject {
     let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
     match target.len() > limits.uri {
-        true => Reject { status: 414, why: "the request's target is too long (--max-uri)" },
+        true => URI_TOO_LONG,
         false => Reject { status: 431, why: "the request's head is too large (--max-head)" },
     }
 }

@@ -99,6 +99,16 @@ impl Exchange<'_> {
         .await
     }
 
+    /// Whether a request that has just come is served at all.
+    pub fn may_begin(&self) -> Result<(), Failure> {
+        let plane = &self.worker.plane;
+        match (plane.forced(), !self.request.probe && plane.past_in_flight()) {
+            (true, _) => Err(Failure::Forced),
+            (false, true) => Err(Failure::TooManyInFlight),
+            (false, false) => Ok(()),
+        }
+    }
+
     /// The deadline has passed; a probe isn't worth waiting for even before.
     fn is_over(&self) -> bool {
         let plane = &self.worker.plane;

@@ -74,9 +74,7 @@ where
     exchange.received(here);
     exchange.flow.replayable.set(true);
 
-    if exchange.worker.plane.forced() {
-        return Err(Failure::Forced);
-    }
+    exchange.may_begin()?;
     exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
     let pool = &exchange.worker.pool;
     let mut pooled = if exchange.http2() { None } else { pool.take() };

@@ -91,6 +91,10 @@ pub struct Reject {
     pub why: &'static str,
 }
 
+/// RFC 9110 §15.5.15.
+pub(super) const URI_TOO_LONG: Reject =
+    Reject { status: 414, why: "the request's target is too long (--max-uri)" };
+
 pub(super) const fn bad(why: &'static str) -> Reject {
     Reject { status: 400, why }
 }

@@ -86,9 +86,7 @@ pub async fn relay(
 
 async fn forward(exchange: &Exchange<'_>, head: &Request<()>, client: &mut Client) -> Result<(), Failure> {
     let (worker, progress) = (exchange.worker, &exchange.flow.progress);
-    if worker.plane.forced() {
-        return Err(Failure::Forced);
-    }
+    exchange.may_begin()?;
     exchange.bounded(client.watched(exchange.held_back(size_of(head)))).await?;
     let mut tries = 0;
     loop {

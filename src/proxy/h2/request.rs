@@ -22,7 +22,7 @@ use crate::proxy::error::{self, Failure};
 use crate::proxy::exchange::{Client, Exchange, Flow};
 use crate::proxy::forward::{Finish, forward};
 use crate::proxy::grpc;
-use crate::proxy::headers::{Reject, Request, Sender};
+use crate::proxy::headers::{Reject, Request, Sender, URI_TOO_LONG};
 use crate::proxy::plane::Worker;
 use crate::proxy::record::{Record, Totals};
 
@@ -87,7 +87,11 @@ pub async fn serve(
     let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {
         // A call needs trailers and both directions at once.
         let refused = call && settings.upstream_protocol == UpstreamProtocol::Http1;
-        if refused { Err(NO_GRPC) } else { Ok(request) }
+        match request.target.len() > settings.limits.uri {
+            true => Err(URI_TOO_LONG),
+            false if refused => Err(NO_GRPC),
+            false => Ok(request),
+        }
     });
     let request = match read {
         Ok(request) => request,
