@@ -114,7 +114,7 @@ fn request_lines_and_hosts_open_to_doubt() {
 fn other_versions_are_told_so() {
     let (app, proxy) = setting();
     for head in
-        ["PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "GET / HTTP/1.2\r\nHost: a\r\n\r\n", "GET / HTTP/3\r\n\r\n"]
+        ["PRI * HTTP/2.0\r\n\r\nsm\r\n\r\n", "GET / HTTP/1.2\r\nHost: a\r\n\r\n", "GET / HTTP/3\r\n\r\n"]
     {
         let mut client = proxy.client();
         client.send(head);

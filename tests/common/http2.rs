@@ -182,6 +182,7 @@ impl Raw {
     pub fn bare(addr: SocketAddr) -> Self {
         let socket = TcpStream::connect(addr).expect("connected");
         socket.set_write_timeout(Some(LIMIT)).expect("a timeout");
+        socket.set_nodelay(true).expect("no delay");
         Self { socket }
     }
 
