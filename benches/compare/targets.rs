@@ -45,10 +45,12 @@ const fn value(figure: &'static str, most: f64, stretch: Option<f64>) -> Target 
 }
 
 const CPU_64: &str = "CPU per request, 64 connections";
+const H2C: &str = "CPU per h2c request, 16 × 10 streams";
+const GRPC: &str = "CPU per gRPC call, 16 × 10 streams";
 const BESIDE_1_OPEN: &str = "CPU per request beside 1 open";
 const BESIDE_1_IN_FLIGHT: &str = "CPU per request beside 1 in flight";
 
-const TARGETS: [Target; 30] = [
+const TARGETS: [Target; 35] = [
     ratio(CPU_64, Proxy::Nginx, 1.0, Some(0.93)),
     ratio(CPU_64, Proxy::Haproxy, 0.95, None),
     ratio(CPU_64, Proxy::Envoy, 0.40, None),
@@ -75,6 +77,11 @@ const TARGETS: [Target; 30] = [
     value("drain of 10,000 idle", 100.0, None),
     value("data-plane threads at 0.1 CPU", 1.0, None),
     ratio("latency p99, 500 requests/s at 0.1 CPU", Proxy::Nginx, 1.1, None),
+    ratio(H2C, Proxy::Nginx, 1.0, None),
+    ratio(H2C, Proxy::Envoy, 0.40, None),
+    ratio(GRPC, Proxy::Nginx, 1.0, None),
+    ratio(GRPC, Proxy::Envoy, 0.40, None),
+    ratio("CPU per TLS handshake and request", Proxy::Nginx, 1.0, None),
     growth("CPU per request beside 100 open", BESIDE_1_OPEN),
     growth("CPU per request beside 10,000 open", BESIDE_1_OPEN),
     growth("CPU per request beside 100 in flight", BESIDE_1_IN_FLIGHT),

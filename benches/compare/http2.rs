@@ -1,0 +1,148 @@
+//! HTTP/2 in the clear and gRPC: what a request costs when many share a connection, by h2load.
+
+use std::fs;
+use std::net::{SocketAddr, TcpStream};
+use std::process::Command;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use h2::server::SendResponse;
+use http::{HeaderMap, Response};
+
+use crate::measure::cpu;
+use crate::peers::{Also, GRPC, find};
+use crate::proxy::{Bench, Instance, Proxy};
+use crate::report::Report;
+use crate::server::{Result, Server, free_address};
+
+/// Those that speak it, but for HAProxy, which has no gRPC of its own.
+pub const PROXIES: [Proxy; 3] = [Proxy::Lameduck, Proxy::Nginx, Proxy::Envoy];
+
+/// One gRPC message: not compressed, of 5 bytes.
+const MESSAGE: &[u8] = b"\0\0\0\0\x05hello";
+
+/// A gRPC app as a child process.
+struct GrpcApp {
+    /// Where it listens.
+    address: SocketAddr,
+    _server: Server,
+}
+
+impl GrpcApp {
+    /// Starts this program once more, as that app.
+    fn start(bench: &Bench) -> Result<Self> {
+        let (dir, address) = (bench.scratch.dir("grpc-app")?, free_address()?);
+        let mut command = Command::new(std::env::current_exe()?);
+        command.arg("grpc-app").arg(address.to_string());
+        let server = Server::start(command, &dir)?;
+        let began = Instant::now();
+        while TcpStream::connect(address).is_err() {
+            if began.elapsed() > Duration::from_secs(10) {
+                return Err("the gRPC app does not listen".into());
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
+        Ok(Self { address, _server: server })
+    }
+}
+
+/// The app: every call is answered at once with one message. Serves for as long as the process lives.
+pub fn serve(address: &str) -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let listener = tokio::net::TcpListener::bind(address).await?;
+        loop {
+            let (stream, _) = listener.accept().await?;
+            stream.set_nodelay(true)?;
+            tokio::spawn(async move {
+                let Ok(mut connection) = h2::server::handshake(stream).await else { return };
+                while let Some(Ok((request, respond))) = connection.accept().await {
+                    tokio::spawn(answer(request.into_body(), respond));
+                }
+            });
+        }
+    })
+}
+
+async fn answer(
+    mut body: h2::RecvStream,
+    mut respond: SendResponse<Bytes>,
+) -> std::result::Result<(), h2::Error> {
+    while let Some(part) = body.data().await {
+        body.flow_control().release_capacity(part?.len())?;
+    }
+    let head = Response::builder().header("content-type", "application/grpc").body(()).unwrap_or_default();
+    let mut sending = respond.send_response(head, false)?;
+    sending.send_data(Bytes::from_static(MESSAGE), false)?;
+    let mut trailers = HeaderMap::new();
+    trailers.insert("grpc-status", http::HeaderValue::from_static("0"));
+    sending.send_trailers(trailers)
+}
+
+/// Both loads on each proxy in turn.
+pub fn all(bench: &Bench, report: &mut Report, proxies: &[Proxy], rounds: usize, seconds: u64) -> Result<()> {
+    let app = GrpcApp::start(bench)?;
+    let plain = start(bench, proxies, None)?;
+    let grpc = start(bench, proxies, Some(&app))?;
+    for _ in 0..rounds {
+        load(bench, report, &plain, false, seconds)?;
+        load(bench, report, &grpc, true, seconds)?;
+    }
+    Ok(())
+}
+
+/// Proxies that each serve HTTP/2 at the address beside them.
+type Serving = Vec<(Instance, SocketAddr)>;
+
+/// Starts them before the app, or before a gRPC app.
+fn start(bench: &Bench, proxies: &[Proxy], grpc: Option<&GrpcApp>) -> Result<Serving> {
+    let start = |proxy: &Proxy| {
+        let second = free_address()?;
+        let instance = bench
+            .start_also(*proxy, grpc.map_or(Also::Http2(second), |app| Also::Grpc(second, app.address)))?;
+        // nginx serves it on an address of its own, the others where they serve HTTP/1.1.
+        let at = if *proxy == Proxy::Nginx { second } else { instance.address };
+        Ok((instance, at))
+    };
+    proxies.iter().map(start).collect()
+}
+
+/// One load on each in turn.
+fn load(bench: &Bench, report: &mut Report, serving: &Serving, grpc: bool, seconds: u64) -> Result<()> {
+    for (instance, at) in serving {
+        let mut command = Command::new(find("h2load").ok_or("h2load is not installed: nghttp2-client")?);
+        command.args(["-t", "1", "-c", "16", "-m", "10", "-D", &seconds.to_string()]);
+        let figure = if grpc { "gRPC call" } else { "h2c request" };
+        if grpc {
+            let body = bench.scratch.dir("h2load")?.join("message");
+            fs::write(&body, MESSAGE)?;
+            command.arg("-d").arg(body).args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
+        }
+        command.arg(format!("http://{at}{}", if grpc { GRPC } else { "/" }));
+        let pids = instance.pids();
+        let before = cpu(&pids)?;
+        let output = command.output()?;
+        let spent = cpu(&pids)? - before;
+        let text = String::from_utf8_lossy(&output.stdout);
+        let (done, failed) = requests(&text).ok_or_else(|| format!("h2load said: {text}"))?;
+        if failed > 0.0 {
+            report.notes.push(format!("{}, {figure}: {failed} failed", instance.proxy.name()));
+        }
+        report.add(&format!("CPU per {figure}, 16 × 10 streams"), "µs", instance.proxy, spent / done * 1e6);
+        let rate = done / seconds as f64;
+        report.add(&format!("throughput, {figure}, 16 × 10 streams"), "requests/s", instance.proxy, rate);
+    }
+    Ok(())
+}
+
+/// Those that succeeded, and those that were done and did not.
+pub fn requests(text: &str) -> Option<(f64, f64)> {
+    let line = text.lines().find(|line| line.starts_with("requests:"))?;
+    let count = |label| {
+        let part = line.split([',', ':']).find(|part| part.ends_with(label))?;
+        part.trim().split(' ').next()?.parse::<f64>().ok()
+    };
+    let (done, succeeded) = (count(" done")?, count(" succeeded")?);
+    (succeeded > 0.0).then_some((succeeded, done - succeeded))
+}
