@@ -10,6 +10,7 @@
 mod load;
 mod stack;
 
+use std::process::Command;
 use std::time::Instant;
 
 use load::{HELD, LONG, Outcome};
@@ -21,6 +22,9 @@ const PLAIN: &[&str] = &["examples/compose/compose.plain.yaml"];
 const RUN: &[&str] = &[];
 /// The same behind a front door that another one can take over from.
 const TWO_DOORS: &[&str] = &["examples/compose/compose.front.yaml", "tests/compose/compose.front.yaml"];
+
+/// With TLS at the front door.
+const TLS: &[&str] = &["examples/compose/compose.tls.yaml"];
 
 /// The figures that the README and an operator want.
 fn tell(stack: &Stack, what: &str, outcome: &Outcome, service: &str) {
@@ -121,6 +125,21 @@ fn another_front_door_takes_over_and_gives_back() {
     let outcome = load.finish();
     tell(&stack, "the front door replaced beside another", &outcome, "app");
     outcome.expect_nothing_lost(300);
+}
+
+#[test]
+#[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
+fn the_front_door_speaks_tls() {
+    let certificate = stack::certificate();
+    let Some(stack) = Stack::up(TLS) else { return };
+    let published = stack.compose(&["port", "front", "8443"]);
+    let port = published.trim().rsplit(':').next().expect("a port");
+    let to = format!("localhost:{port}:127.0.0.1");
+    let mut curl = Command::new("curl");
+    curl.args(["-sS", "--cacert"]).arg(certificate).args(["--resolve", &to, "-w", " by %{http_version}"]);
+    let output = curl.arg(format!("https://localhost:{port}/")).output().expect("curl");
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && text.ends_with(" by 2"), "{text} {output:?}");
 }
 
 #[test]

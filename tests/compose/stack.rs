@@ -109,6 +109,7 @@ impl Stack {
 
     fn environment<'c>(&self, command: &'c mut Command) -> &'c mut Command {
         command.env("LAMEDUCK_RUN", &self.run).env("PORT", self.port.to_string());
+        command.env("TLS_DIR", temporary("tls")).env("TLS_PORT", "0");
         command.env("LAMEDUCK_IMAGE", LAMEDUCK).env("ATTACH", temporary("attach"));
         command.envs(user().map(|user| ("LAMEDUCK_USER", user))).stdin(Stdio::null());
         // Debian's engine has the classic builder only.
@@ -247,4 +248,14 @@ fn run(command: &mut Command) {
     command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false");
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
+}
+
+/// Makes a certificate for localhost where the stack looks for one, and returns its file.
+pub fn certificate() -> PathBuf {
+    let dir = temporary("tls");
+    std::fs::create_dir_all(&dir).expect("a folder");
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    std::fs::write(dir.join("tls.key"), made.signing_key.serialize_pem()).expect("a file");
+    std::fs::write(dir.join("tls.crt"), made.cert.pem()).expect("a file");
+    dir.join("tls.crt")
 }
