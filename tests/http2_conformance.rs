@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::process::Command;
 
 use common::process::{Lameduck, Node};
+use common::tls::Authority;
 
 /// Cases that are not ours to pass, and why.
 const LEFT_OUT: [(&str, &str); 1] = [(
@@ -36,7 +37,18 @@ fn failures(addr: SocketAddr, args: &[&str]) -> Vec<String> {
 fn without_tls() {
     let app = Node::slow();
     let proxy = Lameduck::proxy(app.addr, &[]);
-    let mut failed = failures(proxy.listen, &[]);
+    expect_none(failures(proxy.listen, &[]));
+}
+
+#[test]
+#[ignore = "needs h2spec, which H2SPEC names"]
+fn with_tls() {
+    let app = Node::slow();
+    let (_proxy, addr) = Authority::default().proxy(&app.addr.to_string(), &[]);
+    expect_none(failures(addr, &["--tls", "--insecure"]));
+}
+
+fn expect_none(mut failed: Vec<String>) {
     for (case, why) in LEFT_OUT {
         println!("left out: {case}: {why}");
         failed.retain(|failed| !failed.ends_with(case));
