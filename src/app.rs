@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use self::state::{ASK_AT_START, AppState};
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
-use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr, UpstreamTls};
+use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
@@ -133,9 +133,8 @@ impl Bound {
         }
         let tls = settings.tls.clone().map(Termination::new).transpose();
         let tls = tls.map_err(|error| cannot("begin TLS", &error))?.map(Arc::new);
-        let trusted = &settings.upstream_tls;
-        if trusted != &UpstreamTls::default() || matches!(settings.upstream, UpstreamAddr::Tls { .. }) {
-            let trust = tls::client::trust(trusted.ca.as_deref(), trusted.name.as_deref());
+        if settings.upstream_ca.is_some() || matches!(settings.upstream, UpstreamAddr::Tls { .. }) {
+            let trust = tls::client::trust(settings.upstream_ca.as_deref());
             trust.map_err(|error| cannot("trust the app by TLS", &error))?;
         }
         let http = settings.listen.iter().map(|addr| (*addr, "--listen", Service::Http));

@@ -16,6 +16,7 @@ use std::time::Duration;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use hyper::header::{HeaderName, HeaderValue};
+use rustls::pki_types::ServerName;
 use tracing::Level;
 
 pub use self::args::LogFormat;
@@ -24,7 +25,7 @@ pub use self::inject::check_proxy;
 pub use self::webhook::{Cluster, WebhookSettings};
 use crate::config::{
     AfterDrain, DrainSettings, Limits, ReadyCheck, ReadySettings, Settings, Sidecar, TlsSettings,
-    UpstreamAddr, UpstreamProtocol, UpstreamTls, parse_listen,
+    UpstreamAddr, UpstreamProtocol, parse_listen,
 };
 use crate::inject::command::Request;
 use crate::inject::manifest::Task;
@@ -249,7 +250,10 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             let listen = [parse_listen(":4880")?];
             let mut settings = settings(args.common, &listen, args.upstream, args.sidecar, around)?;
             let UpstreamTlsArgs { upstream_ca: ca, upstream_name: name } = args.upstream_tls;
-            settings.upstream_tls = UpstreamTls { ca, name };
+            settings.upstream_ca = ca;
+            if let Some(name) = name {
+                be_named(&mut settings.upstream, name)?;
+            }
             settings.share_dir = args.share_dir;
             settings.after_drain = after_drain(args.after_drain, args.after_drain_header)?;
             settings.app_probes = args.app_probe;
@@ -354,7 +358,7 @@ fn settings(
         upstream,
         tcp: addresses.tcp,
         proxy_protocol_from: addresses.proxy_protocol_from,
-        upstream_tls: UpstreamTls::default(),
+        upstream_ca: None,
         probe_listen: addresses.probe_listen.0,
         control: addresses.control.unwrap_or_else(|| around.control_to_serve()),
         control_listen: addresses.control_listen.map_or(control_listen, |switch| switch.0),
@@ -421,6 +425,16 @@ fn tls_settings(args: TlsArgs) -> Result<Option<TlsSettings>, String> {
         (true, None) if args.tls_client_ca.is_none() => Ok(None),
         (true, _) => Err("--tls-dir and --tls-client-ca belong to --tls-listen: give that too".to_owned()),
     }
+}
+
+/// The name that the app's certificate has to be for, instead of the one that is connected to.
+fn be_named(upstream: &mut UpstreamAddr, wanted: String) -> Result<(), String> {
+    let UpstreamAddr::Tls { name, .. } = upstream else {
+        return Err("--upstream-name is for an app with https:// in --upstream".to_owned());
+    };
+    ServerName::try_from(wanted.as_str()).map_err(|why| format!("--upstream-name '{wanted}': {why}"))?;
+    *name = wanted;
+    Ok(())
 }
 
 /// Refuses questions of our own to an app that could not answer them.

@@ -26,8 +26,8 @@ pub struct Settings {
     pub tcp: Vec<TcpRoute>,
     /// Peers that say for whom they connect, by a PROXY protocol header.
     pub proxy_protocol_from: Vec<Cidr>,
-    /// Whom an app with `https://` has to be.
-    pub upstream_tls: UpstreamTls,
+    /// Authorities that sign the certificate of an app with `https://`; none is the system's.
+    pub upstream_ca: Option<PathBuf>,
     /// `/livez`, `/readyz`, `/metrics`, `/drain`; none when switched off.
     pub probe_listen: Option<SocketAddr>,
     /// The control socket's path.
@@ -87,15 +87,6 @@ pub enum ClientAuth {
     Require,
     /// It is served, and the app sees no subject.
     Request,
-}
-
-/// `--upstream-ca` and `--upstream-name`.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct UpstreamTls {
-    /// Authorities that sign the app's certificate; none is the system's.
-    pub ca: Option<PathBuf>,
-    /// The name that it has to be for; none is the one that is connected to.
-    pub name: Option<String>,
 }
 
 /// `--after-drain` and its headers: one GET.

@@ -16,10 +16,12 @@ use std::sync::{Arc, LazyLock};
 
 use rustls::crypto::{CryptoProvider, ring};
 
-/// What clients may speak inside, by the names of ALPN (RFC 7301), the best first.
-pub const PROTOCOLS: [&[u8]; 2] = [b"h2", b"http/1.1"];
-/// What is spoken with an app.
-pub const TO_THE_APP: [&[u8]; 1] = [b"http/1.1"];
+/// What is spoken inside, by its names of ALPN (RFC 7301).
+pub const HTTP1: &[u8] = b"http/1.1";
+/// The same for HTTP/2.
+pub const HTTP2: &[u8] = b"h2";
+/// What clients may speak, the best first.
+pub const PROTOCOLS: [&[u8]; 2] = [HTTP2, HTTP1];
 
 /// The cryptography that everything here uses.
 pub fn provider() -> Arc<CryptoProvider> {

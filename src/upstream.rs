@@ -22,6 +22,7 @@ pub use self::http2::{Lease, was_unprocessed};
 pub use self::pool::{Connection, Parked, Pool};
 pub use self::resolve::{addresses, keep_up_to_date, locate};
 use crate::config::UpstreamAddr;
+use crate::tls::HTTP1;
 use crate::tls::client::handshake;
 use crate::tls::stream::{self as tls, Tls};
 
@@ -186,7 +187,7 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
             UpstreamAddr::Unix(path) => Stream::unix(path).await,
             UpstreamAddr::Tcp { host, port } => by_name(host, *port).await.map(Stream::Tcp),
             UpstreamAddr::Tls { host, port, name } => {
-                handshake(by_name(host, *port).await?, name).await.map(Stream::Tls)
+                handshake(by_name(host, *port).await?, name, HTTP1).await.map(Stream::Tls)
             }
         }
     };

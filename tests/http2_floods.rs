@@ -151,6 +151,17 @@ fn a_window_of_zero_holds_nothing_for_ever() {
 }
 
 #[test]
+fn a_refusal_that_nobody_takes_is_given_up() {
+    flood(&["--body-timeout", "2s", "--max-uri", "30"], |proxy, _| {
+        let mut raw = Raw::connect(proxy.listen);
+        raw.frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
+        // 414, whose text has no window to go.
+        raw.frame(HEADERS, 5, 1, &block("/a-path-of-more-than-twenty-bytes", &[]));
+        assert!(raw.ends_within(Duration::from_secs(8)), "it is in flight for ever");
+    });
+}
+
+#[test]
 fn a_head_without_end_ends_the_connection() {
     flood(&[], |proxy, _| {
         // Empty ones.

@@ -25,7 +25,8 @@ fn by_http2(proxy: &Lameduck, target: &str) -> String {
     let url = format!("http://{}{target}", proxy.listen);
     let mut curl = Command::new("curl");
     curl.args(["--silent", "--output", "/dev/null", "--http2-prior-knowledge"]);
-    let shown = curl.args(["--write-out", "%{http_version} %{http_code} %header{retry-after}", &url]).output();
+    let shown =
+        curl.args(["--write-out", "%{http_version} %{http_code} %header{retry-after}", &url]).output();
     String::from_utf8_lossy(&shown.expect("curl starts").stdout).trim().to_owned()
 }
 

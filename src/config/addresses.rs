@@ -149,7 +149,11 @@ impl FromStr for Cidr {
             None => most,
             Some(bits) => bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(bad)?,
         };
-        Ok(Self { ip, bits })
+        // Of IPv4 addresses written as IPv6 ones the last 32 bits count.
+        match ip.to_canonical() {
+            IpAddr::V4(own) if ip.is_ipv6() && bits >= 96 => Ok(Self { ip: own.into(), bits: bits - 96 }),
+            _ => Ok(Self { ip, bits }),
+        }
     }
 }
 

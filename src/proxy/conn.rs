@@ -162,7 +162,7 @@ async fn first_byte(
     let plane = &worker.plane;
     let idle_timeout = plane.settings.limits.idle_timeout;
     let Client { reader, buf, .. } = client;
-    let mut armed = false;
+    let (mut armed, mut overdue, mut closing_since) = (false, false, None);
     poll_fn(|cx| {
         match buf.poll_fill(cx, reader, &worker.store) {
             Poll::Ready(Ok(n)) if n > 0 => return Poll::Ready(None),
@@ -171,11 +171,20 @@ async fn first_byte(
             Poll::Pending => {}
         }
         if plane.closing_idle() {
-            let fresh = accepted.is_some_and(|at| at.elapsed() < FRESH) && !plane.forced();
-            if !fresh && !reader.has_unread() {
+            let since = *closing_since.get_or_insert_with(Instant::now);
+            let fresh = accepted.is_some_and(|at| at.elapsed() < FRESH);
+            // The part of a TLS record is a request that has begun.
+            let begun = reader.has_partial() && since.elapsed() < FRESH;
+            if !((fresh || begun) && !plane.forced() || reader.has_unread()) {
                 return Poll::Ready(Some(Close::Linger));
             }
             place.set_deadline(worker.deadline(FRESH));
+        } else if place.expired() && reader.has_partial() {
+            if overdue {
+                return Poll::Ready(Some(Close::Linger));
+            }
+            overdue = true;
+            place.set_deadline(worker.deadline(plane.settings.limits.head_timeout));
         } else if place.expired() {
             return Poll::Ready(Some(if idle_timeout > park::AFTER { Close::Rests } else { Close::Linger }));
         } else if !armed {
@@ -318,6 +327,8 @@ async fn fail<R, W: AsyncWrite + Unpin>(
 ) -> (Ended, Close) {
     let verdict = failure.verdict(exchange.flow.progress.get());
     let close = match verdict.status {
+        // Half of an interim answer is out: nothing can be told apart from its rest.
+        Some(_) if exchange.flow.writing.get() => Close::Reset,
         Some(status) => {
             exchange.flow.status.set(status);
             refuse(client, status, verdict.why, exchange.request.head_only).await

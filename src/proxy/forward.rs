@@ -5,6 +5,7 @@
 //! timer and no channel is armed per request.
 
 use std::future::{Future, pending, poll_fn};
+use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -150,6 +151,7 @@ async fn is_safe(
 ) -> Result<bool, Failure> {
     if let (App::Http2(app), Failure::AppGone { .. }) = (app, failure)
         && app.is_unprocessed()
+        && exchange.flow.progress.get() < Progress::Answering
     {
         exchange.flow.progress.set(Progress::Unsent);
     }
@@ -405,7 +407,8 @@ async fn answer_head<A: AsyncRead + Unpin>(
         match buf.fill(app, &exchange.worker.store).await {
             Ok(n) if n > 0 => {}
             ended => {
-                flow.reset.set(ended.is_err());
+                // TLS without its farewell is an end too, though not an orderly one.
+                flow.reset.set(matches!(&ended, Err(error) if error.kind() != io::ErrorKind::UnexpectedEof));
                 return Err(Failure::AppGone { unanswered: looked == 0 && first });
             }
         }

@@ -3,8 +3,9 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::task::Poll;
+use std::task::{Context, Poll};
 
+use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use super::conn::{FRESH, shut};
@@ -12,6 +13,7 @@ use super::error;
 use super::plane::Worker;
 use super::stream::Stream;
 use crate::drain::gate::Connected;
+use crate::drain::ledger::Place;
 use crate::tls::stream::speaks_no_tls;
 
 /// The connection once its handshake is over; none for one that came to nothing, which is closed.
@@ -23,6 +25,14 @@ pub async fn handshake(
 ) -> Option<(Stream, Connected)> {
     let plane = &worker.plane;
     let termination = plane.tls.as_ref()?;
+    let place = worker.ledger.enter(peer);
+    place.set_deadline(worker.deadline(termination.timeout()));
+    // One that says nothing is bounded as a connection is, and takes no handshake's place from others.
+    let mut byte = [0];
+    let spoke = in_time(worker, &place, |cx| tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)));
+    if !matches!(spoke.await, Ok(n) if n > 0) {
+        return None;
+    }
     let (mut tls, under_way) = match termination.accept(tcp) {
         Ok(accepted) => accepted,
         Err(error) => {
@@ -30,26 +40,7 @@ pub async fn handshake(
             return None;
         }
     };
-    let place = worker.ledger.enter(peer);
-    place.set_deadline(worker.deadline(termination.timeout()));
-    let mut hurried = false;
-    let shaken = poll_fn(|cx| {
-        place.register(cx);
-        match tls.poll_handshake(cx) {
-            Poll::Ready(shaken) => return Poll::Ready(shaken),
-            Poll::Pending if plane.forced() || place.expired() => {
-                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-            }
-            // As long as a fresh connection has for its first request.
-            Poll::Pending if plane.closing_idle() && !hurried => {
-                hurried = true;
-                place.set_deadline(worker.deadline(FRESH.min(termination.timeout())));
-            }
-            Poll::Pending => {}
-        }
-        Poll::Pending
-    })
-    .await;
+    let shaken = in_time(worker, &place, |cx| tls.poll_handshake(cx)).await;
     drop((under_way, place));
     match shaken {
         Ok(()) => {
@@ -72,4 +63,31 @@ pub async fn handshake(
         Err(error) => tracing::debug!(%peer, "a TLS handshake failed: {error}"),
     }
     None
+}
+
+/// What `poll` comes to, unless the place's deadline passes before, or the drain has none left.
+async fn in_time<T>(
+    worker: &Worker,
+    place: &Place,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> io::Result<T> {
+    let plane = &worker.plane;
+    let mut hurried = false;
+    poll_fn(|cx| {
+        place.register(cx);
+        match poll(cx) {
+            Poll::Ready(done) => return Poll::Ready(done),
+            Poll::Pending if plane.forced() || place.expired() => {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            // As long as a fresh connection has for its first request.
+            Poll::Pending if plane.closing_idle() && !hurried => {
+                hurried = true;
+                place.set_deadline(worker.deadline(FRESH));
+            }
+            Poll::Pending => {}
+        }
+        Poll::Pending
+    })
+    .await
 }

@@ -159,7 +159,8 @@ impl Resting {
     pub fn discard(&self) {
         if let Self::Tls(tcp, _) = self {
             let (mut tcp, mut bytes) = (tcp, [0; 1024]);
-            while tcp.read(&mut bytes).is_ok_and(|n| n == bytes.len()) {}
+            let more = |_: &u8| tcp.read(&mut bytes).is_ok_and(|n| n == bytes.len());
+            let _ = (0..64).take_while(more).count();
         }
     }
 
@@ -186,6 +187,11 @@ impl Reader<'_> {
     /// Whether something came that was not read yet, asked of the kernel itself.
     pub fn has_unread(&self) -> bool {
         park::has_unread(self.tcp())
+    }
+
+    /// Whether a TLS record has come in part: a request that has begun.
+    pub fn has_partial(&self) -> bool {
+        matches!(self, Self::Tls(half) if half.has_partial())
     }
 }
 

@@ -329,9 +329,11 @@ pub fn keep_alive(client: &impl AsFd) {
 
 /// Resets the connection to the app when it is closed. A unix socket has no reset: it ends.
 fn reset_on_close(app: &mut Connection) {
-    if let upstream::Writer::Tcp(half) = app.split().1 {
-        let _ = SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO));
-    }
+    let _ = match app.split().1 {
+        upstream::Writer::Tcp(half) => SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO)),
+        upstream::Writer::Tls(half) => SockRef::from(half.tcp()).set_linger(Some(Duration::ZERO)),
+        upstream::Writer::Unix(_) => Ok(()),
+    };
 }
 
 /// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, the sink gets

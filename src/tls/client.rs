@@ -13,7 +13,7 @@ use tokio::net::TcpStream;
 
 use super::certificate::roots;
 use super::stream::{Side, Tls};
-use super::{TO_THE_APP, provider};
+use super::{HTTP1, HTTP2, provider};
 
 /// A handshake may take so long: the app is near, and one that begins it goes on with it.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -33,21 +33,20 @@ static TRUST: OnceLock<Result<Trust, String>> = OnceLock::new();
 #[derive(Debug)]
 struct Trust {
     config: Arc<ClientConfig>,
-    /// Instead of the name that is connected to.
-    name: Option<ServerName<'static>>,
+    /// The same for HTTP/2 inside.
+    http2: Arc<ClientConfig>,
 }
 
-/// Sets for good whose certificates the app may have, the system's authorities if `ca` is none, and the name that they
-/// have to be for, the one that is connected to if `name` is none.
+/// Sets for good whose certificates the app may have, the system's authorities if `ca` is none.
 ///
 /// # Errors
-/// What is wrong with the file or the name.
-pub fn trust(ca: Option<&Path>, name: Option<&str>) -> Result<(), String> {
-    TRUST.get_or_init(|| Trust::new(ca, name)).as_ref().map(drop).map_err(Clone::clone)
+/// What is wrong with the file.
+pub fn trust(ca: Option<&Path>) -> Result<(), String> {
+    TRUST.get_or_init(|| Trust::new(ca)).as_ref().map(drop).map_err(Clone::clone)
 }
 
 impl Trust {
-    fn new(ca: Option<&Path>, name: Option<&str>) -> Result<Self, String> {
+    fn new(ca: Option<&Path>) -> Result<Self, String> {
         let path = match ca {
             Some(path) => path,
             None => SYSTEM.iter().map(Path::new).find(|path| path.exists()).ok_or_else(|| {
@@ -58,9 +57,9 @@ impl Trust {
         let pem = fs::read(path).map_err(|why| wrong(&why))?;
         let found = roots(&pem).into_iter().map(|root| root.der);
         let config = client_config(found).map_err(|why| wrong(&why))?;
-        let name =
-            name.map(|name| ServerName::try_from(name.to_owned()).map_err(|why| format!("'{name}': {why}")));
-        Ok(Self { config: Arc::new(config), name: name.transpose()? })
+        let mut http2 = config.clone();
+        http2.alpn_protocols = vec![HTTP2.to_vec()];
+        Ok(Self { config: Arc::new(config), http2: Arc::new(http2) })
     }
 }
 
@@ -80,23 +79,21 @@ pub fn client_config(
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|why| why.to_string())?;
     let mut config = builder.with_root_certificates(store).with_no_client_auth();
-    config.alpn_protocols = TO_THE_APP.map(<[u8]>::to_vec).to_vec();
+    config.alpn_protocols = vec![HTTP1.to_vec()];
     Ok(config)
 }
 
-/// Shakes hands with the app, which has to be `name`.
+/// Shakes hands with the app, which has to be `name`, to speak this protocol (its name of ALPN) inside.
 ///
 /// # Errors
 /// `ConnectionRefused` for an app that went away meanwhile: it may be tried again, nothing was sent. `Other` for one
 /// that isn't trusted, is silent or speaks no TLS, which is logged.
-pub async fn handshake(tcp: TcpStream, name: &str) -> io::Result<Tls> {
-    let trust = TRUST.get_or_init(|| Trust::new(None, None)).as_ref().map_err(|why| refused(name, why))?;
-    let asked = match &trust.name {
-        Some(name) => name.clone(),
-        None => ServerName::try_from(name.to_owned()).map_err(|why| refused(name, &why))?,
-    };
+pub async fn handshake(tcp: TcpStream, name: &str, protocol: &[u8]) -> io::Result<Tls> {
+    let trust = TRUST.get_or_init(|| Trust::new(None)).as_ref().map_err(|why| refused(name, why))?;
+    let asked = ServerName::try_from(name.to_owned()).map_err(|why| refused(name, &why))?;
+    let config = if protocol == HTTP2 { &trust.http2 } else { &trust.config };
     let session =
-        UnbufferedClientConnection::new(trust.config.clone(), asked).map_err(|why| refused(name, &why))?;
+        UnbufferedClientConnection::new(config.clone(), asked).map_err(|why| refused(name, &why))?;
     let mut tls = Tls::new(tcp, Side::Client(session));
     let shaken = tokio::time::timeout(PATIENCE, std::future::poll_fn(|cx| tls.poll_handshake(cx))).await;
     match shaken {

@@ -31,7 +31,10 @@ const HANDSHAKES: usize = 1000;
 #[derive(Debug)]
 pub struct Termination {
     settings: TlsSettings,
+    /// The watcher's own.
     state: Mutex<State>,
+    /// For the next handshake. Held only to look at it or to change it: data threads wait for it.
+    config: Mutex<Arc<ServerConfig>>,
     names: Arc<Names>,
     handshakes: AtomicUsize,
 }
@@ -42,7 +45,6 @@ struct State {
     pairs: BTreeMap<PathBuf, Pair>,
     /// The file of `--tls-client-ca` as it was read.
     client_ca: Vec<u8>,
-    config: Arc<ServerConfig>,
 }
 
 /// What was read from a folder.
@@ -108,8 +110,9 @@ impl Termination {
         let client_ca = read_client_ca(&settings)?;
         let config = Arc::new(configuration(&settings, &client_ca, names.clone())?);
         *lock(&names.0) = Arc::new(table(&settings.dir, &pairs));
-        let state = Mutex::new(State { pairs, client_ca, config });
-        Ok(Self { settings, state, names, handshakes: AtomicUsize::new(0) })
+        let state = Mutex::new(State { pairs, client_ca });
+        let config = Mutex::new(config);
+        Ok(Self { settings, state, config, names, handshakes: AtomicUsize::new(0) })
     }
 
     /// A client's connection whose handshake is still to come.
@@ -117,7 +120,7 @@ impl Termination {
     /// # Errors
     /// When the session can't be made.
     pub fn accept(&self, tcp: TcpStream) -> io::Result<(Tls, Handshake<'_>)> {
-        let config = lock(&self.state).config.clone();
+        let config = lock(&self.config).clone();
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         self.handshakes.fetch_add(1, Ordering::Relaxed);
         Ok((Tls::new(tcp, Side::Server(session)), Handshake(&self.handshakes)))
@@ -139,7 +142,9 @@ impl Termination {
         let (mut last, mut said) = (Vec::new(), Vec::new());
         loop {
             tokio::time::sleep(LOOK).await;
-            let wrong = self.look();
+            let looking = self.clone();
+            // Files may hang.
+            let Ok(wrong) = tokio::task::spawn_blocking(move || looking.look()).await else { continue };
             for why in wrong.iter().filter(|why| last.contains(*why) && !said.contains(*why)) {
                 tracing::warn!("TLS goes on with what it has: {why}");
             }
@@ -157,7 +162,8 @@ impl Termination {
         }
         let client_ca = read_client_ca(&self.settings).and_then(|client_ca| {
             if client_ca != state.client_ca {
-                state.config = Arc::new(configuration(&self.settings, &client_ca, self.names.clone())?);
+                let config = Arc::new(configuration(&self.settings, &client_ca, self.names.clone())?);
+                *lock(&self.config) = config;
                 state.client_ca = client_ca;
                 tracing::info!("new authorities for clients' certificates");
             }

@@ -170,7 +170,7 @@ fn poll_receive(
     ROOM.with_borrow_mut(|room| {
         let pending = session.pending();
         // No more than `buf` takes, so that little has to be kept; but always what a record may need.
-        let most = (pending + 1).max(encrypted(buf.remaining())).clamp(RECORD, SCRATCH);
+        let most = (pending + RECORD).max(encrypted(buf.remaining())).min(SCRATCH);
         if pending >= most {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long")));
         }
@@ -198,6 +198,11 @@ impl ReadHalf<'_> {
     /// The socket below.
     pub fn tcp(&self) -> &TcpStream {
         self.tcp.as_ref()
+    }
+
+    /// Whether a part of something has come whose rest is still to come.
+    pub fn has_partial(&self) -> bool {
+        self.session.borrow().pending() > 0
     }
 
     /// Sends a few bytes if nothing else is on its way.

@@ -15,6 +15,7 @@ use super::http2::{Connections, Lease};
 use super::{Reader, Stream, Writer, is_down, is_full, is_lost, open};
 use crate::tls::client::handshake;
 use crate::tls::stream::{Session, Tls};
+use crate::tls::{HTTP1, HTTP2};
 
 /// Idle connections are kept so long where the app doesn't say; Node closes its own after 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
@@ -200,7 +201,8 @@ impl Pool {
     /// # Errors
     /// When none takes one; `NotFound` when there is none.
     pub async fn connect(&self) -> io::Result<Connection> {
-        let attempt = async |backend: &Arc<Backend>| attempt(self.upstream.clone(), backend.clone()).await;
+        let attempt =
+            async |backend: &Arc<Backend>| attempt(self.upstream.clone(), backend.clone(), HTTP1).await;
         self.first_that_answers(attempt).await.map(|(stream, home)| Connection { stream, home })
     }
 
@@ -210,7 +212,7 @@ impl Pool {
     /// As for [`Self::connect`]; `InvalidData` when the app speaks no HTTP/2.
     pub async fn lease(&self) -> io::Result<Lease> {
         let room = async |backend: &Arc<Backend>| {
-            let connect = || attempt(self.upstream.clone(), backend.clone());
+            let connect = || attempt(self.upstream.clone(), backend.clone(), HTTP2);
             self.http2.room(backend, self.head, connect).await
         };
         self.first_that_answers(room).await.map(|(room, home)| Lease::new(room, home))
@@ -255,7 +257,7 @@ impl Pool {
 
     /// Whether nobody takes connections any more where this server was.
     pub async fn has_left(&self, backend: &Arc<Backend>) -> bool {
-        let again = attempt(self.upstream.clone(), backend.clone()).await;
+        let again = attempt(self.upstream.clone(), backend.clone(), HTTP1).await;
         again.is_err_and(|error| is_down(&error) || is_lost(&error))
     }
 
@@ -319,8 +321,9 @@ impl Pool {
     }
 }
 
-/// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing.
-async fn attempt(upstream: Arc<Upstream>, backend: Arc<Backend>) -> io::Result<Stream> {
+/// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing. `protocol`: what
+/// is to be spoken, where TLS asks for it.
+async fn attempt(upstream: Arc<Upstream>, backend: Arc<Backend>, protocol: &[u8]) -> io::Result<Stream> {
     let connecting = async {
         match &backend.at {
             At::Tcp(addrs) | At::Tls(addrs, _) => open(addrs).await.map(Stream::Tcp),
@@ -344,7 +347,7 @@ async fn attempt(upstream: Arc<Upstream>, backend: Arc<Backend>) -> io::Result<S
     }?;
     match (stream, &backend.at) {
         // Who has taken a connection is there, and has its time.
-        (Stream::Tcp(tcp), At::Tls(_, name)) => handshake(tcp, name).await.map(Stream::Tls),
+        (Stream::Tcp(tcp), At::Tls(_, name)) => handshake(tcp, name, protocol).await.map(Stream::Tls),
         (stream, _) => Ok(stream),
     }
 }

@@ -12,7 +12,7 @@ mod relay;
 mod request;
 mod wire;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
@@ -37,6 +37,7 @@ use crate::proxy::buffer::Buffer;
 use crate::proxy::conn::shut;
 use crate::proxy::plane::Worker;
 use crate::proxy::stream::{Channel, Stream};
+use crate::proxy::upgrade::keep_alive;
 
 /// What a stream's client may send before the app takes it: 20 MB/s at a round trip of 12 ms.
 const STREAM_WINDOW: u32 = 256 * 1024;
@@ -55,6 +56,10 @@ pub struct Connection {
     channel: Channel,
     wire: Rc<Wire>,
     streams: RefCell<Vec<Running>>,
+    /// The last stream that was accepted.
+    accepted: Cell<u32>,
+    /// Streams that the client has reset before they were accepted.
+    early: RefCell<Vec<u32>>,
 }
 
 /// A stream until its last frame is in the socket.
@@ -83,6 +88,8 @@ pub fn begins(bytes: &[u8]) -> bool {
 
 /// Serves an HTTP/2 connection, of which `read` came already, in a task of its own.
 pub fn begin(stream: Stream, read: Buffer, place: Place, connected: Connected, worker: Rc<Worker>) {
+    // A call may be silent for hours: a client that vanished would hold it, and a drain.
+    keep_alive(stream.tcp());
     spawn_local(serve(stream, read, place.hand_over(), connected, worker));
 }
 
@@ -96,6 +103,8 @@ async fn serve(stream: Stream, read: Buffer, place: Place, connected: Connected,
         channel,
         wire: wire.clone(),
         streams: RefCell::default(),
+        accepted: Cell::new(0),
+        early: RefCell::default(),
     });
     let close = connection.clone().run(&place).await;
     connection.abandon();
@@ -152,7 +161,29 @@ impl Connection {
 
     /// A request has ended: it is over once its last frame is in the socket.
     fn ended(&self, id: u32, ending: Ending) {
+        if !self.streams.borrow().iter().any(|stream| stream.id == id) {
+            // Its connection has ended before it.
+            return ending.cut(self.how_cut()).write(&self.worker);
+        }
         self.update(id, |stream| stream.ending = Some(ending));
+    }
+
+    fn how_cut(&self) -> Ended {
+        if self.worker.plane.forced() { Ended::Cut } else { Ended::ClientGone }
+    }
+
+    /// A stream has begun.
+    fn begun(&self, id: u32) {
+        self.accepted.set(id);
+        let mut early = self.early.borrow_mut();
+        self.streams.borrow_mut().push(Running { id, written: early.contains(&id), ending: None });
+        // The engine takes them in order and leaves out those that were reset in time.
+        early.retain(|other| *other > id);
+    }
+
+    /// Whether the last of an answer waits for the client's window.
+    fn is_stuck(&self) -> bool {
+        self.streams.borrow().iter().any(|stream| stream.ending.is_some() && !stream.written)
     }
 
     /// A stream was refused.
@@ -162,7 +193,10 @@ impl Connection {
 
     /// Ends the requests whose last frame is in the socket.
     fn settle(&self) {
-        self.wire.ended(|id| self.update(id, |stream| stream.written = true));
+        self.wire.ended(|id| match id > self.accepted.get() {
+            true => self.early.borrow_mut().push(id),
+            false => self.update(id, |stream| stream.written = true),
+        });
     }
 
     fn update(&self, id: u32, change: impl FnOnce(&mut Running)) {
@@ -180,8 +214,7 @@ impl Connection {
         self.settle();
         for stream in self.streams.take() {
             if let Some(ending) = stream.ending {
-                let ended = if self.worker.plane.forced() { Ended::Cut } else { Ended::ClientGone };
-                ending.cut(ended).write(&self.worker);
+                ending.cut(self.how_cut()).write(&self.worker);
             }
         }
     }
@@ -240,6 +273,12 @@ impl<'a> Session<'a> {
             }
             let drained = self.connection.wire.poll_drain(cx);
             self.connection.settle();
+            // What was unread a moment ago may have been nothing.
+            let before = (self.told, self.closing);
+            self.mind_the_drain();
+            if before != (self.told, self.closing) {
+                continue;
+            }
             match drained {
                 Poll::Ready(Err(_)) => return Poll::Ready(Close::Gone),
                 _ if self.connection.wire.excess() && !self.closing => self.close(Reason::ENHANCE_YOUR_CALM),
@@ -259,8 +298,7 @@ impl<'a> Session<'a> {
                 Poll::Ready(Some(Ok((request, respond)))) => {
                     self.used = true;
                     let id = respond.stream_id().as_u32();
-                    let running = Running { id, written: false, ending: None };
-                    self.connection.streams.borrow_mut().push(running);
+                    self.connection.begun(id);
                     spawn_local(request::serve(self.connection.clone(), id, request, respond));
                 }
                 Poll::Ready(Some(Err(error))) if error.is_io() => return Poll::Ready(Close::Gone),
@@ -306,7 +344,7 @@ impl<'a> Session<'a> {
         let limits = &plane.settings.limits;
         let (wait, time) = if self.closing || plane.forced() {
             (Wait::Close, LAST_WORD)
-        } else if blocked {
+        } else if blocked || self.connection.is_stuck() {
             (Wait::Blocked(self.connection.wire.written()), limits.body_timeout)
         } else if !self.nothing_runs() {
             (Wait::None, Duration::ZERO)

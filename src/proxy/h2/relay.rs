@@ -105,7 +105,7 @@ async fn forward(exchange: &Exchange<'_>, head: &Request<()>, client: &mut Clien
         };
         tries += 1;
         let again = match failure {
-            Failure::Unprocessed(_) => true,
+            Failure::Unprocessed(_) => progress.get() < Progress::Answering,
             Failure::AppGone { .. } => exchange.request.idempotent && progress.get() < Progress::Answering,
             _ => false,
         };
@@ -159,6 +159,7 @@ async fn upload(
     let flow = &exchange.flow;
     if body.is_empty() {
         flow.uploaded.set(true);
+        exchange.client_owes(&flow.reading, false);
         return Ok(());
     }
     loop {
@@ -379,10 +380,12 @@ impl Body {
             }
             return Ok(None);
         };
-        self.kept_bytes += chunk.len();
+        // However small, each costs something to keep.
+        self.kept_bytes += chunk.len().max(1024);
         self.kept = self.kept.take().filter(|_| keep && self.kept_bytes <= REPLAY);
         if let Some(kept) = &mut self.kept {
-            kept.push(chunk.clone());
+            // A copy: the chunk itself keeps all of what was read with it.
+            kept.push(Bytes::copy_from_slice(&chunk));
             self.sent += 1;
         }
         Ok(Some((chunk, true)))

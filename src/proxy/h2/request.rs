@@ -114,7 +114,8 @@ pub async fn serve(
     let record = Record::new(since, &head, &request, &connection.peer_text, settings.access_log);
 
     let exchange = Exchange { worker, place: &place, request: &request, flow: Flow::default() };
-    let ended = if call || exchange.http2() {
+    // An event stream ends on an event boundary, which the other way knows.
+    let ended = if call || exchange.http2() && !request.reopens {
         relay::relay(&exchange, head, call, body, respond).await
     } else {
         by_http1(&connection, &exchange, body, respond, head).await
