@@ -32,7 +32,7 @@ cargo=${CARGO_HOME:-$HOME/.cargo}
 list=$(mktemp)
 trap 'rm -f "$list"' EXIT
 
-# The linker and the shell with all that they need, as Debian's packages list their files.
+# The C compiler, which links too, and the shell with all that they need, as Debian's packages list their files.
 packages=$(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
   --no-enhances gcc libc6-dev coreutils dash | grep '^[a-z0-9]' | sort -u)
 # shellcheck disable=SC2086 # a list
@@ -46,7 +46,7 @@ dpkg-query -W -f '${db:Status-Abbrev} ${binary:Package}\n' $packages 2>/dev/null
     --exclude='*/share/doc' --exclude='*/registry/src' "${sysroot#/}" "${cargo#/}/registry" \
   | docker import \
     --change 'ENV PATH=/usr/local/rust/bin:/usr/bin:/bin CARGO_HOME=/usr/local/cargo' \
-    --change "ENV CARGO_NET_OFFLINE=true CARGO_BUILD_TARGET=$target $quick" \
+    --change "ENV CARGO_NET_OFFLINE=true CARGO_BUILD_TARGET=$target CC_${target//-/_}=cc $quick" \
     --change "LABEL of=$of" \
     - "$name" >/dev/null
 echo "made $name"
