@@ -2,6 +2,8 @@
 
 mod common;
 
+use std::time::{Duration, Instant};
+
 use common::http::End;
 use common::process::{Lameduck, Node};
 
@@ -60,6 +62,22 @@ fn a_half_sent_event_is_left_out_or_finished() {
     assert!(whole.contains(&answer.text().as_str()), "half an event: {:?}", answer.text());
     client.expect_fin();
     proxy.expect_clean_exit();
+}
+
+#[test]
+fn an_event_stream_that_comes_to_no_boundary_is_cut() {
+    let app = Node::held();
+    let mut proxy = Lameduck::proxy(app.addr, &["--stream-spread", "0s", "--grace", "120s"]);
+    let mut client = proxy.client();
+    client.request("GET", "/events", &["Accept: text/event-stream"]);
+    let head = client.head();
+    client.wait_seen("id: 2");
+
+    let begun = Instant::now();
+    proxy.terminate();
+    assert_eq!(client.body("GET", head).end, End::CutByRst);
+    assert!(begun.elapsed() >= Duration::from_secs(10), "it has ten seconds: {:?}", begun.elapsed());
+    assert_eq!(proxy.process.wait_exit(), 3, "the verdict says that something was cut");
 }
 
 #[test]

@@ -1,8 +1,10 @@
 //! An answer's body on its way from the app to the client.
 
 use std::pin::pin;
+use std::time::Duration;
 
 use tokio::io::AsyncRead;
+use tokio::time::Instant;
 
 use super::body::{Body, Broken, Events};
 use super::buffer::Buffer;
@@ -79,6 +81,9 @@ where
     Ok(())
 }
 
+/// An event stream that is to end, and that comes to no event boundary for so long, is cut.
+const BOUNDARY: Duration = Duration::from_secs(10);
+
 /// Passes an event stream on, chunk by chunk, so that it can end after any event.
 pub async fn relay_events<A, W>(
     exchange: &Exchange<'_>,
@@ -96,6 +101,7 @@ where
     let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
     let mut told = false;
     let mut end = pin!(exchange.worker.plane.stream_end(backend));
+    let mut late = pin!(tokio::time::sleep(BOUNDARY));
     let ended = loop {
         content.clear();
         let n =
@@ -120,8 +126,10 @@ where
                 if events.at_boundary() {
                     break Ended::EventsEnded;
                 }
+                late.as_mut().reset(Instant::now() + BOUNDARY);
                 continue;
             }
+            () = &mut late, if told => return Err(Failure::Forced),
         };
         match read {
             Ok(0) if response.framing == Framing::UntilClose => break Ended::Complete,
