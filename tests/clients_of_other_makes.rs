@@ -1,5 +1,5 @@
 //! Clients and servers of other makes talk through the proxy: the `ws` package on both sides, Python's httpx and grpcio.
-//! nghttp2's, curl's, Node's and Go's do so in `http2`, `tls_terminates`, `grpc` and `grpc_interop`.
+//! And nghttp2's own (`nghttp2-client` in Debian); curl's, Node's and Go's do so in `http2`, `tls_terminates`, `grpc` and `grpc_interop`.
 //!
 //! ```text
 //! npm install --prefix libraries ws@8 && python3 -m venv libraries/python
@@ -50,6 +50,19 @@ fn the_ws_package_on_both_sides() {
     let (_app, port) = serve("ws", &mut ws());
     let proxy = Lameduck::proxy_to(&format!("127.0.0.1:{port}"), &[]);
     check("ws", ws().args(["check", &proxy.listen.port().to_string()]));
+}
+
+#[test]
+#[ignore = "needs nghttp"]
+fn nghttp_with_and_without_tls() {
+    let app = Node::slow();
+    let (proxy, https) = Authority::default().proxy(&app.addr.to_string(), &[]);
+    for url in [format!("http://{}", proxy.listen), format!("https://localhost:{}", https.port())] {
+        let slow = format!("{url}/slow?ms=100");
+        let output = Command::new("nghttp").args(["-n", "-s", "-y", &url, &slow]).output().expect("nghttp");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.matches(" 200 ").count() == 2, "{url}: {text}");
+    }
 }
 
 #[test]
