@@ -76,6 +76,11 @@ server.on('stream', (stream, fields) => {
   stream.on('trailers', (came) => { trailers = { ...came }; });
   return stream.on('end', () => {
     if (fields[':method'] === 'HEAD') return stream.respond({ 'content-length': 9 }, { endStream: true });
+    if (path === '/events') {
+      stream.respond({ ':status': 200, 'content-type': 'text/event-stream' });
+      const events = setInterval(() => stream.write('data: tick\n\n'), 50);
+      return stream.on('close', () => clearInterval(events));
+    }
     if (path === '/empty') return stream.respond({ ':status': 204 }, { endStream: true });
     stream.respond({ 'content-type': 'application/json' }, { waitForTrailers: true });
     stream.on('wantTrailers', () => stream.sendTrailers({ 'x-calls': String(calls) }));
