@@ -53,12 +53,12 @@ fn a_client_that_leaves_takes_its_request_along() {
         drop,
         Secure::reset,
     ];
-    for leave in leave {
+    for (how, leave) in leave.into_iter().enumerate() {
         let mut client = authority.client(addr);
         client.get("/");
         let mut asked = app.asked();
         leave(client);
-        assert!(asked.ends_within(LIMIT));
+        assert!(asked.ends_within(LIMIT), "way {how}");
         proxy.wait_in_flight(0);
     }
 }

@@ -135,7 +135,9 @@ impl Exchange<'_> {
                 match buf.poll_fill(cx, reader, &self.worker.store) {
                     Poll::Ready(Ok(0)) => {
                         ended = true;
-                        self.nudge(reader);
+                        if let Err(gone) = self.nudge(reader) {
+                            return Poll::Ready(Err(gone));
+                        }
                     }
                     Poll::Ready(Ok(_)) => {}
                     Poll::Ready(Err(_)) => return Poll::Ready(Err(Failure::ClientGone)),
@@ -151,11 +153,13 @@ impl Exchange<'_> {
     }
 
     /// [`Source::nudge`], where an interim answer may still be sent.
-    pub fn nudge(&self, client: &impl Source) {
+    ///
+    /// # Errors
+    /// When the client has gone.
+    pub fn nudge(&self, client: &impl Source) -> Result<(), Failure> {
         let flow = &self.flow;
-        if self.request.http11 && flow.progress.get() < Progress::Answering && !flow.writing.get() {
-            client.nudge();
-        }
+        let may = self.request.http11 && flow.progress.get() < Progress::Answering && !flow.writing.get();
+        if may && !client.nudge() { Err(Failure::ClientGone) } else { Ok(()) }
     }
 
     /// Whether everything goes to the app over HTTP/2.

@@ -78,7 +78,8 @@ where
     exchange.may_begin()?;
     exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
     let pool = &exchange.worker.pool;
-    let mut pooled = if exchange.http2() { None } else { pool.take() };
+    // What can't be sent twice is worth one more question to the kernel.
+    let mut pooled = if exchange.http2() { None } else { pool.take(!exchange.request.idempotent) };
     let mut again = false;
     loop {
         // A shared connection is one that was used before.
@@ -315,7 +316,7 @@ async fn upload<R: Source>(
 
 /// The client has ended its side: it may have gone, or still wait for its answer.
 async fn half_closed(exchange: &Exchange<'_>, client: &impl Source) -> Result<(), Failure> {
-    exchange.nudge(client);
+    exchange.nudge(client)?;
     client.failed().await;
     Err(Failure::ClientGone)
 }

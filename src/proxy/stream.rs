@@ -22,7 +22,8 @@ const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 pub trait Source: AsyncRead + Unpin {
     /// Sends an interim answer: whether a client that has ended its side still reads can only be found out by sending
     /// it something, for a host that has closed answers with a reset.
-    fn nudge(&self);
+    /// False when it has gone already: who learns it here learns it nowhere else.
+    fn nudge(&self) -> bool;
     /// Whether the client has gone for sure.
     fn has_failed(&self) -> bool;
     /// Returns once it has.
@@ -196,9 +197,12 @@ impl Reader<'_> {
 }
 
 impl Source for Reader<'_> {
-    fn nudge(&self) {
+    fn nudge(&self) -> bool {
         match self {
-            Self::Tcp(half) => drop(half.as_ref().try_write(INTERIM)),
+            Self::Tcp(half) => {
+                let sent = half.as_ref().try_write(INTERIM);
+                !sent.is_err_and(|error| error.kind() != io::ErrorKind::WouldBlock)
+            }
             Self::Tls(half) => half.try_write(INTERIM),
         }
     }

@@ -130,16 +130,17 @@ impl Session {
         let _ = tcp.write_all(self.outgoing());
     }
 
-    /// Sends what the socket takes now; the rest goes with what is written next.
-    fn flush_some(&mut self, tcp: &TcpStream) {
+    /// Sends what the socket takes now; the rest goes with what is written next. False when the peer has gone.
+    fn flush_some(&mut self, tcp: &TcpStream) -> bool {
         let outgoing = self.outgoing();
         while !outgoing.is_empty() {
             match tcp.try_write(outgoing) {
                 Ok(n) if n == outgoing.len() => *outgoing = Vec::new(),
                 Ok(n) => drop(outgoing.drain(..n)),
-                Err(_) => return,
+                Err(error) => return error.kind() == io::ErrorKind::WouldBlock,
             }
         }
+        true
     }
 }
 
@@ -205,17 +206,16 @@ impl ReadHalf<'_> {
         self.session.borrow().pending() > 0
     }
 
-    /// Sends a few bytes if nothing else is on its way.
-    pub fn try_write(&self, bytes: &[u8]) {
+    /// Sends a few bytes if nothing else is on its way. False when the peer has gone.
+    pub fn try_write(&self, bytes: &[u8]) -> bool {
         let mut session = self.session.borrow_mut();
         if session.taken > 0 || !session.outgoing().is_empty() {
-            return;
+            return true;
         }
         let mut room = vec![0; encrypted(bytes.len())];
-        if let Ok(n) = session.encrypt(bytes, &mut room) {
-            session.outgoing().extend_from_slice(&room[..n]);
-            session.flush_some(self.tcp.as_ref());
-        }
+        let Ok(n) = session.encrypt(bytes, &mut room) else { return false };
+        session.outgoing().extend_from_slice(&room[..n]);
+        session.flush_some(self.tcp.as_ref())
     }
 }
 

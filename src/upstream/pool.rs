@@ -174,7 +174,9 @@ impl Pool {
     }
 
     /// A connection that rests and is alive, to the server that has the fewest requests; the one that rested the shortest.
-    pub fn take(&self) -> Option<Connection> {
+    ///
+    /// Without `surely` one may be taken that the app has closed since the runtime last asked the kernel.
+    pub fn take(&self, surely: bool) -> Option<Connection> {
         self.look();
         let now = Instant::now();
         let mut idle = self.idle.borrow_mut();
@@ -188,7 +190,8 @@ impl Pool {
                     idle.remove(newest)?
                 }
             };
-            if newest.until > now && newest.connection.stream.is_alive() {
+            let stream = &mut newest.connection.stream;
+            if newest.until > now && stream.is_alive() && (!surely || stream.is_quiet()) {
                 newest.connection.home.set_busy(true);
                 self.next_turn();
                 return Some(newest.connection);
@@ -392,7 +395,7 @@ mod tests {
         assert_eq!(load(&upstream), [3, 0]);
         // One that rests is used before a new one is made, but only if it leads to the least busy one.
         pool.put(busy.pop().unwrap(), None);
-        assert!(pool.take().is_none(), "it leads to the busier one");
+        assert!(pool.take(false).is_none(), "it leads to the busier one");
         for _ in 0..2 {
             busy.push(pool.connect().await.unwrap());
         }
@@ -405,7 +408,7 @@ mod tests {
         let (_, pool) = pool(&[a, b]);
         let mut made = 0;
         for _ in 0..6 {
-            let connection = match pool.take() {
+            let connection = match pool.take(false) {
                 Some(rested) => rested,
                 None => {
                     made += 1;
@@ -452,7 +455,7 @@ mod tests {
         pool.put(resting, None);
         let left = upstream.switch(named(), &[b]);
         assert!(!upstream.is_seen_by_all() && left[0].in_flight() == 1);
-        assert!(pool.take().is_none() && upstream.is_seen_by_all());
+        assert!(pool.take(false).is_none() && upstream.is_seen_by_all());
         pool.put(busy, None);
         assert_eq!((left[0].in_flight(), pool.idle.borrow().len()), (0, 0));
         assert_eq!(pool.connect().await.unwrap().home.backend.at.to_string(), b.to_string());

@@ -117,7 +117,9 @@ impl Adapter {
 
 impl Source for Reader<'_> {
     /// A client that doesn't want its answer any more says so.
-    fn nudge(&self) {}
+    fn nudge(&self) -> bool {
+        true
+    }
 
     fn has_failed(&self) -> bool {
         self.0.failed.get()
