@@ -452,12 +452,7 @@ fn check_protocol(settings: &Settings) -> Result<(), String> {
 
 /// Refuses one port for two of our addresses, and an app that is this proxy itself.
 fn check_addresses(settings: &Settings) -> Result<(), String> {
-    let listen = settings.listen.iter().map(|addr| ("--listen", *addr));
-    let tls = settings.tls.iter().flat_map(|tls| &tls.listen).map(|addr| ("--tls-listen", *addr));
-    let tcp = settings.tcp.iter().map(|route| ("--tcp", route.listen));
-    let probe = settings.probe_listen.map(|addr| ("--probe-listen", addr));
-    let control = settings.control_listen.map(|addr| ("--control-listen", addr));
-    let ours: Vec<_> = listen.chain(tls).chain(tcp).chain(probe).chain(control).collect();
+    let ours: Vec<_> = settings.own_addresses().collect();
     for (n, (flag, addr)) in ours.iter().enumerate() {
         if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| overlap(*earlier, *addr)) {
             return Err(format!("{flag} {addr} is taken by {other} already: give it another port"));

@@ -64,6 +64,18 @@ pub struct Settings {
     pub termination_log: PathBuf,
 }
 
+impl Settings {
+    /// Every address that the proxy listens on by TCP, with the flag that names it.
+    pub fn own_addresses(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
+        let listen = self.listen.iter().map(|addr| ("--listen", *addr));
+        let tls = self.tls.iter().flat_map(|tls| &tls.listen).map(|addr| ("--tls-listen", *addr));
+        let tcp = self.tcp.iter().map(|route| ("--tcp", route.listen));
+        let probe = self.probe_listen.map(|addr| ("--probe-listen", addr));
+        let control = self.control_listen.map(|addr| ("--control-listen", addr));
+        listen.chain(tls).chain(tcp).chain(probe).chain(control)
+    }
+}
+
 /// `--tls-listen` and what belongs to it.
 #[derive(Clone, Debug)]
 pub struct TlsSettings {

@@ -6,7 +6,9 @@ mod common;
 use std::process::Command;
 use std::time::Duration;
 
-use common::http2::{CANCEL, GOAWAY, HEADERS, NO_ERROR, PING, Peer, RST_STREAM, Raw, block, run, to, whole};
+use common::http2::{
+    CANCEL, GOAWAY, HEADERS, NO_ERROR, PING, Peer, RST_STREAM, Raw, block, ends_on_a_boundary, run, to, whole,
+};
 use common::process::{Lameduck, Node, Process, free_port};
 use http::Method;
 use rustix::process::Signal;
@@ -153,15 +155,7 @@ fn a_resume_takes_no_goaway_back_but_serves_who_comes_again() {
 fn event_streams_end_on_a_boundary_and_cleanly() {
     let app = Node::slow();
     let mut proxy = Lameduck::proxy(app.addr, &["--stream-spread", "0s"]);
-    run(async {
-        let peer = Peer::connect(proxy.listen).await;
-        let mut request = to(Method::GET, "/events?ms=100");
-        request.headers_mut().insert("accept", http::HeaderValue::from_static("text/event-stream"));
-        let answer = peer.send(request, true).await.0.await.expect("a head");
-        proxy.terminate();
-        let events = whole(answer).await.expect("a clean end");
-        assert!(events.text().ends_with("\n\n"), "{}", events.text());
-    });
+    run(ends_on_a_boundary(&mut proxy, "/events?ms=100"));
     proxy.expect_clean_exit();
 }
 

@@ -4,9 +4,8 @@ mod common;
 
 use common::grpc::{App, Call};
 use common::http::{Answer, Client, End};
-use common::http2::{Peer, run, to, whole};
+use common::http2::{ends_on_a_boundary, run};
 use common::process::Lameduck;
-use http::Method;
 use serde_json::Value;
 
 const HTTP2: [&str; 4] = ["--upstream-protocol", "http2", "--threads", "1"];
@@ -117,14 +116,6 @@ fn clients_of_both_protocols_share_it() {
 fn event_streams_end_on_a_boundary_where_both_sides_speak_http2() {
     let app = App::start();
     let mut proxy = Lameduck::proxy(app.addr, &[&HTTP2[..], &["--stream-spread", "0s"]].concat());
-    run(async {
-        let peer = Peer::connect(proxy.listen).await;
-        let mut request = to(Method::GET, "/events");
-        request.headers_mut().insert("accept", http::HeaderValue::from_static("text/event-stream"));
-        let answer = peer.send(request, true).await.0.await.expect("a head");
-        proxy.terminate();
-        let events = whole(answer).await.expect("a clean end");
-        assert!(events.text().ends_with("\n\n"), "{}", events.text());
-    });
+    run(ends_on_a_boundary(&mut proxy, "/events"));
     proxy.expect_clean_exit();
 }

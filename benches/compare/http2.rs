@@ -111,8 +111,8 @@ fn start(bench: &Bench, proxies: &[Proxy], grpc: Option<&GrpcApp>) -> Result<Ser
 /// One load on each in turn.
 fn load(bench: &Bench, report: &mut Report, serving: &Serving, grpc: bool, seconds: u64) -> Result<()> {
     for (instance, at) in serving {
-        let mut command = Command::new(find("h2load").ok_or("h2load is not installed: nghttp2-client")?);
-        command.args(["-t", "1", "-c", "16", "-m", "10", "-D", &seconds.to_string()]);
+        let mut command = h2load()?;
+        command.args(["-c", "16", "-m", "10", "-D", &seconds.to_string()]);
         let figure = if grpc { "gRPC call" } else { "h2c request" };
         if grpc {
             let body = bench.scratch.dir("h2load")?.join("message");
@@ -120,24 +120,49 @@ fn load(bench: &Bench, report: &mut Report, serving: &Serving, grpc: bool, secon
             command.arg("-d").arg(body).args(["-H", "content-type: application/grpc", "-H", "te: trailers"]);
         }
         command.arg(format!("http://{at}{}", if grpc { GRPC } else { "/" }));
-        let pids = instance.pids();
-        let before = cpu(&pids)?;
-        let output = command.output()?;
-        let spent = cpu(&pids)? - before;
-        let text = String::from_utf8_lossy(&output.stdout);
-        let (done, failed) = requests(&text).ok_or_else(|| format!("h2load said: {text}"))?;
+        let Loaded { done, failed, cpu_each, .. } = run(command, instance)?;
         if failed > 0.0 {
             report.notes.push(format!("{}, {figure}: {failed} failed", instance.proxy.name()));
         }
-        report.add(&format!("CPU per {figure}, 16 × 10 streams"), "µs", instance.proxy, spent / done * 1e6);
+        report.add(&format!("CPU per {figure}, 16 × 10 streams"), "µs", instance.proxy, cpu_each);
         let rate = done / seconds as f64;
         report.add(&format!("throughput, {figure}, 16 × 10 streams"), "requests/s", instance.proxy, rate);
     }
     Ok(())
 }
 
+/// What h2load did.
+pub struct Loaded {
+    /// Requests that succeeded, and those that were done and did not.
+    pub done: f64,
+    /// See `done`.
+    pub failed: f64,
+    /// The proxy's, by request, in µs.
+    pub cpu_each: f64,
+    /// Its own words.
+    pub text: String,
+}
+
+/// h2load with one thread, its load still to be said.
+pub fn h2load() -> Result<Command> {
+    let mut command = Command::new(find("h2load").ok_or("h2load is not installed: nghttp2-client")?);
+    command.args(["-t", "1"]);
+    Ok(command)
+}
+
+/// Puts its load on a proxy.
+pub fn run(mut command: Command, instance: &Instance) -> Result<Loaded> {
+    let pids = instance.pids();
+    let before = cpu(&pids)?;
+    let output = command.output()?;
+    let spent = cpu(&pids)? - before;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (done, failed) = requests(&text).ok_or_else(|| format!("h2load said: {text}"))?;
+    Ok(Loaded { done, failed, cpu_each: spent / done * 1e6, text })
+}
+
 /// Those that succeeded, and those that were done and did not.
-pub fn requests(text: &str) -> Option<(f64, f64)> {
+fn requests(text: &str) -> Option<(f64, f64)> {
     let line = text.lines().find(|line| line.starts_with("requests:"))?;
     let count = |label| {
         let part = line.split([',', ':']).find(|part| part.ends_with(label))?;

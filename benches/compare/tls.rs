@@ -4,7 +4,6 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::path::PathBuf;
-use std::process::Command;
 use std::sync::Arc;
 use std::thread;
 
@@ -12,9 +11,9 @@ use rustls::pki_types::{CertificateDer, ServerName};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 
 use crate::app::HELLO;
-use crate::http2::requests;
-use crate::measure::{cpu, memory};
-use crate::peers::{Also, find};
+use crate::http2::{Loaded, h2load, run};
+use crate::measure::memory;
+use crate::peers::Also;
 use crate::proxy::{Bench, Instance, Proxy};
 use crate::report::Report;
 use crate::rows::SETTLE;
@@ -73,15 +72,9 @@ impl Certificate {
 
 /// Connections that each shake hands (TLS 1.3) and send one request, all at once.
 fn handshakes(report: &mut Report, instance: &Instance, at: SocketAddr) -> Result<()> {
-    let mut command = Command::new(find("h2load").ok_or("h2load is not installed: nghttp2-client")?);
-    let count = HANDSHAKES.to_string();
-    command.args(["--h1", "-t", "1", "-c", &count, "-n", &count]).arg(format!("https://{at}/"));
-    let pids = instance.pids();
-    let before = cpu(&pids)?;
-    let output = command.output()?;
-    let spent = cpu(&pids)? - before;
-    let text = String::from_utf8_lossy(&output.stdout);
-    let (done, failed) = requests(&text).ok_or_else(|| format!("h2load said: {text}"))?;
+    let (mut command, count) = (h2load()?, HANDSHAKES.to_string());
+    command.args(["--h1", "-c", &count, "-n", &count]).arg(format!("https://{at}/"));
+    let Loaded { done, failed, cpu_each, text } = run(command, instance)?;
     if done as usize != HANDSHAKES {
         report
             .notes
@@ -89,7 +82,7 @@ fn handshakes(report: &mut Report, instance: &Instance, at: SocketAddr) -> Resul
     }
     let seconds = text.lines().find_map(|line| line.strip_prefix("finished in ")?.split_once("s,"));
     let seconds: f64 = seconds.and_then(|(seconds, _)| seconds.parse().ok()).unwrap_or(f64::NAN);
-    report.add("CPU per TLS handshake and request", "µs", instance.proxy, spent / done * 1e6);
+    report.add("CPU per TLS handshake and request", "µs", instance.proxy, cpu_each);
     report.add("TLS handshakes", "1/s", instance.proxy, done / seconds);
     Ok(())
 }

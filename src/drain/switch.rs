@@ -63,14 +63,11 @@ async fn once_ready(plane: &Plane, to: &UpstreamAddr, timeout: Duration) -> Resu
 /// Whether this is an address that the proxy itself listens on.
 fn is_own(settings: &Settings, addr: SocketAddr) -> bool {
     let ip = addr.ip().to_canonical();
-    let met = |ours: &SocketAddr| {
+    let met = |ours: SocketAddr| {
         let at = ours.ip().to_canonical();
         ours.port() == addr.port() && (at == ip || at.is_unspecified() && is_of_this_machine(ip))
     };
-    let secure = settings.tls.iter().flat_map(|tls| &tls.listen);
-    let opaque = settings.tcp.iter().map(|route| &route.listen);
-    let admin = settings.probe_listen.iter().chain(&settings.control_listen);
-    settings.listen.iter().chain(secure).chain(opaque).chain(admin).any(met)
+    settings.own_addresses().any(|(_, ours)| met(ours))
 }
 
 /// Only its own addresses can be bound.

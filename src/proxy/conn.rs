@@ -15,7 +15,7 @@ use super::error::{self, Failure};
 use super::exchange::{Client, Exchange, Flow};
 use super::forward::{Finish, forward};
 use super::h2;
-use super::headers::{self, Reject, Request, Sender, URI_TOO_LONG, Upgrade};
+use super::headers::{self, Reject, Request, URI_TOO_LONG, Upgrade};
 use super::linger::{self, linger};
 use super::park;
 use super::plane::Worker;
@@ -269,13 +269,7 @@ where
             return Err(NoHead::Http2);
         }
         if !begins_http2 && (looked == 0 || headers::ends_within(client.buf.unread(), looked)) {
-            let sender = Sender {
-                peer: &client.peer,
-                forwarded: plane.settings.forwarded,
-                https: client.channel.https,
-                subject: client.channel.subject.as_deref(),
-                hide_subject: plane.asks_for_certificates(),
-            };
+            let sender = plane.sender(&client.peer, &client.channel);
             head.clear();
             if let Some(request) = headers::request(client.buf.unread(), sender, head)? {
                 if request.len > limits.head || request.target.len() > limits.uri {

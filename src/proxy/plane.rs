@@ -15,8 +15,10 @@ use crate::drain::machine::Phase;
 use crate::drain::quiet::Arrivals;
 use crate::metrics::{Shard, add};
 use crate::proxy::buffer::Store;
+use crate::proxy::headers::Sender;
 use crate::proxy::line::Line;
 use crate::proxy::park::Parking;
+use crate::proxy::stream::Channel;
 use crate::tls::server::Termination;
 use crate::upstream::{Backend, Pool, Upstream};
 use tokio::sync::Notify;
@@ -110,6 +112,17 @@ impl Plane {
     /// Whether it is waited for.
     pub fn booting(&self) -> bool {
         self.booting.load(Ordering::Acquire)
+    }
+
+    /// What the app is told of a client whose address is `peer`.
+    pub fn sender<'a>(&self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
+        Sender {
+            peer,
+            forwarded: self.settings.forwarded,
+            https: channel.https,
+            subject: channel.subject.as_deref(),
+            hide_subject: self.asks_for_certificates(),
+        }
     }
 
     /// Publishes a phase to every connection. A new round forgets what the last one told them.

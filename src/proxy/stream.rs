@@ -104,14 +104,6 @@ impl Stream {
         }
     }
 
-    /// Whether this was agreed on in the TLS handshake, by its name of ALPN (RFC 7301).
-    pub fn speaks(&self, protocol: &[u8]) -> bool {
-        match self {
-            Self::Tcp(_) => false,
-            Self::Tls(stream) => stream.speaks(protocol),
-        }
-    }
-
     /// What an app is told of it.
     pub fn channel(&self) -> Channel {
         match self {

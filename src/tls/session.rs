@@ -113,10 +113,6 @@ impl Session {
         self.common().is_handshaking()
     }
 
-    pub(super) fn protocol(&self) -> Option<&[u8]> {
-        self.common().alpn_protocol()
-    }
-
     pub(super) fn peer_certificate(&self) -> Option<&CertificateDer<'static>> {
         self.common().peer_certificates()?.first()
     }

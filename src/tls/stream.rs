@@ -90,11 +90,6 @@ impl Tls {
         }
     }
 
-    /// Whether this is what was agreed on to be spoken inside, by its name of ALPN.
-    pub fn speaks(&self, protocol: &[u8]) -> bool {
-        self.session.borrow().protocol() == Some(protocol)
-    }
-
     /// The subject of the peer's certificate, which was verified, as text (RFC 4514); none without a certificate.
     pub fn peer_subject(&self) -> Option<String> {
         let session = self.session.borrow();

@@ -1,4 +1,4 @@
-//! HTTP/2 to the app, without TLS and with prior knowledge (RFC 9113 §3.3): one thread's connections, shared by streams.
+//! HTTP/2 to the app, with prior knowledge (RFC 9113 §3.3) or by ALPN: one thread's connections, shared by streams.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;

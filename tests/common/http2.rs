@@ -12,6 +12,7 @@ use h2::{RecvStream, SendStream};
 use http::{HeaderMap, Method, Request, Response};
 
 use super::LIMIT;
+use super::process::Lameduck;
 
 /// Frame types (RFC 9113 §6).
 pub const DATA: u8 = 0;
@@ -276,4 +277,15 @@ fn length(mut length: usize, block: &mut Vec<u8>) {
         length /= 128;
     }
     block.push(length as u8);
+}
+
+/// An event stream, which a drain ends on an event boundary and cleanly.
+pub async fn ends_on_a_boundary(proxy: &mut Lameduck, path: &str) {
+    let peer = Peer::connect(proxy.listen).await;
+    let mut request = to(Method::GET, path);
+    request.headers_mut().insert("accept", http::HeaderValue::from_static("text/event-stream"));
+    let answer = peer.send(request, true).await.0.await.expect("a head");
+    proxy.terminate();
+    let events = whole(answer).await.expect("a clean end");
+    assert!(events.text().ends_with("\n\n"), "{}", events.text());
 }

@@ -230,16 +230,8 @@ mod tests {
 
     fn converted(request: http::request::Builder, ended: bool) -> Result<(Request, String), Reject> {
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        let (mut out, sender) = (
-            vec![],
-            Sender {
-                peer: "10.0.0.1",
-                forwarded: Forwarded::Append,
-                https: false,
-                subject: None,
-                hide_subject: false,
-            },
-        );
+        let sender = Sender { peer: "10.0.0.1", forwarded: Forwarded::Append, ..Sender::default() };
+        let mut out = vec![];
         let request = super::request(&parts, ended, sender, &mut out)?;
         assert_eq!(&out[request.method.clone()], parts.method.as_str().as_bytes());
         Ok((request, String::from_utf8(out).unwrap()))

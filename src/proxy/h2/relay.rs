@@ -14,14 +14,15 @@ use ::h2::client::ResponseFuture;
 use ::h2::server::SendResponse;
 use ::h2::{Reason, RecvStream, SendStream};
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, CONTENT_TYPE, HeaderMap, HeaderValue, RETRY_AFTER};
-use http::{Request, Response, StatusCode};
+use http::header::HeaderMap;
+use http::{Request, Response};
 
 use super::app;
+use super::head;
 use super::request::reason;
 use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
-use crate::proxy::error::{Failure, Progress};
+use crate::proxy::error::{self, Failure, Progress};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::grpc::{self, Code};
 use crate::upstream::{self, Lease};
@@ -317,26 +318,13 @@ pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: b
         let _ = respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true);
         return;
     }
-    let (answer, text) = plain(status, why);
-    if let Ok(mut sent) = respond.send_response(answer, head_only)
+    let answer = Bytes::from(error::answer(status, why, head_only));
+    let Some(head) = head::response(&answer, head_only) else { return };
+    if let Ok(mut sent) = respond.send_response(head.response, head_only)
         && !head_only
     {
-        let _ = sent.send_data(text, true);
+        let _ = sent.send_data(answer.slice(head.len..), true);
     }
-}
-
-/// Head and text of an answer that is no gRPC.
-fn plain(status: u16, why: &str) -> (Response<()>, Bytes) {
-    let text = Bytes::from(format!("lameduck: {why}\n"));
-    let mut answer = Response::new(());
-    *answer.status_mut() = StatusCode::from_u16(status).unwrap_or(StatusCode::BAD_GATEWAY);
-    let fields = answer.headers_mut();
-    fields.insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
-    fields.insert(CONTENT_LENGTH, HeaderValue::from(text.len()));
-    if status == 503 {
-        fields.insert(RETRY_AFTER, HeaderValue::from_static("1"));
-    }
-    (answer, text)
 }
 
 impl Client {

@@ -22,7 +22,7 @@ use crate::proxy::error::{self, Failure};
 use crate::proxy::exchange::{Client, Exchange, Flow};
 use crate::proxy::forward::{Finish, forward};
 use crate::proxy::grpc;
-use crate::proxy::headers::{Reject, Request, Sender, URI_TOO_LONG};
+use crate::proxy::headers::{Reject, Request, URI_TOO_LONG};
 use crate::proxy::plane::Worker;
 use crate::proxy::record::{Record, Totals};
 
@@ -132,13 +132,7 @@ fn read_head(
     head: &mut Vec<u8>,
 ) -> Result<Request, Reject> {
     let plane = &connection.worker.plane;
-    let sender = Sender {
-        peer: &connection.peer_text,
-        forwarded: plane.settings.forwarded,
-        https: connection.channel.https,
-        subject: connection.channel.subject.as_deref(),
-        hide_subject: plane.asks_for_certificates(),
-    };
+    let sender = plane.sender(&connection.peer_text, &connection.channel);
     head::request(parts, body.is_end_stream(), sender, head)
 }
 
