@@ -35,6 +35,7 @@
 //! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
 //! | [`webhook`] | `lameduck webhook`: that patch as a mutating admission webhook, and its certificates |
 //! | [`telemetry`], [`answer`] | logs; the whole answers of the listeners above |
+//! | [`allocator`] | freed memory at hand for the data plane |
 //!
 //! # Who may use whom
 //!
@@ -48,6 +49,7 @@
 //! `drain::machine` and `proxy::headers` use nothing of ours but `config`; `proxy::frames` and `metrics` nothing at all.
 
 pub mod admin;
+pub mod allocator;
 pub mod answer;
 pub mod app;
 pub mod cli;

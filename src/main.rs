@@ -5,6 +5,9 @@ use std::process::ExitCode;
 use lameduck::cli::{self, Command};
 use lameduck::{app, client, inject};
 
+#[global_allocator]
+static ALLOCATOR: lameduck::allocator::Allocator = lameduck::allocator::Allocator;
+
 fn main() -> ExitCode {
     match cli::parse(std::env::args_os()) {
         Ok(Command::Proxy { settings, log }) => app::proxy(*settings, log).into(),

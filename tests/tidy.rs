@@ -21,7 +21,7 @@ const LAYERS: [&[&str]; 16] = [
     &["drain::machine", "drain::quiet"],
     &["cli"],
     &["inject"],
-    &["answer", "config", "drain::atomic"],
+    &["allocator", "answer", "config", "drain::atomic"],
 ];
 
 /// Pure or nearly so: these use nothing of ours but what is named here.
@@ -257,10 +257,10 @@ fn every_file_says_first_what_it_is() {
 }
 
 /// Where unsafe code is allowed, and what was measured for it.
-const UNSAFE_FILES: [(&str, &str); 1] = [(
-    "src/proxy/sendq.rs",
-    "one ioctl; without it a look at 8,000 sockets stopped a data thread for 117 ms",
-)];
+const UNSAFE_FILES: [(&str, &str); 2] = [
+    ("src/allocator.rs", "CPU per gRPC call 49 → 28 µs"),
+    ("src/proxy/sendq.rs", "one ioctl; without it a look at 8,000 sockets stopped a data thread for 117 ms"),
+];
 
 #[test]
 fn unsafe_code_stays_in_its_own_module() {

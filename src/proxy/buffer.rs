@@ -1,6 +1,5 @@
-//! Byte buffers, and a store of them per thread so that idle connections hold none.
+//! Byte buffers, which idle connections hold none of: [`crate::allocator`] has their room at hand for the next one.
 
-use std::cell::RefCell;
 use std::io;
 use std::pin::pin;
 use std::task::{Context, Poll};
@@ -10,10 +9,7 @@ use tokio::io::{AsyncRead, AsyncReadExt};
 /// What a buffer has room for at first, in bytes.
 pub const SIZE: usize = 16 * 1024;
 /// What it grows to once a body fills it at one read.
-const LARGE: usize = 128 * 1024;
-/// Buffers that the store keeps, and large ones.
-const KEPT: usize = 64;
-const KEPT_LARGE: usize = 4;
+pub const LARGE: usize = 128 * 1024;
 
 /// Bytes that were read and not yet used.
 #[derive(Debug, Default)]
@@ -43,37 +39,34 @@ impl Buffer {
         self.start == self.bytes.len()
     }
 
-    /// Reads once, into room for at least a byte; 0 is the end. Takes its room from `store` only when bytes are there
-    /// to be read and has given it back when none are.
+    /// Reads once, into room for at least a byte; 0 is the end. It has room only while bytes are there to be read.
     pub fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
         reader: &mut R,
-        store: &Store,
     ) -> Poll<io::Result<usize>> {
         if self.bytes.capacity() == 0 {
-            self.bytes = store.take();
+            self.bytes.reserve_exact(SIZE);
         }
         if self.bytes.len() == self.bytes.capacity() {
             self.make_room();
         }
         let read = poll_append(cx, reader, &mut self.bytes);
         if self.bytes.is_empty() && !matches!(read, Poll::Ready(Ok(n)) if n > 0) {
-            store.give(std::mem::take(&mut self.bytes));
+            self.bytes = Vec::new();
         }
         read
     }
 
     /// [`Buffer::poll_fill`] as a future.
-    pub async fn fill<R: AsyncRead + Unpin>(&mut self, reader: &mut R, store: &Store) -> io::Result<usize> {
-        std::future::poll_fn(|cx| self.poll_fill(cx, reader, store)).await
+    pub async fn fill<R: AsyncRead + Unpin>(&mut self, reader: &mut R) -> io::Result<usize> {
+        std::future::poll_fn(|cx| self.poll_fill(cx, reader)).await
     }
 
     /// Gives the room back if nothing is unread.
-    pub fn release(&mut self, store: &Store) {
-        if self.is_empty() && self.bytes.capacity() > 0 {
-            self.start = 0;
-            store.give(std::mem::take(&mut self.bytes));
+    pub fn release(&mut self) {
+        if self.is_empty() {
+            *self = Self::default();
         }
     }
 
@@ -86,11 +79,10 @@ impl Buffer {
         }
     }
 
-    /// A body filled all of it at one read: larger reads cost less. Both rooms go by the store, since musl's malloc maps
-    /// and unmaps each of this size, and every page of it faults anew.
-    pub fn grow(&mut self, store: &Store) {
+    /// A body filled all of it at one read: larger reads cost less.
+    pub fn grow(&mut self) {
         if self.is_empty() && self.bytes.capacity() < LARGE {
-            store.give(std::mem::replace(&mut self.bytes, store.take_large()));
+            self.bytes = Vec::with_capacity(LARGE);
         }
     }
 
@@ -108,37 +100,4 @@ fn poll_append<R: AsyncRead + Unpin>(
 ) -> Poll<io::Result<usize>> {
     // A vector's spare room can't be lent to a reader without unsafe code: tokio does it for us.
     pin!(reader.read_buf(bytes)).poll(cx)
-}
-
-/// Buffers of one thread that nobody uses now.
-#[derive(Debug, Default)]
-pub struct Store {
-    free: RefCell<Vec<Vec<u8>>>,
-    large: RefCell<Vec<Vec<u8>>>,
-}
-
-impl Store {
-    /// An empty vector with room.
-    pub fn take(&self) -> Vec<u8> {
-        self.free.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(SIZE))
-    }
-
-    /// One with more room, for a body.
-    pub fn take_large(&self) -> Vec<u8> {
-        self.large.borrow_mut().pop().unwrap_or_else(|| Vec::with_capacity(LARGE))
-    }
-
-    /// Keeps the vector's room for the next one, if it is of a usual size.
-    pub fn give(&self, mut bytes: Vec<u8>) {
-        let (kept, most) = match bytes.capacity() {
-            SIZE => (&self.free, KEPT),
-            LARGE => (&self.large, KEPT_LARGE),
-            _ => return,
-        };
-        let mut kept = kept.borrow_mut();
-        if kept.len() < most {
-            bytes.clear();
-            kept.push(bytes);
-        }
-    }
 }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::buffer::Buffer;
+use super::buffer::{Buffer, SIZE};
 use super::error::{self, Failure};
 use super::exchange::{Client, Exchange, Flow};
 use super::forward::{Finish, forward};
@@ -120,7 +120,7 @@ pub async fn shut(mut stream: Stream, connected: Connected, worker: &Worker) {
         tokio::time::timeout(linger::MOST, ended).await
     };
     if ended.is_ok() {
-        linger(stream, &worker.store).await;
+        linger(stream).await;
     }
     worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
 }
@@ -164,7 +164,7 @@ async fn first_byte(
     let Client { reader, buf, .. } = client;
     let (mut armed, mut overdue, mut closing_since) = (false, false, None);
     poll_fn(|cx| {
-        match buf.poll_fill(cx, reader, &worker.store) {
+        match buf.poll_fill(cx, reader) {
             Poll::Ready(Ok(n)) if n > 0 => return Poll::Ready(None),
             Poll::Ready(Ok(_)) => return Poll::Ready(Some(Close::Linger)),
             Poll::Ready(Err(_)) => return Poll::Ready(Some(Close::Gone)),
@@ -205,7 +205,7 @@ async fn one_request(
     first: bool,
 ) -> Option<Close> {
     let since = Instant::now();
-    let mut head = worker.store.take();
+    let mut head = Vec::with_capacity(SIZE);
     let request = match read_head(client, worker, place, &mut head, first).await {
         Ok(request) => request,
         Err(NoHead::Gone) => return Some(Close::Gone),
@@ -287,7 +287,7 @@ where
             return Err(too_large(client.buf.unread(), limits).into());
         }
         let Client { reader, buf, .. } = client;
-        let read = poll_fn(|cx| match buf.poll_fill(cx, reader, &worker.store) {
+        let read = poll_fn(|cx| match buf.poll_fill(cx, reader) {
             Poll::Ready(read) => Poll::Ready(Ok(read)),
             Poll::Pending if place.expired() => {
                 Poll::Ready(Err(Reject { status: 408, why: "the request's head came too slowly" }))

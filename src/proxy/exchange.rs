@@ -132,7 +132,7 @@ impl Exchange<'_> {
                 return Poll::Ready(done);
             }
             while !ended && buf.unread().len() < buffer::SIZE {
-                match buf.poll_fill(cx, reader, &self.worker.store) {
+                match buf.poll_fill(cx, reader) {
                     Poll::Ready(Ok(0)) => {
                         ended = true;
                         if let Err(gone) = self.nudge(reader) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::body::{Body, Broken};
-use super::buffer::Buffer;
+use super::buffer::{Buffer, SIZE};
 use super::error::{Failure, Progress};
 use super::exchange::{Client, Exchange};
 use super::h2::{AppStream, app_head};
@@ -98,13 +98,12 @@ where
         let mut app_buf = Buffer::default();
         let (app, failure) = match attempt(client, exchange, &mut head, &mut body, app, &mut app_buf).await {
             (app, Ok(Answered::Whole { ended, reuse, keep_alive })) => {
-                app_buf.release(&exchange.worker.store);
+                app_buf.release();
                 match app {
                     App::Http1(app) if reuse && app_buf.is_empty() => pool.put(app, keep_alive),
                     App::Http1(_) => {}
                     App::Http2(app) => app.finish(),
                 }
-                exchange.worker.store.give(head);
                 return Ok(Finish::Answered(ended));
             }
             (App::Http1(app), Ok(Answered::Upgraded)) => return Ok(Finish::Upgraded(app, app_buf)),
@@ -269,11 +268,11 @@ async fn upload<R: Source>(
     app: &mut (impl AsyncWrite + Unpin),
     head: &mut Vec<u8>,
 ) -> Result<(), Failure> {
-    let (flow, store) = (&exchange.flow, &exchange.worker.store);
+    let flow = &exchange.flow;
     while !body.is_done() {
         if buf.is_empty() {
             exchange.client_owes(&flow.reading, true);
-            match buf.fill(reader, store).await {
+            match buf.fill(reader).await {
                 Ok(0) | Err(_) => return Err(Failure::ClientGone),
                 Ok(_) => {}
             }
@@ -301,12 +300,12 @@ async fn upload<R: Source>(
             return Ok(());
         }
         if filled {
-            buf.grow(&exchange.worker.store);
+            buf.grow();
         }
     }
     flow.uploaded.set(true);
     exchange.client_owes(&flow.reading, false);
-    if !buf.is_empty() || buf.fill(reader, store).await.map_err(|_| Failure::ClientGone)? > 0 {
+    if !buf.is_empty() || buf.fill(reader).await.map_err(|_| Failure::ClientGone)? > 0 {
         flow.pipelined.set(true);
         return pending().await;
     }
@@ -333,8 +332,8 @@ where
     A: AsyncRead + Unpin,
     W: Sink,
 {
-    let (request, flow, store) = (exchange.request, &exchange.flow, &exchange.worker.store);
-    let mut out = store.take();
+    let (request, flow) = (exchange.request, &exchange.flow);
+    let mut out = Vec::with_capacity(SIZE);
     let mut interim = 0;
     let response = loop {
         let response = answer_head(exchange, app, buf, &mut out, interim == 0).await?;
@@ -367,7 +366,6 @@ where
         relay(exchange, app, buf, writer, &mut out, &response).await?;
         Ended::Complete
     };
-    store.give(out);
     let reuse = response.keep_alive && ended == Ended::Complete;
     Ok(Answered::Whole { ended, reuse, keep_alive: response.keep_alive_timeout })
 }
@@ -405,7 +403,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
         if looked >= most {
             return Err(TOO_LARGE);
         }
-        match buf.fill(app, &exchange.worker.store).await {
+        match buf.fill(app).await {
             Ok(n) if n > 0 => {}
             ended => {
                 // TLS without its farewell is an end too, though not an orderly one.

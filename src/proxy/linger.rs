@@ -5,7 +5,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::buffer::{Buffer, Store};
+use super::buffer::Buffer;
 use super::sendq;
 use super::stream::Stream;
 
@@ -19,11 +19,11 @@ const LOOK: Duration = Duration::from_millis(250);
 const SENDING: Duration = Duration::from_secs(5);
 
 /// Reads and discards until the peer closes, has had everything for a while, or the bound is over.
-pub async fn linger(mut stream: Stream, store: &Store) {
+pub async fn linger(mut stream: Stream) {
     let (began, mut delivered) = (Instant::now(), None);
     let mut discarded = Buffer::default();
     while began.elapsed() < MOST {
-        let read = tokio::time::timeout(LOOK, discarded.fill(&mut stream, store)).await;
+        let read = tokio::time::timeout(LOOK, discarded.fill(&mut stream)).await;
         match read {
             Ok(Ok(0) | Err(_)) => return,
             Ok(Ok(n)) if began.elapsed() < SENDING => discarded.consume(n),

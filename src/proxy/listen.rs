@@ -17,6 +17,7 @@ use super::handshakes::handshakes_end;
 use super::park;
 use super::plane::{Plane, Worker};
 use super::welcome::{Accepted, Service, welcome};
+use crate::allocator;
 use crate::drain::machine::Phase;
 
 /// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
@@ -133,6 +134,7 @@ fn spawn_thread<F: Future<Output = ()>>(
     let run = move || match LocalRuntime::new().and_then(|runtime| Ok((runtime, Worker::new(plane, number)?)))
     {
         Ok((runtime, worker)) => runtime.block_on(async move {
+            allocator::keep_at_hand();
             let worker = Rc::new(worker);
             spawn_local(sweep(worker.clone()));
             spawn_local(park::run(worker.clone()));
@@ -162,6 +164,7 @@ async fn sweep(worker: Rc<Worker>) {
     loop {
         ticks.tick().await;
         worker.ledger.sweep();
+        allocator::give_back();
         worker.parking.expire(&worker, worker.plane.settings.limits.idle_timeout);
         worker.parking.expire_tunnels(&worker);
         if worker.plane.phase() == Phase::Drained {

@@ -14,7 +14,6 @@ use crate::drain::ledger::{Ledger, LedgerRow};
 use crate::drain::machine::Phase;
 use crate::drain::quiet::Arrivals;
 use crate::metrics::{Shard, add};
-use crate::proxy::buffer::Store;
 use crate::proxy::headers::Sender;
 use crate::proxy::line::Line;
 use crate::proxy::park::Parking;
@@ -249,8 +248,6 @@ pub struct Worker {
     pub pool: Pool,
     /// Ways to the upstream of each `--tcp`; nothing rests in them.
     pub tcp: Vec<Pool>,
-    /// Buffers that rest.
-    pub store: Store,
 }
 
 impl Worker {
@@ -264,7 +261,7 @@ impl Worker {
         let pool = Pool::new(plane.upstream.clone(), number, plane.settings.limits.head);
         let tcp = |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, plane.settings.limits.head);
         let tcp = plane.tcp.iter().map(tcp).collect();
-        Ok(Self { plane, ledger, shard, parking, pool, tcp, store: Store::default() })
+        Ok(Self { plane, ledger, shard, parking, pool, tcp })
     }
 
     /// A request has arrived, for the quiet rule; `first` of its connection.

@@ -67,9 +67,9 @@ where
             exchange.place.set_class(Class::Finite);
             first = false;
         } else if filled {
-            buf.grow(&exchange.worker.store);
+            buf.grow();
         }
-        match buf.fill(app, &exchange.worker.store).await {
+        match buf.fill(app).await {
             Ok(0) if response.framing == Framing::UntilClose => break,
             Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
             Ok(_) => {}
@@ -120,7 +120,7 @@ where
         }
         let read = tokio::select! {
             biased;
-            read = buf.fill(app, &exchange.worker.store) => read,
+            read = buf.fill(app) => read,
             () = &mut end, if !told => {
                 told = true;
                 if events.at_boundary() {

@@ -15,7 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::sync::Notify;
 use tokio::task::spawn_local;
 
-use super::buffer::{Buffer, Store};
+use super::buffer::Buffer;
 use super::conn::shut;
 use super::frames::{Frames, close_to_app, close_to_client};
 use super::park;
@@ -227,9 +227,8 @@ impl Upgraded {
         let (to_app, to_client) = (close_to_app(), close_to_client());
         let to_app = websocket.then_some(&to_app[..]);
         let to_client = websocket.then_some(&to_client[..]);
-        let store = &worker.store;
-        let up = direction(store, ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.up);
-        let down = direction(store, ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.down);
+        let up = direction(ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.up);
+        let down = direction(ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.down);
         // A direction that fails takes the other with it: nobody is left to read that one.
         let both = async {
             let up = async { up.await.map_err(|failed| failed == Failed::Sink) };
@@ -339,7 +338,6 @@ fn reset_on_close(app: &mut Connection) {
 /// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, the sink gets
 /// that frame at the next boundary, and what the source still sends is read and dropped until it closes too.
 async fn direction<S, D>(
-    store: &Store,
     ends: &Ends,
     source: &mut S,
     buf: &mut Buffer,
@@ -369,7 +367,7 @@ where
         let filled = n > 0 && n == buf.capacity();
         buf.consume(n);
         if filled {
-            buf.grow(store);
+            buf.grow();
         }
         if frames.closed() && frames.at_boundary() && closed_by_us {
             return Ok(());
@@ -382,7 +380,7 @@ where
             sink.write_all(close).await.map_err(|_| Failed::Sink)?;
         }
         let waits_to_end = close.is_some() && !closed_by_us && !ends.told.get();
-        let read = poll_fn(|cx| match buf.poll_fill(cx, source, store) {
+        let read = poll_fn(|cx| match buf.poll_fill(cx, source) {
             Poll::Ready(read) => Poll::Ready(read.map_err(|_| Failed::Source)),
             Poll::Pending if waits_to_end && ends.told.get() => Poll::Ready(Ok(usize::MAX)),
             Poll::Pending => Poll::Pending,

@@ -74,7 +74,7 @@ pub async fn relay(
     let mut client = Client { body: Body::new(body), back, reset: Cell::new(None), grpc };
     let done = match app::request(&head) {
         Some(request) => {
-            exchange.worker.store.give(head);
+            drop(head);
             forward(exchange, &request, &mut client).await
         }
         None => Err(Failure::BadHead),

@@ -17,7 +17,7 @@ use crate::config::UpstreamProtocol;
 use crate::drain::gate::InFlightTunnel;
 use crate::drain::ledger::Place;
 use crate::metrics::Ended;
-use crate::proxy::buffer::Buffer;
+use crate::proxy::buffer::{Buffer, SIZE};
 use crate::proxy::error::{self, Failure};
 use crate::proxy::exchange::{Client, Exchange, Flow};
 use crate::proxy::forward::{Finish, forward};
@@ -81,7 +81,7 @@ pub async fn serve(
     .await;
 
     let (parts, body) = request.into_parts();
-    let mut head = worker.store.take();
+    let mut head = Vec::with_capacity(SIZE);
     let call = grpc::is_call_by(&parts.headers);
     let settings = &worker.plane.settings;
     let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {

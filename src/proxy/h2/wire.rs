@@ -12,7 +12,7 @@ use std::task::{Context, Poll, ready};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::{Allowance, Follower, Frame, Sides};
-use crate::proxy::buffer::{Buffer, Store};
+use crate::proxy::buffer::{Buffer, LARGE, SIZE};
 use crate::proxy::plane::Worker;
 use crate::proxy::stream::Stream;
 
@@ -67,7 +67,7 @@ impl Wire {
         let drained = inner.poll_drain(cx);
         if inner.gathered.is_empty() {
             // A connection at rest holds no buffer.
-            self.worker.store.give(std::mem::take(&mut inner.gathered));
+            inner.gathered = Vec::new();
         }
         drained
     }
@@ -107,21 +107,13 @@ impl Inner {
     }
 
     /// Whether so much may be gathered: the usual buffer will do for heads, a large one for bodies.
-    fn make_room(&mut self, more: usize, store: &Store) -> bool {
-        let needed = self.gathered.len() + more;
-        if self.gathered.capacity() == 0 {
-            self.gathered = store.take();
+    fn make_room(&mut self, more: usize) -> bool {
+        let (gathered, needed) = (self.gathered.len(), self.gathered.len() + more);
+        if needed > self.gathered.capacity() && needed <= LARGE {
+            let room = if needed <= SIZE { SIZE } else { LARGE };
+            self.gathered.reserve_exact(room - gathered);
         }
-        if needed > self.gathered.capacity() {
-            let mut large = store.take_large();
-            if needed > large.capacity() {
-                store.give(large);
-                return false;
-            }
-            large.extend_from_slice(&self.gathered);
-            store.give(std::mem::replace(&mut self.gathered, large));
-        }
-        true
+        needed <= self.gathered.capacity()
     }
 
     fn poll_drain(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -216,7 +208,7 @@ impl AsyncWrite for Transport {
         let bufs = &bufs[..bufs.len().min(2)];
         let all: usize = bufs.iter().map(|buf| buf.len()).sum();
         loop {
-            if inner.make_room(all, &self.0.worker.store) {
+            if inner.make_room(all) {
                 bufs.iter().for_each(|buf| inner.gathered.extend_from_slice(buf));
                 return Poll::Ready(Ok(all));
             }
