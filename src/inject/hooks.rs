@@ -4,12 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::annotations::Wishes;
 use super::patch::Settings;
-use super::ports::{Plan, ports};
+use super::ports::{CONTROL, Plan, ports};
 use super::share;
 use super::sidecar::{DIR, RESERVE};
-
-/// Control by TCP, unless it is annotated; the proxy's default in a pod.
-const CONTROL: &str = "127.0.0.1:4882";
 
 /// The user's own preStop hook.
 #[derive(Clone, Debug, PartialEq, Eq)]

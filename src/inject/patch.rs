@@ -76,7 +76,7 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     let (n, app) = app_container(spec, &wishes, &annotations)?;
     let plan = ports::plan(app, &wishes, settings.services)?;
     for (_, other) in containers(spec).enumerate().filter(|(m, _)| *m != n) {
-        not_taken(&plan, ports::ports(other))?;
+        not_taken(&plan, &wishes, ports::ports(other))?;
     }
     let mut warnings: Vec<String> = plan.warning.iter().cloned().collect();
     warn(spec, &wishes, &plan, &mut warnings);
