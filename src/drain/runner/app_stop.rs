@@ -53,8 +53,7 @@ impl AppStop {
 
     /// Answers who waits; the app's own hook comes first if one of them is the kubelet about to stop the app.
     pub(super) fn answer(&self, plane: &Arc<Plane>, waiting: Vec<Waiting>, outcome: &Outcome) {
-        let stops_app =
-            waiting.iter().any(|(trigger, _)| stops_app(*trigger)) && *outcome != Outcome::Resumed;
+        let stops_app = waiting.iter().any(|(trigger, _)| stops_app(*trigger));
         let told = outcome.clone();
         let tell = move || {
             for (_, done) in waiting {
