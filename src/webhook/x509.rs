@@ -64,7 +64,7 @@ impl Served {
             why => why.to_string(),
         };
         if !self.valid.contains(&now) {
-            return Err("it has expired, or is not valid yet".to_owned());
+            return Err("the certificate has expired, or is not valid yet".to_owned());
         }
         let name = ServerName::try_from(name).map_err(|why| why.to_string())?;
         let parsed = ParsedCertificate::try_from(self.der()).map_err(explain)?;
@@ -78,7 +78,7 @@ impl Served {
             let _ = store.add(root.der.clone());
         }
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider()).build();
-        let verifier = verifier.map_err(|_| "it has no authority in its time".to_owned())?;
+        let verifier = verifier.map_err(|_| "it has no authority that is valid now".to_owned())?;
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
         let verified = verifier.verify_server_cert(self.der(), &self.key.cert[1..], &name, &[], now);
         verified.map(drop).map_err(explain)
