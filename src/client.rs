@@ -24,6 +24,7 @@ pub use self::swap::{hold, swap, switch};
 use self::view::{Row, State};
 use crate::cli::StatusView;
 use crate::config::UpstreamAddr;
+use crate::inject::share;
 use crate::upstream;
 
 /// Something was cut by the drain.
@@ -70,6 +71,8 @@ pub fn drain(control: &Path, timeout: Option<Duration>, wait: bool) -> ExitCode 
 /// `lameduck drain --app-hook`: waits until the app may stop, and becomes the app's own hook, if it has one. That one
 /// must run whatever came of the drain, and the exit code is its own.
 pub fn app_hook(control: &Path, command: &[OsString]) -> ExitCode {
+    // The app's SIGTERM comes only after its own hook, whose end the proxy sees by this.
+    let _running = share::mark_running();
     let waited = run(async {
         call(control, Method::POST, "/drain?hook=app").await?;
         Ok(ExitCode::SUCCESS)

@@ -8,7 +8,7 @@ use std::process::Command;
 
 use common::app::RawApp;
 use common::http::{Answer, Client};
-use common::process::{Lameduck, Process, temporary_directory};
+use common::process::{Lameduck, Node, Process, temporary_directory};
 use common::wait_for;
 
 fn node(socket: &Path) -> Process {
@@ -91,4 +91,27 @@ fn a_probes_answer_is_bounded_and_an_app_that_is_down_is_a_502() {
 
     std::fs::remove_file(&socket).expect("the socket");
     assert_eq!(Client::ask(proxy.probe, "/app-probe/healthz").head.status, 502);
+}
+
+/// The kubelet asks on the same port whether lameduck is alive, and its hooks wait there.
+#[test]
+fn probes_of_an_app_that_does_not_answer_keep_nobody_else_waiting() {
+    let app = Node::held();
+    let proxy = Lameduck::proxy(app.addr, &["--app-probe", "/wait"]);
+    let mut probes: Vec<_> = (0..300).map(|_| Client::connect(proxy.probe)).collect();
+    for probe in &mut probes {
+        probe.get("/app-probe/wait");
+    }
+    assert_eq!(Client::ask(proxy.probe, "/livez").head.status, 200);
+    app.wait_active(32);
+    app.release();
+    let statuses: Vec<_> = probes.into_iter().map(|mut probe| probe.answer().head.status).collect();
+    let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
+    assert_eq!((count(200), count(503)), (32, 268));
+    // Those that were asked for have left room for others.
+    let mut again = Client::connect(proxy.probe);
+    again.get("/app-probe/wait");
+    app.wait_active(1);
+    app.release();
+    assert_eq!(again.answer().head.status, 200);
 }

@@ -2,8 +2,11 @@
 
 mod common;
 
+use std::fs;
+use std::process::Command;
+
 use common::MOMENT;
-use common::process::{Lameduck, Node, TOKEN};
+use common::process::{Lameduck, Node, Process, TOKEN, temporary_directory};
 
 const LIVES_ON: &str = "the app still takes connections after its SIGTERM: as PID 1";
 const KILLED: &str = "the app outlived its SIGTERM until the grace was used up: as PID 1";
@@ -43,6 +46,30 @@ fn an_app_that_goes_in_time_is_none_of_anybodys_business() {
     proxy.terminate();
     assert_eq!(proxy.process.wait_exit(), 0);
     assert!(!warns(&proxy, LIVES_ON) && !warns(&proxy, KILLED), "{}", proxy.process.output());
+}
+
+/// The kubelet tells the app to go once that has ended, however long it takes.
+#[test]
+fn the_apps_own_exec_is_not_its_sigterm() {
+    let app = Node::held();
+    let shared = temporary_directory();
+    let (dir, go) = (shared.display().to_string(), shared.join("go"));
+    let args = ["--sidecar", "native", "--reserve", "200ms", "--share-dir", &dir];
+    let proxy = Lameduck::proxy(app.addr, &[&args[..], &["--control-listen", "127.0.0.1:0"]].concat());
+    let listening = proxy.wait_log("listening");
+    let control = format!("--control={}", listening["control_tcp"].as_str().expect("by TCP"));
+    let own = format!("echo begun; while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let mut program = Command::new(shared.join("lameduck"));
+    program.args(["drain", "--app-hook", &control, "--", "sh", "-c", &own]);
+    let mut hook = Process::start("hook", &mut program);
+    proxy.hook("/drain?hook=sidecar", Some(TOKEN)).answer();
+    hook.wait_line("the own hook", |line| (line == "begun").then_some(()));
+    std::thread::sleep(MOMENT * 3);
+    assert!(!warns(&proxy, LIVES_ON), "nobody has told it to go yet: {}", proxy.process.output());
+    fs::write(go, "").expect("ours");
+    assert_eq!(hook.wait_exit(), 0);
+    proxy.process.wait_line("the warning", |line| line.contains(LIVES_ON).then_some(()));
+    let _ = fs::remove_dir_all(shared);
 }
 
 #[test]

@@ -58,6 +58,43 @@ fn an_http_get_is_called_once_drained_before_the_hook_has_its_answer() {
     proxy.expect_clean_exit();
 }
 
+/// A value on the command line could be read by everybody on the node.
+#[test]
+fn its_header_fields_come_from_a_variable_as_well() {
+    let (app, own) = (Node::held(), RawApp::start());
+    let mut program = common::process::lameduck();
+    program.env("LAMEDUCK_AFTER_DRAIN_HEADER", "Authorization: Basic \"a,b\"; $(X) #=:\nAccept: ");
+    let (upstream, url) = (app.addr.to_string(), format!("http://{}/", own.addr));
+    let mode = ["proxy", "--upstream", &upstream, "--after-drain", &url];
+    let proxy = Lameduck::start_as(program, &mode, &[], &[]);
+    let mut hook = app_hook(&proxy);
+    let mut asked = own.asked();
+    assert!(asked.has_line("authorization: Basic \"a,b\"; $(X) #=:"), "{}", asked.head);
+    assert!(asked.has_line("accept: "), "{}", asked.head);
+    asked.send(OK);
+    hook.answer();
+}
+
+/// A hook that has its answer lets the kubelet stop the app, whoever resumed.
+#[test]
+fn a_resume_does_not_spare_it() {
+    let (app, own) = (Node::held(), RawApp::start());
+    let proxy = proxy(&app, own.addr, &["--sidecar", "native"]);
+    let mut client = proxy.client();
+    client.get("/wait");
+    app.wait_active(1);
+    let mut hooks = [app_hook(&proxy), proxy.hook("/drain?hook=sidecar", Some(TOKEN))];
+    proxy.wait_phase("draining");
+    assert!(proxy.command_output(&["resume"]).status.success());
+    let mut asked = own.asked();
+    assert!(hooks[0].is_quiet_for(MOMENT), "answered before the app's own hook");
+    asked.send(OK);
+    for hook in &mut hooks {
+        assert!(hook.answer().text().contains("resumed"));
+    }
+    assert_eq!(proxy.status().expect("a status")["phase"], "serving");
+}
+
 #[test]
 fn a_path_alone_is_the_apps_own() {
     let app = Node::held();

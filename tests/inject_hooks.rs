@@ -25,7 +25,6 @@ fn an_http_get_is_called_by_the_proxy_after_the_drain() {
     assert!(blocking(&mut done.pod));
     // The app's own port is the proxy's upstream, wherever that is.
     assert!(has(&done, "--after-drain=/bye?x=1"));
-    assert!(has(&done, "--after-drain-header=X-A: b: c, d") && has(&done, "--after-drain-header=Accept: "));
     let mut dollars = hooked(json!({"httpGet": {"path": "/$(HOSTNAME)", "port": 3000}}));
     annotated("ready-check", "/$")(&mut dollars);
     let done = patched(&dollars);
@@ -37,6 +36,26 @@ fn an_http_get_is_called_by_the_proxy_after_the_drain() {
         annotated("port", "http")(&mut before);
         assert!(has(&patched(&before), "--after-drain=http://127.0.0.1:9100/"));
     }
+}
+
+/// Everybody on the node may read a command line.
+#[test]
+fn its_header_fields_stand_in_a_variable_whatever_they_hold() {
+    let get = |headers: Value| hooked(json!({"httpGet": {"port": 3000, "httpHeaders": headers}}));
+    let headers = json!([
+        {"name": "Authorization", "value": "Bearer $(SECRET), \"a\"; b=\u{e9}: $x\t#"}, {"name": "Accept", "value": ""}
+    ]);
+    let done = patched(&get(headers));
+    let ours = sidecar(&done);
+    assert!(!ours["args"].to_string().contains("Bearer"), "{ours}");
+    let variable = json!({
+        "name": "LAMEDUCK_AFTER_DRAIN_HEADER",
+        "value": "Authorization: Bearer $$(SECRET), \"a\"; b=\u{e9}: $$x\t#\nAccept: ",
+    });
+    assert_eq!(ours["env"][1], variable);
+    assert_eq!(sidecar(&patched(&get(json!([]))))["env"].as_array().unwrap().len(), 1);
+    let two = why(&get(json!([{"name": "X-A", "value": "b\nHost: other"}])));
+    assert!(two.contains("a line break in its header X-A"), "{two}");
 }
 
 #[test]
@@ -165,6 +184,20 @@ fn its_probes_and_its_hook_go_through_the_proxy() {
     );
     let probes = sidecar(&done)["args"].as_array().unwrap().iter();
     assert_eq!(probes.filter(|arg| arg.as_str().unwrap().starts_with("--app-probe")).count(), 2);
+}
+
+#[test]
+fn its_post_start_goes_through_the_proxy_as_far_as_it_can() {
+    let mut before = on_a_socket();
+    app(&mut before)["lifecycle"]["postStart"]["httpGet"]["port"] = json!("http");
+    let mut done = patched(&before);
+    let handler = &app(&mut done.pod)["lifecycle"]["postStart"]["httpGet"];
+    assert_eq!(*handler, json!({"path": "/app-probe/hi", "port": 4881}));
+    assert!(has(&done, "--app-probe=/hi"));
+    assert!(done.warnings.iter().any(|told| told.contains("is lost if the app does not listen yet")));
+    // The kubelet starts the next container only once the hook has its answer.
+    annotated("sidecar", "ordinary")(&mut before);
+    assert!(why(&before).contains("by the sidecar, which starts after it"));
 }
 
 #[test]

@@ -263,6 +263,40 @@ fn what_cannot_be_told_is_not_guessed() {
 }
 
 #[test]
+fn no_port_is_wanted_twice_wherever_lameduck_listens() {
+    let with = |ports: Value, key: &str, value: &str| {
+        let mut pod = pod(annotated(key, value));
+        annotated("port", "3000")(&mut pod);
+        app(&mut pod)["ports"].as_array_mut().unwrap().extend(ports.as_array().unwrap().clone());
+        pod
+    };
+    let other = |port: u16| json!([{"containerPort": port}]);
+    for (key, value, port) in [
+        ("control-listen", "127.0.0.1:9882", 9882),
+        ("control-listen", ":9882", 9882),
+        ("probe-port", "9881", 9881),
+        ("proxy-port", "9880", 9880),
+        ("tcp", ":6379=redis:6379,:9306=unix:/db.sock", 9306),
+        ("grace", "60s", 4882),
+    ] {
+        let why = why(&with(other(port), key, value));
+        assert!(why.contains(&format!("port {port}, which lameduck needs")), "{key}: {why}");
+    }
+    for (key, value) in [("control-listen", "127.0.0.1:4881"), ("proxy-port", "4882"), ("tcp", ":3000=x:1")] {
+        let why = why(&with(json!([]), key, value));
+        assert!(why.contains("would be both"), "{key}: {why}");
+    }
+    for control in ["off", "127.0.0.1:9882"] {
+        patched(&with(other(4882), "control-listen", control));
+    }
+    let mut beside = with(json!([]), "control-listen", "127.0.0.1:9882");
+    annotated("container", "app")(&mut beside);
+    let two = json!({"name": "two", "ports": other(9882)});
+    beside["spec"]["containers"].as_array_mut().unwrap().push(two);
+    assert!(why(&beside).contains("port 9882"), "another container's");
+}
+
+#[test]
 fn a_pod_that_is_no_pod_is_left_alone() {
     for odd in [
         json!(null),

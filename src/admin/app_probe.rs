@@ -6,6 +6,7 @@ use http_body_util::{BodyExt, Empty};
 use hyper::body::Bytes;
 use hyper::header::{self, HeaderName};
 use hyper::{HeaderMap, Request, StatusCode};
+use tokio::sync::Semaphore;
 
 use super::{Admin, Ask, path};
 use crate::answer::{Answer, answer, text, wrong_method};
@@ -15,6 +16,10 @@ use crate::readiness;
 pub(super) const PREFIX: &str = "/app-probe/";
 /// Longer than any probe's timeoutSeconds that makes sense; the kubelet hangs up by itself.
 const TIMEOUT: Duration = Duration::from_secs(60);
+/// Probes that wait for the app. The kubelet asks one of each kind at a time; an app that is slow to answer must not
+/// take the places of `/readyz` and of the hooks.
+const MOST: usize = 32;
+static PLACES: Semaphore = Semaphore::const_new(MOST);
 /// Bytes of an answer's body: as many as the kubelet reads (`maxRespBodyLength` in its http prober).
 const BODY: usize = 10 << 10;
 /// Fields that belong to one connection (RFC 9110 §7.6.1), or to a body.
@@ -30,7 +35,7 @@ const NOT_PASSED_ON: [HeaderName; 7] = [
 
 impl Admin {
     /// The app's status and the begin of its body; 404 for what isn't a probe of the app's, 502 when the app does not
-    /// answer and 504 when it takes too long.
+    /// answer, 503 when too many probes wait for it and 504 when it takes too long.
     pub(super) async fn app_probe(&self, ask: &Ask) -> Answer {
         if ask.method() != "GET" && ask.method() != "HEAD" {
             return wrong_method("GET, HEAD");
@@ -47,6 +52,9 @@ impl Admin {
         }
         let Ok(request) = request.body(Empty::new()) else {
             return text(StatusCode::BAD_REQUEST, "not a target");
+        };
+        let Ok(_place) = PLACES.try_acquire() else {
+            return text(StatusCode::SERVICE_UNAVAILABLE, "too many probes wait for the app");
         };
         let upstream = self.control.upstream();
         let asked = readiness::ask(&upstream, request, |from_app| async {

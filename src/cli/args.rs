@@ -123,7 +123,7 @@ pub(super) struct ProxyArgs {
     pub after_drain: Option<AfterDrain>,
     /// A header field of that GET, as in 'Name: value'; repeat it, or separate by line breaks
     #[arg(long, env = "LAMEDUCK_AFTER_DRAIN_HEADER", value_name = "FIELD", value_delimiter = '\n',
-          value_parser = values::field, help_heading = "Drain")]
+          hide_env_values = true, value_parser = values::field, help_heading = "Drain")]
     pub after_drain_header: Vec<(HeaderName, HeaderValue)>,
     /// A path of the app that the probe port passes on, as /app-probe/PATH; repeat it, or separate by line
     /// breaks. For the probes of an app on a unix socket, which the kubelet can't reach

@@ -217,10 +217,10 @@ impl Runner {
                 tracing::info!(round = self.machine.round(), "resumed: serving again");
                 self.still = None;
                 self.hook_released = false;
-                self.stop = AppStop::default();
                 lock(&self.published).verdict = None;
                 self.plane.set_phase(phase);
                 self.answer(&Outcome::Resumed);
+                self.stop = AppStop::default();
                 return;
             }
             Phase::LameDuck => {

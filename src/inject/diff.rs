@@ -103,7 +103,7 @@ fn arrays(at: &Pointer, before: &[Value], after: &[Value], ops: &mut Vec<Op>) {
                 }
                 walk(&at.join(n), now[n], new, ops);
             }
-            None if now.len() >= after.len() && !after[n + 1..].iter().any(|later| same(now[n], later)) => {
+            None if n < now.len() && !after[n + 1..].iter().any(|later| same(now[n], later)) => {
                 walk(&at.join(n), now[n], new, ops);
             }
             None => {

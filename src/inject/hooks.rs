@@ -4,12 +4,9 @@ use serde_json::{Map, Value, json};
 
 use super::annotations::Wishes;
 use super::patch::Settings;
-use super::ports::{Plan, ports};
+use super::ports::{CONTROL, Plan, ports};
 use super::share;
 use super::sidecar::{DIR, RESERVE};
-
-/// Control by TCP, unless it is annotated; the proxy's default in a pod.
-const CONTROL: &str = "127.0.0.1:4882";
 
 /// The user's own preStop hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +56,12 @@ pub fn warning(own: Option<&OwnHook>, wishes: &Wishes) -> Option<String> {
     wishes.flag("reserve").is_none().then(|| text + " (lameduck.dev/reserve)")
 }
 
+/// The own hook's header fields as flags, for a check: the sidecar has them in a variable.
+pub fn header_flags(own: Option<&OwnHook>) -> Vec<String> {
+    let Some(OwnHook::Get { headers, .. }) = own else { return Vec::new() };
+    headers.iter().map(|header| format!("--after-drain-header={header}")).collect()
+}
+
 /// `sleep 5`, on its own or by a shell.
 fn sleep(words: &[String]) -> Option<u64> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
@@ -98,11 +101,15 @@ fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook
     let url = if port == u64::from(plan.was) { path } else { format!("http://127.0.0.1:{port}{path}") };
     let headers = get["httpHeaders"].as_array().into_iter().flatten();
     let header = |header: &Value| {
+        let name = header["name"].as_str().ok_or("has a header without a name")?;
         let value = header["value"].as_str().unwrap_or_default();
-        Some(format!("{}: {value}", header["name"].as_str()?))
+        // One that only the kubelet would refuse (Go's http client) must not become two.
+        if value.contains('\n') {
+            return Err(format!("has a line break in its header {name}"));
+        }
+        Ok(format!("{name}: {value}"))
     };
-    let headers: Option<Vec<String>> = headers.map(header).collect();
-    Ok(OwnHook::Get { url, headers: headers.ok_or("has a header without a name")? })
+    Ok(OwnHook::Get { url, headers: headers.map(header).collect::<Result<_, _>>()? })
 }
 
 /// The blocking hook. By port number: a name would be looked up in the hook's own container only.
@@ -158,4 +165,20 @@ pub fn to_app_probe(place: &str, handler: &mut Map<String, Value>, plan: &Plan) 
     handler.insert("path".to_owned(), json!(format!("/app-probe{target}")));
     handler.insert("port".to_owned(), json!(plan.probe));
     Ok(target)
+}
+
+/// What the owner of a postStart httpGet that goes by way of the proxy should know. The kubelet asks once, as soon as
+/// the container runs, starts no further container meanwhile, and takes every answer for success (`runHTTPHandler`).
+///
+/// # Errors
+/// When it would never reach the app.
+pub fn post_start(place: &str, wishes: &Wishes) -> Result<String, String> {
+    if wishes.ordinary {
+        return Err(format!(
+            "its {place} asks an app on a unix socket by the sidecar, which starts after it"
+        ));
+    }
+    Ok(format!(
+        "its {place} is lost if the app does not listen yet: an app on a unix socket isn't restarted for that"
+    ))
 }

@@ -76,7 +76,7 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     let (n, app) = app_container(spec, &wishes, &annotations)?;
     let plan = ports::plan(app, &wishes, settings.services)?;
     for (_, other) in containers(spec).enumerate().filter(|(m, _)| *m != n) {
-        not_taken(&plan, ports::ports(other))?;
+        not_taken(&plan, &wishes, ports::ports(other))?;
     }
     let mut warnings: Vec<String> = plan.warning.iter().cloned().collect();
     warn(spec, &wishes, &plan, &mut warnings);
@@ -99,9 +99,9 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     };
     let mut record = Record::of(app, &plan, grace);
     let mut changed = app.clone();
-    let app_probes = change_app(&mut changed, &parts, &mut record)?;
+    let app_probes = change_app(&mut changed, &parts, &mut record, &mut warnings)?;
     let args = sidecar::arguments(&parts, &app_probes);
-    (settings.check)(&args)?;
+    (settings.check)(&[args.as_slice(), &hooks::header_flags(parts.own.as_ref())].concat())?;
 
     let sidecar = sidecar::container(&parts, &args);
     record.annotations = annotate(object(&mut new, "metadata")?, &plan, &record.container)?;
@@ -295,9 +295,10 @@ fn change_app(
     app: &mut Map<String, Value>,
     parts: &Parts,
     record: &mut Record,
+    warnings: &mut Vec<String>,
 ) -> Result<Vec<String>, String> {
     let plan = parts.plan;
-    let app_probes = change_probes(app, plan, record)?;
+    let app_probes = change_probes(app, parts, record, warnings)?;
     let hook = hooks::of_app(parts.own.as_ref(), plan, parts.wishes, parts.settings)?;
     object(app, "lifecycle")?.insert("preStop".to_owned(), hook);
     if plan.moved {
@@ -329,9 +330,11 @@ fn change_app(
 
 fn change_probes(
     app: &mut Map<String, Value>,
-    plan: &Plan,
+    parts: &Parts,
     record: &mut Record,
+    warnings: &mut Vec<String>,
 ) -> Result<Vec<String>, String> {
+    let plan = parts.plan;
     let mut app_probes = Vec::new();
     for (place, handler) in probes(app) {
         let port = handler.get("port").unwrap_or(&Value::Null);
@@ -348,6 +351,9 @@ fn change_probes(
             }
             App::Socket(_) => {
                 let target = hooks::to_app_probe(&place, handler, plan)?;
+                if place.starts_with("lifecycle.") {
+                    warnings.push(hooks::post_start(&place, parts.wishes)?);
+                }
                 if !app_probes.contains(&target) {
                     app_probes.push(target);
                 }

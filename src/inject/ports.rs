@@ -3,13 +3,15 @@
 use serde_json::{Map, Value, json};
 
 use super::annotations::Wishes;
+use crate::config::{TcpRoute, parse_listen};
 
 /// Where the proxy listens when it doesn't take the app's own port.
 pub const PROXY: u16 = 4880;
 /// Where the kubelet asks, unless it is annotated.
 pub const PROBE: u16 = 4881;
-/// Control over TCP, for this pod only; the proxy's default.
-const CONTROL: u16 = 4882;
+/// Control over TCP, for this pod only: the proxy's default in a pod, unless it is annotated.
+pub const CONTROL: &str = "127.0.0.1:4882";
+const HELP: &str = "see lameduck.dev/proxy-port, probe-port, control-listen, tcp and app-port";
 /// What an app's `PORT` becomes when the proxy takes its port.
 const SHIFTED: u16 = 4883;
 
@@ -114,7 +116,7 @@ pub fn plan(app: &Map<String, Value>, wishes: &Wishes, services: Services) -> Re
             ));
         }
     };
-    distinct(&plan, app)?;
+    distinct(&plan, wishes, app)?;
     Ok(plan)
 }
 
@@ -139,30 +141,43 @@ fn choose(app: &Map<String, Value>, wishes: &Wishes) -> Result<(u16, Option<Stri
 }
 
 /// The pod's containers share one network: no port twice.
-fn distinct(plan: &Plan, app: &Map<String, Value>) -> Result<(), String> {
-    let mut ours = vec![("the proxy", plan.listen), ("the probes", plan.probe), ("control", CONTROL)];
-    ours.extend(plan.app.port().map(|port| ("the app", port)));
+fn distinct(plan: &Plan, wishes: &Wishes, app: &Map<String, Value>) -> Result<(), String> {
+    let ours = ours(plan, wishes);
     for (n, (what, port)) in ours.iter().enumerate() {
         if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| earlier == port) {
-            let help = "see lameduck.dev/proxy-port, probe-port and app-port";
-            return Err(format!("port {port} would be both {other}'s and {what}'s: {help}"));
+            return Err(format!("port {port} would be both {other}'s and {what}'s: {HELP}"));
         }
     }
     let others = ports(app).filter(|port| port["containerPort"].as_u64() != Some(plan.was.into()));
-    not_taken(plan, others)
+    not_taken(plan, wishes, others)
+}
+
+/// Where the sidecar and the app listen, and what for. A flag that means nothing is told by the command line's check.
+fn ours(plan: &Plan, wishes: &Wishes) -> Vec<(&'static str, u16)> {
+    let mut ours = vec![("the proxy", plan.listen), ("the probes", plan.probe)];
+    // None for `off`.
+    let control = parse_listen(wishes.flag("control-listen").unwrap_or(CONTROL));
+    ours.extend(control.map(|addr| ("control", addr.port())));
+    let routes = wishes.flag("tcp").unwrap_or_default().split(',');
+    ours.extend(routes.filter_map(|route| Some(("tcp", route.parse::<TcpRoute>().ok()?.listen.port()))));
+    ours.extend(plan.app.port().map(|port| ("the app", port)));
+    ours
 }
 
 /// Refuses a port of ours that one of these container ports has.
 ///
 /// # Errors
 /// Which one.
-pub fn not_taken<'a>(plan: &Plan, ports: impl Iterator<Item = &'a Value>) -> Result<(), String> {
+pub fn not_taken<'a>(
+    plan: &Plan,
+    wishes: &Wishes,
+    ports: impl Iterator<Item = &'a Value>,
+) -> Result<(), String> {
+    let ours = ours(plan, wishes);
     for port in ports.filter(|port| protocol(port) == "TCP").filter_map(|port| port["containerPort"].as_u64())
     {
-        let ours = [plan.listen, plan.probe, CONTROL].into_iter().chain(plan.app.port());
-        if ours.map(u64::from).any(|ours| ours == port) {
-            let help = "see lameduck.dev/proxy-port, probe-port and app-port";
-            return Err(format!("port {port}, which lameduck needs, is another one's already: {help}"));
+        if ours.iter().any(|(_, ours)| u64::from(*ours) == port) {
+            return Err(format!("port {port}, which lameduck needs, is another one's already: {HELP}"));
         }
     }
     Ok(())

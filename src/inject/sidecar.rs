@@ -20,6 +20,8 @@ pub const RESERVE: &str = "15s";
 const LAME_DUCK: u64 = 5;
 /// `--sidecar`'s variable for the hooks' token: other users of a node can read a command line.
 const TOKEN: &str = "LAMEDUCK_TOKEN";
+/// `--after-drain-header`'s, one a line: it can be as secret.
+const HEADERS: &str = "LAMEDUCK_AFTER_DRAIN_HEADER";
 
 /// What the container is made of.
 pub struct Parts<'a> {
@@ -70,9 +72,8 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
         }
         _ => {}
     }
-    if let Some(OwnHook::Get { url, headers }) = &parts.own {
+    if let Some(OwnHook::Get { url, .. }) = &parts.own {
         args.push(format!("--after-drain={url}"));
-        args.extend(headers.iter().map(|header| format!("--after-drain-header={header}")));
     }
     args.extend(app_probes.iter().map(|target| format!("--app-probe={target}")));
     for (flag, value) in &wishes.flags {
@@ -85,18 +86,28 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
     if parts.shares() {
         args.push(format!("--share-dir={DIR}"));
     }
-    // The kubelet puts variables in for $(NAME), and one $ for two.
-    args.iter().map(|arg| arg.replace('$', "$$")).collect()
+    args.iter().map(|arg| literal(arg)).collect()
+}
+
+/// The kubelet puts variables in for $(NAME), and one $ for two, in arguments and in variables.
+fn literal(text: &str) -> String {
+    text.replace('$', "$$")
 }
 
 /// The container.
 pub fn container(parts: &Parts, args: &[String]) -> Value {
     let Parts { settings, wishes, plan, .. } = parts;
+    let mut env = vec![json!({ "name": TOKEN, "value": settings.token })];
+    if let Some(OwnHook::Get { headers, .. }) = &parts.own
+        && !headers.is_empty()
+    {
+        env.push(json!({ "name": HEADERS, "value": literal(&headers.join("\n")) }));
+    }
     let mut container = json!({
         "name": NAME,
         "image": wishes.image.as_ref().unwrap_or(&settings.image),
         "args": args,
-        "env": [{ "name": TOKEN, "value": settings.token }],
+        "env": env,
         "ports": [{ "name": "lameduck-probe", "containerPort": plan.probe }],
         // Never /readyz: the app starts only after this has passed.
         "startupProbe": {

@@ -154,7 +154,12 @@ fn same(a: &[Root], b: &[Root]) -> bool {
 
 /// Whether the API server accepts this for every webhook of ours. Without webhooks to look at: whether it is in time.
 pub fn accepted(now: Seconds, name: &str, bundles: &[Vec<Root>], served: &Served) -> bool {
-    served.valid.contains(&now) && bundles.iter().all(|bundle| served.verified_by(bundle, name, now))
+    served.valid.contains(&now) && refusal(now, name, bundles, served).is_none()
+}
+
+/// Why the API server doesn't accept this for one of our webhooks at least.
+pub fn refusal(now: Seconds, name: &str, bundles: &[Vec<Root>], served: &Served) -> Option<String> {
+    bundles.iter().find_map(|bundle| served.verify(bundle, name, now).err())
 }
 
 /// Whether to go over from what is served to `candidate`. `ours` says that we made it: such a one waits until it is

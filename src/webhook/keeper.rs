@@ -11,7 +11,7 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::Webhook;
-use super::certs::{self, Kept, Write, accepted, go_over};
+use super::certs::{self, Kept, Write, accepted, go_over, refusal};
 use super::kube::{Api, Session};
 use super::x509::{Root, Seconds, Served, roots};
 use crate::cli::WebhookSettings;
@@ -36,6 +36,8 @@ pub struct Keeper {
     served: Option<Served>,
     /// Since when every caBundle verifies what is served.
     accepted: Option<Instant>,
+    /// Why one of them doesn't.
+    refusal: Option<String>,
     /// What was last logged as wrong.
     problem: Option<String>,
 }
@@ -84,6 +86,7 @@ impl Keeper {
             names: names.to_vec(),
             served: None,
             accepted: None,
+            refusal: None,
             problem: None,
         }
     }
@@ -91,7 +94,7 @@ impl Keeper {
     /// For as long as the process lives.
     pub async fn run(mut self) {
         loop {
-            let problem = self.look().await.err();
+            let problem = self.look().await.err().or_else(|| self.refusal.clone());
             if problem != self.problem {
                 match &problem {
                     Some(problem) => tracing::warn!("certificate: {problem}"),
@@ -110,27 +113,26 @@ impl Keeper {
         let believed =
             self.config.is_none() || self.accepted.is_some_and(|since| since.elapsed() >= BELIEVED);
         let problem = self.problem.clone().or_else(|| {
-            let config = self.config.as_deref().unwrap_or_default();
-            let why = || {
-                format!("a caBundle of the webhook configuration {config} doesn't verify the certificate yet")
-            };
-            (!believed).then(why)
+            (!believed).then(|| "the caBundles have verified the certificate for a moment only".to_owned())
         });
         self.webhook.publish(believed && self.served.is_some(), problem)
     }
 
     async fn look(&mut self) -> Result<(), String> {
+        let mut done = String::new();
         for _ in 0..=MOST_WRITES {
-            if !self.step().await? {
-                return Ok(());
+            match self.step().await? {
+                Some(step) => done = step,
+                None => return Ok(()),
             }
         }
-        Err("it changes again and again".to_owned())
+        Err(format!("it changes again and again: {done}"))
     }
 
-    /// One look, and one write at most; whether there may be more to do. The configuration is read before the Secret,
-    /// and written only if it is still the one that was read: so no bundle ever loses a CA that another replica put in.
-    async fn step(&mut self) -> Result<bool, String> {
+    /// One look, and one write at most: what it did, if there may be more to do. The configuration is read before the
+    /// Secret, and written only if it is still the one that was read: so no bundle ever loses a CA that another replica
+    /// put in.
+    async fn step(&mut self) -> Result<Option<String>, String> {
         let wants_api = self.config.is_some() || matches!(self.source, Source::Secret(_));
         let mut session = match &self.api {
             Some(api) if wants_api => Some(api.session().await?),
@@ -147,7 +149,7 @@ impl Keeper {
             (Source::Files(dir), _) => {
                 let found = Served::read_dir(dir);
                 self.serve(now, &bundles, found.as_ref().ok(), false);
-                return found.map(|_| false);
+                return found.map(|_| None);
             }
             (Source::Secret(_), None) => return Err("there is no API server".to_owned()),
             (Source::Secret(name), Some(session)) => (name.clone(), session),
@@ -163,20 +165,19 @@ impl Keeper {
         mut session: Session,
         config: Option<Config>,
         bundles: &[Vec<Root>],
-    ) -> Result<bool, String> {
+    ) -> Result<Option<String>, String> {
         let secret = self.read_secret(&mut session, name).await?;
         let kept = kept(&secret);
         self.serve(now, bundles, kept.served().ok().as_ref(), true);
         match (certs::next(now, &self.names, &kept, bundles)?, config) {
             (Some(Write::Secret(kept)), _) => {
                 self.write_secret(&mut session, name, secret, &kept).await?;
-                Ok(true)
+                Ok(Some(format!("Secret {name}")))
             }
             (Some(Write::Bundles(pem)), Some(config)) => {
-                write_bundles(&mut session, &config, &pem).await?;
-                Ok(true)
+                write_bundles(&mut session, &config, &pem).await.map(Some)
             }
-            (Some(Write::Bundles(_)) | None, _) => Ok(false),
+            (Some(Write::Bundles(_)) | None, _) => Ok(None),
         }
     }
 
@@ -194,6 +195,11 @@ impl Keeper {
         }
         let good = self.served.as_ref().is_some_and(|served| accepted(now, name, bundles, served));
         self.accepted = good.then(|| self.accepted.unwrap_or_else(Instant::now));
+        let why = self.served.as_ref().and_then(|served| refusal(now, name, bundles, served));
+        let config = self.config.as_deref().unwrap_or_default();
+        self.refusal = why.map(|why| {
+            format!("a caBundle of the webhook configuration {config} doesn't verify the certificate: {why}")
+        });
     }
 
     async fn read_config(&self, session: &mut Session, name: &str) -> Result<Config, String> {
@@ -289,7 +295,8 @@ fn kept(secret: &Value) -> Kept {
 }
 
 /// Writes every caBundle of ours, unless the configuration has changed since it was read: then it is looked at again.
-async fn write_bundles(session: &mut Session, config: &Config, pem: &str) -> Result<(), String> {
+/// Returns what it did.
+async fn write_bundles(session: &mut Session, config: &Config, pem: &str) -> Result<String, String> {
     let mut ops = vec![json!({ "op": "test", "path": "/metadata/resourceVersion", "value": config.version })];
     for (n, _) in &config.bundles {
         let path = format!("/webhooks/{n}/clientConfig/caBundle");
@@ -297,13 +304,16 @@ async fn write_bundles(session: &mut Session, config: &Config, pem: &str) -> Res
     }
     let kind = "application/json-patch+json";
     let reply = session.send(Method::PATCH, &config.path, kind, &json!(ops)).await?;
-    if [StatusCode::CONFLICT, StatusCode::UNPROCESSABLE_ENTITY].contains(&reply.status) {
-        tracing::debug!("the webhook configuration has changed meanwhile");
-        return Ok(());
+    // A 422 may also mean that it will never be taken.
+    let may_have_changed = [StatusCode::CONFLICT, StatusCode::UNPROCESSABLE_ENTITY].contains(&reply.status);
+    match reply.object().map_err(|why| format!("PATCH {}: {why}", config.path)) {
+        Ok(_) => {
+            tracing::info!("wrote the caBundles");
+            Ok("caBundles".to_owned())
+        }
+        Err(why) if may_have_changed => Ok(why),
+        Err(why) => Err(why),
     }
-    reply.object().map_err(|why| format!("PATCH {}: {why}", config.path))?;
-    tracing::info!("wrote the caBundles");
-    Ok(())
 }
 
 /// Seconds since 1970.

@@ -7,10 +7,11 @@ use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
     KeyUsagePurpose,
 };
-use rustls::RootCertStore;
-use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::ServerCertVerifier;
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::pki_types::{ServerName, UnixTime};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, Error, RootCertStore};
 use time::OffsetDateTime;
 
 pub use crate::tls::certificate::{Root, Seconds, Served, roots};
@@ -48,18 +49,39 @@ impl Served {
     /// Whether a client that trusts `roots` accepts this for `name` at that time. As in Go, a root must be in its
     /// own time too, and a certificate that is itself trusted needs no other.
     pub fn verified_by(&self, roots: &[Root], name: &str, now: Seconds) -> bool {
+        self.verify(roots, name, now).is_ok()
+    }
+
+    /// The same.
+    ///
+    /// # Errors
+    /// Why not, in words that don't change with the time.
+    pub fn verify(&self, roots: &[Root], name: &str, now: Seconds) -> Result<(), String> {
+        let explain = |why: rustls::Error| match why {
+            Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
+                "none of its authorities has signed it".to_owned()
+            }
+            why => why.to_string(),
+        };
+        if !self.valid.contains(&now) {
+            return Err("the certificate has expired, or is not valid yet".to_owned());
+        }
+        let name = ServerName::try_from(name).map_err(|why| why.to_string())?;
+        let parsed = ParsedCertificate::try_from(self.der()).map_err(explain)?;
+        verify_server_name(&parsed, &name).map_err(explain)?;
         let mut store = RootCertStore::empty();
         for root in roots.iter().filter(|root| root.valid.contains(&now)) {
             if root.der == *self.der() {
-                return self.valid.contains(&now);
+                return Ok(());
             }
             // One that can't be used must not spoil the others.
             let _ = store.add(root.der.clone());
         }
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider()).build();
-        let (Ok(verifier), Ok(name)) = (verifier, ServerName::try_from(name)) else { return false };
+        let verifier = verifier.map_err(|_| "it has no authority that is valid now".to_owned())?;
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
-        verifier.verify_server_cert(self.der(), &self.key.cert[1..], &name, &[], now).is_ok()
+        let verified = verifier.verify_server_cert(self.der(), &self.key.cert[1..], &name, &[], now);
+        verified.map(drop).map_err(explain)
     }
 }
 
@@ -145,6 +167,14 @@ mod tests {
         assert!(!leaf.verified_by(&others, NAME, 1_500_000));
         assert!(!leaf.verified_by(&[], NAME, 1_500_000));
         assert!(!leaf.verified_by(&trusted, "other.lameduck-system.svc", 1_500_000));
+        let alone = [Root { der: leaf.der().clone(), valid: leaf.valid.clone() }];
+        assert!(leaf.verified_by(&alone, NAME, 1_500_000), "trusted itself");
+        let other = leaf.verify(&alone, "other", 1_500_000).unwrap_err();
+        assert!(other.contains("not valid for name \"other\"") && other.contains(NAME), "{other}");
+        assert_eq!(
+            leaf.verify(&others, NAME, 1_500_000).unwrap_err(),
+            "none of its authorities has signed it"
+        );
         assert!(!leaf.verified_by(&trusted, NAME, 1_000_001) && !leaf.verified_by(&trusted, NAME, 1_950_000));
         let long = served(&ca, 1_100_000..3_000_000);
         assert!(!long.verified_by(&trusted, NAME, 2_500_000), "its CA has expired");

@@ -11,6 +11,7 @@ use tokio::sync::{OnceCell, oneshot};
 use crate::config::AfterDrain;
 use crate::drain::control::Outcome;
 use crate::drain::machine::Trigger;
+use crate::inject::share;
 use crate::proxy::plane::Plane;
 use crate::readiness;
 use crate::upstream;
@@ -18,6 +19,9 @@ use crate::upstream;
 /// An app that heard its SIGTERM closes its port sooner than this. Less than the usual reserve, so that the warning
 /// comes before SIGKILL.
 const HEARD: Duration = Duration::from_secs(3);
+
+/// Between two looks at whether the app's own preStop exec runs.
+const LOOK: Duration = Duration::from_millis(100);
 
 /// From a deletion to its hook's arrival, at most.
 const CALL: Duration = Duration::from_secs(1);
@@ -53,8 +57,7 @@ impl AppStop {
 
     /// Answers who waits; the app's own hook comes first if one of them is the kubelet about to stop the app.
     pub(super) fn answer(&self, plane: &Arc<Plane>, waiting: Vec<Waiting>, outcome: &Outcome) {
-        let stops_app =
-            waiting.iter().any(|(trigger, _)| stops_app(*trigger)) && *outcome != Outcome::Resumed;
+        let stops_app = waiting.iter().any(|(trigger, _)| stops_app(*trigger));
         let told = outcome.clone();
         let tell = move || {
             for (_, done) in waiting {
@@ -64,18 +67,18 @@ impl AppStop {
         if !stops_app {
             return tell();
         }
+        let left =
+            plane.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
         if plane.settings.after_drain.is_none() {
             tell();
-            tokio::spawn(warn_if_it_lives_on(plane.clone(), outcome.clone()));
+            tokio::spawn(warn_if_it_lives_on(plane.clone(), outcome.clone(), left));
             return;
         }
         let (plane, own_hook, outcome) = (plane.clone(), self.own_hook.clone(), outcome.clone());
-        let left =
-            plane.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
         tokio::spawn(async move {
             own_hook.get_or_init(|| call(&plane, left)).await;
             tell();
-            warn_if_it_lives_on(plane, outcome).await;
+            warn_if_it_lives_on(plane, outcome, left).await;
         });
     }
 
@@ -119,7 +122,13 @@ async fn call(plane: &Plane, within: Duration) {
     }
 }
 
-async fn warn_if_it_lives_on(plane: Arc<Plane>, outcome: Outcome) {
+async fn warn_if_it_lives_on(plane: Arc<Plane>, outcome: Outcome, left: Duration) {
+    let own_exec = async {
+        while plane.settings.share_dir.as_deref().is_some_and(share::is_running) {
+            tokio::time::sleep(LOOK).await;
+        }
+    };
+    let _ = tokio::time::timeout(left, own_exec).await;
     let heard = HEARD.min(plane.settings.drain.reserve / 2);
     tokio::time::sleep(heard).await;
     // A restart that is over doesn't hold any more, and the port is the next app's.
