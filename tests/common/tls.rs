@@ -197,9 +197,35 @@ impl Secure {
 
     /// Connects and shakes hands, or says why not.
     pub fn try_connect(addr: SocketAddr, name: &str, config: ClientConfig) -> Result<Self, String> {
+        let Self { tls, tcp, .. } = Self::begun(addr, name, config);
+        Self::shake(tls, tcp)
+    }
+
+    /// The same, sent byte by byte.
+    pub fn connect_by_bytes(addr: SocketAddr, name: &str, config: ClientConfig) -> Self {
+        let mut secure = Self::begun(addr, name, config);
+        while secure.tls.is_handshaking() {
+            let own = secure.take_words();
+            secure.send_bytes(&own);
+            if secure.tls.is_handshaking() {
+                secure.tls.read_tls(&mut secure.tcp).expect("an answer");
+                secure.tls.process_new_packets().expect("records");
+            }
+        }
+        let own = secure.take_words();
+        secure.send_bytes(&own);
+        secure
+    }
+
+    /// A connection of which the peer has nothing yet.
+    pub fn begun(addr: SocketAddr, name: &str, config: ClientConfig) -> Self {
         let name = ServerName::try_from(name.to_owned()).expect("a name");
-        let tls = ClientConnection::new(Arc::new(config), name).expect("a session");
-        Self::shake(tls.into(), TcpStream::connect_timeout(&addr, LIMIT).expect("connected"))
+        let tls = ClientConnection::new(Arc::new(config), name).expect("a session").into();
+        let tcp = TcpStream::connect_timeout(&addr, LIMIT).expect("connected");
+        tcp.set_nodelay(true).expect("no delay");
+        tcp.set_read_timeout(Some(LIMIT)).expect("a timeout");
+        tcp.set_write_timeout(Some(LIMIT)).expect("a timeout");
+        Self { tls, tcp, buffer: Vec::new() }
     }
 
     /// Shakes hands as the server.
@@ -243,6 +269,34 @@ impl Secure {
             }
         }
         true
+    }
+
+    /// These bytes as records, not sent yet.
+    pub fn seal(&mut self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+        self.tls.writer().write_all(bytes.as_ref()).expect("room");
+        self.take_words()
+    }
+
+    /// What the session has to say, which is not sent.
+    pub fn take_words(&mut self) -> Vec<u8> {
+        let mut records = Vec::new();
+        while self.tls.wants_write() {
+            self.tls.write_tls(&mut records).expect("a vector takes all");
+        }
+        records
+    }
+
+    /// Sends records, or parts of them, as they are.
+    pub fn send_sealed(&mut self, records: &[u8]) {
+        self.tcp.write_all(records).expect("sent");
+    }
+
+    /// The same byte by byte, with time for each to be read alone.
+    pub fn send_bytes(&mut self, records: &[u8]) {
+        for byte in records {
+            self.send_sealed(&[*byte]);
+            std::thread::sleep(Duration::from_millis(1));
+        }
     }
 
     /// Sends a GET; the connection is kept.
