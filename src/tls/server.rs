@@ -52,6 +52,8 @@ struct State {
 struct Pair {
     files: Files,
     served: Served,
+    /// Its folder, or both its files, were not there at the last look.
+    gone: bool,
 }
 
 /// `tls.crt` and `tls.key`.
@@ -104,7 +106,7 @@ impl Termination {
             let files = read_pair(&dir)?;
             let served = read(&dir, &files)?;
             tell(&dir, &served);
-            pairs.insert(dir, Pair { files, served });
+            pairs.insert(dir, Pair { files, served, gone: false });
         }
         let names = Arc::new(Names::default());
         let client_ca = read_client_ca(&settings)?;
@@ -175,15 +177,20 @@ impl Termination {
 
     fn look_at_pairs(&self, state: &mut State, wrong: &mut Vec<String>) -> Result<(), String> {
         let dirs = folders(&self.settings.dir)?;
-        let mut changed = dirs.len() != state.pairs.len();
-        state.pairs.retain(|dir, _| dirs.contains(dir));
+        let before = state.pairs.len();
+        // New files may be on their way: forgotten is what wasn't there at two looks one after the other.
+        state.pairs.retain(|dir, pair| {
+            let was_gone = std::mem::replace(&mut pair.gone, !dirs.contains(dir));
+            !(was_gone && pair.gone)
+        });
+        let mut changed = state.pairs.len() != before;
         for dir in dirs {
             let new = read_pair(&dir).and_then(|files| {
                 if state.pairs.get(&dir).is_some_and(|pair| pair.files == files) {
                     return Ok(None);
                 }
                 let served = read(&dir, &files)?;
-                Ok(Some(Pair { files, served }))
+                Ok(Some(Pair { files, served, gone: false }))
             });
             match new {
                 Ok(None) => {}
