@@ -14,7 +14,7 @@ use common::http::{Client, Fill};
 use common::process::{Lameduck, Node};
 use common::tls::Authority;
 use common::websocket::{CLOSE, TEXT, WebSocket};
-use common::{MOMENT, wait_for};
+use common::{LIMIT, MOMENT, wait_for};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const OK: &str = "HTTP/1.1 204 No Content\r\n\r\n";
@@ -226,27 +226,36 @@ fn handshakes_past_the_most_wait_and_who_says_nothing_is_none() {
     let silent: Vec<_> = (0..MANY).map(|_| connect()).collect();
     wait_for("all of them", || (connections() == MANY as f64).then_some(()));
     let mut served = authority.client(addr);
-    // These begin and stall.
-    let stalled: Vec<_> = (0..MANY).map(|_| connect()).collect();
-    stalled.iter().for_each(|mut tcp| tcp.write_all(&[0x16]).expect("sent"));
-    // Those past the most stay in the socket's queue, and who comes then is behind them.
-    wait_for("no more to be accepted", || {
+    let mut early = authority.begun(addr);
+    // These begin and stall. All but a few past the most are let in.
+    let stall = |_| {
+        let mut tcp = connect();
+        tcp.write_all(&[0x16]).expect("sent");
+        tcp
+    };
+    let stalled: Vec<_> = (0..MANY).map(stall).collect();
+    wait_for("no more to be let in", || {
         let before = connections();
         thread::sleep(MOMENT);
         (before >= (MANY + 1000) as f64 && connections() == before).then_some(())
     });
+    // An accept that is under way takes one more.
+    let one_more = connect();
     thread::scope(|scope| {
         let late = scope.spawn(|| authority.client(addr));
-        thread::sleep(MOMENT);
-        assert!(!late.is_finished(), "not refused, not served");
+        // Nor does one that was let in before it had anything to say.
+        let hello = early.take_words();
+        early.send_sealed(&hello);
+        assert!(!early.hears_within(MOMENT) && !late.is_finished(), "not refused, not served");
         // Others go on.
         served.get("/");
         served.until("\r\n\r\nhi");
         assert_eq!(Client::ask(proxy.listen, "/").text(), "hi");
         drop(stalled);
+        assert!(early.hears_within(LIMIT));
         let mut late = late.join().expect("served once there is room");
         late.get("/");
         late.until("\r\n\r\nhi");
     });
-    drop(silent);
+    drop((silent, one_more));
 }

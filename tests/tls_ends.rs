@@ -147,7 +147,7 @@ fn a_slow_handshake_is_cut_in_time() {
     };
     // Says all of its hello, hears the server's and nothing more.
     let stalls = || {
-        let mut client = Secure::begun(addr, "localhost", authority.client_config(&[&TLS13], None));
+        let mut client = authority.begun(addr);
         let hello = client.take_words();
         client.send_sealed(&hello);
         assert_eq!(client.read_to_end(), (String::new(), TlsEnd::Truncated));

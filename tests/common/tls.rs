@@ -135,6 +135,11 @@ impl Authority {
         Secure::connect(addr, "localhost", self.client_config(&[&rustls::version::TLS13], None))
     }
 
+    /// The same, of which the proxy has nothing yet.
+    pub fn begun(&self, addr: SocketAddr) -> Secure {
+        Secure::begun(addr, "localhost", self.client_config(&[&rustls::version::TLS13], None))
+    }
+
     /// A server's configuration with a certificate for these names.
     pub fn server_config(&self, names: &[&str]) -> Arc<ServerConfig> {
         let made = self.sign(names);
@@ -340,6 +345,12 @@ impl Secure {
                 Err(_) => return Some(Err(TlsEnd::Reset)),
             }
         }
+    }
+
+    /// Whether a byte comes in this time. It is left to be read.
+    pub fn hears_within(&self, time: Duration) -> bool {
+        self.tcp.set_read_timeout(Some(time)).expect("a timeout");
+        matches!(self.tcp.peek(&mut [0]), Ok(1))
     }
 
     /// Reads once.
