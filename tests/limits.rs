@@ -1,5 +1,5 @@
 //! Each limit of `--help` that is no client's own cost (those are in `clients_are_bounded`) has its status: targets,
-//! answers, tunnels, and how much is in flight.
+//! answers, tunnels, TLS handshakes, and how much is in flight.
 
 mod common;
 
