@@ -1,18 +1,21 @@
 //! Each limit of `--help` that is no client's own cost (those are in `clients_are_bounded`) has its status: targets,
-//! answers, tunnels, and how much is in flight.
+//! answers, tunnels, TLS handshakes, and how much is in flight.
 
 mod common;
 
-use std::net::{Ipv4Addr, TcpListener};
+use std::io::Write;
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use common::MOMENT;
 use common::app::{Asked, RawApp};
 use common::http::{Client, Fill};
 use common::process::{Lameduck, Node};
+use common::tls::Authority;
 use common::websocket::{CLOSE, TEXT, WebSocket};
+use common::{LIMIT, MOMENT, wait_for};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 const OK: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
@@ -206,4 +209,53 @@ fn past_the_most_in_flight_a_request_gets_503_with_retry_after_and_a_connection_
     app.release();
     assert_eq!(first.answer().text(), "released\n");
     assert_eq!(Client::ask(proxy.listen, "/").head.status, 200);
+}
+
+#[test]
+fn handshakes_past_the_most_wait_and_who_says_nothing_is_none() {
+    /// More than the 1000 that may be under way.
+    const MANY: usize = 1200;
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("more files");
+    let authority = Authority::default();
+    let app = RawApp::start().answer_all("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+    let args = ["--tls-handshake-timeout", "60s"];
+    let (proxy, addr) = authority.proxy(&app.addr.to_string(), &args);
+    let connections = || proxy.metric("lameduck_connections");
+    let connect = || TcpStream::connect(addr).expect("connected");
+    let silent: Vec<_> = (0..MANY).map(|_| connect()).collect();
+    wait_for("all of them", || (connections() == MANY as f64).then_some(()));
+    let mut served = authority.client(addr);
+    let mut early = authority.begun(addr);
+    // These begin and stall. All but a few past the most are let in.
+    let stall = |_| {
+        let mut tcp = connect();
+        tcp.write_all(&[0x16]).expect("sent");
+        tcp
+    };
+    let stalled: Vec<_> = (0..MANY).map(stall).collect();
+    wait_for("no more to be let in", || {
+        let before = connections();
+        thread::sleep(MOMENT);
+        (before >= (MANY + 1000) as f64 && connections() == before).then_some(())
+    });
+    // An accept that is under way takes one more.
+    let one_more = connect();
+    thread::scope(|scope| {
+        let late = scope.spawn(|| authority.client(addr));
+        // Nor does one that was let in before it had anything to say.
+        let hello = early.take_words();
+        early.send_sealed(&hello);
+        assert!(!early.hears_within(MOMENT) && !late.is_finished(), "not refused, not served");
+        // Others go on.
+        served.get("/");
+        served.until("\r\n\r\nhi");
+        assert_eq!(Client::ask(proxy.listen, "/").text(), "hi");
+        drop(stalled);
+        assert!(early.hears_within(LIMIT));
+        let mut late = late.join().expect("served once there is room");
+        late.get("/");
+        late.until("\r\n\r\nhi");
+    });
+    drop((silent, one_more));
 }

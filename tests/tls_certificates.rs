@@ -6,10 +6,13 @@ use std::fs;
 use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread;
+use std::time::Instant;
 
 use common::app::RawApp;
 use common::tls::{Authority, Secure, proxy_to_its_end};
-use common::{MOMENT, wait_for};
+use common::{LIMIT, MOMENT, wait_for};
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use rustls::version::TLS13;
@@ -91,6 +94,113 @@ fn a_new_one_is_taken_over_and_no_connection_ends() {
     kept.get("/");
     kept.until("\r\n\r\nhi");
     assert!(kept.is_quiet_for(MOMENT));
+}
+
+#[test]
+fn new_ones_are_taken_over_under_load_and_nobody_is_turned_away() {
+    let authority = Authority::default();
+    let app = RawApp::start().answer_all(ANSWER);
+    let all = [(); 3].map(|()| authority.sign(&["localhost"]));
+    let dir = authority.dir.join("server");
+    all[0].write(&dir);
+    let args = ["--tls-listen", "127.0.0.1:0", "--tls-dir", dir.to_str().expect("ASCII")];
+    let proxy = common::process::Lameduck::proxy(app.addr, &args);
+    let addr = common::tls::tls_listen(&proxy);
+    let (over, begun) = (AtomicBool::new(false), Instant::now());
+    // The certificates that one caller is shown, in the order in which they come.
+    let call = || {
+        let (mut seen, mut kept) = (Vec::new(), authority.client(addr));
+        loop {
+            let last = over.load(Ordering::Acquire) || begun.elapsed() > LIMIT;
+            let mut new = authority.client(addr);
+            for client in [&mut kept, &mut new] {
+                client.get("/");
+                client.until("\r\n\r\nhi");
+            }
+            if seen.last() != Some(&new.peer()) {
+                seen.push(new.peer());
+            }
+            if last {
+                return seen;
+            }
+        }
+    };
+    thread::scope(|scope| {
+        let callers = [(); 3].map(|()| scope.spawn(call));
+        for made in &all[1..] {
+            made.write(&dir);
+            let taken = || (shown(&authority, addr, "localhost") == Ok(der(&made.crt))).then_some(());
+            wait_for("the new certificate", taken);
+        }
+        over.store(true, Ordering::Release);
+        for caller in callers {
+            let seen = caller.join().expect("nobody is turned away");
+            assert!(seen == all.each_ref().map(|made| der(&made.crt)), "each once: {}", seen.len());
+        }
+    });
+}
+
+#[test]
+fn its_files_may_be_replaced_one_after_the_other() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (old, new) = (authority.sign(&["localhost"]), authority.sign(&["localhost"]));
+    let dir = authority.dir.join("server");
+    old.write(&dir);
+    let args = ["--tls-listen", "127.0.0.1:0", "--tls-dir", dir.to_str().expect("ASCII")];
+    let proxy = common::process::Lameduck::proxy(app.addr, &args);
+    let addr = common::tls::tls_listen(&proxy);
+    let is_shown = |made: &common::tls::Made| shown(&authority, addr, "localhost") == Ok(der(&made.crt));
+    // Each state stands until it was looked at twice, which is said.
+    let half = new.crt.split_at(new.crt.len() / 2).0;
+    for (file, text, why) in [("tls.key", &*new.key, "tls.crt and tls.key: "), ("tls.crt", half, "tls.crt: ")]
+    {
+        let said = proxy.process.output().matches("TLS goes on").count();
+        fs::write(dir.join(file), text).expect("written");
+        wait_for(why, || {
+            assert!(is_shown(&old), "the old one until there is a new one");
+            let output = proxy.process.output();
+            let mut warnings = output.lines().filter(|line| line.contains("TLS goes on")).skip(said);
+            warnings.any(|line| line.contains(why)).then_some(())
+        });
+    }
+    fs::write(dir.join("tls.crt"), &new.crt).expect("written");
+    wait_for("the new certificate", || {
+        let shown = shown(&authority, addr, "localhost");
+        assert!([&old, &new].map(|made| Ok(der(&made.crt))).contains(&shown), "{shown:?}");
+        (shown == Ok(der(&new.crt))).then_some(())
+    });
+}
+
+#[test]
+fn one_that_is_gone_for_a_moment_stays_until_it_is_back() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (old, new) = (authority.sign(&["localhost"]), authority.sign(&["localhost"]));
+    let other = [(); 2].map(|()| authority.sign(&["a.test"]));
+    let dir = authority.dir.join("server");
+    old.write(&dir);
+    other[0].write(&dir.join("a"));
+    let args = ["--tls-listen", "127.0.0.1:0", "--tls-dir", dir.to_str().expect("ASCII")];
+    let proxy = common::process::Lameduck::proxy(app.addr, &args);
+    let addr = common::tls::tls_listen(&proxy);
+    let show = |name: &str| shown(&authority, addr, name);
+    for file in ["tls.key", "tls.crt"] {
+        fs::remove_file(dir.join(file)).expect("removed");
+    }
+    // The other one being taken over shows that the files were looked at meanwhile.
+    other[1].write(&dir.join("a"));
+    wait_for("a look", || (show("a.test") == Ok(der(&other[1].crt))).then_some(()));
+    assert_eq!(show("localhost"), Ok(der(&old.crt)));
+    new.write(&dir);
+    wait_for("the new certificate", || {
+        let shown = show("localhost");
+        assert!([&old, &new].map(|made| Ok(der(&made.crt))).contains(&shown), "{shown:?}");
+        (shown == Ok(der(&new.crt))).then_some(())
+    });
+    // One that is gone for good is forgotten.
+    fs::remove_dir_all(dir.join("a")).expect("removed");
+    wait_for("the default for its name", || show("a.test").is_err().then_some(()));
 }
 
 #[test]

@@ -3,14 +3,17 @@
 mod common;
 
 use std::net::{SocketAddr, TcpStream};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use common::app::RawApp;
 use common::http::{Client, Fill};
+use common::http2::{DATA, END_HEADERS, HEADERS, SETTINGS, block, frame as http2_frame};
 use common::process::Node;
 use common::tls::{Authority, Secure, TlsEnd};
 use common::websocket::CLOSE;
 use common::{LIMIT, MOMENT, wait_for};
+use rustls::version::TLS13;
 
 const ANSWER: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi";
 
@@ -35,6 +38,38 @@ fn an_upload_that_is_cut_is_no_upload_to_the_app() {
         let mut asked = app.asked();
         assert_eq!(asked.take(7), "2\r\nhi\r\n");
         cut(client);
+        assert_eq!(asked.rest(), "", "no last chunk");
+        proxy.wait_in_flight(0);
+    }
+}
+
+#[test]
+fn an_upload_over_http2_that_is_cut_is_no_upload_to_the_app() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let mut post = block("/", &[]);
+    // `:method POST` instead of GET.
+    post[0] = 0x83;
+    let begun = [
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(),
+        http2_frame(SETTINGS, 0, 0, &[]),
+        http2_frame(HEADERS, END_HEADERS, 1, &post),
+        http2_frame(DATA, 0, 1, b"hi"),
+    ];
+    for notify in [true, false] {
+        let mut config = authority.client_config(&[&TLS13], None);
+        config.alpn_protocols = vec![b"h2".to_vec()];
+        let mut client = Secure::connect(addr, "localhost", config);
+        assert_eq!(client.session().alpn_protocol(), Some(&b"h2"[..]));
+        client.send(begun.concat());
+        let mut asked = app.asked();
+        assert!(asked.head.starts_with("POST / ") && asked.has_line("Transfer-Encoding: chunked"));
+        assert_eq!(asked.take(7), "2\r\nhi\r\n");
+        if notify {
+            client.notify();
+        }
+        client.truncate();
         assert_eq!(asked.rest(), "", "no last chunk");
         proxy.wait_in_flight(0);
     }
@@ -100,13 +135,33 @@ fn a_slow_handshake_is_cut_in_time() {
     let args = ["--tls-handshake-timeout", "500ms"];
     let (proxy, addr) = authority.proxy(&app.addr.to_string(), &args);
     let begun = Instant::now();
-    let mut silent = Client::connect(addr);
+    let silent = Client::connect(addr);
     let mut begins = Client::connect(addr);
     begins.send(b"\x16\x03\x01\x02\x00\x01");
-    for client in [&mut silent, &mut begins] {
-        assert_eq!(client.fill(LIMIT), Some(Fill::Fin));
-    }
-    assert!(begun.elapsed() >= Duration::from_millis(400) && begun.elapsed() < Duration::from_secs(5));
+    // The rest comes byte by byte: each is in time, the handshake isn't.
+    let drips = || {
+        let mut client = Client::connect(addr);
+        client.send(b"\x16\x03\x01\x02\x00\x01");
+        while client.try_send(&[0]).is_ok() && client.is_quiet_for(Duration::from_millis(20)) {}
+        begun.elapsed()
+    };
+    // Says all of its hello, hears the server's and nothing more.
+    let stalls = || {
+        let mut client = authority.begun(addr);
+        let hello = client.take_words();
+        client.send_sealed(&hello);
+        assert_eq!(client.read_to_end(), (String::new(), TlsEnd::Truncated));
+        begun.elapsed()
+    };
+    let in_time = Duration::from_millis(400)..Duration::from_secs(5);
+    thread::scope(|scope| {
+        let (drips, stalls) = (scope.spawn(drips), scope.spawn(stalls));
+        for mut client in [silent, begins] {
+            assert_eq!(client.fill(LIMIT), Some(Fill::Fin));
+        }
+        let ended = [begun.elapsed(), drips.join().expect("cut"), stalls.join().expect("cut")];
+        assert!(ended.iter().all(|ended| in_time.contains(ended)), "{ended:?}");
+    });
     wait_for("no connection", || (proxy.metric("lameduck_connections") == 0.0).then_some(()));
 }
 
@@ -157,6 +212,80 @@ fn a_drain_waits_for_what_runs_and_says_goodbye() {
     drop((idle, parked, running));
     proxy.expect_clean_exit();
     drop(half);
+}
+
+/// Sends half of the record with a GET; returns the other half.
+fn half_a_request(client: &mut Secure) -> Vec<u8> {
+    let mut record = client.seal("GET / HTTP/1.1\r\nHost: a\r\n\r\n");
+    let rest = record.split_off(record.len() / 2);
+    client.send_sealed(&record);
+    rest
+}
+
+#[test]
+fn a_drain_serves_a_request_of_which_half_a_record_has_come() {
+    let authority = Authority::default();
+    let app = RawApp::start().answer_all(ANSWER);
+    let (mut proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let [mut idle, mut fresh, mut parked] = [(); 3].map(|()| authority.client(addr));
+    for client in [&mut idle, &mut parked] {
+        client.get("/");
+        client.until("\r\n\r\nhi");
+    }
+    wait_for("all to be parked", || (proxy.parked() == 3).then_some(()));
+    let halves = [half_a_request(&mut fresh), half_a_request(&mut parked)];
+    wait_for("two to wake", || (proxy.parked() == 1).then_some(()));
+    proxy.terminate();
+    assert_eq!(idle.read_to_end(), (String::new(), TlsEnd::Notified));
+    // Idle ones are being closed; these aren't idle.
+    for (client, half) in [&mut fresh, &mut parked].into_iter().zip(halves) {
+        client.send_sealed(&half);
+        let (answer, end) = client.read_to_end();
+        assert!(answer.contains("Connection: close") && answer.ends_with("\r\n\r\nhi"), "{answer:?}");
+        assert_eq!(end, TlsEnd::Notified);
+    }
+    drop((idle, fresh, parked));
+    proxy.expect_clean_exit();
+}
+
+#[test]
+fn a_drain_waits_a_bounded_time_for_the_rest_of_a_record() {
+    let authority = Authority::default();
+    let app = RawApp::start().answer_all(ANSWER);
+    let (mut proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let mut client = authority.client(addr);
+    client.get("/");
+    client.until("\r\n\r\nhi");
+    drop(half_a_request(&mut client));
+    proxy.terminate();
+    assert_eq!(client.read_to_end(), (String::new(), TlsEnd::Notified));
+    drop(client);
+    proxy.expect_clean_exit();
+}
+
+#[test]
+fn half_a_record_wakes_a_parked_connection_until_the_rest_comes_or_its_time_is_over() {
+    let authority = Authority::default();
+    let app = RawApp::start().answer_all(ANSWER);
+    let (proxy, addr) = authority.proxy(&app.addr.to_string(), &["--head-timeout", "2s"]);
+    let mut client = authority.client(addr);
+    for comes in [true, false] {
+        client.get("/");
+        client.until("\r\n\r\nhi");
+        wait_for("it to be parked", || (proxy.parked() == 1).then_some(()));
+        let (half, begun) = (half_a_request(&mut client), Instant::now());
+        wait_for("it to wake", || (proxy.parked() == 0).then_some(()));
+        if comes {
+            // For longer than one rests before it is parked.
+            assert!(client.is_quiet_for(Duration::from_millis(1500)));
+            assert_eq!(proxy.parked(), 0);
+            client.send_sealed(&half);
+            client.until("\r\n\r\nhi");
+        } else {
+            assert_eq!(client.read_to_end(), (String::new(), TlsEnd::Notified));
+            assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
+        }
+    }
 }
 
 #[test]

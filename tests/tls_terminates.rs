@@ -67,6 +67,67 @@ fn an_upload_and_a_stream_pass_side_by_side() {
 }
 
 #[test]
+fn a_client_that_sends_byte_by_byte_is_served() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    for version in [&TLS12, &TLS13] {
+        let config = authority.client_config(&[version], None);
+        let mut client = Secure::connect_by_bytes(addr, "localhost", config);
+        let head = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 6\r\n\r\n";
+        for _ in 0..2 {
+            let records = [head, "one", "two"].map(|part| client.seal(part)).concat();
+            client.send_bytes(&records);
+            let mut asked = app.asked();
+            assert!(asked.head.starts_with("POST / "), "{}", asked.head);
+            assert_eq!(asked.take(6), "onetwo");
+            asked.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
+            client.until("\r\n\r\nhi");
+        }
+    }
+}
+
+#[test]
+fn a_record_that_comes_in_parts_is_whole_and_in_order_whatever_is_sent_meanwhile() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    let pieces: Vec<String> = [1, 2, 900, 16_384, 3, 50_000, 1]
+        .iter()
+        .zip('a'..)
+        .map(|(length, letter)| letter.to_string().repeat(*length))
+        .collect();
+    for version in [&TLS12, &TLS13] {
+        let mut client = Secure::connect(addr, "localhost", authority.client_config(&[version], None));
+        let length: usize = pieces.iter().map(String::len).sum();
+        client.send(format!("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n"));
+        let mut asked = app.asked();
+        asked.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.until("\r\n\r\n");
+        // The first bytes of a record go with the last one of the record before it.
+        let mut records = pieces.iter().map(|piece| client.seal(piece)).collect::<Vec<_>>().into_iter();
+        let mut left = records.next().expect("a record");
+        for piece in &pieces {
+            let last = left.len() - 1;
+            client.send_sealed(&left[..last / 2]);
+            // Answers go out while a part of a record waits for its rest.
+            for part in ["before", "between"] {
+                asked.send(format!("{:x}\r\n{part}\r\n", part.len()));
+                client.until(&format!("{part}\r\n"));
+                client.send_sealed(&left[if part == "before" { last / 2..last - 1 } else { last - 1..last }]);
+            }
+            let next = records.next().unwrap_or_default();
+            let begun = next.len().min(7);
+            client.send_sealed(&[&left[last..], &next[..begun]].concat());
+            assert!(asked.take(piece.len()) == *piece, "{version:?}: {} bytes", piece.len());
+            left = next[begun..].to_vec();
+        }
+        asked.send("0\r\n\r\n");
+        client.until("0\r\n\r\n");
+    }
+}
+
+#[test]
 fn large_bodies_pass_whole_both_ways() {
     let authority = Authority::default();
     let app = RawApp::start();

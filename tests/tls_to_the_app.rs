@@ -4,14 +4,16 @@ mod common;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::process::Command;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use common::grpc::Call;
 use common::http::{Client, End};
-use common::process::Lameduck;
-use common::tls::{Authority, Secure};
+use common::process::{Lameduck, Process};
+use common::tls::{Authority, Secure, TlsEnd};
 use common::{LIMIT, wait_for};
 use rustls::ServerConfig;
 
@@ -111,6 +113,107 @@ fn an_end_without_a_word_is_a_cut_where_the_end_is_all_there_is() {
     asked.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
     asked.truncate();
     assert_eq!(client.answer().end, End::Whole);
+}
+
+/// A listener with TLS and an app with TLS.
+fn proxy_between(authority: &Authority, app: &SecureApp) -> (Lameduck, SocketAddr) {
+    authority.proxy(&app.url(), &["--upstream-ca", &authority.file()])
+}
+
+#[test]
+fn a_client_that_leaves_is_seen_to_have_left() {
+    const UPLOAD: &str = "POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n";
+    const WHOLE: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    let authority = Authority::default();
+    let app = SecureApp::start(authority.server_config(&["localhost"]));
+    let (proxy, addr) = proxy_between(&authority, &app);
+    let leave: [fn(Secure); 3] = [drop, Secure::reset, |mut client| {
+        client.truncate();
+        // Its other side stays open, as an attacker's would.
+        let _ = client.read_to_end();
+    }];
+    for request in [UPLOAD, WHOLE] {
+        for (way, leave) in leave.iter().enumerate() {
+            for answering in [false, true] {
+                let mut client = authority.client(addr);
+                client.send(request);
+                let (mut asked, _) = app.asked();
+                if request == UPLOAD {
+                    asked.take(7);
+                }
+                if answering {
+                    asked.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhalf");
+                    client.until("half");
+                }
+                let begun = Instant::now();
+                thread::scope(|scope| {
+                    scope.spawn(|| leave(client));
+                    let (rest, end) = asked.read_to_end();
+                    let what = format!("{request:?}, way {way}, answering: {answering}");
+                    assert_eq!(rest, "", "no last chunk: {what}");
+                    assert_ne!(end, TlsEnd::Notified, "{what}");
+                    assert!(begun.elapsed() < Duration::from_secs(5), "at once: {what}");
+                });
+                proxy.wait_in_flight(0);
+            }
+        }
+    }
+}
+
+#[test]
+fn a_tunnel_ends_on_one_side_as_it_ends_on_the_other() {
+    let authority = Authority::default();
+    let app = SecureApp::start(authority.server_config(&["localhost"]));
+    let (proxy, addr) = proxy_between(&authority, &app);
+    for seen in [TlsEnd::Notified, TlsEnd::Reset] {
+        for by_client in [true, false] {
+            let mut client = authority.client(addr);
+            client.send("GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n");
+            let (mut asked, _) = app.asked();
+            asked.send("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: other\r\n\r\n");
+            client.until("\r\n\r\n");
+            let (from, to) = if by_client { (&mut client, &mut asked) } else { (&mut asked, &mut client) };
+            from.send("all or half");
+            to.until("all or half");
+            match seen {
+                TlsEnd::Notified => from.notify(),
+                _ => from.truncate(),
+            }
+            assert_eq!(to.read_to_end(), (String::new(), seen), "by the client: {by_client}");
+            drop((client, asked));
+            proxy.wait_in_flight(0);
+        }
+    }
+}
+
+#[test]
+fn an_app_that_agrees_on_http2_gets_grpc_calls_and_requests_by_it() {
+    let authority = Authority::default();
+    authority.sign(&["localhost"]).write(&authority.dir);
+    let script = "const read = (name) => fs.readFileSync(`${process.env.DIR}/tls.${name}`);
+        const server = http2.createSecureServer({ cert: read('crt'), key: read('key') });
+        server.on('stream', (stream, fields) => {
+            console.log(`${stream.session.alpnProtocol} ${fields[':scheme']} ${fields[':path']}`);
+            stream.respond({ 'content-type': 'application/grpc' }, { waitForTrailers: true });
+            stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': '0' }));
+            stream.pipe(stream);
+        });
+        server.listen(0, '127.0.0.1', () => console.log(`on port ${server.address().port}`));";
+    let app = Process::start("node", Command::new("node").args(["-e", script]).env("DIR", &authority.dir));
+    let port: u16 = app.wait_line("the app's port", |line| line.strip_prefix("on port ")?.parse().ok());
+    let ca = authority.file();
+    let args = ["--upstream-ca", &ca, "--upstream-protocol", "http2"];
+    let (proxy, _) = authority.proxy(&format!("https://localhost:{port}"), &args);
+    let call = Call::begin(proxy.listen, "/t.T/Chat", &["one"]);
+    assert_eq!(call.json("trailers")["grpc-status"], "0");
+    assert_eq!(call.json("data"), "one");
+    let mut client = proxy.client();
+    client.request("POST", "/up", &["Content-Length: 2"]);
+    client.send("hi");
+    assert_eq!(client.answer().text(), "hi");
+    for path in ["/t.T/Chat", "/up"] {
+        app.wait_line(path, |line| (line.starts_with("h2 ") && line.ends_with(path)).then_some(()));
+    }
 }
 
 #[test]

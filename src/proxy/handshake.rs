@@ -3,6 +3,7 @@
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::task::{Context, Poll};
 
 use tokio::io::ReadBuf;
@@ -33,7 +34,9 @@ pub async fn handshake(
     if !matches!(spoke.await, Ok(n) if n > 0) {
         return None;
     }
-    let (mut tls, under_way) = match termination.accept(tcp) {
+    let mut turn = pin!(termination.place());
+    let under_way = in_time(worker, &place, |cx| turn.as_mut().poll(cx)).await.ok()?;
+    let mut tls = match termination.accept(tcp) {
         Ok(accepted) => accepted,
         Err(error) => {
             tracing::warn!(%error, "no TLS session");

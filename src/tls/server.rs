@@ -5,7 +5,6 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -16,6 +15,7 @@ use rustls::server::{
 use rustls::sign::CertifiedKey;
 use rustls::{RootCertStore, ServerConfig};
 use tokio::net::TcpStream;
+use tokio::sync::{Semaphore, SemaphorePermit};
 
 use super::certificate::{Served, roots};
 use super::stream::{Side, Tls};
@@ -24,7 +24,7 @@ use crate::config::{ClientAuth, TlsSettings};
 
 /// Between two looks at the files.
 const LOOK: Duration = Duration::from_secs(2);
-/// Handshakes at the same time; past it clients wait in the listening sockets' queues.
+/// Handshakes at the same time; past it clients wait, in the listening sockets' queues if they weren't let in before.
 const HANDSHAKES: usize = 1000;
 
 /// What clients find at the listeners with TLS.
@@ -36,7 +36,7 @@ pub struct Termination {
     /// For the next handshake. Held only to look at it or to change it: data threads wait for it.
     config: Mutex<Arc<ServerConfig>>,
     names: Arc<Names>,
-    handshakes: AtomicUsize,
+    handshakes: Semaphore,
 }
 
 #[derive(Debug)]
@@ -52,6 +52,8 @@ struct State {
 struct Pair {
     files: Files,
     served: Served,
+    /// Its folder, or both its files, were not there at the last look.
+    gone: bool,
 }
 
 /// `tls.crt` and `tls.key`.
@@ -84,15 +86,6 @@ impl Table {
     }
 }
 
-/// One handshake under way.
-pub struct Handshake<'t>(&'t AtomicUsize);
-
-impl Drop for Handshake<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 impl Termination {
     /// Reads everything for the first time.
     ///
@@ -104,7 +97,7 @@ impl Termination {
             let files = read_pair(&dir)?;
             let served = read(&dir, &files)?;
             tell(&dir, &served);
-            pairs.insert(dir, Pair { files, served });
+            pairs.insert(dir, Pair { files, served, gone: false });
         }
         let names = Arc::new(Names::default());
         let client_ca = read_client_ca(&settings)?;
@@ -112,18 +105,25 @@ impl Termination {
         *lock(&names.0) = Arc::new(table(&settings.dir, &pairs));
         let state = Mutex::new(State { pairs, client_ca });
         let config = Mutex::new(config);
-        Ok(Self { settings, state, config, names, handshakes: AtomicUsize::new(0) })
+        Ok(Self { settings, state, config, names, handshakes: Semaphore::new(HANDSHAKES) })
     }
 
     /// A client's connection whose handshake is still to come.
     ///
     /// # Errors
     /// When the session can't be made.
-    pub fn accept(&self, tcp: TcpStream) -> io::Result<(Tls, Handshake<'_>)> {
+    pub fn accept(&self, tcp: TcpStream) -> io::Result<Tls> {
         let config = lock(&self.config).clone();
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
-        self.handshakes.fetch_add(1, Ordering::Relaxed);
-        Ok((Tls::new(tcp, Side::Server(session)), Handshake(&self.handshakes)))
+        Ok(Tls::new(tcp, Side::Server(session)))
+    }
+
+    /// A place for one handshake, in the order in which they ask.
+    ///
+    /// # Errors
+    /// Never: places are not taken away.
+    pub async fn place(&self) -> io::Result<SemaphorePermit<'_>> {
+        self.handshakes.acquire().await.map_err(io::Error::other)
     }
 
     /// How long a handshake may take.
@@ -133,7 +133,7 @@ impl Termination {
 
     /// Whether a new client would have to wait.
     pub fn is_busy(&self) -> bool {
-        self.handshakes.load(Ordering::Relaxed) >= HANDSHAKES
+        self.handshakes.available_permits() == 0
     }
 
     /// Looks at the files for as long as the process lives. What is wrong at two looks one after the other is logged
@@ -175,15 +175,20 @@ impl Termination {
 
     fn look_at_pairs(&self, state: &mut State, wrong: &mut Vec<String>) -> Result<(), String> {
         let dirs = folders(&self.settings.dir)?;
-        let mut changed = dirs.len() != state.pairs.len();
-        state.pairs.retain(|dir, _| dirs.contains(dir));
+        let before = state.pairs.len();
+        // New files may be on their way: forgotten is what wasn't there at two looks one after the other.
+        state.pairs.retain(|dir, pair| {
+            let was_gone = std::mem::replace(&mut pair.gone, !dirs.contains(dir));
+            !(was_gone && pair.gone)
+        });
+        let mut changed = state.pairs.len() != before;
         for dir in dirs {
             let new = read_pair(&dir).and_then(|files| {
                 if state.pairs.get(&dir).is_some_and(|pair| pair.files == files) {
                     return Ok(None);
                 }
                 let served = read(&dir, &files)?;
-                Ok(Some(Pair { files, served }))
+                Ok(Some(Pair { files, served, gone: false }))
             });
             match new {
                 Ok(None) => {}

@@ -370,7 +370,9 @@ mod tests {
         for version in VERSIONS {
             let (mut client, mut server) = pair(version).await;
             let body: Vec<u8> = (0..300_000u32).map(|n| (n % 249) as u8).collect();
-            for (most, room) in [(1_000, 7), (16_384, 16_384), (70_000, 100_000), (300_000, 1_000)] {
+            for (most, room) in
+                [(1_000, 7), (40_000, 1), (16_384, 16_384), (70_000, 100_000), (300_000, 1_000)]
+            {
                 let (mut reader, _) = client.split();
                 let (_, mut writer) = server.split();
                 let sending = async {
@@ -387,7 +389,9 @@ mod tests {
                     }
                     got
                 };
-                let ((), got) = tokio::join!(sending, reading);
+                let both = async { tokio::join!(sending, reading) };
+                let both = tokio::time::timeout(std::time::Duration::from_secs(20), both).await;
+                let ((), got) = both.expect("no byte is lost");
                 assert!(got == body, "writes of {most}, reads of {room}");
             }
             assert!(holds_nothing(&client) && holds_nothing(&server));

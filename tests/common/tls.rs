@@ -135,6 +135,11 @@ impl Authority {
         Secure::connect(addr, "localhost", self.client_config(&[&rustls::version::TLS13], None))
     }
 
+    /// The same, of which the proxy has nothing yet.
+    pub fn begun(&self, addr: SocketAddr) -> Secure {
+        Secure::begun(addr, "localhost", self.client_config(&[&rustls::version::TLS13], None))
+    }
+
     /// A server's configuration with a certificate for these names.
     pub fn server_config(&self, names: &[&str]) -> Arc<ServerConfig> {
         let made = self.sign(names);
@@ -197,9 +202,35 @@ impl Secure {
 
     /// Connects and shakes hands, or says why not.
     pub fn try_connect(addr: SocketAddr, name: &str, config: ClientConfig) -> Result<Self, String> {
+        let Self { tls, tcp, .. } = Self::begun(addr, name, config);
+        Self::shake(tls, tcp)
+    }
+
+    /// The same, sent byte by byte.
+    pub fn connect_by_bytes(addr: SocketAddr, name: &str, config: ClientConfig) -> Self {
+        let mut secure = Self::begun(addr, name, config);
+        while secure.tls.is_handshaking() {
+            let own = secure.take_words();
+            secure.send_bytes(&own);
+            if secure.tls.is_handshaking() {
+                secure.tls.read_tls(&mut secure.tcp).expect("an answer");
+                secure.tls.process_new_packets().expect("records");
+            }
+        }
+        let own = secure.take_words();
+        secure.send_bytes(&own);
+        secure
+    }
+
+    /// A connection of which the peer has nothing yet.
+    pub fn begun(addr: SocketAddr, name: &str, config: ClientConfig) -> Self {
         let name = ServerName::try_from(name.to_owned()).expect("a name");
-        let tls = ClientConnection::new(Arc::new(config), name).expect("a session");
-        Self::shake(tls.into(), TcpStream::connect_timeout(&addr, LIMIT).expect("connected"))
+        let tls = ClientConnection::new(Arc::new(config), name).expect("a session").into();
+        let tcp = TcpStream::connect_timeout(&addr, LIMIT).expect("connected");
+        tcp.set_nodelay(true).expect("no delay");
+        tcp.set_read_timeout(Some(LIMIT)).expect("a timeout");
+        tcp.set_write_timeout(Some(LIMIT)).expect("a timeout");
+        Self { tls, tcp, buffer: Vec::new() }
     }
 
     /// Shakes hands as the server.
@@ -245,6 +276,34 @@ impl Secure {
         true
     }
 
+    /// These bytes as records, not sent yet.
+    pub fn seal(&mut self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+        self.tls.writer().write_all(bytes.as_ref()).expect("room");
+        self.take_words()
+    }
+
+    /// What the session has to say, which is not sent.
+    pub fn take_words(&mut self) -> Vec<u8> {
+        let mut records = Vec::new();
+        while self.tls.wants_write() {
+            self.tls.write_tls(&mut records).expect("a vector takes all");
+        }
+        records
+    }
+
+    /// Sends records, or parts of them, as they are.
+    pub fn send_sealed(&mut self, records: &[u8]) {
+        self.tcp.write_all(records).expect("sent");
+    }
+
+    /// The same byte by byte, with time for each to be read alone.
+    pub fn send_bytes(&mut self, records: &[u8]) {
+        for byte in records {
+            self.send_sealed(&[*byte]);
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
     /// Sends a GET; the connection is kept.
     pub fn get(&mut self, target: &str) {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: app.test\r\n\r\n"));
@@ -286,6 +345,12 @@ impl Secure {
                 Err(_) => return Some(Err(TlsEnd::Reset)),
             }
         }
+    }
+
+    /// Whether a byte comes in this time. It is left to be read.
+    pub fn hears_within(&self, time: Duration) -> bool {
+        self.tcp.set_read_timeout(Some(time)).expect("a timeout");
+        matches!(self.tcp.peek(&mut [0]), Ok(1))
     }
 
     /// Reads once.
