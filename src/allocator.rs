@@ -12,8 +12,8 @@ use std::ptr::null_mut;
 
 /// Blocks of up to so many bytes are kept.
 const LARGEST: usize = 128 * 1024;
-/// Bytes that a thread keeps of each class at most.
-const MOST: usize = 1024 * 1024;
+/// What a thread keeps at most, in bytes.
+const MOST: usize = 2 * 1024 * 1024;
 /// Blocks are aligned so, which is what malloc does.
 const ALIGN: usize = 16;
 /// Classes up to 64 bytes, in steps of 16; above, each doubling has four.
@@ -24,7 +24,14 @@ const CLASSES: usize = SMALL + 4 * (LARGEST / 64).ilog2() as usize;
 #[derive(Debug)]
 pub struct Allocator;
 
-/// A thread's freed blocks of one class: each begins with the address of the next one.
+/// A thread's freed blocks.
+struct Kept {
+    /// Bytes for which there is room.
+    room: Cell<usize>,
+    classes: [Class; CLASSES],
+}
+
+/// Those of one size: each begins with the address of the next one.
 struct Class {
     first: Cell<*mut u8>,
     blocks: Cell<usize>,
@@ -32,20 +39,15 @@ struct Class {
     spare: Cell<usize>,
 }
 
-struct Kept {
-    on: Cell<bool>,
-    classes: [Class; CLASSES],
-}
-
 thread_local! {
     // Without a destructor: one could not be run, nor registered, without allocating.
-    static KEPT: Kept = const { Kept { on: Cell::new(false), classes: [const { Class::new() }; CLASSES] } };
+    static KEPT: Kept = const { Kept { room: Cell::new(0), classes: [const { Class::new() }; CLASSES] } };
 }
 
 /// From now on this thread keeps freed blocks at hand. For threads that live as long as the process: what one keeps is
 /// not given back when it ends.
 pub fn keep_at_hand() {
-    KEPT.with(|kept| kept.on.set(true));
+    KEPT.with(|kept| kept.room.set(MOST));
 }
 
 /// Gives back what this thread has not needed since the last call.
@@ -54,7 +56,7 @@ pub fn give_back() {
         for (number, class) in kept.classes.iter().enumerate() {
             for _ in 0..class.spare.get() {
                 // SAFETY: the class has no fewer blocks than it could spare, and each came from the system by this layout.
-                unsafe { System.dealloc(class.pop(), layout(number)) };
+                unsafe { System.dealloc(kept.pop(number), layout(number)) };
             }
             class.spare.set(class.blocks.get());
         }
@@ -65,25 +67,33 @@ impl Class {
     const fn new() -> Self {
         Self { first: Cell::new(null_mut()), blocks: Cell::new(0), spare: Cell::new(0) }
     }
+}
 
-    /// A block, or null.
-    fn pop(&self) -> *mut u8 {
-        let block = self.first.get();
+impl Kept {
+    /// A block of this class, or null.
+    fn pop(&self, number: usize) -> *mut u8 {
+        let class = &self.classes[number];
+        let block = class.first.get();
         if !block.is_null() {
             // SAFETY: nobody else has it, and `push` wrote the next one's address there.
-            self.first.set(unsafe { block.cast::<*mut u8>().read() });
-            self.blocks.set(self.blocks.get() - 1);
-            self.spare.set(self.spare.get().min(self.blocks.get()));
+            class.first.set(unsafe { block.cast::<*mut u8>().read() });
+            class.blocks.set(class.blocks.get() - 1);
+            class.spare.set(class.spare.get().min(class.blocks.get()));
+            self.room.set(self.room.get() + layout(number).size());
         }
         block
     }
 
-    /// Takes a block that nobody uses any more, of 16 aligned bytes at least.
-    unsafe fn push(&self, block: *mut u8) {
-        // SAFETY: by the caller's word there is room for an address.
-        unsafe { block.cast::<*mut u8>().write(self.first.get()) };
-        self.first.set(block);
-        self.blocks.set(self.blocks.get() + 1);
+    /// Takes a block of this class that nobody uses any more; false when there is no room for it.
+    unsafe fn push(&self, number: usize, block: *mut u8) -> bool {
+        let Some(room) = self.room.get().checked_sub(layout(number).size()) else { return false };
+        self.room.set(room);
+        let class = &self.classes[number];
+        // SAFETY: it is the caller's, who gives it away, and has room for an address.
+        unsafe { block.cast::<*mut u8>().write(class.first.get()) };
+        class.first.set(block);
+        class.blocks.set(class.blocks.get() + 1);
+        true
     }
 }
 
@@ -119,31 +129,25 @@ fn layout(class: usize) -> Layout {
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, wanted: Layout) -> *mut u8 {
         let Some(class) = class(wanted) else { return unsafe { System.alloc(wanted) } };
-        let kept = KEPT.with(|kept| kept.classes[class].pop());
+        let kept = KEPT.with(|kept| kept.pop(class));
         if kept.is_null() { unsafe { System.alloc(layout(class)) } } else { kept }
     }
 
     unsafe fn alloc_zeroed(&self, wanted: Layout) -> *mut u8 {
-        if class(wanted).is_none() {
-            return unsafe { System.alloc_zeroed(wanted) };
+        let Some(class) = class(wanted) else { return unsafe { System.alloc_zeroed(wanted) } };
+        let kept = KEPT.with(|kept| kept.pop(class));
+        if kept.is_null() {
+            return unsafe { System.alloc_zeroed(layout(class)) };
         }
-        let block = unsafe { self.alloc(wanted) };
-        if !block.is_null() {
-            unsafe { block.write_bytes(0, wanted.size()) };
-        }
-        block
+        unsafe { kept.write_bytes(0, wanted.size()) };
+        kept
     }
 
     unsafe fn dealloc(&self, block: *mut u8, was: Layout) {
         let Some(class) = class(was) else { return unsafe { System.dealloc(block, was) } };
-        KEPT.with(|kept| {
-            let (layout, class) = (layout(class), &kept.classes[class]);
-            if kept.on.get() && (class.blocks.get() + 1) * layout.size() <= MOST {
-                unsafe { class.push(block) };
-            } else {
-                unsafe { System.dealloc(block, layout) };
-            }
-        });
+        if !KEPT.with(|kept| unsafe { kept.push(class, block) }) {
+            unsafe { System.dealloc(block, layout(class)) };
+        }
     }
 
     unsafe fn realloc(&self, block: *mut u8, was: Layout, size: usize) -> *mut u8 {
@@ -197,13 +201,19 @@ mod tests {
                 keep_at_hand();
                 let held: Vec<_> = (0..1000).map(|_| Allocator.alloc(of)).collect();
                 held.into_iter().for_each(|block| Allocator.dealloc(block, of));
-                assert_eq!(blocks(), MOST / 1024);
+                assert_eq!(blocks(), 1000);
                 give_back();
                 Allocator.dealloc(Allocator.alloc(of), of);
                 give_back();
                 assert_eq!(blocks(), 1, "one was needed");
                 give_back();
                 assert_eq!(blocks(), 0);
+                let held: Vec<_> = (0..3000).map(|_| Allocator.alloc(of)).collect();
+                held.into_iter().for_each(|block| Allocator.dealloc(block, of));
+                assert_eq!(blocks(), MOST / 1024, "no more than there is room for");
+                let zeroed = Allocator.alloc_zeroed(of);
+                assert!((0..of.size()).all(|at| zeroed.add(at).read() == 0), "though it was used before");
+                Allocator.dealloc(zeroed, of);
             }
         })
         .join()

@@ -276,7 +276,6 @@ fn no_port_is_wanted_twice_wherever_lameduck_listens() {
         ("control-listen", ":9882", 9882),
         ("probe-port", "9881", 9881),
         ("proxy-port", "9880", 9880),
-        ("tcp", ":6379=redis:6379,:9306=unix:/db.sock", 9306),
         ("grace", "60s", 4882),
     ] {
         let why = why(&with(other(port), key, value));
@@ -289,11 +288,17 @@ fn no_port_is_wanted_twice_wherever_lameduck_listens() {
     for control in ["off", "127.0.0.1:9882"] {
         patched(&with(other(4882), "control-listen", control));
     }
-    let mut beside = with(json!([]), "control-listen", "127.0.0.1:9882");
-    annotated("container", "app")(&mut beside);
-    let two = json!({"name": "two", "ports": other(9882)});
-    beside["spec"]["containers"].as_array_mut().unwrap().push(two);
-    assert!(why(&beside).contains("port 9882"), "another container's");
+    for (key, value, port) in
+        [("control-listen", "127.0.0.1:9882", 9882), ("tcp", ":6379=redis:6379,:9306=unix:/db.sock", 9306)]
+    {
+        let mut beside = with(json!([]), key, value);
+        annotated("container", "app")(&mut beside);
+        let two = json!({"name": "two", "ports": other(port)});
+        beside["spec"]["containers"].as_array_mut().unwrap().push(two);
+        assert!(why(&beside).contains(&format!("port {port}")), "another container's");
+    }
+    // Where a Service finds it by name.
+    patched(&with(other(9306), "tcp", ":9306=unix:/db.sock"));
 }
 
 #[test]

@@ -4,7 +4,6 @@ mod common;
 
 use common::http::{Client, End};
 use common::process::{Lameduck, Node};
-use std::io::ErrorKind;
 
 #[test]
 fn a_long_request_finishes_while_new_connections_are_refused() {
@@ -16,8 +15,7 @@ fn a_long_request_finishes_while_new_connections_are_refused() {
 
     proxy.terminate();
     proxy.wait_phase("draining");
-    let refused = Client::try_connect(proxy.listen).err().map(|error| error.kind());
-    assert_eq!(refused, Some(ErrorKind::ConnectionRefused));
+    Client::wait_refused(proxy.listen);
 
     app.release();
     let answer = client.answer();

@@ -181,8 +181,7 @@ fn a_drain_still_accepts_as_a_lame_duck_then_refuses_and_waits_for_what_runs() {
     late.send("hello");
     late_app.take(5);
     proxy.wait_phase("draining");
-    // One that still gets in, before the listener is closed, goes as an abort: its end alone would leave it in flight.
-    wait_for("a refusal", || Client::try_connect(addr).map(Client::reset).err());
+    Client::wait_refused(addr);
     for (client, app) in [(&mut early, &mut early_app), (&mut late, &mut late_app)] {
         assert!(client.is_quiet_for(MOMENT));
         client.send("still here?");

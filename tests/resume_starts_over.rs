@@ -4,7 +4,6 @@ mod common;
 
 use common::http::{Client, Fill};
 use common::process::{Lameduck, Node};
-use common::wait_for;
 
 #[test]
 fn a_resumed_proxy_serves_and_can_drain_again() {
@@ -16,8 +15,7 @@ fn a_resumed_proxy_serves_and_can_drain_again() {
 
     let mut drain = proxy.command(&["drain"]);
     let before = proxy.wait_phase("draining");
-    // The phase is published just before the socket closes.
-    wait_for("a refused connection", || Client::try_connect(proxy.listen).is_err().then_some(()));
+    Client::wait_refused(proxy.listen);
     assert_eq!(proxy.ready().head.status, 503);
 
     let resume = proxy.command_output(&["resume"]);

@@ -103,11 +103,12 @@ fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook
     let header = |header: &Value| {
         let name = header["name"].as_str().ok_or("has a header without a name")?;
         let value = header["value"].as_str().unwrap_or_default();
+        let field = format!("{name}: {value}");
         // One that only the kubelet would refuse (Go's http client) must not become two.
-        if value.contains('\n') {
-            return Err(format!("has a line break in its header {name}"));
+        match field.contains('\n') {
+            true => Err(format!("has a line break in its header {name}")),
+            false => Ok(field),
         }
-        Ok(format!("{name}: {value}"))
     };
     Ok(OwnHook::Get { url, headers: headers.map(header).collect::<Result<_, _>>()? })
 }

@@ -148,8 +148,17 @@ fn distinct(plan: &Plan, wishes: &Wishes, app: &Map<String, Value>) -> Result<()
             return Err(format!("port {port} would be both {other}'s and {what}'s: {HELP}"));
         }
     }
-    let others = ports(app).filter(|port| port["containerPort"].as_u64() != Some(plan.was.into()));
+    // Its own container is the place to name a port of ours that a Service shall find by name.
+    let named: Vec<u64> = routes(wishes).map(u64::from).chain([plan.was.into()]).collect();
+    let others =
+        ports(app).filter(|port| port["containerPort"].as_u64().is_none_or(|port| !named.contains(&port)));
     not_taken(plan, wishes, others)
+}
+
+/// Where `--tcp` listens.
+fn routes(wishes: &Wishes) -> impl Iterator<Item = u16> {
+    let routes = wishes.flag("tcp").unwrap_or_default().split(',');
+    routes.filter_map(|route| Some(route.parse::<TcpRoute>().ok()?.listen.port()))
 }
 
 /// Where the sidecar and the app listen, and what for. A flag that means nothing is told by the command line's check.
@@ -158,8 +167,7 @@ fn ours(plan: &Plan, wishes: &Wishes) -> Vec<(&'static str, u16)> {
     // None for `off`.
     let control = parse_listen(wishes.flag("control-listen").unwrap_or(CONTROL));
     ours.extend(control.map(|addr| ("control", addr.port())));
-    let routes = wishes.flag("tcp").unwrap_or_default().split(',');
-    ours.extend(routes.filter_map(|route| Some(("tcp", route.parse::<TcpRoute>().ok()?.listen.port()))));
+    ours.extend(routes(wishes).map(|port| ("tcp", port)));
     ours.extend(plan.app.port().map(|port| ("the app", port)));
     ours
 }

@@ -61,6 +61,9 @@ impl Served {
             Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
                 "none of its authorities has signed it".to_owned()
             }
+            Error::InvalidCertificate(
+                CertificateError::ExpiredContext { .. } | CertificateError::NotValidYetContext { .. },
+            ) => "a certificate of its chain has expired, or is not valid yet".to_owned(),
             why => why.to_string(),
         };
         if !self.valid.contains(&now) {

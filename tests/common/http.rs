@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::LIMIT;
+use super::{LIMIT, wait_for};
 
 /// How a response's body ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,6 +96,12 @@ impl Client {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
         socket.connect_timeout(&addr.into(), LIMIT)?;
         Self::over(socket)
+    }
+
+    /// Waits until the port is closed: a drain's phase is told just before. One that still gets in goes as an abort.
+    pub fn wait_refused(addr: SocketAddr) {
+        let refused = |error: &io::Error| error.kind() == ErrorKind::ConnectionRefused;
+        wait_for("a refused connection", || Self::try_connect(addr).map(Self::reset).err().filter(refused));
     }
 
     /// Connects with a receive buffer so small that what isn't read stays with the sender.
