@@ -29,7 +29,8 @@ fn busy_kept_connections_dont_make_it_look_silent() {
     let least = began.elapsed() * 7 / 3;
     let begun = Instant::now();
     proxy.terminate();
-    proxy.wait_phase("draining");
+    // Not the phase: with nothing in flight it is over a moment later.
+    proxy.wait_log("new connections are refused");
     let took = begun.elapsed();
     assert!(took >= least.mul_f64(0.9), "{took:?} of {least:?}");
     drop(kept);
