@@ -157,7 +157,8 @@ fn without_a_token_of_its_own_every_hook_is_refused() {
         assert!(answer.text().contains("no token is configured"), "{}", answer.text());
     }
     assert!(!proxy.output().contains("drain began"), "{}", proxy.output());
-    assert!(proxy.output().contains("refused /drain"), "the kubelet would not tell anybody");
+    // The kubelet would not tell anybody.
+    proxy.wait_line("the refusal", |line| line.contains("refused /drain").then_some(()));
 }
 
 #[test]
