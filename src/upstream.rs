@@ -233,3 +233,25 @@ pub fn is_down(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionRefused, HostUnreachable, NotFound};
     matches!(error.kind(), ConnectionRefused | HostUnreachable | NotFound)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Instant;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_end_that_the_runtime_has_not_heard_of_is_known_to_the_kernel() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let mut stream = Stream::Tcp(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let (app, _) = listener.accept().unwrap();
+        assert!(stream.is_alive() && stream.is_quiet());
+        drop(app);
+        // From here on nothing is awaited, so the runtime hears nothing.
+        let began = Instant::now();
+        while stream.is_quiet() {
+            assert!(began.elapsed() < Duration::from_secs(20), "the end does not come");
+        }
+        assert!(stream.is_alive(), "as far as the runtime knows");
+    }
+}

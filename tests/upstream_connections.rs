@@ -3,15 +3,16 @@
 
 mod common;
 
+use std::fs;
 use std::io::Read;
-use std::net::{Ipv4Addr, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::app::{Asked, RawApp};
 use common::http::{Answer, Client, Fill};
 use common::process::{Lameduck, Node, free_port, temporary_directory};
-use common::{LIMIT, MOMENT};
+use common::{LIMIT, MOMENT, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -106,7 +107,19 @@ fn a_connection_that_the_app_closed_while_it_rested_hurts_nobody() {
         asked.send(OK);
         assert_eq!(client.answer().text(), "ok");
         drop(asked);
+        wait_for("the end to be delivered", || (!is_on_its_way(app.addr)).then_some(()));
     }
+}
+
+/// Whether an end of the app's is still to be acknowledged by the proxy's kernel: on a busy machine a later packet of
+/// another connection may overtake it.
+fn is_on_its_way(app: SocketAddr) -> bool {
+    let (from, fin_wait_1) = (format!(":{:04X}", app.port()), "04");
+    let connections = fs::read_to_string("/proc/net/tcp").expect("Linux");
+    connections.lines().any(|line| {
+        let mut columns = line.split_whitespace().skip(1);
+        columns.next().is_some_and(|local| local.ends_with(&from)) && columns.nth(1) == Some(fin_wait_1)
+    })
 }
 
 /// The second request finds a connection that the app closes instead of answering. What comes after that?
