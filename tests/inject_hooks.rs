@@ -5,7 +5,7 @@
 mod common;
 
 use common::pod::{annotated, app, by, has, patched, pod, sidecar, why};
-use lameduck::inject::ports::Services;
+use lameduck::inject::Services;
 use serde_json::{Value, json};
 
 /// A pod whose app has this preStop hook.

@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 use lameduck::cli::check_proxy;
+use lameduck::inject::Services;
 use lameduck::inject::manifest::{Line, Outcome, Source, Task, transform};
-use lameduck::inject::ports::Services;
 use lameduck::inject::{Settings, yaml};
 
 const SLOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/slow/deployment.yaml");

@@ -5,7 +5,7 @@
 mod common;
 
 use common::pod::{annotated, app, by, has, patched, pod, settings, sidecar, why};
-use lameduck::inject::ports::Services;
+use lameduck::inject::Services;
 use lameduck::inject::sidecar::token_of;
 use lameduck::inject::{Settings, patch, restore};
 use serde_json::{Value, json};

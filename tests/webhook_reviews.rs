@@ -4,7 +4,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use lameduck::cli::check_proxy;
-use lameduck::inject::ports::Services;
+use lameduck::inject::Services;
 use lameduck::inject::sidecar::token_of;
 use lameduck::inject::{self, Settings};
 use lameduck::webhook::review::{Outcome, Reviewed, allowed_anyway, review};

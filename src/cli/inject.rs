@@ -5,10 +5,10 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 
 use super::{Cli, Surroundings, mean};
+use crate::inject::Services;
 use crate::inject::Settings;
 use crate::inject::command::{Output, Request};
 use crate::inject::manifest::Task;
-use crate::inject::ports::Services;
 
 /// For `inject` alone: what a pod's owner can say.
 pub(super) const ANNOTATIONS: &str = "\

@@ -2,27 +2,9 @@
 
 use serde_json::{Map, Value, json};
 
-use super::annotations::Wishes;
-use super::patch::Settings;
-use super::ports::{CONTROL, Plan, ports};
-use super::share;
-use super::sidecar::{DIR, RESERVE};
-
-/// The user's own preStop hook.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum OwnHook {
-    /// So many seconds, and nothing else: the least lame duck.
-    Sleep(u64),
-    /// The proxy sends this after the drain.
-    Get {
-        /// A path of the app itself, or a whole URL in the pod.
-        url: String,
-        /// `Name: value`.
-        headers: Vec<String>,
-    },
-    /// The app's container runs this after the drain.
-    Exec(Vec<String>),
-}
+use super::json::ports;
+use super::model::{Annotations, OwnHook, Plan, Settings};
+use super::names::{CONTROL_ADDR, OWN_HOOK_RESERVE, PROGRAM, SHARE_DIR};
 
 /// Reads it; none if there is none.
 ///
@@ -45,15 +27,16 @@ pub fn own(app: &Map<String, Value>, plan: &Plan) -> Result<Option<OwnHook>, Str
 }
 
 /// What its owner should know.
-pub fn warning(own: Option<&OwnHook>, wishes: &Wishes) -> Option<String> {
+pub fn warning(own: Option<&OwnHook>, annotations: &Annotations) -> Option<String> {
     let kind = match own? {
         OwnHook::Sleep(_) => return None,
         OwnHook::Get { .. } => "httpGet",
         OwnHook::Exec(_) => "exec",
     };
-    let text =
-        format!("its own preStop {kind} runs after the drain and has {RESERVE} together with its SIGTERM");
-    wishes.flag("reserve").is_none().then(|| text + " (lameduck.dev/reserve)")
+    let text = format!(
+        "its own preStop {kind} runs after the drain and has {OWN_HOOK_RESERVE} together with its SIGTERM"
+    );
+    annotations.flag("reserve").is_none().then(|| text + " (lameduck.dev/reserve)")
 }
 
 /// The own hook's header fields as flags, for a check: the sidecar has them in a variable.
@@ -129,15 +112,15 @@ pub fn blocking(whose: &str, plan: &Plan, settings: &Settings) -> Value {
 pub fn of_app(
     own: Option<&OwnHook>,
     plan: &Plan,
-    wishes: &Wishes,
+    annotations: &Annotations,
     settings: &Settings,
 ) -> Result<Value, String> {
     let Some(OwnHook::Exec(words)) = own else { return Ok(blocking("app", plan, settings)) };
-    let control = wishes.flag("control-listen").unwrap_or(CONTROL);
+    let control = annotations.flag("control-listen").unwrap_or(CONTROL_ADDR);
     if control == "off" {
         return Err("its own preStop exec waits for the drain by control-listen, which is off".to_owned());
     }
-    let program = format!("{DIR}/{}", share::PROGRAM);
+    let program = format!("{SHARE_DIR}/{}", PROGRAM);
     let mut command = vec![program, "drain".to_owned(), "--app-hook".to_owned()];
     command.extend([format!("--control={control}"), "--".to_owned()]);
     command.extend(words.iter().cloned());
@@ -149,7 +132,7 @@ pub fn is_ours(handler: &Value) -> bool {
     let path = handler["httpGet"]["path"].as_str();
     let program = handler["exec"]["command"][0].as_str();
     path.is_some_and(|path| path.starts_with("/drain?hook="))
-        || program.and_then(|program| program.strip_prefix(DIR)) == Some("/lameduck")
+        || program.and_then(|program| program.strip_prefix(SHARE_DIR)) == Some("/lameduck")
 }
 
 /// Leads a probe of an app on a unix socket, which the kubelet can't reach, to the proxy. Returns what the proxy is to
@@ -173,8 +156,8 @@ pub fn to_app_probe(place: &str, handler: &mut Map<String, Value>, plan: &Plan) 
 ///
 /// # Errors
 /// When it would never reach the app.
-pub fn post_start(place: &str, wishes: &Wishes) -> Result<String, String> {
-    if wishes.ordinary {
+pub fn post_start(place: &str, annotations: &Annotations) -> Result<String, String> {
+    if annotations.ordinary {
         return Err(format!(
             "its {place} asks an app on a unix socket by the sidecar, which starts after it"
         ));

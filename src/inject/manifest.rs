@@ -2,11 +2,11 @@
 
 use serde_json::{Map, Value};
 
-use super::annotations::INJECT;
 use super::diff::{Pointer, diff};
 use super::edit::edit;
-use super::patch::{Settings, patch};
-use super::ports::Plan;
+use super::model::{Plan, Settings};
+use super::names::INJECT;
+use super::patch::patch;
 use super::{restore, service, yaml};
 
 /// A manifest's text.

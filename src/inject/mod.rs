@@ -5,6 +5,7 @@
 //! manifest    documents, Lists, workloads, Services
 //! patch         the pod as it should be    ← annotations, hooks, ports, resources, sidecar; restore, what it was before
 //! edit          that change in the text    ← diff, yaml, emit
+//! model, names  what these hand to each other, and agree on; json reads and changes a pod
 //! share     the files that the running sidecar shares with the app's container
 //! ```
 
@@ -14,7 +15,10 @@ pub mod diff;
 pub mod edit;
 pub mod emit;
 pub mod hooks;
+pub mod json;
 pub mod manifest;
+pub mod model;
+pub mod names;
 pub mod patch;
 pub mod ports;
 pub mod resources;
@@ -24,4 +28,5 @@ pub mod share;
 pub mod sidecar;
 pub mod yaml;
 
-pub use self::patch::{Patch, Settings, Skip, patch};
+pub use self::model::{Services, Settings};
+pub use self::patch::{Patch, Skip, patch};

@@ -2,13 +2,14 @@
 
 use serde_json::{Map, Value, json};
 
-use super::annotations::{self, INJECT, INJECTED, Pid1, Wishes};
 use super::diff::{Op, Pointer, diff};
-use super::hooks;
-use super::ports::{self, App, Plan, Services, env, not_taken};
+use super::json::{env, list, object, ports as ports_of, probes};
+use super::model::{Annotations, App, Parts, Pid1, Plan, Settings};
+use super::names::{INJECT, INJECTED, SHARE_DIR, SIDECAR, preload_option};
+use super::ports::not_taken;
 use super::resources::resources;
-use super::restore::{self, Record, object, probes};
-use super::sidecar::{self, DIR, NAME, Parts, preload_option};
+use super::restore::{self, Record};
+use super::{annotations, hooks, ports, sidecar};
 
 /// Kubernetes' own terminationGracePeriodSeconds, and what it is raised to.
 const GRACE: (u64, u64) = (30, 60);
@@ -16,21 +17,6 @@ const GRACE: (u64, u64) = (30, 60);
 const MESH: [&str; 2] =
     ["traffic.sidecar.istio.io/excludeInboundPorts", "config.linkerd.io/skip-inbound-ports"];
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
-
-/// What is the same for all pods, and what only the caller knows of this one.
-#[derive(Clone, Debug)]
-pub struct Settings {
-    /// The sidecar's image; its entrypoint is lameduck.
-    pub image: String,
-    /// The sidecar's imagePullPolicy; none leaves it to Kubernetes.
-    pub pull_policy: Option<String>,
-    /// What the hooks show to the probe port.
-    pub token: String,
-    /// Whether the pod's Services are changed along with it.
-    pub services: Services,
-    /// Says what is wrong with a proxy's command line (without the program's name).
-    pub check: fn(&[String]) -> Result<(), String>,
-}
 
 /// What changes in a pod.
 #[derive(Clone, Debug)]
@@ -65,33 +51,33 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
         let found = new.get("metadata").and_then(|metadata| metadata.get(key));
         found.and_then(Value::as_object).cloned().unwrap_or_default()
     };
-    let (annotations, labels) = (strings("annotations"), strings("labels"));
+    let (written, labels) = (strings("annotations"), strings("labels"));
     let disabled = |of: &Map<String, Value>| of.get(INJECT).is_some_and(|value| value == "disabled");
-    if disabled(&annotations) || disabled(&labels) {
+    if disabled(&written) || disabled(&labels) {
         return Err(format!("{INJECT} is disabled"));
     }
-    let wishes = annotations::read(&annotations)?;
+    let annotations = annotations::read(&written)?;
     let spec = new.get("spec").and_then(Value::as_object).ok_or("it has no spec")?;
-    refuse(spec, &annotations, &wishes)?;
-    let (n, app) = app_container(spec, &wishes, &annotations)?;
-    let plan = ports::plan(app, &wishes, settings.services)?;
+    refuse(spec, &written, &annotations)?;
+    let (n, app) = app_container(spec, &annotations, &written)?;
+    let plan = ports::plan(app, &annotations, settings.services)?;
     for (_, other) in containers(spec).enumerate().filter(|(m, _)| *m != n) {
-        not_taken(&plan, &wishes, ports::ports(other))?;
+        not_taken(&plan, &annotations, ports_of(other))?;
     }
     let mut warnings: Vec<String> = plan.warning.iter().cloned().collect();
-    warn(spec, &wishes, &plan, &mut warnings);
+    warn(spec, &annotations, &plan, &mut warnings);
     let own = hooks::own(app, &plan)?;
-    warnings.extend(hooks::warning(own.as_ref(), &wishes));
-    let preload = preload(spec, app, &wishes, &mut warnings);
-    let user = if wishes.app_socket.is_some() { user(spec, app)? } else { sidecar::USER };
-    let (resources, warning) = resources(spec, &wishes.resources);
+    warnings.extend(hooks::warning(own.as_ref(), &annotations));
+    let preload = preload(spec, app, &annotations, &mut warnings);
+    let user = if annotations.app_socket.is_some() { user(spec, app)? } else { sidecar::USER };
+    let (resources, warning) = resources(spec, &annotations.resources);
     warnings.extend(warning);
     let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
     let parts = Parts {
         settings,
-        wishes: &wishes,
+        annotations: &annotations,
         plan: &plan,
-        grace: grace.unwrap_or(GRACE.0).max(wishes.grace.unwrap_or(GRACE.1)),
+        grace: grace.unwrap_or(GRACE.0).max(annotations.grace.unwrap_or(GRACE.1)),
         own,
         preload,
         user,
@@ -107,11 +93,11 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     record.annotations = annotate(object(&mut new, "metadata")?, &plan, &record.container)?;
     let spec = object(&mut new, "spec")?;
     *list(spec, "containers")?.get_mut(n).ok_or("it has no app")? = Value::Object(changed);
-    let containers = if wishes.ordinary { "containers" } else { "initContainers" };
+    let containers = if annotations.ordinary { "containers" } else { "initContainers" };
     list(spec, containers)?.push(sidecar);
-    list(spec, "volumes")?.push(json!({ "name": NAME, "emptyDir": {} }));
+    list(spec, "volumes")?.push(json!({ "name": SIDECAR, "emptyDir": {} }));
     spec.insert("terminationGracePeriodSeconds".to_owned(), json!(parts.grace));
-    if wishes.pid1 == Pid1::Share {
+    if annotations.pid1 == Pid1::Share {
         let was = spec.insert("shareProcessNamespace".to_owned(), json!(true));
         record.shared = (was != Some(json!(true))).then_some(was.is_some());
     }
@@ -125,8 +111,8 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
 /// Pods in which a sidecar could not do its work.
 fn refuse(
     spec: &Map<String, Value>,
-    annotations: &Map<String, Value>,
-    wishes: &Wishes,
+    written: &Map<String, Value>,
+    annotations: &Annotations,
 ) -> Result<(), String> {
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
         return Err("hostNetwork: the proxy's ports would be the node's".to_owned());
@@ -136,24 +122,24 @@ fn refuse(
     {
         return Err("a Windows pod".to_owned());
     }
-    if annotations.contains_key("kubernetes.io/config.mirror") {
+    if written.contains_key("kubernetes.io/config.mirror") {
         return Err("a static pod: only its node's files can change it".to_owned());
     }
     let ends = spec.get("restartPolicy").is_some_and(|policy| policy == "Never" || policy == "OnFailure");
-    if wishes.ordinary && ends {
+    if annotations.ordinary && ends {
         return Err("an ordinary sidecar would keep a pod that is to complete (a Job's) from completing: \
                     use the native one (Kubernetes 1.29)"
             .to_owned());
     }
     let inits = spec.get("initContainers").and_then(Value::as_array).into_iter().flatten();
-    if containers(spec).any(|c| c.get("name").is_some_and(|name| name == NAME))
-        || inits.into_iter().any(|c| c["name"] == NAME)
+    if containers(spec).any(|c| c.get("name").is_some_and(|name| name == SIDECAR))
+        || inits.into_iter().any(|c| c["name"] == SIDECAR)
     {
-        return Err(format!("it has a container named {NAME} that lameduck didn't put there"));
+        return Err(format!("it has a container named {SIDECAR} that lameduck didn't put there"));
     }
     let volumes = spec.get("volumes").and_then(Value::as_array);
-    if volumes.is_some_and(|all| all.iter().any(|volume| volume["name"] == NAME)) {
-        return Err(format!("it has a volume named {NAME} that lameduck didn't put there"));
+    if volumes.is_some_and(|all| all.iter().any(|volume| volume["name"] == SIDECAR)) {
+        return Err(format!("it has a volume named {SIDECAR} that lameduck didn't put there"));
     }
     Ok(())
 }
@@ -166,8 +152,8 @@ fn containers(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Va
 /// has added its own and says so by that. With its place in the list.
 fn app_container<'a>(
     spec: &'a Map<String, Value>,
-    wishes: &Wishes,
-    annotations: &Map<String, Value>,
+    annotations: &Annotations,
+    written: &Map<String, Value>,
 ) -> Result<(usize, &'a Map<String, Value>), String> {
     let all: Vec<_> = containers(spec).collect();
     let listed = spec.get("containers").and_then(Value::as_array).map_or(0, Vec::len);
@@ -175,7 +161,7 @@ fn app_container<'a>(
     {
         return Err("its containers are not well-formed".to_owned());
     }
-    match (&wishes.container, all.as_slice()) {
+    match (&annotations.container, all.as_slice()) {
         (Some(wanted), _) => {
             let found = all.iter().position(|c| c.get("name").is_some_and(|name| name == wanted.as_str()));
             let n =
@@ -185,7 +171,7 @@ fn app_container<'a>(
         (None, [only]) => Ok((0, only)),
         (None, []) => Err("it has no containers".to_owned()),
         (None, _) => {
-            let default = annotations.get(DEFAULT_CONTAINER);
+            let default = written.get(DEFAULT_CONTAINER);
             let found = all.iter().position(|c| default.is_some() && c.get("name") == default);
             if let Some(n) = found {
                 return Ok((n, all[n]));
@@ -195,8 +181,8 @@ fn app_container<'a>(
     }
 }
 
-fn warn(spec: &Map<String, Value>, wishes: &Wishes, plan: &Plan, warnings: &mut Vec<String>) {
-    for name in &wishes.unknown {
+fn warn(spec: &Map<String, Value>, annotations: &Annotations, plan: &Plan, warnings: &mut Vec<String>) {
+    for name in &annotations.unknown {
         warnings.push(format!("annotation lameduck.dev/{name} means nothing"));
     }
     if containers(spec).count() > 1 {
@@ -212,19 +198,19 @@ fn warn(spec: &Map<String, Value>, wishes: &Wishes, plan: &Plan, warnings: &mut 
 fn preload(
     spec: &Map<String, Value>,
     app: &Map<String, Value>,
-    wishes: &Wishes,
+    annotations: &Annotations,
     warnings: &mut Vec<String>,
 ) -> bool {
     let yes = |key| spec.get(key) == Some(&Value::Bool(true));
     // The app isn't PID 1 then.
-    if wishes.pid1 != Pid1::Preload || yes("shareProcessNamespace") || yes("hostPID") {
+    if annotations.pid1 != Pid1::Preload || yes("shareProcessNamespace") || yes("hostPID") {
         return false;
     }
     let options = env(app, "NODE_OPTIONS");
     let text = options.and_then(|var| var.get("value")).and_then(Value::as_str).unwrap_or_default();
     let words = |key| app.get(key).and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str);
     let restricted = |word: &str| word.contains("--permission") || word.contains("--experimental-permission");
-    let why = if wishes.ordinary {
+    let why = if annotations.ordinary {
         "an ordinary sidecar may start after the app"
     } else if options.is_some_and(|var| var.get("valueFrom").is_some()) {
         "its NODE_OPTIONS comes from elsewhere"
@@ -246,7 +232,7 @@ fn preload(
 /// Whether something is on our directory already.
 fn mounted(app: &Map<String, Value>) -> bool {
     let mounts = app.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();
-    mounts.into_iter().any(|mount| mount["mountPath"] == DIR)
+    mounts.into_iter().any(|mount| mount["mountPath"] == SHARE_DIR)
 }
 
 /// The app's user. Who connects to a unix socket must be allowed to write to it, and it is its owner's alone.
@@ -299,7 +285,7 @@ fn change_app(
 ) -> Result<Vec<String>, String> {
     let plan = parts.plan;
     let app_probes = change_probes(app, parts, record, warnings)?;
-    let hook = hooks::of_app(parts.own.as_ref(), plan, parts.wishes, parts.settings)?;
+    let hook = hooks::of_app(parts.own.as_ref(), plan, parts.annotations, parts.settings)?;
     object(app, "lifecycle")?.insert("preStop".to_owned(), hook);
     if plan.moved {
         let all = list(app, "ports")?.iter_mut().filter_map(Value::as_object_mut);
@@ -319,11 +305,12 @@ fn change_app(
     if parts.shares() || socket {
         if mounted(app) {
             return Err(format!(
-                "something else is mounted on {DIR}, where the app would find the sidecar's files"
+                "something else is mounted on {SHARE_DIR}, where the app would find the sidecar's files"
             ));
         }
         // Whoever makes a socket writes to its directory.
-        list(app, "volumeMounts")?.push(json!({ "name": NAME, "mountPath": DIR, "readOnly": !socket }));
+        list(app, "volumeMounts")?
+            .push(json!({ "name": SIDECAR, "mountPath": SHARE_DIR, "readOnly": !socket }));
     }
     Ok(app_probes)
 }
@@ -352,7 +339,7 @@ fn change_probes(
             App::Socket(_) => {
                 let target = hooks::to_app_probe(&place, handler, plan)?;
                 if place.starts_with("lifecycle.") {
-                    warnings.push(hooks::post_start(&place, parts.wishes)?);
+                    warnings.push(hooks::post_start(&place, parts.annotations)?);
                 }
                 if !app_probes.contains(&target) {
                     app_probes.push(target);
@@ -374,12 +361,4 @@ fn set_env(app: &mut Map<String, Value>, name: &str, value: String) -> Result<()
         None => vars.push(json!({ "name": name, "value": value })),
     }
     Ok(())
-}
-
-fn list<'a>(parent: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec<Value>, String> {
-    let list = parent.entry(key).or_insert(Value::Null);
-    if list.is_null() {
-        *list = json!([]);
-    }
-    list.as_array_mut().ok_or_else(|| format!("its {key} is no list"))
 }

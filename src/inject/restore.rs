@@ -5,10 +5,10 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::annotations::INJECTED;
 use super::hooks;
-use super::ports::{Plan, env};
-use super::sidecar::{NAME, preload_option};
+use super::json::{env, object, probes};
+use super::model::Plan;
+use super::names::{INJECTED, SIDECAR, preload_option};
 
 /// What an injection changed, as it was before. It stands in the pod's `lameduck.dev/injected` annotation.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -79,7 +79,7 @@ pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
     let spec = object(&mut new, "spec")?;
     let set = sidecar_grace(spec);
     for key in ["initContainers", "containers", "volumes"] {
-        take_out(spec, key, |item| item["name"] == NAME);
+        take_out(spec, key, |item| item["name"] == SIDECAR);
     }
     if spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64) == set {
         put_back(spec, "terminationGracePeriodSeconds", record.grace.map(Value::from));
@@ -99,7 +99,7 @@ pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
 fn sidecar_grace(spec: &Map<String, Value>) -> Option<u64> {
     let lists = [spec.get("initContainers"), spec.get("containers")];
     let mut all = lists.into_iter().flatten().filter_map(Value::as_array).flatten();
-    let args = all.find(|container| container["name"] == NAME)?["args"].as_array()?;
+    let args = all.find(|container| container["name"] == SIDECAR)?["args"].as_array()?;
     let grace = args.iter().filter_map(Value::as_str).find_map(|arg| arg.strip_prefix("--grace="))?;
     grace.strip_suffix('s')?.parse().ok()
 }
@@ -146,7 +146,7 @@ fn restore_app(app: &mut Map<String, Value>, record: &Record) {
             app.remove("lifecycle");
         }
     }
-    take_out(app, "volumeMounts", |mount| mount["name"] == NAME);
+    take_out(app, "volumeMounts", |mount| mount["name"] == SIDECAR);
     restore_env(app, record);
 }
 
@@ -194,37 +194,4 @@ fn put_back(parent: &mut Map<String, Value>, key: &str, was: Option<Value>) {
         Some(was) => drop(parent.insert(key.to_owned(), was)),
         None => drop(parent.remove(key)),
     }
-}
-
-/// What the kubelet asks the app at a port, each with its place: probes and the postStart hook.
-pub fn probes(app: &mut Map<String, Value>) -> Vec<(String, &mut Map<String, Value>)> {
-    let mut found = Vec::new();
-    for (key, value) in app {
-        let handlers = match key.as_str() {
-            "livenessProbe" | "readinessProbe" | "startupProbe" => value.as_object_mut(),
-            "lifecycle" => value.get_mut("postStart").and_then(Value::as_object_mut),
-            _ => continue,
-        };
-        for (kind, handler) in handlers.into_iter().flatten() {
-            if let Some(handler) = handler.as_object_mut().filter(|handler| handler.contains_key("port")) {
-                found.push((format!("{key}.{kind}"), handler));
-            }
-        }
-    }
-    found
-}
-
-/// The object of this name, made if there is none.
-///
-/// # Errors
-/// When something else has the name.
-pub fn object<'a>(
-    parent: &'a mut Map<String, Value>,
-    key: &str,
-) -> Result<&'a mut Map<String, Value>, String> {
-    let value = parent.entry(key).or_insert(Value::Null);
-    if value.is_null() {
-        *value = json!({});
-    }
-    value.as_object_mut().ok_or_else(|| format!("its {key} is no object"))
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::annotations::INJECTED;
-use super::restore::object;
+use super::json::object;
+use super::names::INJECTED;
 
 /// The Service as it was before an injection.
 ///

@@ -5,10 +5,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-/// Lets Node hear SIGTERM as PID 1.
-pub const PRELOAD: &str = "preload.js";
-/// This program, for a preStop exec.
-pub const PROGRAM: &str = "lameduck";
+use super::names::{PRELOAD, PROGRAM};
 
 const SCRIPT: &str = include_str!("preload.js");
 

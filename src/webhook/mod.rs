@@ -35,7 +35,7 @@ use self::server::{Door, serve};
 use self::x509::{Seconds, Served, provider};
 use crate::cli::{WebhookSettings, check_proxy};
 use crate::inject;
-use crate::inject::ports::Services;
+use crate::inject::Services;
 use crate::proxy::listen;
 
 /// Bytes of a hook's token: more than anybody can guess.

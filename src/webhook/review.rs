@@ -5,7 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
-use crate::inject::annotations::INJECT;
+use crate::inject::names::INJECT;
 use crate::inject::sidecar::token_of;
 use crate::inject::{self, Settings};
 

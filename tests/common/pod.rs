@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
 use lameduck::cli::check_proxy;
-use lameduck::inject::ports::Services;
+use lameduck::inject::Services;
 use lameduck::inject::{Patch, Settings, Skip, patch, restore};
 use serde_json::{Value, json};
 
