@@ -14,7 +14,7 @@ use std::time::{Duration, Instant, SystemTime};
 use common::http::Client;
 use common::process::Process;
 use common::wait_for;
-use lameduck::webhook::server::MOST_BODY;
+use lameduck::webhook::server::MAX_BODY;
 use lameduck::webhook::x509::{Made, make_ca, make_leaf, provider, roots};
 use rustix::process::Signal;
 use rustls::pki_types::ServerName;
@@ -163,8 +163,8 @@ fn what_is_no_review_gets_the_status_that_says_so() {
     let webhook = Webhook::start("refuses", &[]);
     let get = |path: &str| webhook.ask(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).0;
     assert_eq!((get("/mutate"), get("/")), (405, 404));
-    assert_eq!(webhook.review(&vec![b' '; MOST_BODY + 1]).0, 413);
-    assert_eq!(webhook.review(&vec![b' '; MOST_BODY]).0, 400);
+    assert_eq!(webhook.review(&vec![b' '; MAX_BODY + 1]).0, 413);
+    assert_eq!(webhook.review(&vec![b' '; MAX_BODY]).0, 400);
     for body in [&b""[..], b"\xff\xfe", b"[[[[[[", b"{\"apiVersion\":\"admission.k8s.io/v1\"}"] {
         assert_eq!(webhook.review(body).0, 400);
     }

@@ -3,17 +3,17 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, UNIX_EPOCH};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::Webhook;
 use super::certs::{self, Kept, Write, accepted, go_over, refusal};
 use super::kube::{Api, Session};
-use super::x509::{Root, Seconds, Served, roots};
+use super::state::{Webhook, random_fraction};
+use super::x509::{Root, Seconds, Served, now, roots};
 use crate::cli::WebhookSettings;
 
 /// Between two looks, give or take a fifth: while all is well, and until it is.
@@ -104,7 +104,7 @@ impl Keeper {
             self.problem = problem;
             let ready = self.publish();
             let pause = if ready && self.problem.is_none() { PAUSE } else { PAUSE_AT_START };
-            tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * super::random_fraction())).await;
+            tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * random_fraction())).await;
         }
     }
 
@@ -314,9 +314,4 @@ async fn write_bundles(session: &mut Session, config: &Config, pem: &str) -> Res
         Err(why) if may_have_changed => Ok(why),
         Err(why) => Err(why),
     }
-}
-
-/// Seconds since 1970.
-pub fn now() -> Seconds {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -18,30 +18,29 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use super::Webhook;
 use super::review::{Outcome, Reviewed, allowed_anyway, review};
+use super::state::{Webhook, random_token};
 use crate::answer::{Answer, answer, text, wrong_method};
 use crate::proxy::handshakes::handshakes_end;
 
 /// Open connections of each listener; past it callers wait in the kernel's queue.
 const CONNECTIONS: u32 = 256;
 /// From the accept to the end, handshake, review and answer included: an API server waits no longer by default.
-const PATIENCE: Duration = Duration::from_secs(10);
+const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the handshake to the head's last byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Bytes of a request's head.
-const MOST_HEAD: usize = 16 << 10;
+const MAX_HEAD: usize = 16 << 10;
 /// Bytes of an AdmissionReview. An API server takes objects of up to 3 MiB.
-pub const MOST_BODY: usize = 4 << 20;
+pub const MAX_BODY: usize = 4 << 20;
 /// Bytes of a body that always has room: all connections together need no more than the bound below.
 const SMALL_BODY: usize = 64 << 10;
-/// Bytes of all larger bodies that are being read: past it they wait.
-const MOST_BODIES: usize = 16 << 20;
 /// After a failed accept (no file descriptor is free).
 const BACK_OFF: Duration = Duration::from_millis(50);
+
 /// Who asks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum Listener {
     /// The API server, over TLS.
     Review,
     /// The kubelet and Prometheus.
@@ -49,14 +48,19 @@ pub enum Door {
 }
 
 /// Serves until `stop`, then what is in the accept queue and what is under way.
-pub async fn serve(listener: TcpListener, door: Door, webhook: Arc<Webhook>, stop: impl Future<Output = ()>) {
+pub async fn serve(
+    listener: TcpListener,
+    asked: Listener,
+    webhook: Arc<Webhook>,
+    stop: impl Future<Output = ()>,
+) {
     let places = Arc::new(Semaphore::new(CONNECTIONS as usize));
     let accept_one = async || {
         // Nobody closes the semaphore.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
-                tokio::spawn(serve_one(stream, door, Arc::clone(&webhook), place));
+                tokio::spawn(serve_one(stream, asked, Arc::clone(&webhook), place));
             }
             Err(_) => tokio::time::sleep(BACK_OFF).await,
         }
@@ -74,29 +78,29 @@ pub async fn serve(listener: TcpListener, door: Door, webhook: Arc<Webhook>, sto
     while tokio::time::timeout(Duration::ZERO, accept_one()).await.is_ok() {}
     drop(listener);
     // All places free: all connections have ended.
-    let _ = tokio::time::timeout(PATIENCE, places.acquire_many(CONNECTIONS)).await;
+    let _ = tokio::time::timeout(REVIEW_TIMEOUT, places.acquire_many(CONNECTIONS)).await;
 }
 
-async fn serve_one(stream: TcpStream, door: Door, webhook: Arc<Webhook>, _place: OwnedSemaphorePermit) {
+async fn serve_one(stream: TcpStream, asked: Listener, webhook: Arc<Webhook>, _place: OwnedSemaphorePermit) {
     let serve = async {
-        match door {
-            Door::Probe => http(stream, door, &webhook).await,
-            Door::Review => match TlsAcceptor::from(Arc::clone(&webhook.tls)).accept(stream).await {
-                Ok(stream) => http(stream, door, &webhook).await,
+        match asked {
+            Listener::Probe => http(stream, asked, &webhook).await,
+            Listener::Review => match TlsAcceptor::from(Arc::clone(&webhook.tls)).accept(stream).await {
+                Ok(stream) => http(stream, asked, &webhook).await,
                 Err(why) => tracing::debug!("a TLS handshake failed: {why}"),
             },
         }
     };
-    if tokio::time::timeout(PATIENCE, serve).await.is_err() {
-        tracing::debug!(?door, "a connection took too long");
+    if tokio::time::timeout(REVIEW_TIMEOUT, serve).await.is_err() {
+        tracing::debug!(?asked, "a connection took too long");
     }
 }
 
-async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, door: Door, webhook: &Webhook) {
+async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, asked: Listener, webhook: &Webhook) {
     let service = service_fn(async |ask: Request<Incoming>| {
-        let answer = match door {
-            Door::Review => mutate(ask, webhook).await,
-            Door::Probe => probe(&ask, webhook),
+        let answer = match asked {
+            Listener::Review => mutate(ask, webhook).await,
+            Listener::Probe => probe(&ask, webhook),
         };
         Ok::<_, Infallible>(answer)
     });
@@ -104,10 +108,10 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, door: Door, webhook: 
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .keep_alive(false)
-        .max_buf_size(MOST_HEAD)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     if let Err(why) = connection.await {
-        tracing::debug!(?door, "a connection failed: {why}");
+        tracing::debug!(?asked, "a connection failed: {why}");
     }
 }
 
@@ -119,15 +123,16 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
     }
     let length =
         ask.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
-    let length = length.unwrap_or(MOST_BODY).min(MOST_BODY);
+    let length = length.unwrap_or(MAX_BODY).min(MAX_BODY);
     // A usual review doesn't wait for those that announce much and send nothing. Nobody closes the semaphore.
-    let _room = if length > SMALL_BODY { webhook.room.acquire_many(length as u32).await.ok() } else { None };
+    let _room =
+        if length > SMALL_BODY { webhook.body_room.acquire_many(length as u32).await.ok() } else { None };
     let body = match read(ask.into_body()).await {
         Ok(Some(body)) => body,
         Ok(None) => {
             return text(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                &format!("an AdmissionReview has {MOST_BODY} bytes at most"),
+                &format!("an AdmissionReview has {MAX_BODY} bytes at most"),
             );
         }
         Err(why) => return text(StatusCode::BAD_REQUEST, &why.to_string()),
@@ -157,21 +162,21 @@ async fn read(mut body: Incoming) -> Result<Option<Vec<u8>>, hyper::Error> {
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
         length += data.len();
-        if length > 4 * MOST_BODY {
+        if length > 4 * MAX_BODY {
             break;
         }
-        if length <= MOST_BODY {
+        if length <= MAX_BODY {
             bytes.extend_from_slice(&data);
         } else {
             bytes = Vec::new();
         }
     }
-    Ok((length <= MOST_BODY).then_some(bytes))
+    Ok((length <= MAX_BODY).then_some(bytes))
 }
 
 /// An error of ours must not cost a pod: whatever happens in there, it goes on.
 fn reviewed(body: &[u8], webhook: &Webhook) -> Result<Reviewed, String> {
-    let review = || review(body, &webhook.settings, super::random_token);
+    let review = || review(body, &webhook.settings, random_token);
     catch_unwind(AssertUnwindSafe(review)).unwrap_or_else(|_| allowed_anyway(body))
 }
 
@@ -202,9 +207,4 @@ fn probe(ask: &Request<Incoming>, webhook: &Webhook) -> Answer {
         (_, "/livez" | "/readyz" | "/metrics") => wrong_method("GET, HEAD"),
         _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics"),
     }
-}
-
-/// Room for all bodies that are being read.
-pub fn room() -> Semaphore {
-    Semaphore::new(MOST_BODIES)
 }

@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
@@ -141,6 +142,11 @@ fn ca_params(valid: Range<Seconds>) -> Result<CertificateParams, String> {
 fn date(at: Seconds) -> Result<OffsetDateTime, String> {
     let at = i64::try_from(at).map_err(|why| why.to_string())?;
     OffsetDateTime::from_unix_timestamp(at).map_err(|why| why.to_string())
+}
+
+/// Seconds since 1970.
+pub fn now() -> Seconds {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

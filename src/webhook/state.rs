@@ -1,0 +1,156 @@
+//! What the webhook's listeners and the keeper of its certificate share.
+
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use rustls::ServerConfig;
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::CertifiedKey;
+use tokio::sync::Semaphore;
+
+use super::events::Events;
+use super::kube::Api;
+use super::metrics::Metrics;
+use super::x509::{Seconds, Served, now, provider};
+use crate::cli::{WebhookSettings, check_proxy};
+use crate::inject::{self, Services};
+
+/// Bytes of all large bodies that are being read: past it they wait.
+const MAX_BODIES: usize = 16 << 20;
+/// Bytes of a hook's token: more than anybody can guess.
+const TOKEN_LEN: usize = 24;
+
+/// What the listeners and the keeper share.
+pub struct Webhook {
+    /// Of the patch.
+    pub settings: inject::Settings,
+    /// Of the listener for reviews.
+    pub tls: Arc<ServerConfig>,
+    certificate: Arc<Certificate>,
+    /// Counts reviews.
+    pub metrics: Arc<Metrics>,
+    /// Tells skips to the pods' owners.
+    pub events: Option<Events>,
+    /// One permit per byte of a large body that is being read.
+    pub body_room: Semaphore,
+    standing: Mutex<Standing>,
+}
+
+/// How the certificate stands.
+#[derive(Default)]
+struct Standing {
+    valid: Option<Range<Seconds>>,
+    accepted: bool,
+    problem: Option<String>,
+}
+
+/// What the next client is shown.
+#[derive(Debug, Default)]
+struct Certificate(Mutex<Option<Arc<CertifiedKey>>>);
+
+impl ResolvesServerCert for Certificate {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        lock(&self.0).clone()
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Webhook {
+    /// With no certificate yet.
+    ///
+    /// # Errors
+    /// When TLS can't be set up.
+    pub fn new(settings: &WebhookSettings, api: Option<Api>) -> Result<Self, String> {
+        let certificate = Arc::new(Certificate::default());
+        let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
+        let builder = builder.map_err(|why| why.to_string())?.with_no_client_auth();
+        let mut tls = builder.with_cert_resolver(Arc::<Certificate>::clone(&certificate));
+        tls.alpn_protocols = vec![b"http/1.1".to_vec()];
+        // Nobody comes back to a session: each review has a handshake of its own.
+        tls.session_storage = Arc::new(NoServerSessionStorage {});
+        tls.send_tls13_tickets = 0;
+        let metrics = Arc::new(Metrics::default());
+        Ok(Self {
+            settings: inject::Settings {
+                image: settings.image.clone(),
+                pull_policy: settings.pull_policy.clone(),
+                token: String::new(),
+                services: Services::Unseen,
+                check: check_proxy,
+            },
+            tls: Arc::new(tls),
+            certificate,
+            events: api.map(|api| Events::start(api, Arc::clone(&metrics))),
+            metrics,
+            body_room: Semaphore::new(MAX_BODIES),
+            standing: Mutex::default(),
+        })
+    }
+
+    /// Shows this certificate to whoever connects from now on.
+    pub fn serve(&self, served: &Served) {
+        *lock(&self.certificate.0) = Some(Arc::clone(&served.key));
+        lock(&self.standing).valid = Some(served.valid.clone());
+    }
+
+    /// Takes over what the keeper found; returns whether the webhook is ready.
+    pub fn publish(&self, accepted: bool, problem: Option<String>) -> bool {
+        let was = self.ready();
+        {
+            let mut standing = lock(&self.standing);
+            (standing.accepted, standing.problem) = (accepted, problem);
+        }
+        let now = self.ready();
+        match (&was, &now) {
+            (Err(_), Ok(())) => tracing::info!("ready"),
+            (Ok(()), Err(why)) => tracing::warn!(why, "not ready"),
+            _ => {}
+        }
+        now.is_ok()
+    }
+
+    /// Whether an API server that asks now would accept the answer; else why not.
+    pub fn ready(&self) -> Result<(), String> {
+        let standing = lock(&self.standing);
+        let now = now();
+        let problem = || standing.problem.clone().unwrap_or_else(|| "there is no certificate yet".to_owned());
+        match &standing.valid {
+            None => Err(problem()),
+            Some(valid) if now >= valid.end => Err("the certificate has expired".to_owned()),
+            Some(valid) if now < valid.start => Err("the certificate is not valid yet".to_owned()),
+            Some(_) if !standing.accepted => Err(problem()),
+            Some(_) => Ok(()),
+        }
+    }
+
+    /// The metrics in Prometheus' text format.
+    pub fn render(&self) -> String {
+        let ready = self.ready().is_ok();
+        let standing = lock(&self.standing);
+        let expires = standing.valid.as_ref().map(|valid| valid.end);
+        self.metrics.render(expires, standing.accepted, ready)
+    }
+}
+
+fn random<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    if let Err(why) = provider().secure_random.fill(&mut bytes) {
+        // A token that can be guessed is worse than a pod without a sidecar: the review is caught, the pod goes on.
+        panic!("the kernel gives no randomness: {why:?}");
+    }
+    bytes
+}
+
+/// A hook's token.
+pub fn random_token() -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random::<TOKEN_LEN>())
+}
+
+/// A random number from 0 to 1.
+pub fn random_fraction() -> f64 {
+    f64::from(u16::from_le_bytes(random())) / f64::from(u16::MAX)
+}
