@@ -2,7 +2,6 @@
 
 mod common;
 
-use std::collections::BTreeSet;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
@@ -69,19 +68,8 @@ fn ledger(proxy: &Lameduck) -> String {
         .text()
 }
 
-/// How many sockets of the proxy's are parked (see `silent_tunnels_are_parked`).
-fn parked(proxy: &Lameduck) -> usize {
-    let files = fs::read_dir(format!("/proc/{}/fdinfo", proxy.process.pid())).expect("alive").flatten();
-    let texts: Vec<_> = files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
-    let socket = |line: &str| {
-        let (socket, events) = line.strip_prefix("tfd:")?.split_once("events:")?;
-        events.trim().starts_with("40002019 ").then(|| socket.trim().to_owned())
-    };
-    texts.iter().flat_map(|text| text.lines()).filter_map(socket).collect::<BTreeSet<_>>().len()
-}
-
 fn wait_parked(proxy: &Lameduck) {
-    wait_for("both sides parked", || (parked(proxy) == 2).then_some(()));
+    wait_for("both sides parked", || (proxy.parked() == 2).then_some(()));
 }
 
 #[test]

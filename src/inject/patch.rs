@@ -61,8 +61,9 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     refuse(spec, &written, &annotations)?;
     let (n, app) = app_container(spec, &annotations, &written)?;
     let plan = ports::plan(app, &annotations, settings.services)?;
+    let ours = ports::ours(&plan, &annotations);
     for (_, other) in containers(spec).enumerate().filter(|(m, _)| *m != n) {
-        not_taken(&plan, &annotations, ports_of(other))?;
+        not_taken(&ours, ports_of(other))?;
     }
     let mut warnings: Vec<String> = plan.warning.iter().cloned().collect();
     warn(spec, &annotations, &plan, &mut warnings);

@@ -85,7 +85,7 @@ fn distinct(plan: &Plan, annotations: &Annotations, app: &Map<String, Value>) ->
     let named: Vec<u64> = routes(annotations).map(u64::from).chain([plan.was.into()]).collect();
     let others =
         ports(app).filter(|port| port["containerPort"].as_u64().is_none_or(|port| !named.contains(&port)));
-    not_taken(plan, annotations, others)
+    not_taken(&ours, others)
 }
 
 /// Where `--tcp` listens.
@@ -95,7 +95,7 @@ fn routes(annotations: &Annotations) -> impl Iterator<Item = u16> {
 }
 
 /// Where the sidecar and the app listen, and what for. A flag that means nothing is told by the command line's check.
-fn ours(plan: &Plan, annotations: &Annotations) -> Vec<(&'static str, u16)> {
+pub fn ours(plan: &Plan, annotations: &Annotations) -> Vec<(&'static str, u16)> {
     let mut ours = vec![("the proxy", plan.listen), ("the probes", plan.probe)];
     // None for `off`.
     let control = parse_listen(annotations.flag("control-listen").unwrap_or(CONTROL_ADDR));
@@ -109,12 +109,7 @@ fn ours(plan: &Plan, annotations: &Annotations) -> Vec<(&'static str, u16)> {
 ///
 /// # Errors
 /// Which one.
-pub fn not_taken<'a>(
-    plan: &Plan,
-    annotations: &Annotations,
-    ports: impl Iterator<Item = &'a Value>,
-) -> Result<(), String> {
-    let ours = ours(plan, annotations);
+pub fn not_taken<'a>(ours: &[(&str, u16)], ports: impl Iterator<Item = &'a Value>) -> Result<(), String> {
     for port in ports.filter(|port| protocol(port) == "TCP").filter_map(|port| port["containerPort"].as_u64())
     {
         if ours.iter().any(|(_, ours)| u64::from(*ours) == port) {

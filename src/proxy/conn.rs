@@ -175,7 +175,8 @@ async fn first_byte(
             let fresh = accepted.is_some_and(|at| at.elapsed() < FRESH);
             // The part of a TLS record is a request that has begun.
             let begun = reader.has_partial() && since.elapsed() < FRESH;
-            if !((fresh || begun) && !plane.forced() || reader.has_unread()) {
+            let waits = (fresh || begun) && !plane.forced();
+            if !waits && !reader.has_unread() {
                 return Poll::Ready(Some(Close::Linger));
             }
             place.set_deadline(worker.deadline(FRESH));

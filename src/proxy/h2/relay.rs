@@ -74,6 +74,7 @@ pub async fn relay(
     let mut client = Client { body: Body::new(body), back, reset: Cell::new(None), grpc };
     let done = match app::request(&head) {
         Some(request) => {
+            // A call may last: what the fields were made from goes before it.
             drop(head);
             forward(exchange, &request, &mut client).await
         }
