@@ -24,6 +24,7 @@ use crate::inject::share;
 use crate::metrics::{self, Now};
 use crate::proxy::listen::{self, Switch};
 use crate::proxy::plane::Plane;
+use crate::proxy::threads;
 use crate::proxy::welcome::Service;
 use crate::readiness::{self, Inputs, Verdict, stale_socket};
 use crate::signal::Signals;
@@ -188,7 +189,8 @@ impl Bound {
 
         let closed = move || idle.notify_one();
         let serve = || {
-            listen::start(&plane, listeners, switch, closed).map_err(|error| cannot("start a thread", &error))
+            threads::start(&plane, listeners, switch, closed)
+                .map_err(|error| cannot("start a thread", &error))
         };
         let code = match app {
             None => match serve() {

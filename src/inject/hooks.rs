@@ -120,7 +120,7 @@ pub fn of_app(
     if control == "off" {
         return Err("its own preStop exec waits for the drain by control-listen, which is off".to_owned());
     }
-    let program = format!("{SHARE_DIR}/{}", PROGRAM);
+    let program = format!("{SHARE_DIR}/{PROGRAM}");
     let mut command = vec![program, "drain".to_owned(), "--app-hook".to_owned()];
     command.extend([format!("--control={control}"), "--".to_owned()]);
     command.extend(words.iter().cloned());

@@ -3,37 +3,35 @@
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::rc::Rc;
-use std::sync::atomic::Ordering;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::buffer::{Buffer, SIZE};
+use super::connection::{Http2, Idle, Next, Tunnel, TunnelState};
 use super::error::{self, Failure};
 use super::exchange::{Client, Exchange, Flow};
 use super::forward::{Finish, forward};
-use super::h2;
+use super::h2::frames::{PREFACE, begins_http2};
 use super::headers::{self, Reject, Request, URI_TOO_LONG, Upgrade};
-use super::linger::{self, linger};
 use super::park;
-use super::plane::Worker;
-use super::record::Record;
+use super::plane::FIRST_REQUEST;
+use super::record::{Record, Totals};
+use super::sendq::keep_alive;
 use super::stream::{Reader, Stream, Writer};
-use super::upgrade::{Tunnel, Upgraded};
+use super::worker::Worker;
 use crate::config::Limits;
-use crate::drain::gate::{Connected, InFlight};
-use crate::drain::ledger::Place;
+use crate::drain::gate::{Connected, InFlight, InFlightTunnel};
+use crate::drain::ledger::{Class, Place};
 use crate::metrics::Ended;
+use crate::upstream::Connection;
 
-/// A connection that was just accepted has its first request on the way: a drain gives it so long to come.
-pub const FRESH: Duration = Duration::from_secs(1);
 /// An answer of our own to a failed request may take so long to be written.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
-/// How a connection closes.
-pub enum Close {
+/// How a connection goes on once no request of it is served any more.
+enum Close {
     /// The peer has gone already.
     Gone,
     /// Our end first, then theirs, bounded, so that the last answer isn't lost.
@@ -44,8 +42,19 @@ pub enum Close {
     Rests,
     /// Not yet: it is a tunnel to the app now.
     Tunnels(Box<Upgraded>),
-    /// Not yet: it speaks HTTP/2, of which so much was read.
+    /// Not yet: it speaks HTTP/2, of which this much was read.
     Http2(Buffer),
+}
+
+/// What a 101 has made of a connection, without its client's side.
+struct Upgraded {
+    app: Connection,
+    app_buf: Buffer,
+    client_buf: Buffer,
+    websocket: bool,
+    in_flight: Option<InFlightTunnel>,
+    record: Record,
+    totals: Totals,
 }
 
 /// Why a request's head was not read.
@@ -64,21 +73,22 @@ impl From<Reject> for NoHead {
     }
 }
 
-/// Serves a connection until it closes or rests. `accepted`: when, if its first request is still to come.
+/// Serves a connection's requests until there is no more to do for it as HTTP/1.1. `accepted`: when, if its first
+/// request is still to come. Returns what becomes of it.
 pub async fn serve(
     mut stream: Stream,
     peer: SocketAddr,
     connected: Connected,
     mut accepted: Option<Instant>,
-    worker: Rc<Worker>,
-) {
+    worker: &Worker,
+) -> Next {
     let place = worker.ledger.enter(peer);
     let close = {
         let channel = stream.channel();
         let (reader, writer) = stream.split();
         let peer = peer.ip().to_canonical().to_string();
         let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
-        let mut serving = pin!(serve_requests(&mut client, &worker, &place, &mut accepted));
+        let mut serving = pin!(serve_requests(&mut client, worker, &place, &mut accepted));
         // Every wake-up by the drain or the sweeper comes by this task's waker.
         poll_fn(|cx| {
             place.register(cx);
@@ -87,42 +97,31 @@ pub async fn serve(
         .await
     };
     match close {
-        Close::Http2(read) => h2::begin(stream, read, place, connected, worker),
-        Close::Tunnels(upgraded) => upgraded.begin(stream, place, connected, worker),
-        Close::Rests => {
-            drop(place);
-            if let Ok(stream) = stream.rest() {
-                // A kernel that has no room for one more event has none for another connection either.
-                let _ = worker.parking.park(stream, peer, connected, accepted);
-            }
+        Close::Http2(read) => Next::Http2(Http2 { stream, read, place, connected }),
+        Close::Tunnels(upgraded) => Next::Tunnel(upgraded.tunnel(stream, place, connected, worker)),
+        Close::Rests => match stream.rest() {
+            Ok(stream) => Next::Park(Idle { stream, peer, connected, accepted }),
+            Err(_) => Next::Closed,
+        },
+        Close::Reset => {
+            stream.reset_on_close();
+            Next::Closed
         }
-        Close::Reset => stream.reset_on_close(),
-        Close::Gone => {}
-        Close::Linger => {
-            drop(place);
-            shut(stream, connected, &worker).await;
-        }
+        Close::Gone => Next::Closed,
+        Close::Linger => Next::Close(stream, connected),
     }
 }
 
-/// Our end first, then theirs.
-pub async fn shut(mut stream: Stream, connected: Connected, worker: &Worker) {
-    worker.plane.lingering.fetch_add(1, Ordering::AcqRel);
-    // A client that has much to read yet is not counted any more while it does.
-    let mut connected = Some(connected);
-    let ended = {
-        let mut end = pin!(stream.shutdown());
-        let ended = poll_fn(|cx| {
-            let ended = end.as_mut().poll(cx);
-            connected = None;
-            ended
-        });
-        tokio::time::timeout(linger::MOST, ended).await
-    };
-    if ended.is_ok() {
-        linger(stream).await;
+impl Upgraded {
+    fn tunnel(self, client: Stream, place: Place, connected: Connected, worker: &Worker) -> Box<Tunnel> {
+        let Self { app, app_buf, client_buf, websocket, in_flight, record, totals } = self;
+        place.set_class(if websocket { Class::WebSocket } else { Class::Tunnel });
+        keep_alive(client.tcp());
+        let moved_at = worker.ledger.now_ms();
+        let state =
+            TunnelState { websocket, unheard: false, in_flight, record, totals, moved_at, place, connected };
+        Box::new(Tunnel { client, app, app_buf, client_buf, state })
     }
-    worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
 }
 
 async fn serve_requests(
@@ -172,14 +171,14 @@ async fn first_byte(
         }
         if plane.closing_idle() {
             let since = *closing_since.get_or_insert_with(Instant::now);
-            let fresh = accepted.is_some_and(|at| at.elapsed() < FRESH);
+            let fresh = accepted.is_some_and(|at| at.elapsed() < FIRST_REQUEST);
             // The part of a TLS record is a request that has begun.
-            let begun = reader.has_partial() && since.elapsed() < FRESH;
+            let begun = reader.has_partial() && since.elapsed() < FIRST_REQUEST;
             let waits = (fresh || begun) && !plane.forced();
             if !waits && !reader.has_unread() {
                 return Poll::Ready(Some(Close::Linger));
             }
-            place.set_deadline(worker.deadline(FRESH));
+            place.set_deadline(worker.deadline(FIRST_REQUEST));
         } else if place.expired() && reader.has_partial() {
             if overdue {
                 return Poll::Ready(Some(Close::Linger));
@@ -237,16 +236,15 @@ async fn one_request(
             let client_buf = std::mem::take(&mut client.buf);
             let in_flight = in_flight.map(|in_flight| in_flight.into_tunnel(&worker.plane.gate));
             let totals = flow.totals();
-            let moved_at = worker.ledger.now_ms();
-            let tunnel = Tunnel { websocket, unheard: false, in_flight, record, totals, moved_at };
-            return Some(Close::Tunnels(Box::new(Upgraded { app, app_buf, client_buf, tunnel })));
+            let upgraded = Upgraded { app, app_buf, client_buf, websocket, in_flight, record, totals };
+            return Some(Close::Tunnels(Box::new(upgraded)));
         }
         Err(failure) => {
             let (ended, close) = fail(client, &exchange, failure).await;
             (ended, Some(close))
         }
     };
-    record.write(worker, flow.totals(), ended);
+    record.write(&worker.shard, flow.totals(), ended);
     close
 }
 
@@ -265,11 +263,11 @@ where
     let limits = &plane.settings.limits;
     let mut looked = 0;
     loop {
-        let begins_http2 = first && h2::begins(client.buf.unread());
-        if begins_http2 && client.buf.unread().len() >= h2::PREFACE.len() {
+        let is_http2 = first && begins_http2(client.buf.unread());
+        if is_http2 && client.buf.unread().len() >= PREFACE.len() {
             return Err(NoHead::Http2);
         }
-        if !begins_http2 && (looked == 0 || headers::ends_within(client.buf.unread(), looked)) {
+        if !is_http2 && (looked == 0 || headers::ends_within(client.buf.unread(), looked)) {
             let sender = plane.sender(&client.peer, &client.channel);
             head.clear();
             if let Some(request) = headers::request(client.buf.unread(), sender, head)? {

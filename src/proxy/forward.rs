@@ -17,7 +17,7 @@ use super::body::{Body, Broken};
 use super::buffer::{Buffer, SIZE};
 use super::error::{Failure, Progress};
 use super::exchange::{Client, Exchange};
-use super::h2::{AppStream, app_head};
+use super::h2::app::{AppStream, request as app_head};
 use super::headers::{self, Framing, Request, Response, Upgrade};
 use super::relay::{relay, relay_events};
 use super::stream::{Sink, Source};

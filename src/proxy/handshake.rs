@@ -9,10 +9,11 @@ use std::task::{Context, Poll};
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
-use super::conn::{FRESH, shut};
 use super::error;
-use super::plane::Worker;
+use super::linger::shut;
+use super::plane::FIRST_REQUEST;
 use super::stream::Stream;
+use super::worker::Worker;
 use crate::drain::gate::Connected;
 use crate::drain::ledger::Place;
 use crate::tls::stream::speaks_no_tls;
@@ -60,7 +61,7 @@ pub async fn handshake(
             worker.ledger.assign();
             // The client reads why before the connection closes.
             let place = worker.ledger.enter(peer);
-            shut(Stream::Tcp(tcp), connected, worker).await;
+            shut(Stream::Tcp(tcp), connected, plane).await;
             drop(place);
         }
         Err(error) => tracing::debug!(%peer, "a TLS handshake failed: {error}"),
@@ -86,7 +87,7 @@ async fn in_time<T>(
             // As long as a fresh connection has for its first request.
             Poll::Pending if plane.closing_idle() && !hurried => {
                 hurried = true;
-                place.set_deadline(worker.deadline(FRESH));
+                place.set_deadline(worker.deadline(FIRST_REQUEST));
             }
             Poll::Pending => {}
         }

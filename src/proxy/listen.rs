@@ -1,5 +1,4 @@
-//! Listening sockets and the threads behind them: one thread accepts and gives each connection to the thread that
-//! has the fewest.
+//! Listening sockets: one thread accepts and gives each connection to the thread that has the fewest.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -9,21 +8,14 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
-use tokio::runtime::LocalRuntime;
 use tokio::sync::{mpsc, watch};
-use tokio::task::spawn_local;
 
 use super::handshakes::handshakes_end;
-use super::park;
-use super::plane::{Plane, Worker};
-use super::welcome::{Accepted, Service, welcome};
-use crate::allocator;
-use crate::drain::machine::Phase;
+use super::plane::Plane;
+use super::welcome::{Accepted, Service};
 
 /// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// How often deadlines are looked at.
-const SWEEP: Duration = Duration::from_millis(250);
 /// After an accept that failed for want of files or memory, and while there are too many connections.
 const BACK_OFF: Duration = Duration::from_millis(50);
 
@@ -69,6 +61,11 @@ impl Default for Switch {
 }
 
 impl Switch {
+    /// For this many listening sockets.
+    pub(super) fn expect(&self, listeners: usize) {
+        self.all.store(listeners, Ordering::Release);
+    }
+
     /// Takes what is in the accept queues, then closes the listening sockets.
     pub fn close(&self) {
         self.on.send_replace(false);
@@ -94,103 +91,38 @@ impl Switch {
     }
 }
 
-/// An accepted connection on its way to its thread.
-type Given = Accepted<TcpStream>;
-
-/// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
-///
-/// # Errors
-/// When a thread can't be started.
-pub fn start(
-    plane: &Arc<Plane>,
-    listeners: Vec<(TcpListener, Service)>,
-    switch: Switch,
-    on_closed: impl Fn() + Send + Clone + 'static,
-) -> io::Result<()> {
-    switch.all.store(listeners.len(), Ordering::Release);
-    let mut others = Vec::new();
-    for number in 1..plane.ledgers.len() {
-        let (sender, receiver) = mpsc::unbounded_channel();
-        others.push(sender);
-        spawn_thread(plane, number, |worker| serve_given(worker, receiver))?;
-    }
-    let accepting_plane = plane.clone();
-    spawn_thread(plane, 0, move |worker| async move {
-        let acceptor = Rc::new(Acceptor { plane: accepting_plane, worker, others, switch });
-        for (listener, service) in listeners {
-            spawn_local(acceptor.clone().run(listener, service, on_closed.clone()));
-        }
-        std::future::pending::<()>().await;
-    })
-}
-
-/// Starts a thread with a runtime of its own, which lives as long as the process.
-fn spawn_thread<F: Future<Output = ()>>(
-    plane: &Arc<Plane>,
-    number: usize,
-    work: impl FnOnce(Rc<Worker>) -> F + Send + 'static,
-) -> io::Result<()> {
-    let plane = plane.clone();
-    let run = move || match LocalRuntime::new().and_then(|runtime| Ok((runtime, Worker::new(plane, number)?)))
-    {
-        Ok((runtime, worker)) => runtime.block_on(async move {
-            allocator::keep_at_hand();
-            let worker = Rc::new(worker);
-            spawn_local(sweep(worker.clone()));
-            spawn_local(park::run(worker.clone()));
-            work(worker).await;
-        }),
-        Err(error) => {
-            tracing::error!(%error, "a data-plane thread could not start");
-            std::process::exit(1);
-        }
-    };
-    std::thread::Builder::new().name(format!("data-{number}")).spawn(run).map(drop)
-}
-
-/// Serves the connections that the accepting thread gives to this one.
-async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Given>) {
-    while let Some(given) = given.recv().await {
-        match given.with(tokio::net::TcpStream::from_std) {
-            Ok(accepted) => drop(spawn_local(welcome(accepted, worker.clone()))),
-            Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
-        }
-    }
-}
-
-/// One look per tick at every connection's deadline instead of a timer for each.
-async fn sweep(worker: Rc<Worker>) {
-    let mut ticks = tokio::time::interval(SWEEP);
-    loop {
-        ticks.tick().await;
-        worker.ledger.sweep();
-        allocator::give_back();
-        worker.parking.expire(&worker, worker.plane.settings.limits.idle_timeout);
-        worker.parking.expire_tunnels(&worker);
-        if worker.plane.phase() == Phase::Drained {
-            worker.pool.clear();
-        } else {
-            worker.pool.retire();
-        }
-    }
-}
-
-struct Acceptor {
+/// Accepts connections on the first thread and gives each to the thread that has the fewest.
+pub struct Acceptor {
     plane: Arc<Plane>,
-    worker: Rc<Worker>,
-    others: Vec<mpsc::UnboundedSender<Given>>,
+    others: Vec<mpsc::UnboundedSender<Accepted<TcpStream>>>,
     switch: Switch,
 }
 
 impl Acceptor {
-    /// Accepts until told to stop, then waits to be told to listen again.
-    async fn run(self: Rc<Self>, listener: TcpListener, service: Service, on_closed: impl Fn()) {
+    /// For the first thread; the `others` get their connections by these.
+    pub fn new(
+        plane: Arc<Plane>,
+        others: Vec<mpsc::UnboundedSender<Accepted<TcpStream>>>,
+        switch: Switch,
+    ) -> Self {
+        Self { plane, others, switch }
+    }
+
+    /// Accepts until told to stop, then waits to be told to listen again. `serve` gets this thread's connections;
+    /// `on_closed` is called when the listening socket has closed.
+    pub async fn run(
+        self: Rc<Self>,
+        listener: TcpListener,
+        service: Service,
+        serve: impl Fn(Accepted<tokio::net::TcpStream>),
+        on_closed: impl Fn(),
+    ) {
         let mut on = self.switch.on.subscribe();
         let addr = listener.local_addr();
         let mut listener = Some(listener);
         loop {
             if let Some(listener) = listener.take() {
-                let closed = self.accept(listener, service, &mut on).await;
+                let closed = self.accept(listener, service, &serve, &mut on).await;
                 if let Err(error) = closed {
                     tracing::error!(%error, "a listening socket failed");
                 }
@@ -218,13 +150,14 @@ impl Acceptor {
         &self,
         mut listener: TcpListener,
         service: Service,
+        serve: &impl Fn(Accepted<tokio::net::TcpStream>),
         on: &mut watch::Receiver<bool>,
     ) -> io::Result<()> {
         loop {
-            listener = self.accept_until_off(listener, service, on).await?;
+            listener = self.accept_until_off(listener, service, serve, on).await?;
             handshakes_end(&listener).await;
             if !*on.borrow() {
-                return self.empty_queue(&listener, service);
+                return self.empty_queue(&listener, service, serve);
             }
             SockRef::from(&listener).detach_filter()?;
         }
@@ -234,6 +167,7 @@ impl Acceptor {
         &self,
         listener: TcpListener,
         service: Service,
+        serve: &impl Fn(Accepted<tokio::net::TcpStream>),
         on: &mut watch::Receiver<bool>,
     ) -> io::Result<TcpListener> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
@@ -245,19 +179,24 @@ impl Acceptor {
                 _ = on.wait_for(|on| !*on) => return listener.into_std(),
                 () = tokio::time::sleep(BACK_OFF), if full => {}
                 accepted = listener.accept(), if !full => match accepted {
-                    Ok((stream, peer)) => self.give(stream, peer, service),
+                    Ok((stream, peer)) => self.give(stream, peer, service, serve),
                     Err(error) => self.back_off(&error).await,
                 },
             }
         }
     }
 
-    fn empty_queue(&self, listener: &TcpListener, service: Service) -> io::Result<()> {
+    fn empty_queue(
+        &self,
+        listener: &TcpListener,
+        service: Service,
+        serve: &impl Fn(Accepted<tokio::net::TcpStream>),
+    ) -> io::Result<()> {
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => {
                     if stream.set_nonblocking(true).is_ok() {
-                        self.give(tokio::net::TcpStream::from_std(stream)?, peer, service);
+                        self.give(tokio::net::TcpStream::from_std(stream)?, peer, service, serve);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -276,7 +215,13 @@ impl Acceptor {
     }
 
     /// To the thread with the fewest connections; this one is the first.
-    fn give(&self, stream: tokio::net::TcpStream, peer: SocketAddr, service: Service) {
+    fn give(
+        &self,
+        stream: tokio::net::TcpStream,
+        peer: SocketAddr,
+        service: Service,
+        serve: &impl Fn(Accepted<tokio::net::TcpStream>),
+    ) {
         let ledgers = &self.plane.ledgers;
         let fewest = (0..ledgers.len()).min_by_key(|thread| ledgers[*thread].open()).unwrap_or(0);
         if stream.set_nodelay(true).is_err() {
@@ -285,7 +230,7 @@ impl Acceptor {
         ledgers[fewest].assign();
         let accepted = Accepted { stream, peer, service, connected: self.plane.gate.connect() };
         match fewest.checked_sub(1) {
-            None => drop(spawn_local(welcome(accepted, self.worker.clone()))),
+            None => serve(accepted),
             Some(other) => {
                 if let Ok(given) = accepted.with(tokio::net::TcpStream::into_std) {
                     let _ = self.others[other].send(given);

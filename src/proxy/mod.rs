@@ -3,6 +3,7 @@
 pub mod body;
 pub mod buffer;
 pub mod conn;
+pub mod connection;
 pub mod error;
 pub mod exchange;
 pub mod forward;
@@ -23,5 +24,7 @@ pub mod relay;
 pub mod sendq;
 pub mod stream;
 pub mod tcp;
+pub mod threads;
 pub mod upgrade;
 pub mod welcome;
+pub mod worker;

@@ -6,23 +6,20 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use slab::Slab;
-use socket2::SockRef;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
-use tokio::task::spawn_local;
 
-use super::conn;
-use super::plane::Worker;
+use super::connection::{Idle, ParkedTunnel};
+use super::plane::Plane;
 use super::stream;
-use super::upgrade::Resting;
 use crate::drain::gate::Connected;
+use crate::drain::ledger::Ledger;
 
 /// A connection is parked after resting for so long: busy ones never are.
 pub const AFTER: Duration = Duration::from_secs(1);
@@ -31,6 +28,14 @@ const LINGER: Duration = Duration::from_secs(1);
 /// Events taken from the set at once.
 const EVENTS: usize = 256;
 const TUNNEL: u64 = 1 << 63;
+
+/// What is parked no longer: it needs a task again.
+pub enum Unparked {
+    /// A connection whose next request may be here.
+    Idle(Idle),
+    /// A tunnel over which something moves, or that is to end.
+    Tunnel(ParkedTunnel),
+}
 
 struct Parked {
     stream: stream::Resting,
@@ -47,7 +52,7 @@ pub struct Parking {
     set: OwnedFd,
     parked: RefCell<Slab<Parked>>,
     /// Their events' keys have the bit [`TUNNEL`].
-    tunnels: RefCell<Slab<Resting>>,
+    tunnels: RefCell<Slab<ParkedTunnel>>,
     wake: Arc<Notify>,
 }
 
@@ -65,13 +70,8 @@ impl Parking {
     ///
     /// # Errors
     /// When the kernel has no room for it; the connection is closed.
-    pub fn park(
-        &self,
-        stream: stream::Resting,
-        peer: SocketAddr,
-        connected: Connected,
-        accepted: Option<Instant>,
-    ) -> io::Result<()> {
+    pub fn park(&self, idle: Idle) -> io::Result<()> {
+        let Idle { stream, peer, connected, accepted } = idle;
         let mut parked = self.parked.borrow_mut();
         let vacant = parked.vacant_entry();
         self.watch(stream.tcp(), vacant.key() as u64)?;
@@ -81,18 +81,19 @@ impl Parking {
         Ok(())
     }
 
-    /// Parks a tunnel of which no byte is under way; where the kernel has no room for it, it goes on as a task.
-    pub fn park_tunnel(&self, tunnel: Resting, worker: &Rc<Worker>) {
+    /// Parks a tunnel of which no byte is under way; gives it back where the kernel has no room for it.
+    pub fn park_tunnel(&self, tunnel: ParkedTunnel) -> Option<ParkedTunnel> {
         let mut tunnels = self.tunnels.borrow_mut();
         let vacant = tunnels.vacant_entry();
         let key = TUNNEL | vacant.key() as u64;
         let watched = self.watch(tunnel.client.tcp(), key).and_then(|()| self.watch(&tunnel.app, key));
         if watched.is_err() {
             let _ = epoll::delete(&self.set, tunnel.client.tcp());
-            return tunnel.go_on(worker);
+            return Some(tunnel);
         }
         vacant.insert(tunnel);
         self.wake.notify_one();
+        None
     }
 
     fn watch(&self, socket: &impl AsFd, key: u64) -> io::Result<()> {
@@ -101,9 +102,9 @@ impl Parking {
         Ok(epoll::add(&self.set, socket, epoll::EventData::new_u64(key), flags)?)
     }
 
-    /// Closes those that rested for longer than `idle` in all, and forgets those that were closed long enough.
-    pub fn expire(&self, worker: &Worker, idle: Duration) {
-        let (now, rest) = (Instant::now(), idle.saturating_sub(AFTER));
+    /// Closes those that were idle for `--idle-timeout` in all, and forgets those that were closed long enough ago.
+    pub fn expire(&self, plane: &Plane) {
+        let (now, rest) = (Instant::now(), plane.settings.limits.idle_timeout.saturating_sub(AFTER));
         let over: Vec<_> = self
             .parked
             .borrow()
@@ -113,27 +114,26 @@ impl Parking {
             })
             .map(|(key, _)| key)
             .collect();
-        over.into_iter().for_each(|key| self.close(worker, key));
+        over.into_iter().for_each(|key| self.close(plane, key));
     }
 
-    /// Makes tasks of those over which nothing has moved for too long: they end.
-    pub fn expire_tunnels(&self, worker: &Rc<Worker>) {
-        if worker.plane.settings.limits.tunnel_timeout.is_zero() {
-            return;
+    /// Takes out the tunnels over which nothing has moved for `--tunnel-timeout`: they end.
+    pub fn expire_tunnels(&self, plane: &Plane, ledger: &Ledger, start: impl FnMut(Unparked)) {
+        let most = plane.settings.limits.tunnel_timeout;
+        if !most.is_zero() {
+            let now = ledger.now_ms();
+            let quiet =
+                |tunnel: &ParkedTunnel| now.saturating_sub(tunnel.state.moved_at) >= most.as_millis() as u64;
+            self.unpark_tunnels(quiet, start);
         }
-        let tunnels = self.tunnels.borrow();
-        let quiet = tunnels.iter().filter(|(_, tunnel)| worker.too_quiet(tunnel.moved_at()));
-        let quiet: Vec<_> = quiet.map(|(key, _)| key).collect();
-        drop(tunnels);
-        quiet.into_iter().for_each(|key| self.wake_tunnel(worker, key));
     }
 
     /// The first time closes our side and waits for the client's, the second time lets go.
-    fn close(&self, worker: &Worker, key: usize) {
+    fn close(&self, plane: &Plane, key: usize) {
         let mut all = self.parked.borrow_mut();
         let Some(parked) = all.get_mut(key) else { return };
         if parked.connected.is_some() && parked.stream.close().is_ok() {
-            worker.plane.lingering.fetch_add(1, Ordering::AcqRel);
+            plane.lingering.fetch_add(1, Ordering::AcqRel);
             parked.since = Instant::now();
             parked.connected = None;
             return;
@@ -142,12 +142,12 @@ impl Parking {
         let parked = all.remove(key);
         parked.stream.discard();
         if parked.connected.is_none() {
-            worker.plane.lingering.fetch_sub(1, Ordering::AcqRel);
+            plane.lingering.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
     /// Closes all, but for those whose next request is here already: they are served.
-    fn close_all(&self, worker: &Rc<Worker>) {
+    fn close_all(&self, plane: &Plane, start: &mut impl FnMut(Unparked)) {
         let open: Vec<_> = self
             .parked
             .borrow()
@@ -159,94 +159,82 @@ impl Parking {
         // drain waits for these closes, and not for the clients' answers to them.
         let mut ended = Vec::new();
         for few in open.chunks(32) {
-            while self.serve_ready(worker, &mut ended).is_ok_and(|served| served == EVENTS) {}
-            few.iter().for_each(|key| self.close(worker, *key));
+            while self.unpark_ready(&mut ended, start).is_ok_and(|ready| ready == EVENTS) {}
+            few.iter().for_each(|key| self.close(plane, *key));
         }
-        ended.into_iter().for_each(|key| self.close(worker, key));
+        ended.into_iter().for_each(|key| self.close(plane, key));
     }
 
-    /// Serves those of which the kernel says that something has come; how many. Those that we have closed and that have
-    /// come to their end are added to `ended`.
-    fn serve_ready(&self, worker: &Rc<Worker>, ended: &mut Vec<usize>) -> io::Result<usize> {
+    /// Takes out those of which the kernel says that something has come; returns how many. Those that we have closed and
+    /// that have come to their end are added to `ended`.
+    fn unpark_ready(&self, ended: &mut Vec<usize>, start: &mut impl FnMut(Unparked)) -> io::Result<usize> {
         let mut events = [const { MaybeUninit::uninit() }; EVENTS];
         let (happened, _) = epoll::wait(&self.set, &mut events, Some(&Default::default()))?;
         for event in &*happened {
             let key = event.data.u64();
             if key & TUNNEL != 0 {
-                self.wake_tunnel(worker, (key & !TUNNEL) as usize);
-            } else if !self.serve(worker, key as usize) {
+                self.unpark_tunnel((key & !TUNNEL) as usize, start);
+            } else if let Some(idle) = self.unpark(key as usize) {
+                start(Unparked::Idle(idle));
+            } else {
                 ended.push(key as usize);
             }
         }
         Ok(happened.len())
     }
 
-    /// Makes a task of a tunnel again. Both its sides may have an event: only the first finds it.
-    fn wake_tunnel(&self, worker: &Rc<Worker>, key: usize) {
+    /// Takes a tunnel out. Both its sides may have an event: only the first finds it.
+    fn unpark_tunnel(&self, key: usize, start: &mut impl FnMut(Unparked)) {
         let Some(tunnel) = self.tunnels.borrow_mut().try_remove(key) else { return };
         let _ = epoll::delete(&self.set, tunnel.client.tcp());
         let _ = epoll::delete(&self.set, &tunnel.app);
-        tunnel.go_on(worker);
+        start(Unparked::Tunnel(tunnel));
     }
 
-    /// Makes tasks of those that the drain wants to end.
-    fn wake_tunnels(&self, worker: &Rc<Worker>) {
-        let ends = |tunnel: &Resting| worker.plane.ends_tunnel(tunnel.tunnel.websocket, tunnel.app.backend());
+    fn unpark_tunnels(&self, which: impl Fn(&ParkedTunnel) -> bool, mut start: impl FnMut(Unparked)) {
         let tunnels = self.tunnels.borrow();
-        let over: Vec<_> = tunnels.iter().filter(|(_, tunnel)| ends(tunnel)).map(|(key, _)| key).collect();
+        let keys: Vec<_> = tunnels.iter().filter(|(_, tunnel)| which(tunnel)).map(|(key, _)| key).collect();
         drop(tunnels);
-        over.into_iter().for_each(|key| self.wake_tunnel(worker, key));
+        keys.into_iter().for_each(|key| self.unpark_tunnel(key, &mut start));
     }
 
-    /// Makes a task of it again; false for one that we have closed.
-    fn serve(&self, worker: &Rc<Worker>, key: usize) -> bool {
+    /// Takes a connection out; none if it is one that we have closed.
+    fn unpark(&self, key: usize) -> Option<Idle> {
         let mut all = self.parked.borrow_mut();
-        let Some(connected) = all.get_mut(key).and_then(|parked| parked.connected.take()) else {
-            return false;
-        };
+        let connected = all.get_mut(key)?.connected.take()?;
         let Parked { stream, peer, accepted, .. } = all.remove(key);
         let _ = epoll::delete(&self.set, stream.tcp());
-        if let Ok(stream) = stream.go_on() {
-            worker.ledger.assign();
-            spawn_local(conn::serve(stream, peer, connected, accepted, worker.clone()));
-        }
-        true
+        Some(Idle { stream, peer, connected, accepted })
     }
-}
 
-/// Serves this thread's parked connections for as long as it lives.
-///
-/// # Errors
-/// When the runtime or the kernel refuses the epoll set.
-pub async fn run(worker: Rc<Worker>) -> io::Result<()> {
-    let parking = &worker.parking;
-    #[expect(
-        deprecated,
-        reason = "unsound only for types that lie about their file descriptor; an OwnedFd doesn't"
-    )]
-    let set = AsyncFd::new(parking.set.try_clone()?)?;
-    loop {
-        tokio::select! {
-            ready = set.readable() => {
-                let mut ready = ready?;
-                let mut ended = Vec::new();
-                if parking.serve_ready(&worker, &mut ended)? < EVENTS {
-                    ready.clear_ready();
+    /// Hands what needs a task again to `start`, for as long as the thread lives.
+    ///
+    /// # Errors
+    /// When the runtime or the kernel refuses the epoll set.
+    pub async fn watch_all(&self, plane: &Plane, mut start: impl FnMut(Unparked)) -> io::Result<()> {
+        #[expect(
+            deprecated,
+            reason = "unsound only for types that lie about their file descriptor; an OwnedFd doesn't"
+        )]
+        let set = AsyncFd::new(self.set.try_clone()?)?;
+        loop {
+            tokio::select! {
+                ready = set.readable() => {
+                    let mut ready = ready?;
+                    let mut ended = Vec::new();
+                    if self.unpark_ready(&mut ended, &mut start)? < EVENTS {
+                        ready.clear_ready();
+                    }
+                    ended.into_iter().for_each(|key| self.close(plane, key));
                 }
-                ended.into_iter().for_each(|key| parking.close(&worker, key));
-            }
-            () = parking.wake.notified() => {
-                if worker.plane.closing_idle() {
-                    parking.close_all(&worker);
+                () = self.wake.notified() => {
+                    if plane.closing_idle() {
+                        self.close_all(plane, &mut start);
+                    }
+                    let ends = |tunnel: &ParkedTunnel| plane.ends_tunnel(tunnel.state.websocket, tunnel.app.backend());
+                    self.unpark_tunnels(ends, &mut start);
                 }
-                parking.wake_tunnels(&worker);
             }
         }
     }
-}
-
-/// Asks the kernel itself: what it has received may not have been reported yet.
-pub fn has_unread(client: &impl AsFd) -> bool {
-    let mut byte = [MaybeUninit::uninit()];
-    matches!(SockRef::from(client).peek(&mut byte), Ok(n) if n > 0)
 }

@@ -1,8 +1,7 @@
-//! What the threads of the data plane share, and what each has for itself.
+//! What the threads of the data plane share.
 
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
-use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
@@ -13,14 +12,16 @@ use crate::drain::gate::Gate;
 use crate::drain::ledger::{Ledger, LedgerRow};
 use crate::drain::machine::Phase;
 use crate::drain::quiet::Arrivals;
-use crate::metrics::{Shard, add};
+use crate::metrics::Shard;
 use crate::proxy::headers::Sender;
 use crate::proxy::line::Line;
-use crate::proxy::park::Parking;
 use crate::proxy::stream::Channel;
 use crate::tls::server::Termination;
-use crate::upstream::{Backend, Pool, Upstream};
+use crate::upstream::{Backend, Upstream};
 use tokio::sync::Notify;
+
+/// Time from a connection's accept in which its first request is on its way: a drain waits this long for it.
+pub const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Shared by all threads; what changes in it is a few words that the drain writes.
 pub struct Plane {
@@ -44,7 +45,8 @@ pub struct Plane {
     pub parkings: Vec<Arc<Notify>>,
     /// Closed connections that still wait for their peer's end.
     pub lingering: AtomicU64,
-    began: Instant,
+    /// When the process began: the clock of arrivals.
+    pub began: Instant,
     /// The app of `lameduck run` has yet to listen, and the process is to go.
     booting: AtomicBool,
     /// Idle connections close: nothing runs and nobody can come in.
@@ -231,58 +233,5 @@ impl Plane {
     fn wake_all(&self) {
         self.ledgers.iter().for_each(|ledger| ledger.wake_all());
         self.parkings.iter().for_each(|parking| parking.notify_one());
-    }
-}
-
-/// One thread's own.
-pub struct Worker {
-    /// What all threads share.
-    pub plane: Arc<Plane>,
-    /// This thread's connections.
-    pub ledger: Arc<Ledger>,
-    /// This thread's counters.
-    pub shard: Arc<Shard>,
-    /// Client connections that rest.
-    pub parking: Parking,
-    /// Connections to the app that rest.
-    pub pool: Pool,
-    /// Ways to the upstream of each `--tcp`; nothing rests in them.
-    pub tcp: Vec<Pool>,
-}
-
-impl Worker {
-    /// The thread with this number.
-    ///
-    /// # Errors
-    /// When the kernel has no epoll set for its parked connections.
-    pub fn new(plane: Arc<Plane>, number: usize) -> io::Result<Self> {
-        let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
-        let parking = Parking::new(plane.parkings[number].clone())?;
-        let pool = Pool::new(plane.upstream.clone(), number, plane.settings.limits.head);
-        let tcp = |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, plane.settings.limits.head);
-        let tcp = plane.tcp.iter().map(tcp).collect();
-        Ok(Self { plane, ledger, shard, parking, pool, tcp })
-    }
-
-    /// A request has arrived, for the quiet rule; `first` of its connection.
-    pub fn arrival(&self, now: Instant, first: bool) {
-        add(&self.shard.arrivals, 1);
-        if first {
-            add(&self.shard.newcomers, 1);
-        }
-        let us = now.duration_since(self.plane.began).as_micros() as u64;
-        self.shard.last_arrival_us.store(us.max(1), Ordering::Relaxed);
-    }
-
-    /// Whether a tunnel over which something moved last at this time, in milliseconds of the ledger's clock, has been
-    /// quiet for `--tunnel-timeout`.
-    pub fn too_quiet(&self, moved_at: u64) -> bool {
-        let most = self.plane.settings.limits.tunnel_timeout;
-        !most.is_zero() && self.ledger.now_ms().saturating_sub(moved_at) >= most.as_millis() as u64
-    }
-
-    /// A deadline for a ledger entry, so long from now.
-    pub fn deadline(&self, after: Duration) -> u64 {
-        self.ledger.now_ms() + after.as_millis() as u64
     }
 }

@@ -3,8 +3,7 @@
 use std::time::Instant;
 
 use super::headers::Request;
-use super::plane::Worker;
-use crate::metrics::{Ended, add};
+use crate::metrics::{Ended, Shard, add};
 
 /// What is known of a request from its head.
 pub struct Record {
@@ -53,12 +52,12 @@ impl Record {
     }
 
     /// Counts it, probes apart, and logs it.
-    pub fn write(&self, worker: &Worker, totals: Totals, ended: Ended) {
+    pub fn write(&self, shard: &Shard, totals: Totals, ended: Ended) {
         let took = self.since.elapsed();
-        add(&worker.shard.received, totals.received + self.head as u64);
-        add(&worker.shard.sent, totals.sent);
+        add(&shard.received, totals.received + self.head as u64);
+        add(&shard.sent, totals.sent);
         if !self.probe {
-            worker.shard.request(totals.status, ended, took);
+            shard.request(totals.status, ended, took);
         }
         if let Some(line) = &self.line {
             tracing::info!(

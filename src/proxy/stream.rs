@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, tcp};
 
-use super::{park, sendq};
+use super::sendq;
 use crate::tls::stream::{self as tls, Session, Tls};
 
 /// Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
@@ -183,7 +183,7 @@ impl Reader<'_> {
 
     /// Whether something came that was not read yet, asked of the kernel itself.
     pub fn has_unread(&self) -> bool {
-        park::has_unread(self.tcp())
+        sendq::has_unread(self.tcp())
     }
 
     /// Whether a TLS record has come in part: a request that has begun.

@@ -4,30 +4,30 @@
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
 use super::buffer::Buffer;
+use super::connection::{Next, Tunnel, TunnelState};
 use super::error::{Failure, Progress};
 use super::exchange::{held_back, reach};
-use super::plane::Worker;
 use super::record::{Record, Totals};
+use super::sendq::keep_alive;
 use super::stream::{Source, Stream};
-use super::upgrade::{Tunnel, Upgraded, keep_alive};
+use super::worker::Worker;
 use crate::drain::gate::Connected;
 use crate::drain::ledger::{Class, Place};
 use crate::metrics::add;
 use crate::upstream::Connection;
 
-/// Serves a connection until it closes or rests; `route` is the number of its `--tcp`.
+/// Connects a client to its upstream; `route` is the number of its `--tcp`. Returns the tunnel that it becomes.
 pub async fn serve(
     mut client: Stream,
     peer: SocketAddr,
     route: usize,
     connected: Connected,
-    worker: Rc<Worker>,
-) {
+    worker: &Worker,
+) -> Next {
     let since = Instant::now();
     let (plane, place) = (&worker.plane, worker.ledger.enter(peer));
     let upstream = plane.settings.tcp[route].upstream.to_string();
@@ -39,30 +39,30 @@ pub async fn serve(
     keep_alive(client.tcp());
     let reached = match &admitted {
         Ok(_) if plane.past_in_flight() => Err(Failure::TooManyInFlight),
-        Ok(_) => reached(&mut client, route, &place, &worker).await,
+        Ok(_) => reached(&mut client, route, &place, worker).await,
         Err(_) => Err(Failure::Forced),
     };
     match (reached, admitted) {
         (Ok(app), Ok(in_flight)) => {
-            let tunnel = Tunnel {
+            let state = TunnelState {
                 websocket: false,
                 unheard: true,
                 in_flight: Some(in_flight),
                 record,
                 totals: Totals::default(),
                 moved_at: worker.ledger.now_ms(),
+                place,
+                connected,
             };
             let (app_buf, client_buf) = (Buffer::default(), Buffer::default());
-            Box::new(Upgraded { app, app_buf, client_buf, tunnel })
-                .run(client, place, connected, worker)
-                .await;
+            Next::Tunnel(Box::new(Tunnel { client, app, app_buf, client_buf, state }))
         }
         (reached, _in_flight) => {
             let failure = reached.err().unwrap_or(Failure::Forced);
-            record.write(&worker, Totals::default(), failure.verdict(Progress::Unsent).ended);
+            record.write(&worker.shard, Totals::default(), failure.verdict(Progress::Unsent).ended);
             // Nobody may take it for an end of what it asked for.
             client.reset_on_close();
-            drop(client);
+            Next::Closed
         }
     }
 }

@@ -4,71 +4,25 @@
 
 use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
-use std::os::fd::AsFd;
 use std::pin::pin;
-use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use socket2::{SockRef, TcpKeepalive};
+use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
 use tokio::sync::Notify;
-use tokio::task::spawn_local;
 
 use super::buffer::Buffer;
-use super::conn::shut;
+use super::connection::{Next, ParkedTunnel, Tunnel, TunnelState};
 use super::frames::{Frames, close_to_app, close_to_client};
 use super::park;
-use super::plane::Worker;
-use super::record::{Record, Totals};
 use super::stream::{self, Stream};
-use crate::drain::gate::{Connected, InFlightTunnel};
-use crate::drain::ledger::{Class, Place};
+use super::worker::Worker;
 use crate::metrics::Ended;
-use crate::upstream::{self, Connection, Parked};
+use crate::upstream::{self, Connection};
 
 /// Both sides have so long to answer a Close of ours.
 const CLOSING: Duration = Duration::from_secs(2);
-
-/// A connection that has just become a tunnel, or one that has rested and goes on.
-pub struct Upgraded {
-    /// The app's connection, and what was read from it and not yet passed on.
-    pub app: Connection,
-    /// See `app`.
-    pub app_buf: Buffer,
-    /// What was read from the client and not yet passed on.
-    pub client_buf: Buffer,
-    /// What else is known of it.
-    pub tunnel: Tunnel,
-}
-
-/// What is known of a tunnel besides its two connections.
-pub struct Tunnel {
-    /// A WebSocket, whose frames are followed.
-    pub websocket: bool,
-    /// One of `--tcp`, whose client has sent nothing yet: a health check never does, so it is no arrival so far.
-    pub unheard: bool,
-    /// Counted until the tunnel closes; a probe isn't.
-    pub in_flight: Option<InFlightTunnel>,
-    /// Written once it has closed.
-    pub record: Record,
-    /// Of the handshake, and of what has passed since.
-    pub totals: Totals,
-    /// When something moved last, in milliseconds of the ledger's clock.
-    pub moved_at: u64,
-}
-
-/// A tunnel between two frames over which nothing moves: no task and no buffer, only this.
-pub struct Resting {
-    /// The client's connection.
-    pub client: stream::Resting,
-    /// The app's connection.
-    pub app: Parked,
-    /// What else is known of it.
-    pub tunnel: Tunnel,
-    place: Place,
-    connected: Connected,
-}
 
 /// One direction of a tunnel.
 #[derive(Default)]
@@ -125,147 +79,134 @@ impl Half for upstream::Reader<'_> {
     }
 }
 
-impl Resting {
-    /// When something moved last, in milliseconds of the ledger's clock.
-    pub fn moved_at(&self) -> u64 {
-        self.tunnel.moved_at
-    }
-
-    /// Relays again.
-    pub fn go_on(self, worker: &Rc<Worker>) {
-        let Self { client, app, tunnel, place, connected } = self;
-        match (client.go_on(), app.unpark()) {
-            (Ok(client), Ok(app)) => {
-                let upgraded =
-                    Upgraded { app, app_buf: Buffer::default(), client_buf: Buffer::default(), tunnel };
-                spawn_local(Box::new(upgraded).run(client, place, connected, worker.clone()));
+/// Relays until both sides have ended, or the drain ends it; or until nothing has moved for a while. Returns what
+/// becomes of the client's connection.
+pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
+    let Tunnel { mut client, mut app, mut app_buf, mut client_buf, mut state } = *tunnel;
+    let (ends, mut watch) = (Ends::default(), Watch::new(&state, worker));
+    let websocket = state.websocket;
+    let backend = app.backend().clone();
+    let ended = {
+        let sides =
+            Sides { client: &mut client, client_buf: &mut client_buf, app: &mut app, app_buf: &mut app_buf };
+        let mut relaying = pin!(relay(sides, websocket, worker, &ends));
+        let place = &state.place;
+        poll_fn(|cx| {
+            place.register(cx);
+            if let Poll::Ready(ended) = relaying.as_mut().poll(cx) {
+                return Poll::Ready(Some(ended));
             }
-            // Both connections are closed by now.
-            _ => tunnel.record.write(worker, tunnel.totals, Ended::Cut),
+            if worker.plane.forced() {
+                return Poll::Ready(Some(Ended::Cut));
+            }
+            if watch.is_over(&ends, worker) && !ends.quiet.replace(true) {
+                return match websocket {
+                    true => relaying.as_mut().poll(cx).map(Some),
+                    false => Poll::Ready(Some(Ended::TimedOut)),
+                };
+            }
+            if place.expired() && ends.rest() && !worker.plane.ends_tunnel(websocket, &backend) {
+                return Poll::Ready(None);
+            }
+            place.set_deadline(worker.deadline(watch.look));
+            Poll::Pending
+        })
+        .await
+    };
+    state.totals.sent += ends.down.moved.get();
+    state.totals.received += ends.up.moved.get();
+    (state.unheard, state.moved_at) = (watch.unheard, watch.moved_at);
+    let Some(ended) = ended else { return park(client, app, state) };
+    state.record.write(&worker.shard, state.totals, ended);
+    let reset = match ended {
+        Ended::Cut => true,
+        Ended::ClientGone | Ended::AppGone | Ended::TimedOut => !websocket,
+        _ => false,
+    };
+    if reset {
+        client.reset_on_close();
+        reset_on_close(&mut app);
+        return Next::Closed;
+    }
+    Next::Close(client, state.connected)
+}
+
+/// Nothing of it is lost: both directions stand between two frames, and no byte is buffered.
+fn park(client: Stream, app: Connection, state: TunnelState) -> Next {
+    match (client.rest(), app.park()) {
+        (Ok(client), Ok(app)) => Next::ParkTunnel(ParkedTunnel { client, app, state }),
+        _ => Next::Closed,
+    }
+}
+
+/// A parked tunnel as a task can use it again; none if the runtime doesn't take its sockets, which are closed by then.
+pub fn unpark(parked: ParkedTunnel, worker: &Worker) -> Option<Box<Tunnel>> {
+    let ParkedTunnel { client, app, state } = parked;
+    match (client.go_on(), app.unpark()) {
+        (Ok(client), Ok(app)) => {
+            let (app_buf, client_buf) = (Buffer::default(), Buffer::default());
+            Some(Box::new(Tunnel { client, app, app_buf, client_buf, state }))
+        }
+        _ => {
+            state.record.write(&worker.shard, state.totals, Ended::Cut);
+            None
         }
     }
 }
 
-impl Upgraded {
-    /// Goes on in a task of its own, which is a fraction of the size of the one that served the handshake.
-    pub fn begin(self: Box<Self>, client: Stream, place: Place, connected: Connected, worker: Rc<Worker>) {
-        place.set_class(if self.tunnel.websocket { Class::WebSocket } else { Class::Tunnel });
-        keep_alive(client.tcp());
-        spawn_local(self.run(client, place.hand_over(), connected, worker));
-    }
+/// A tunnel's two connections, and what was read from each and not yet passed on.
+struct Sides<'a> {
+    client: &'a mut Stream,
+    client_buf: &'a mut Buffer,
+    app: &'a mut Connection,
+    app_buf: &'a mut Buffer,
+}
 
-    /// Relays until both sides have ended, or the drain ends it, and closes the client's connection; or until nothing
-    /// has moved for a while, and parks it.
-    pub async fn run(
-        mut self: Box<Self>,
-        mut client: Stream,
-        place: Place,
-        connected: Connected,
-        worker: Rc<Worker>,
-    ) {
-        let (ends, mut watch) = (Ends::default(), Watch::new(&self.tunnel, &worker));
-        let websocket = self.tunnel.websocket;
-        let backend = self.app.backend().clone();
-        let ended = {
-            let mut relaying = pin!(self.relay(&mut client, &worker, &ends));
-            poll_fn(|cx| {
-                place.register(cx);
-                if let Poll::Ready(ended) = relaying.as_mut().poll(cx) {
-                    return Poll::Ready(Some(ended));
-                }
-                if worker.plane.forced() {
-                    return Poll::Ready(Some(Ended::Cut));
-                }
-                if watch.is_over(&ends, &worker) && !ends.quiet.replace(true) {
-                    return match websocket {
-                        true => relaying.as_mut().poll(cx).map(Some),
-                        false => Poll::Ready(Some(Ended::TimedOut)),
-                    };
-                }
-                if place.expired() && ends.rest() && !worker.plane.ends_tunnel(websocket, &backend) {
-                    return Poll::Ready(None);
-                }
-                place.set_deadline(worker.deadline(watch.look));
-                Poll::Pending
-            })
-            .await
-        };
-        let tunnel = &mut self.tunnel;
-        tunnel.totals.sent += ends.down.moved.get();
-        tunnel.totals.received += ends.up.moved.get();
-        (tunnel.unheard, tunnel.moved_at) = (watch.unheard, watch.moved_at);
-        let Some(ended) = ended else { return self.park(client, place, connected, &worker) };
-        tunnel.record.write(&worker, tunnel.totals, ended);
-        let reset = match ended {
-            Ended::Cut => true,
-            Ended::ClientGone | Ended::AppGone | Ended::TimedOut => !websocket,
-            _ => false,
-        };
-        if reset {
-            client.reset_on_close();
-            reset_on_close(&mut self.app);
+async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) -> Ended {
+    let Sides { client, client_buf, app, app_buf } = sides;
+    let (mut app_reader, mut app_writer, backend) = app.split();
+    let (mut reader, mut writer) = client.split();
+    let (to_app, to_client) = (close_to_app(), close_to_client());
+    let to_app = websocket.then_some(&to_app[..]);
+    let to_client = websocket.then_some(&to_client[..]);
+    let up = direction(ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.up);
+    let down = direction(ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.down);
+    // A direction that fails takes the other with it: nobody is left to read that one.
+    let both = async {
+        let up = async { up.await.map_err(|failed| failed == Failed::Sink) };
+        let down = async { down.await.map_err(|failed| failed == Failed::Source) };
+        tokio::try_join!(up, down).map(drop)
+    };
+    let told = async {
+        if !websocket {
+            return pending().await;
         }
-        drop((self, place));
-        if !reset {
-            shut(client, connected, &worker).await;
+        tokio::select! {
+            () = worker.plane.stream_end(backend) => {}
+            () = poll_fn(|_| if ends.quiet.get() { Poll::Ready(()) } else { Poll::Pending }) => {}
         }
-    }
-
-    /// Nothing of it is lost: both directions stand between two frames, and no byte is buffered.
-    fn park(self, client: Stream, place: Place, connected: Connected, worker: &Rc<Worker>) {
-        let Self { app, tunnel, .. } = self;
-        if let (Ok(client), Ok(app)) = (client.rest(), app.park()) {
-            let place = place.hand_over();
-            worker.parking.park_tunnel(Resting { client, app, tunnel, place, connected }, worker);
+        ends.told.set(true);
+        // One that stands in the middle of a frame gets no Close; nobody waits for it again when it was too quiet.
+        let sent = ends.ours_sent.notified();
+        match ends.quiet.get() {
+            true => drop(tokio::time::timeout(CLOSING, sent).await),
+            false => sent.await,
         }
-    }
-
-    async fn relay(&mut self, client: &mut Stream, worker: &Worker, ends: &Ends) -> Ended {
-        let Self { app, app_buf, client_buf, tunnel: Tunnel { websocket, .. } } = self;
-        let (mut app_reader, mut app_writer, backend) = app.split();
-        let (mut reader, mut writer) = client.split();
-        let (to_app, to_client) = (close_to_app(), close_to_client());
-        let to_app = websocket.then_some(&to_app[..]);
-        let to_client = websocket.then_some(&to_client[..]);
-        let up = direction(ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.up);
-        let down = direction(ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.down);
-        // A direction that fails takes the other with it: nobody is left to read that one.
-        let both = async {
-            let up = async { up.await.map_err(|failed| failed == Failed::Sink) };
-            let down = async { down.await.map_err(|failed| failed == Failed::Source) };
-            tokio::try_join!(up, down).map(drop)
-        };
-        let told = async {
-            if !*websocket {
-                return pending().await;
-            }
-            tokio::select! {
-                () = worker.plane.stream_end(backend) => {}
-                () = poll_fn(|_| if ends.quiet.get() { Poll::Ready(()) } else { Poll::Pending }) => {}
-            }
-            ends.told.set(true);
-            // One that stands in the middle of a frame gets no Close; nobody waits for it again when it was too quiet.
-            let sent = ends.ours_sent.notified();
-            match ends.quiet.get() {
-                true => drop(tokio::time::timeout(CLOSING, sent).await),
-                false => sent.await,
-            }
-            tokio::time::sleep(CLOSING).await;
-            Ok(())
-        };
-        // `told` first: it sets what the directions look at in the same poll.
-        let ended = tokio::select! {
-            biased;
-            ended = told => ended,
-            ended = both => ended,
-        };
-        match ended {
-            _ if ends.quiet.get() => Ended::TimedOut,
-            _ if ends.ours.get() => Ended::WebSocketEnded,
-            Err(app) if app && !*websocket => Ended::AppGone,
-            Err(_) => Ended::ClientGone,
-            Ok(()) => Ended::Complete,
-        }
+        tokio::time::sleep(CLOSING).await;
+        Ok(())
+    };
+    // `told` first: it sets what the directions look at in the same poll.
+    let ended = tokio::select! {
+        biased;
+        ended = told => ended,
+        ended = both => ended,
+    };
+    match ended {
+        _ if ends.quiet.get() => Ended::TimedOut,
+        _ if ends.ours.get() => Ended::WebSocketEnded,
+        Err(app) if app && !websocket => Ended::AppGone,
+        Err(_) => Ended::ClientGone,
+        Ok(()) => Ended::Complete,
     }
 }
 
@@ -299,7 +240,7 @@ struct Watch {
 }
 
 impl Watch {
-    fn new(tunnel: &Tunnel, worker: &Worker) -> Self {
+    fn new(tunnel: &TunnelState, worker: &Worker) -> Self {
         let timeout = worker.plane.settings.limits.tunnel_timeout;
         let look = if timeout.is_zero() { park::AFTER } else { park::AFTER.min(timeout) };
         Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, look }
@@ -317,13 +258,6 @@ impl Watch {
         }
         worker.too_quiet(self.moved_at)
     }
-}
-
-/// A peer that vanished without a word would hold its tunnel, and a drain, for ever.
-pub fn keep_alive(client: &impl AsFd) {
-    let probes =
-        TcpKeepalive::new().with_time(Duration::from_secs(60)).with_interval(Duration::from_secs(20));
-    let _ = SockRef::from(client).set_tcp_keepalive(&probes.with_retries(3));
 }
 
 /// Resets the connection to the app when it is closed. A unix socket has no reset: it ends.

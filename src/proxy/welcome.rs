@@ -1,22 +1,19 @@
-//! A connection that was just accepted: for whom it comes, and who serves it.
+//! A connection that was just accepted: for whom it comes, and what stands before its first request.
 
 use std::future::poll_fn;
 use std::io;
 use std::net::SocketAddr;
-use std::rc::Rc;
 use std::task::Poll;
 use std::time::Instant;
 
 use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
-use tokio::task::spawn_local;
 
-use super::conn::{self, FRESH};
 use super::handshake::handshake;
-use super::plane::Worker;
+use super::plane::FIRST_REQUEST;
 use super::proxy_protocol;
 use super::stream::Stream;
-use super::tcp;
+use super::worker::Worker;
 use crate::drain::gate::Connected;
 use crate::metrics::add;
 
@@ -54,35 +51,29 @@ impl<S> Accepted<S> {
     }
 }
 
-/// Serves a connection that was just accepted.
-pub async fn welcome(accepted: Accepted<TcpStream>, worker: Rc<Worker>) {
+/// Reads the PROXY protocol header and does the TLS handshake, where they are due. Returns the connection with the client
+/// for whom it comes; none for one that is closed.
+pub async fn welcome(accepted: Accepted<TcpStream>, worker: &Worker) -> Option<Accepted<Stream>> {
     add(&worker.shard.accepted, 1);
     let Accepted { stream, mut peer, service, connected } = accepted;
-    let since = Instant::now();
     let trusted = &worker.plane.settings.proxy_protocol_from;
     if trusted.iter().any(|network| network.contains(peer.ip())) {
-        match announced(&stream, peer, since, &worker).await {
+        match announced(&stream, peer, worker).await {
             Ok(client) => peer = client,
-            Err(None) => return,
-            Err(Some(why)) => {
-                tracing::warn!(%peer, "a connection from --proxy-protocol-from was closed: {why}");
-                return;
+            Err(why) => {
+                if let Some(why) = why {
+                    tracing::warn!(%peer, "a connection from --proxy-protocol-from was closed: {why}");
+                }
+                return None;
             }
         }
     }
-    match service {
-        Service::Http => conn::serve(Stream::Tcp(stream), peer, connected, Some(since), worker).await,
+    if service == Service::Https {
         // Boxed, since few connections are in it at a time.
-        Service::Https => {
-            if let Some((stream, connected)) = Box::pin(handshake(stream, peer, connected, &worker)).await {
-                conn::serve(stream, peer, connected, Some(Instant::now()), worker).await;
-            }
-        }
-        // A task of its own, which is a fraction of the size of one that serves requests.
-        Service::Tcp(route) => {
-            drop(spawn_local(tcp::serve(Stream::Tcp(stream), peer, route, connected, worker)));
-        }
+        let (stream, connected) = Box::pin(handshake(stream, peer, connected, worker)).await?;
+        return Some(Accepted { stream, peer, service, connected });
     }
+    Some(Accepted { stream: Stream::Tcp(stream), peer, service, connected })
 }
 
 /// Reads the PROXY protocol header, and not a byte more. Returns the client that it names, or the peer where it
@@ -90,10 +81,9 @@ pub async fn welcome(accepted: Accepted<TcpStream>, worker: Rc<Worker>) {
 async fn announced(
     stream: &TcpStream,
     peer: SocketAddr,
-    since: Instant,
     worker: &Worker,
 ) -> Result<SocketAddr, Option<&'static str>> {
-    let plane = &worker.plane;
+    let (plane, since) = (&worker.plane, Instant::now());
     let place = worker.ledger.enter(peer);
     place.set_deadline(worker.deadline(plane.settings.limits.head_timeout));
     let mut head = Vec::new();
@@ -122,10 +112,10 @@ async fn announced(
             }
         }
         if plane.closing_idle() {
-            if since.elapsed() >= FRESH || plane.forced() {
+            if since.elapsed() >= FIRST_REQUEST || plane.forced() {
                 return Poll::Ready(Err(None));
             }
-            place.set_deadline(worker.deadline(FRESH));
+            place.set_deadline(worker.deadline(FIRST_REQUEST));
         } else if place.expired() {
             return Poll::Ready(Err(Some("its PROXY protocol header came too slowly (--head-timeout)")));
         }

@@ -11,6 +11,11 @@ const END_HEADERS: u8 = 0x4;
 /// What begins a client's side (RFC 9113 §3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
+/// Whether a connection's first bytes are HTTP/2's, as far as they go.
+pub fn begins_http2(bytes: &[u8]) -> bool {
+    bytes.iter().zip(PREFACE).all(|(byte, preface)| byte == preface)
+}
+
 /// Which way the bytes go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sides {

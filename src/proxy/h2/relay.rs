@@ -19,7 +19,7 @@ use http::{Request, Response};
 
 use super::app;
 use super::head;
-use super::request::reason;
+use super::streams::reason;
 use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
 use crate::proxy::error::{self, Failure, Progress};

@@ -13,8 +13,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::{Allowance, Follower, Frame, Sides};
 use crate::proxy::buffer::{Buffer, LARGE, SIZE};
-use crate::proxy::plane::Worker;
 use crate::proxy::stream::Stream;
+use crate::proxy::worker::Worker;
 
 /// A client's connection, shared by the task that runs it and by whoever asks how far it has come.
 pub struct Wire {

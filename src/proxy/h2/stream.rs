@@ -12,10 +12,9 @@ use http::request::Parts;
 use tokio::io::AsyncWriteExt;
 
 use super::adapter::Adapter;
-use super::{Connection, head, relay};
+use super::streams::{Connection, Ending, reason};
+use super::{head, relay};
 use crate::config::UpstreamProtocol;
-use crate::drain::gate::InFlightTunnel;
-use crate::drain::ledger::Place;
 use crate::metrics::Ended;
 use crate::proxy::buffer::{Buffer, SIZE};
 use crate::proxy::error::{self, Failure};
@@ -23,7 +22,6 @@ use crate::proxy::exchange::{Client, Exchange, Flow};
 use crate::proxy::forward::{Finish, forward};
 use crate::proxy::grpc;
 use crate::proxy::headers::{Reject, Request, URI_TOO_LONG};
-use crate::proxy::plane::Worker;
 use crate::proxy::record::{Record, Totals};
 
 /// An answer of our own to a failed request may take so long to be handed over.
@@ -31,31 +29,6 @@ const LAST_WORD: Duration = Duration::from_secs(1);
 
 const NO_GRPC: Reject =
     Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which carries no gRPC" };
-
-/// What is told of a request once its last frame is in the socket. Until then it counts.
-pub struct Ending {
-    /// None for a request that could not be read.
-    record: Option<Record>,
-    totals: Totals,
-    ended: Ended,
-    _in_flight: Option<InFlightTunnel>,
-    _place: Place,
-}
-
-impl Ending {
-    /// Its last frame never got there.
-    pub fn cut(self, ended: Ended) -> Self {
-        let whole = self.ended == Ended::Complete;
-        Self { ended: if whole { ended } else { self.ended }, ..self }
-    }
-
-    /// It has ended.
-    pub fn write(self, worker: &Worker) {
-        if let Some(record) = self.record {
-            record.write(worker, self.totals, self.ended);
-        }
-    }
-}
 
 /// Serves a stream that was just accepted.
 pub async fn serve(
@@ -176,13 +149,4 @@ async fn refuse(adapter: &Adapter, status: u16, why: &str) {
     let answer = error::answer(status, why, adapter.head_only());
     // A client that takes nothing finds its stream reset.
     let _ = tokio::time::timeout(LAST_WORD, adapter.split().1.write_all(&answer)).await;
-}
-
-/// What a client is told of an answer that was cut (RFC 9113 §7).
-pub fn reason(ended: Ended) -> Reason {
-    match ended {
-        Ended::Cut | Ended::TimedOut | Ended::Unanswered => Reason::CANCEL,
-        Ended::Unsent | Ended::Refused => Reason::REFUSED_STREAM,
-        _ => Reason::INTERNAL_ERROR,
-    }
 }

@@ -1,0 +1,204 @@
+//! The data plane's threads: each serves its connections, and starts what a connection has become.
+
+use std::io;
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tokio::runtime::LocalRuntime;
+use tokio::sync::mpsc;
+use tokio::task::spawn_local;
+
+use super::connection::{Http2, Idle, Next, Tunnel};
+use super::h2::connection as http2;
+use super::linger::shut;
+use super::listen::{Acceptor, Switch};
+use super::park::Unparked;
+use super::plane::Plane;
+use super::stream::Stream;
+use super::welcome::{Accepted, Service, welcome};
+use super::worker::Worker;
+use super::{conn, tcp, upgrade};
+use crate::allocator;
+use crate::drain::gate::Connected;
+use crate::drain::machine::Phase;
+
+/// How often deadlines are looked at.
+const SWEEP: Duration = Duration::from_millis(250);
+
+/// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
+///
+/// # Errors
+/// When a thread can't be started.
+pub fn start(
+    plane: &Arc<Plane>,
+    listeners: Vec<(TcpListener, Service)>,
+    switch: Switch,
+    on_closed: impl Fn() + Send + Clone + 'static,
+) -> io::Result<()> {
+    switch.expect(listeners.len());
+    let mut others = Vec::new();
+    for number in 1..plane.ledgers.len() {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        others.push(sender);
+        spawn_thread(plane, number, |worker| serve_given(worker, receiver))?;
+    }
+    let acceptors_plane = plane.clone();
+    spawn_thread(plane, 0, move |worker| async move {
+        let acceptor = Rc::new(Acceptor::new(acceptors_plane, others, switch));
+        for (listener, service) in listeners {
+            let worker = worker.clone();
+            let serve = move |accepted| drop(spawn_local(serve_accepted(accepted, worker.clone())));
+            spawn_local(acceptor.clone().run(listener, service, serve, on_closed.clone()));
+        }
+        std::future::pending::<()>().await;
+    })
+}
+
+/// Starts a thread with a runtime of its own, which lives as long as the process.
+fn spawn_thread<F: Future<Output = ()>>(
+    plane: &Arc<Plane>,
+    number: usize,
+    work: impl FnOnce(Rc<Worker>) -> F + Send + 'static,
+) -> io::Result<()> {
+    let plane = plane.clone();
+    let run = move || match LocalRuntime::new().and_then(|runtime| Ok((runtime, Worker::new(plane, number)?)))
+    {
+        Ok((runtime, worker)) => runtime.block_on(async move {
+            allocator::keep_at_hand();
+            let worker = Rc::new(worker);
+            spawn_local(sweep(worker.clone()));
+            spawn_local(watch_parked(worker.clone()));
+            work(worker).await;
+        }),
+        Err(error) => {
+            tracing::error!(%error, "a data-plane thread could not start");
+            std::process::exit(1);
+        }
+    };
+    std::thread::Builder::new().name(format!("data-{number}")).spawn(run).map(drop)
+}
+
+/// Serves the connections that the accepting thread gives to this one.
+async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Accepted<TcpStream>>) {
+    while let Some(given) = given.recv().await {
+        match given.with(tokio::net::TcpStream::from_std) {
+            Ok(accepted) => drop(spawn_local(serve_accepted(accepted, worker.clone()))),
+            Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
+        }
+    }
+}
+
+/// One look per tick at every connection's deadline instead of a timer for each.
+async fn sweep(worker: Rc<Worker>) {
+    let mut ticks = tokio::time::interval(SWEEP);
+    loop {
+        ticks.tick().await;
+        let (plane, parking) = (&worker.plane, &worker.parking);
+        worker.ledger.sweep();
+        allocator::give_back();
+        parking.expire(plane);
+        parking.expire_tunnels(plane, &worker.ledger, |unparked| resume(unparked, &worker));
+        if plane.phase() == Phase::Drained {
+            worker.pool.clear();
+        } else {
+            worker.pool.retire();
+        }
+    }
+}
+
+async fn watch_parked(worker: Rc<Worker>) {
+    let watched = worker.parking.watch_all(&worker.plane, |unparked| resume(unparked, &worker)).await;
+    if let Err(error) = watched {
+        tracing::error!(%error, "parked connections can't be watched");
+    }
+}
+
+/// Serves a connection that was just accepted.
+async fn serve_accepted(accepted: Accepted<tokio::net::TcpStream>, worker: Rc<Worker>) {
+    let since = Instant::now();
+    let Some(Accepted { stream, peer, service, connected }) = welcome(accepted, &worker).await else {
+        return;
+    };
+    let accepted = if service == Service::Https { Instant::now() } else { since };
+    match service {
+        // A task of its own, which is a fraction of the size of one that serves requests.
+        Service::Tcp(route) => drop(spawn_local(serve_tcp(stream, peer, route, connected, worker))),
+        Service::Http | Service::Https => {
+            let next = conn::serve(stream, peer, connected, Some(accepted), &worker).await;
+            go_on(next, &worker).await;
+        }
+    }
+}
+
+async fn serve_idle(
+    stream: Stream,
+    peer: SocketAddr,
+    connected: Connected,
+    accepted: Option<Instant>,
+    worker: Rc<Worker>,
+) {
+    let next = conn::serve(stream, peer, connected, accepted, &worker).await;
+    go_on(next, &worker).await;
+}
+
+async fn serve_http2(connection: Http2, worker: Rc<Worker>) {
+    let next = http2::serve(connection, &worker).await;
+    go_on(next, &worker).await;
+}
+
+async fn serve_tcp(client: Stream, peer: SocketAddr, route: usize, connected: Connected, worker: Rc<Worker>) {
+    match tcp::serve(client, peer, route, connected, &worker).await {
+        // It is in a task of its own already.
+        Next::Tunnel(tunnel) => serve_tunnel(tunnel, worker).await,
+        other => go_on(other, &worker).await,
+    }
+}
+
+async fn serve_tunnel(tunnel: Box<Tunnel>, worker: Rc<Worker>) {
+    let next = upgrade::run(tunnel, &worker).await;
+    go_on(next, &worker).await;
+}
+
+/// Does what is to be done with a connection next; what serves it further is a task of its own, as large as its kind
+/// needs.
+async fn go_on(next: Next, worker: &Rc<Worker>) {
+    match next {
+        Next::Closed => {}
+        Next::Close(stream, connected) => shut(stream, connected, &worker.plane).await,
+        // A kernel that has no room for one more event has none for another connection either.
+        Next::Park(idle) => drop(worker.parking.park(idle)),
+        Next::Http2(connection) => {
+            let place = connection.place.hand_over();
+            drop(spawn_local(serve_http2(Http2 { place, ..connection }, worker.clone())));
+        }
+        Next::Tunnel(mut tunnel) => {
+            tunnel.state.place = tunnel.state.place.hand_over();
+            drop(spawn_local(serve_tunnel(tunnel, worker.clone())));
+        }
+        Next::ParkTunnel(mut tunnel) => {
+            tunnel.state.place = tunnel.state.place.hand_over();
+            if let Some(tunnel) = worker.parking.park_tunnel(tunnel) {
+                resume(Unparked::Tunnel(tunnel), worker);
+            }
+        }
+    }
+}
+
+/// Gives a task to what is parked no longer.
+fn resume(unparked: Unparked, worker: &Rc<Worker>) {
+    match unparked {
+        Unparked::Idle(Idle { stream, peer, connected, accepted }) => {
+            if let Ok(stream) = stream.go_on() {
+                worker.ledger.assign();
+                drop(spawn_local(serve_idle(stream, peer, connected, accepted, worker.clone())));
+            }
+        }
+        Unparked::Tunnel(parked) => {
+            if let Some(tunnel) = upgrade::unpark(parked, worker) {
+                drop(spawn_local(serve_tunnel(tunnel, worker.clone())));
+            }
+        }
+    }
+}

@@ -1,0 +1,65 @@
+//! What one thread of the data plane has for itself.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use super::park::Parking;
+use super::plane::Plane;
+use crate::drain::ledger::Ledger;
+use crate::metrics::{Shard, add};
+use crate::upstream::{Pool, Upstream};
+
+/// One thread's own.
+pub struct Worker {
+    /// What all threads share.
+    pub plane: Arc<Plane>,
+    /// This thread's connections.
+    pub ledger: Arc<Ledger>,
+    /// This thread's counters.
+    pub shard: Arc<Shard>,
+    /// Client connections that rest.
+    pub parking: Parking,
+    /// Connections to the app that rest.
+    pub pool: Pool,
+    /// Ways to the upstream of each `--tcp`; nothing rests in them.
+    pub tcp: Vec<Pool>,
+}
+
+impl Worker {
+    /// The thread with this number.
+    ///
+    /// # Errors
+    /// When the kernel has no epoll set for its parked connections.
+    pub fn new(plane: Arc<Plane>, number: usize) -> io::Result<Self> {
+        let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
+        let parking = Parking::new(plane.parkings[number].clone())?;
+        let pool = Pool::new(plane.upstream.clone(), number, plane.settings.limits.head);
+        let tcp = |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, plane.settings.limits.head);
+        let tcp = plane.tcp.iter().map(tcp).collect();
+        Ok(Self { plane, ledger, shard, parking, pool, tcp })
+    }
+
+    /// A request has arrived, for the quiet rule; `first` of its connection.
+    pub fn arrival(&self, now: Instant, first: bool) {
+        add(&self.shard.arrivals, 1);
+        if first {
+            add(&self.shard.newcomers, 1);
+        }
+        let us = now.duration_since(self.plane.began).as_micros() as u64;
+        self.shard.last_arrival_us.store(us.max(1), Ordering::Relaxed);
+    }
+
+    /// Whether a tunnel over which something moved last at this time, in milliseconds of the ledger's clock, has been
+    /// quiet for `--tunnel-timeout`.
+    pub fn too_quiet(&self, moved_at: u64) -> bool {
+        let most = self.plane.settings.limits.tunnel_timeout;
+        !most.is_zero() && self.ledger.now_ms().saturating_sub(moved_at) >= most.as_millis() as u64
+    }
+
+    /// A deadline for a ledger entry, so long from now.
+    pub fn deadline(&self, after: Duration) -> u64 {
+        self.ledger.now_ms() + after.as_millis() as u64
+    }
+}
