@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-// By way of `super`, so that tests/gate_loom.rs can put loom's atomics in their place.
+// By way of `super`, so that tests/drain/gate_loom.rs can put loom's atomics in their place.
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::machine::Phase;
 

@@ -1,0 +1,9 @@
+//! The operator's side: the probe port, control, and the commands that speak with it.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod cli_clients;
+mod control_socket;
+mod listeners_end;
+mod probe_listener;

@@ -1,0 +1,84 @@
+//! An app that lives on after its SIGTERM is told in the log, with what that usually is.
+
+use crate::common;
+
+use std::fs;
+use std::process::Command;
+
+use common::MOMENT;
+use common::process::{Lameduck, Node, Process, TOKEN, temporary_directory};
+
+const LIVES_ON: &str = "the app still takes connections after its SIGTERM: as PID 1";
+const KILLED: &str = "the app outlived its SIGTERM until the grace was used up: as PID 1";
+
+/// Drained as a deleted pod is; its hooks have their answer.
+fn drained(app: &Node, args: &[&str]) -> Lameduck {
+    let proxy = Lameduck::proxy(app.addr, &[&["--sidecar", "native"], args].concat());
+    let mut hooks = ["app", "sidecar"].map(|whose| proxy.hook(&format!("/drain?hook={whose}"), Some(TOKEN)));
+    for hook in &mut hooks {
+        assert!(hook.answer().text().contains("clean"));
+    }
+    proxy
+}
+
+fn warns(proxy: &Lameduck, text: &str) -> bool {
+    proxy.process.output().lines().any(|line| line.contains("WARN") && line.contains(text))
+}
+
+#[test]
+fn an_app_that_does_not_hear_its_sigterm_is_told() {
+    let app = Node::held();
+    let mut proxy = drained(&app, &["--grace", "3s", "--reserve", "1s"]);
+    proxy.process.wait_line("the warning", |line| line.contains(LIVES_ON).then_some(()));
+    // The kubelet kills the app when the grace is used up; then it tells us.
+    std::thread::sleep(std::time::Duration::from_secs(3));
+    proxy.terminate();
+    assert_eq!(proxy.process.wait_exit(), 0);
+    assert!(warns(&proxy, KILLED), "{}", proxy.process.output());
+}
+
+#[test]
+fn an_app_that_goes_in_time_is_none_of_anybodys_business() {
+    let mut app = Node::held();
+    let mut proxy = drained(&app, &["--reserve", "400ms"]);
+    app.process.kill();
+    std::thread::sleep(MOMENT * 2);
+    proxy.terminate();
+    assert_eq!(proxy.process.wait_exit(), 0);
+    assert!(!warns(&proxy, LIVES_ON) && !warns(&proxy, KILLED), "{}", proxy.process.output());
+}
+
+/// The kubelet tells the app to go once that has ended, however long it takes.
+#[test]
+fn the_apps_own_exec_is_not_its_sigterm() {
+    let app = Node::held();
+    let shared = temporary_directory();
+    let (dir, go) = (shared.display().to_string(), shared.join("go"));
+    let args = ["--sidecar", "native", "--reserve", "200ms", "--share-dir", &dir];
+    let proxy = Lameduck::proxy(app.addr, &[&args[..], &["--control-listen", "127.0.0.1:0"]].concat());
+    let listening = proxy.wait_log("listening");
+    let control = format!("--control={}", listening["control_tcp"].as_str().expect("by TCP"));
+    let own = format!("echo begun; while [ ! -e {} ]; do sleep 0.05; done", go.display());
+    let mut program = Command::new(shared.join("lameduck"));
+    program.args(["drain", "--app-hook", &control, "--", "sh", "-c", &own]);
+    let mut hook = Process::start("hook", &mut program);
+    proxy.hook("/drain?hook=sidecar", Some(TOKEN)).answer();
+    hook.wait_line("the own hook", |line| (line == "begun").then_some(()));
+    std::thread::sleep(MOMENT * 3);
+    assert!(!warns(&proxy, LIVES_ON), "nobody has told it to go yet: {}", proxy.process.output());
+    fs::write(go, "").expect("ours");
+    assert_eq!(hook.wait_exit(), 0);
+    proxy.process.wait_line("the warning", |line| line.contains(LIVES_ON).then_some(()));
+    let _ = fs::remove_dir_all(shared);
+}
+
+#[test]
+fn so_is_one_that_lives_on_because_nobody_told_it_to_go() {
+    let app = Node::held();
+    let mut proxy = Lameduck::proxy(app.addr, &["--sidecar", "native", "--reserve", "400ms"]);
+    assert!(proxy.command_output(&["drain"]).status.success());
+    std::thread::sleep(MOMENT * 2);
+    proxy.terminate();
+    proxy.process.wait_exit();
+    assert!(!warns(&proxy, LIVES_ON) && !warns(&proxy, KILLED), "{}", proxy.process.output());
+}

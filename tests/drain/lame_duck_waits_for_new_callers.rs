@@ -1,0 +1,38 @@
+//! A lame duck stays until new connections have stopped coming, however busy kept ones were before: they are told to
+//! close and say nothing about what a balancer knows.
+
+use crate::common;
+
+use std::time::{Duration, Instant};
+
+use common::process::{Lameduck, Node};
+
+#[test]
+fn busy_kept_connections_dont_make_it_look_silent() {
+    let app = Node::held();
+    let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s"]);
+    let mut kept = proxy.client();
+    let began = Instant::now();
+    // Three callers within about a second, and requests all the time over one kept connection.
+    let mut callers = 1;
+    while callers < 3 {
+        kept.get("/");
+        assert_eq!(kept.answer().head.status, 200);
+        if began.elapsed() >= Duration::from_millis(400) * callers {
+            let mut new = proxy.client();
+            new.get("/");
+            assert_eq!(new.answer().head.status, 200);
+            callers += 1;
+        }
+    }
+    // Seven gaps of a third of the time; by the requests' gaps it would be the least window, a second.
+    let least = began.elapsed() * 7 / 3;
+    let begun = Instant::now();
+    proxy.terminate();
+    // Not the phase: with nothing in flight it is over a moment later.
+    proxy.wait_log("new connections are refused");
+    let took = begun.elapsed();
+    assert!(took >= least.mul_f64(0.9), "{took:?} of {least:?}");
+    drop(kept);
+    proxy.expect_clean_exit();
+}

@@ -1,0 +1,29 @@
+//! The drain: what runs ends well, whatever it is and whoever asks for the drain.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod app_dies_while_draining;
+mod app_outlives_sigterm;
+mod app_own_hook;
+mod deadline_answers;
+mod drain_hook;
+mod drain_machine;
+mod drain_rules;
+mod drain_tells_its_story;
+mod empty_drain_returns_after_lame_duck;
+mod event_stream_ends_on_boundary;
+mod front_doors_overlap;
+mod gate;
+mod gate_loom;
+mod handshake_across_sigterm;
+mod idle_connections_close_last;
+mod lame_duck_waits_for_new_callers;
+mod long_request_finishes;
+mod resume_starts_over;
+mod second_signal_forces;
+mod sidecar_signals;
+mod sigterm_before_first_byte;
+mod slow_reader_gets_last_byte;
+mod streaming_body_counts_to_last_byte;
+mod websocket_gets_1001;

@@ -1,0 +1,34 @@
+//! Whoever signals twice doesn't want to wait: the second SIGTERM or SIGINT forces.
+
+use crate::common;
+
+use common::process::{Lameduck, Node};
+use rustix::process::Signal;
+
+fn forced_by(second: Signal) {
+    let app = Node::slow();
+    // A deadline past what any wait of a test allows.
+    let mut proxy = Lameduck::proxy(app.addr, &["--grace", "120s"]);
+    let mut client = proxy.client();
+    client.get("/hang");
+    app.wait_active(1);
+
+    proxy.terminate();
+    proxy.wait_status("a drain", |status| status["phase"] != "serving");
+    proxy.process.signal(second);
+    let answer = client.answer();
+    assert_eq!(answer.head.status, 504);
+    client.expect_fin();
+    proxy.process.wait_exit();
+    assert_ne!(proxy.wait_log("drained")["verdict"], "clean");
+}
+
+#[test]
+fn a_second_sigterm_forces() {
+    forced_by(Signal::TERM);
+}
+
+#[test]
+fn a_sigint_after_sigterm_forces() {
+    forced_by(Signal::INT);
+}

@@ -1,0 +1,231 @@
+//! Heads pass as they were sent: names, case, order, repetitions, `Host`. Only what belongs to one hop is taken out.
+
+use crate::common;
+
+use common::app::{Asked, RawApp};
+use common::http::{Answer, Client, End};
+use common::process::{Lameduck, Node};
+
+const KEEP: [&str; 2] = ["--forwarded", "keep"];
+
+/// Sends `request`; the app's side of it, and the client's.
+fn pass(args: &[&str], request: &str) -> (Asked, Client, Lameduck) {
+    let app = RawApp::start();
+    let proxy = Lameduck::proxy(app.addr, args);
+    let mut client = proxy.client();
+    client.send(request);
+    (app.asked(), client, proxy)
+}
+
+/// The head that the app gets for this one.
+fn forwarded(args: &[&str], request: &str) -> String {
+    pass(args, request).0.head
+}
+
+/// The client's answer to `request` when the app answers with these bytes.
+fn answered(request: &str, method: &str, answer: &str) -> (Answer, Client, Lameduck) {
+    let (mut asked, mut client, proxy) = pass(&[], request);
+    asked.send(answer);
+    asked.shutdown();
+    let head = client.head();
+    (client.body(method, head), client, proxy)
+}
+
+fn get(lines: &str) -> String {
+    format!("GET / HTTP/1.1\r\nHost: a\r\n{lines}\r\n")
+}
+
+#[test]
+fn names_case_order_and_repetition_are_kept() {
+    let head = "GET /a%2Fb/../c?q=%20#f HTTP/1.1\r\nX-oDD-cASE: 1\r\nhost: App.Test:81\r\nx-r: one\r\nX-R: two\r\n\
+                x-r: one\r\nX-Empty: \r\nCookie: a=b; c=d\r\nX-Latin: caf\u{e9}\r\n\r\n";
+    assert_eq!(forwarded(&KEEP, head), head);
+}
+
+#[test]
+fn an_answers_names_case_order_and_repetition_are_kept() {
+    let (answer, ..) = answered(
+        &get(""),
+        "GET",
+        "HTTP/1.1 299 Odd Reason\r\nX-oDD: 1\r\nset-cookie: a\r\nSet-Cookie: b\r\nDate: now\r\ncontent-LENGTH: 2\r\n\r\nhi",
+    );
+    let names: Vec<_> = answer.head.headers.iter().map(|(name, value)| format!("{name}={value}")).collect();
+    assert_eq!(names, ["X-oDD=1", "set-cookie=a", "Set-Cookie=b", "Date=now", "content-LENGTH=2"]);
+    assert_eq!((answer.head.status, answer.text().as_str()), (299, "hi"));
+}
+
+#[test]
+fn a_real_app_sees_what_was_sent() {
+    let app = Node::slow();
+    let proxy = Lameduck::proxy(app.addr, &KEEP);
+    let mut client = proxy.client();
+    client.request("GET", "/headers", &["X-oDD: 1", "x-R: a", "X-r: b"]);
+    let answer = client.answer();
+    assert_eq!(answer.text(), r#"["Host","app.test","X-oDD","1","x-R","a","X-r","b"]"#);
+    let repeated = answer.head.headers.iter().filter(|(name, _)| name.eq_ignore_ascii_case("x-repeated"));
+    assert_eq!(
+        repeated.map(|(n, v)| format!("{n}:{v}")).collect::<Vec<_>>(),
+        ["X-Repeated:one", "x-repeated:two"]
+    );
+}
+
+#[test]
+fn what_belongs_to_one_hop_is_taken_out_of_a_request() {
+    let request = get(
+        "Connection: close, X-Mine\r\nX-Mine: 1\r\nKeep-Alive: timeout=9\r\nProxy-Connection: x\r\n\
+                       x-mine: 2\r\nTE: trailers, gzip\r\nUpgrade: h2c\r\nconnection: X-Other\r\nX-Other: 3\r\nX-Stays: 4\r\n",
+    );
+    assert_eq!(
+        forwarded(&KEEP, &request),
+        get("X-Stays: 4\r\nConnection: TE\r\nTE: trailers\r\n"),
+        "only `TE: trailers`, which we speak ourselves, is said anew"
+    );
+}
+
+#[test]
+fn connection_cannot_take_out_what_the_message_means() {
+    let sent = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\nContent-Type: b\r\nX-Forwarded-For: 9.9.9.9\r\n\
+                Connection: host, content-length, content-type, x-forwarded-for\r\n\r\nhi";
+    let head = forwarded(&[], sent);
+    for line in ["Host: a", "Content-Length: 2", "Content-Type: b", "X-Forwarded-For: 9.9.9.9, 127.0.0.1"] {
+        assert!(head.contains(&format!("\r\n{line}\r\n")), "{line} is gone from {head}");
+    }
+    let (mut asked, ..) = pass(
+        &KEEP,
+        "POST / HTTP/1.1\r\nHost: a\r\nConnection: transfer-encoding\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n",
+    );
+    assert!(asked.has_line("Transfer-Encoding: chunked"), "the body would become a request: {}", asked.head);
+    assert_eq!(asked.take(5), "0\r\n\r\n");
+}
+
+#[test]
+fn what_belongs_to_one_hop_is_taken_out_of_an_answer() {
+    let (answer, ..) = answered(
+        &get(""),
+        "GET",
+        "HTTP/1.1 200 OK\r\nConnection: keep-alive, X-Mine\r\nKeep-Alive: timeout=5\r\nX-Mine: 1\r\nX-Stays: 2\r\n\
+         Upgrade: h2c\r\nContent-Length: 0\r\n\r\n",
+    );
+    let names: Vec<_> = answer.head.headers.iter().map(|(name, _)| name.as_str()).collect();
+    assert_eq!(names, ["X-Stays", "Content-Length"]);
+}
+
+#[test]
+fn an_upgrade_to_http2_is_not_passed_on_however_it_is_written() {
+    for upgrade in ["Upgrade: h2c", "Upgrade: websocket, H2C", "Upgrade: h2c\r\nUpgrade: x"] {
+        let head = forwarded(&KEEP, &get(&format!("Connection: Upgrade\r\n{upgrade}\r\n")));
+        assert!(!head.to_lowercase().contains("h2c"), "{head}");
+    }
+}
+
+#[test]
+fn an_absolute_target_names_the_host_and_becomes_a_path() {
+    for (target, path) in [
+        ("GET http://real.test:81/p?q", "GET /p?q"),
+        ("GET http://real.test:81", "GET /"),
+        ("GET HTTP://real.test:81?q", "GET /?q"),
+        ("OPTIONS http://real.test:81", "OPTIONS *"),
+    ] {
+        let head = forwarded(&KEEP, &format!("{target} HTTP/1.1\r\nHost: other.test\r\nA: b\r\n\r\n"));
+        assert_eq!(head, format!("{path} HTTP/1.1\r\nA: b\r\nHost: real.test:81\r\n\r\n"));
+    }
+    assert_eq!(
+        forwarded(&KEEP, "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"),
+        "OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n"
+    );
+}
+
+#[test]
+fn forwarded_fields_follow_the_trust_setting() {
+    let sent = get("X-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\nX-Forwarded-Proto: https\r\n\
+                    X-Forwarded-Host: b\r\n");
+    let lines = |args: &[&str], request: &str| -> Vec<String> {
+        let head = forwarded(args, request);
+        head.split("\r\n").filter(|line| line.to_lowercase().starts_with("x-f")).map(str::to_owned).collect()
+    };
+    let added = ["X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: a"];
+    assert_eq!(
+        lines(&["--forwarded", "append"], &sent),
+        [
+            "X-Forwarded-For: 1.1.1.1",
+            "x-forwarded-for: 2.2.2.2, 127.0.0.1",
+            "X-Forwarded-Proto: https",
+            "X-Forwarded-Host: b"
+        ]
+    );
+    assert_eq!(lines(&["--forwarded", "append"], &get("")), added);
+    assert_eq!(lines(&["--forwarded", "replace"], &sent), added);
+    assert_eq!(forwarded(&KEEP, &sent), sent);
+    assert_eq!(lines(&KEEP, &get("")), [""; 0]);
+}
+
+#[test]
+fn an_http_1_0_client_is_served_in_its_own_way() {
+    let (answer, mut client, _proxy) = answered(
+        "GET / HTTP/1.0\r\n\r\n",
+        "GET",
+        "HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nhi\r\n0\r\nA: b\r\n\r\n",
+    );
+    assert_eq!(
+        (answer.text().as_str(), answer.end),
+        ("hi", End::UntilClose),
+        "no chunks, no interim answers"
+    );
+    assert!(answer.head.has("connection", "close") && !answer.head.has("transfer-encoding", "chunked"));
+    client.expect_fin();
+    assert_eq!(
+        forwarded(&KEEP, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
+        "GET / HTTP/1.1\r\nHost: \r\n\r\n"
+    );
+}
+
+#[test]
+fn an_http_1_0_client_that_asks_for_it_keeps_its_connection() {
+    let app = Node::slow();
+    let proxy = Lameduck::proxy(app.addr, &[]);
+    let mut client = proxy.client();
+    for _ in 0..2 {
+        client.send("GET /headers HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n");
+        client.until("\r\n\r\n");
+        let (rest, _) = client.read_to_end();
+        assert!(!rest.is_empty(), "a body whose length is not told ends the connection");
+        client = proxy.client();
+    }
+    for _ in 0..2 {
+        client.send("GET /download?bytes=3 HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n");
+        let answer = client.answer();
+        assert!(answer.head.has("connection", "keep-alive"), "{:?}", answer.head);
+        assert_eq!(answer.text(), "abc");
+    }
+}
+
+#[test]
+fn answers_without_a_body_have_none_and_the_connection_goes_on() {
+    let app = Node::slow();
+    let proxy = Lameduck::proxy(app.addr, &[]);
+    let mut client = proxy.client();
+    client.request("HEAD", "/download?bytes=12345", &[]);
+    let head = client.head();
+    assert_eq!((head.status, head.header("content-length")), (200, Some("12345")));
+    for status in [204, 304] {
+        client.get(&format!("/empty?status={status}"));
+        let head = client.head();
+        assert_eq!((head.status, head.header("etag")), (status, Some("\"1\"")));
+        assert!(head.header("transfer-encoding").is_none() && head.header("content-length").is_none());
+    }
+    client.get("/");
+    assert_eq!(client.answer().head.status, 200);
+}
+
+#[test]
+fn an_answer_to_head_or_304_tells_the_length_of_what_it_leaves_out() {
+    for (request, answer) in [
+        ("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 200 OK\r\nContent-Length: 7\r\n\r\n"),
+        ("HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"),
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "HTTP/1.1 304 Not Modified\r\nContent-Length: 7\r\n\r\n"),
+    ] {
+        let (answer, mut client, _proxy) = answered(request, "HEAD", answer);
+        assert!(answer.head.headers.len() == 1, "{:?}", answer.head);
+        assert!(client.is_quiet_for(std::time::Duration::from_millis(50)), "nothing follows, nothing closes");
+    }
+}

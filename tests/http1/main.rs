@@ -1,0 +1,14 @@
+//! HTTP/1.1 between clients and the app: what passes, what is bounded, what is refused.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod apps_that_misbehave;
+mod bodies_stream_both_ways;
+mod client_abort;
+mod clients_are_bounded;
+mod examples_answer;
+mod heads_pass_untouched;
+mod heads_survive_anything;
+mod limits;
+mod smuggling_is_refused;

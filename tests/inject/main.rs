@@ -1,0 +1,10 @@
+//! The sidecar in manifests: the patch, the files around it, the preload, the project's own manifests.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod inject_hooks;
+mod inject_keeps_every_byte;
+mod inject_preload;
+mod inject_rules;
+mod manifests;

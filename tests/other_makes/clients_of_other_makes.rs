@@ -1,0 +1,82 @@
+//! Clients and servers of other makes talk through the proxy: the `ws` package on both sides, Python's httpx and grpcio.
+//! And nghttp2's own (`nghttp2-client` in Debian); curl's, Node's and Go's do so in `http2`, `tls_terminates`, `grpc` and `grpc_interop`.
+//!
+//! ```text
+//! npm install --prefix libraries ws@8 && python3 -m venv libraries/python
+//! libraries/python/bin/pip install 'httpx[http2]' grpcio grpcio-health-checking
+//! LIBRARIES=libraries cargo test --test other_makes clients_of_other_makes -- --ignored --nocapture
+//! ```
+
+use crate::common;
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::process::{Lameduck, Node, Process};
+use common::tls::Authority;
+
+fn libraries() -> PathBuf {
+    let dir = std::env::var_os("LIBRARIES").expect("LIBRARIES names the folder with the packages");
+    Path::new(&dir).canonicalize().expect("the folder is there")
+}
+
+fn script(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common").join(name)
+}
+
+/// Starts an app of a script's and returns it with its port.
+fn serve(name: &str, command: &mut Command) -> (Process, u16) {
+    let app = Process::start(name, command.arg("serve"));
+    let port = app.wait_line("its port", |line| line.strip_prefix("listens on ")?.trim().parse().ok());
+    (app, port)
+}
+
+/// Runs a script's checks to their end.
+fn check(name: &str, command: &mut Command) {
+    let mut client = Process::start(name, command);
+    let code = client.wait_exit();
+    println!("{}", client.output());
+    assert_eq!(code, 0);
+}
+
+#[test]
+#[ignore = "needs npm's ws: LIBRARIES"]
+fn the_ws_package_on_both_sides() {
+    let ws = || {
+        let mut node = Command::new("node");
+        node.env("NODE_PATH", libraries().join("node_modules")).arg(script("ws_cases.js"));
+        node
+    };
+    let (_app, port) = serve("ws", &mut ws());
+    let proxy = Lameduck::proxy_to(&format!("127.0.0.1:{port}"), &[]);
+    check("ws", ws().args(["check", &proxy.listen.port().to_string()]));
+}
+
+#[test]
+#[ignore = "needs nghttp"]
+fn nghttp_with_and_without_tls() {
+    let app = Node::slow();
+    let (proxy, https) = Authority::default().proxy(&app.addr.to_string(), &[]);
+    for url in [format!("http://{}", proxy.listen), format!("https://localhost:{}", https.port())] {
+        let slow = format!("{url}/slow?ms=100");
+        let output = Command::new("nghttp").args(["-n", "-s", "-y", &url, &slow]).output().expect("nghttp");
+        let text = String::from_utf8_lossy(&output.stdout);
+        assert!(output.status.success() && text.matches(" 200 ").count() == 2, "{url}: {text}");
+    }
+}
+
+#[test]
+#[ignore = "needs Python's httpx and grpcio: LIBRARIES"]
+fn httpx_and_grpcio() {
+    let python = || {
+        let mut python = Command::new(libraries().join("python/bin/python"));
+        python.arg(script("clients.py"));
+        python
+    };
+    let (authority, app) = (Authority::default(), Node::slow());
+    let (_front, https) = authority.proxy(&app.addr.to_string(), &[]);
+    let (_grpc_app, port) = serve("grpcio", &mut python());
+    let proxy = Lameduck::proxy_to(&format!("127.0.0.1:{port}"), &[]);
+    let (https, grpc) = (https.port().to_string(), proxy.listen.port().to_string());
+    check("python", python().args(["check", &https, &authority.file(), &grpc]));
+}

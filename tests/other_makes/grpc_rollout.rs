@@ -1,0 +1,88 @@
+//! Two instances of a gRPC app are restarted one after the other under a client that calls without a pause, and no call
+//! fails: the client is grpc-go as it comes, without a retry policy.
+//!
+//! ```text
+//! cargo test --test other_makes grpc_rollout -- --ignored --nocapture
+//! ```
+
+use crate::common;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use common::process::{Lameduck, Process, free_port};
+use common::wait_for;
+use rustix::process::Signal;
+
+const ROUNDS: usize = 3;
+
+/// An app and the proxy in front of it, at the same addresses every time.
+struct Instance {
+    program: PathBuf,
+    listen: SocketAddr,
+    app_addr: String,
+    running: Option<(Process, Lameduck)>,
+}
+
+impl Instance {
+    fn new(program: &Path) -> Self {
+        let addr = || SocketAddr::from(([127, 0, 0, 1], free_port()));
+        let (listen, app_addr) = (addr(), addr().to_string());
+        let mut instance = Self { program: program.to_owned(), listen, app_addr, running: None };
+        instance.start();
+        instance
+    }
+
+    fn start(&mut self) {
+        let app = Process::start("the app", Command::new(&self.program).args(["serve", &self.app_addr]));
+        app.wait_line("the app's address", |line| line.starts_with("listens on").then_some(()));
+        let listen = self.listen.to_string();
+        let proxy = Lameduck::proxy_to(&self.app_addr, &["--listen", &listen, "--lame-duck", "1s"]);
+        self.running = Some((app, proxy));
+    }
+
+    /// As in a pod's end: the proxy drains, then the app gets its SIGTERM.
+    fn stop(&mut self) {
+        let Some((mut app, mut proxy)) = self.running.take() else { return };
+        proxy.terminate();
+        proxy.expect_clean_exit();
+        app.signal(Signal::TERM);
+        assert_eq!(app.wait_exit(), 0);
+    }
+
+    /// The client has found it.
+    fn wait_used(&self) {
+        let Some((_, proxy)) = &self.running else { return };
+        let served = || proxy.metric("lameduck_requests_total{code=\"2xx\"}");
+        wait_for("the client's calls", || (served() > 100.0).then_some(()));
+    }
+}
+
+#[test]
+#[ignore = "needs Go 1.26 or newer, which builds tests/grpc_go with modules of its proxy"]
+fn no_call_fails_while_two_instances_are_restarted() {
+    let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("grpc_go");
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpc_go");
+    let built = Command::new("go").args(["build", "-o"]).arg(&program).arg(".").current_dir(source).status();
+    assert!(built.expect("go starts: is it installed?").success());
+
+    let mut instances = [Instance::new(&program), Instance::new(&program)];
+    let addrs = instances.each_ref().map(|instance| instance.listen.to_string());
+    let mut call = Command::new(&program);
+    call.args(["call", "20", &addrs[0], &addrs[1]]).env("SLOW", "1");
+    let mut client = Process::start("the client", &mut call);
+    instances.iter().for_each(Instance::wait_used);
+    for _ in 0..ROUNDS {
+        for instance in &mut instances {
+            instance.stop();
+            instance.start();
+            instance.wait_used();
+        }
+    }
+    client.signal(Signal::TERM);
+    assert_eq!(client.wait_exit(), 0);
+    let total = client.wait_line("the total", |line| Some(line.strip_prefix("calls ")?.to_owned()));
+    println!("{} restarts: calls {total}", 2 * ROUNDS);
+    assert!(total.ends_with(" failed 0"), "{}", client.output());
+}

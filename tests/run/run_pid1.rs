@@ -1,0 +1,101 @@
+//! `lameduck run` as PID 1: it does what an init has to, and its end is the container's.
+
+use crate::common;
+
+use std::process::Command;
+
+use common::http::Client;
+use common::process::{Lameduck, children};
+use common::wait_for;
+use rustix::process::{Pid, Signal, kill_process};
+
+const UNSHARE: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
+
+/// Its routes leave processes behind: some that end soon, or one in a session of its own that outlives every test.
+const APP: &str = "
+    const leave = (script, res) => require('child_process').spawn('sh', ['-c', script], { stdio: 'ignore' })
+      .on('exit', () => res.end());
+    let waiting = [];
+    require('http').createServer((req, res) => {
+      if (req.url === '/crash') process.exit(9);
+      if (req.url === '/orphans') return leave('for i in 1 2 3 4 5; do sleep 2 & done', res);
+      if (req.url === '/session') return leave('setsid sleep 120 &', res);
+      if (req.url === '/wait') return console.log(`${waiting.push(res)} waiting`);
+      if (req.url === '/release') waiting.forEach((res) => res.end('released'));
+      res.end(`I am ${process.pid}, child of ${process.ppid}`);
+    }).listen(process.env.PORT, '127.0.0.1');";
+
+/// As the first process of a new PID namespace; none, and loudly so, where that isn't permitted.
+fn pid_1() -> Option<Lameduck> {
+    let allowed = Command::new("unshare").args(UNSHARE).arg("true").output();
+    if !allowed.as_ref().is_ok_and(|allowed| allowed.status.success()) {
+        eprintln!(
+            "LEFT OUT: `lameduck run` as PID 1 was not tested, as no PID namespace may be made: {allowed:?}"
+        );
+        return None;
+    }
+    let mut program = Command::new("unshare");
+    program.args(UNSHARE).arg(env!("CARGO_BIN_EXE_lameduck")).env_remove("PORT");
+    let run = Lameduck::start_as(program, &["run"], &["--grace", "60s"], &["node", "-e", APP]);
+    assert!(ask(&run, "/").contains("child of 1"));
+    Some(run)
+}
+
+fn ask(run: &Lameduck, target: &str) -> String {
+    let answer = Client::ask(run.listen, target);
+    assert_eq!(answer.head.status, 200);
+    answer.text()
+}
+
+/// lameduck's pid as it is seen from here: unshare's only child.
+fn init(run: &Lameduck) -> u32 {
+    children(run.process.pid())[0]
+}
+
+fn terminate(run: &Lameduck) {
+    let pid = init(run).try_into().ok().and_then(Pid::from_raw).expect("a pid");
+    kill_process(pid, Signal::TERM).expect("lameduck is there");
+}
+
+#[test]
+fn as_pid_1_zombies_are_reaped_while_the_app_serves() {
+    let Some(run) = pid_1() else { return };
+    ask(&run, "/orphans");
+    wait_for("five orphans beside the app", || (children(init(&run)).len() == 6).then_some(()));
+    wait_for("only the app", || (children(init(&run)).len() == 1).then_some(()));
+    assert!(ask(&run, "/").contains("child of 1"));
+}
+
+#[test]
+fn as_pid_1_sigterm_drains_and_ends_the_app() {
+    let Some(mut run) = pid_1() else { return };
+    let mut client = run.client();
+    client.get("/wait");
+    run.process.wait_line("the request", |line| (line == "1 waiting").then_some(()));
+    terminate(&run);
+    run.wait_phase("draining");
+    let port = run.wait_log("the app listens")["port"].as_u64().expect("a number");
+    let mut release = Client::connect(([127, 0, 0, 1], u16::try_from(port).expect("a port")).into());
+    release.get("/release");
+    assert_eq!(client.answer().text(), "released");
+    assert_eq!(run.process.wait_exit(), 128 + 15);
+    assert_eq!(run.wait_log("drained")["verdict"], "clean");
+}
+
+#[test]
+fn as_pid_1_an_orphan_in_a_session_of_its_own_delays_nothing() {
+    let Some(mut run) = pid_1() else { return };
+    ask(&run, "/session");
+    wait_for("the orphan beside the app", || (children(init(&run)).len() == 2).then_some(()));
+    terminate(&run);
+    assert_eq!(run.process.wait_exit(), 128 + 15);
+}
+
+#[test]
+fn as_pid_1_a_crash_ends_the_container_with_the_apps_code() {
+    let Some(mut run) = pid_1() else { return };
+    let mut client = run.client();
+    client.get("/crash");
+    assert_eq!(client.answer().head.status, 502);
+    assert_eq!(run.process.wait_exit(), 9);
+}

@@ -1,0 +1,10 @@
+//! TLS, from clients and to the app.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod tls_certificates;
+mod tls_client_certificates;
+mod tls_ends;
+mod tls_terminates;
+mod tls_to_the_app;

@@ -1,0 +1,11 @@
+//! The app behind the proxy: its connections, its restarts, and what takes its place.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod app_is_swapped;
+mod app_on_a_unix_socket;
+mod app_restart_loses_nothing;
+mod requests_are_held;
+mod upstream_connections;
+mod upstream_is_switched;

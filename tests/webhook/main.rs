@@ -1,0 +1,9 @@
+//! The admission webhook.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod webhook_certificates;
+mod webhook_reviews;
+mod webhook_server;
+mod webhook_tells_what_is_wrong;
