@@ -231,7 +231,7 @@ impl Control {
         let server = |server: &Arc<Backend>| ServerStatus {
             address: server.at.to_string(),
             in_flight: server.in_flight(),
-            down: server.is_aside(),
+            down: server.is_unhealthy(),
         };
         Status {
             phase: gate.phase().name(),

@@ -15,11 +15,11 @@ use crate::config::UpstreamAddr;
 #[derive(Debug)]
 pub struct Backend {
     /// Where it is.
-    pub at: At,
+    pub at: ServerAddr,
     /// Requests and tunnels on their way to it, counted by each thread for itself.
     busy: Box<[Counter]>,
     /// It is new beside others, or didn't take a connection: they come first until it answers.
-    aside: AtomicBool,
+    unhealthy: AtomicBool,
     /// It is being asked whether it answers.
     pub(super) asked: AtomicBool,
     /// The app's name has it no longer, or another upstream was chosen.
@@ -30,7 +30,7 @@ pub struct Backend {
 
 /// Where a server is.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum At {
+pub enum ServerAddr {
     /// By TCP. Several only for `localhost`, which means one server on either loopback address.
     Tcp(Vec<SocketAddr>),
     /// The same with TLS, and the name that its certificate has to be for.
@@ -47,11 +47,11 @@ struct Counter(AtomicU64);
 const STAY: u64 = u64::MAX;
 
 impl Backend {
-    fn new(at: At, threads: usize) -> Self {
+    fn new(at: ServerAddr, threads: usize) -> Self {
         Self {
             at,
             busy: (0..threads).map(|_| Counter::default()).collect(),
-            aside: AtomicBool::new(false),
+            unhealthy: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             streams_ms: AtomicU64::new(STAY),
@@ -71,13 +71,13 @@ impl Backend {
     }
 
     /// Whether others come first because it didn't answer lately, or not yet.
-    pub fn is_aside(&self) -> bool {
-        self.aside.load(Ordering::Relaxed)
+    pub fn is_unhealthy(&self) -> bool {
+        self.unhealthy.load(Ordering::Relaxed)
     }
 
-    pub(super) fn set_aside(&self, aside: bool) {
-        if self.aside.swap(aside, Ordering::Relaxed) != aside {
-            tracing::info!(address = %self.at, "a server of the app {}", if aside { "is down" } else { "answers" });
+    pub(super) fn set_unhealthy(&self, unhealthy: bool) {
+        if self.unhealthy.swap(unhealthy, Ordering::Relaxed) != unhealthy {
+            tracing::info!(address = %self.at, "a server of the app {}", if unhealthy { "is down" } else { "answers" });
         }
     }
 
@@ -98,11 +98,11 @@ impl Backend {
     }
 
     fn is_at(&self, ip: IpAddr) -> bool {
-        matches!(&self.at, At::Tcp(addrs) | At::Tls(addrs, _) if addrs.iter().any(|addr| addr.ip().to_canonical() == ip))
+        matches!(&self.at, ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) if addrs.iter().any(|addr| addr.ip().to_canonical() == ip))
     }
 }
 
-impl fmt::Display for At {
+impl fmt::Display for ServerAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Tcp(addrs) | Self::Tls(addrs, _) => write!(f, "{}", addrs[0]),
@@ -111,7 +111,7 @@ impl fmt::Display for At {
     }
 }
 
-impl At {
+impl ServerAddr {
     /// As an address that can be asked.
     pub fn to_addr(&self) -> UpstreamAddr {
         match self {
@@ -164,7 +164,7 @@ pub struct Upstream {
     /// Look-ups begun.
     look_ups: AtomicU64,
     /// A connection failed: the name may have another address by now.
-    pub(super) doubt: Notify,
+    pub(super) re_resolve: Notify,
 }
 
 #[derive(Debug)]
@@ -180,14 +180,14 @@ struct State {
 impl Upstream {
     /// The app at `addr`, for `threads` threads. A name has no server before it was looked up.
     pub fn new(addr: UpstreamAddr, threads: usize) -> Self {
-        let at = At::known(&addr);
+        let at = ServerAddr::known(&addr);
         let set = at.into_iter().map(|at| Arc::new(Backend::new(at, threads))).collect();
         Self {
             version: AtomicU64::new(1),
             state: Mutex::new(State { addr, set, old: Vec::new(), look_up: 0 }),
             seen: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             look_ups: AtomicU64::new(0),
-            doubt: Notify::new(),
+            re_resolve: Notify::new(),
         }
     }
 
@@ -204,7 +204,7 @@ impl Upstream {
     /// The name and port to look up; none if nobody has to be asked.
     pub(super) fn name(&self) -> Option<(String, u16)> {
         match self.addr() {
-            addr if At::known(&addr).is_some() => None,
+            addr if ServerAddr::known(&addr).is_some() => None,
             addr => addr.host_and_port().map(|(host, port)| (host.to_owned(), port)),
         }
     }
@@ -238,22 +238,22 @@ impl Upstream {
     /// Sends new requests to `addr`. `addrs`: what its name resolves to. Returns the servers that were left.
     pub fn switch(&self, addr: UpstreamAddr, addrs: &[SocketAddr]) -> Vec<Arc<Backend>> {
         let mut state = self.state();
-        let at = At::known(&addr).map_or_else(|| at_each(&addr, addrs), |at| vec![at]);
+        let at = ServerAddr::known(&addr).map_or_else(|| at_each(&addr, addrs), |at| vec![at]);
         state.addr = addr;
         state.look_up = self.next_look_up();
         self.choose(&mut state, at);
         state.old.clone()
     }
 
-    fn choose(&self, state: &mut State, at: Vec<At>) {
+    fn choose(&self, state: &mut State, at: Vec<ServerAddr>) {
         let threads = self.seen.len();
-        let known = |at: &At| state.set.iter().find(|backend| backend.at == *at).cloned();
+        let known = |at: &ServerAddr| state.set.iter().find(|backend| backend.at == *at).cloned();
         let some_stay = at.iter().any(|at| known(at).is_some());
-        let chosen = |at: At| {
+        let chosen = |at: ServerAddr| {
             known(&at).unwrap_or_else(|| {
                 let new = Backend::new(at, threads);
                 // It may still boot: as long as there are others it proves first that it answers.
-                new.aside.store(some_stay, Ordering::Relaxed);
+                new.unhealthy.store(some_stay, Ordering::Relaxed);
                 Arc::new(new)
             })
         };
@@ -265,7 +265,7 @@ impl Upstream {
         }
         state.set = set;
         // New ones beside others are to be asked now.
-        self.doubt.notify_one();
+        self.re_resolve.notify_one();
         self.version.fetch_add(1, Ordering::Release);
     }
 
@@ -281,10 +281,10 @@ impl Upstream {
     /// Whether [`Upstream::is_app`] can tell at all.
     pub fn tells_app(&self) -> bool {
         let told = |backend: &Arc<Backend>| match &backend.at {
-            At::Tcp(addrs) | At::Tls(addrs, _) => {
+            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => {
                 addrs.iter().all(|addr| !addr.ip().to_canonical().is_loopback())
             }
-            At::Unix(_) => false,
+            ServerAddr::Unix(_) => false,
         };
         self.state().set.iter().all(told)
     }
@@ -313,6 +313,37 @@ impl Upstream {
     }
 }
 
-fn at_each(addr: &UpstreamAddr, addrs: &[SocketAddr]) -> Vec<At> {
-    addrs.iter().map(|at| At::of(addr, vec![*at])).collect()
+fn at_each(addr: &UpstreamAddr, addrs: &[SocketAddr]) -> Vec<ServerAddr> {
+    addrs.iter().map(|at| ServerAddr::of(addr, vec![*at])).collect()
+}
+/// Counts one request at a server while the server is busy with it.
+#[derive(Debug)]
+pub struct ServerGuard {
+    /// The server.
+    pub backend: Arc<Backend>,
+    thread: usize,
+    busy: bool,
+}
+
+impl ServerGuard {
+    /// Of a busy server.
+    pub fn new(backend: Arc<Backend>, thread: usize) -> Self {
+        let mut guard = Self { backend, thread, busy: false };
+        guard.set_busy(true);
+        guard
+    }
+
+    /// Counts, or counts no longer, while the connection is kept.
+    pub fn set_busy(&mut self, busy: bool) {
+        if self.busy != busy {
+            self.busy = busy;
+            self.backend.count(self.thread, busy);
+        }
+    }
+}
+
+impl Drop for ServerGuard {
+    fn drop(&mut self) {
+        self.set_busy(false);
+    }
 }

@@ -17,9 +17,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::sync::watch;
 use tokio::task::spawn_local;
 
-use super::Stream;
-use super::backends::Backend;
-use super::pool::Home;
+use super::backends::{Backend, ServerGuard};
+use super::stream::Stream;
 
 /// What one stream may have on its way to us, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -45,23 +44,23 @@ const APART: Duration = Duration::from_secs(305);
 /// The place of one stream on a connection, counted there and at the app's server.
 #[derive(Debug)]
 pub struct Lease {
-    room: Room,
-    home: Home,
+    stream: StreamGuard,
+    server: ServerGuard,
 }
 
 impl Lease {
-    pub(super) fn new(room: Room, home: Home) -> Self {
-        Self { room, home }
+    pub(super) fn new(stream: StreamGuard, server: ServerGuard) -> Self {
+        Self { stream, server }
     }
 
     /// The server it leads to.
     pub fn backend(&self) -> &Arc<Backend> {
-        &self.home.backend
+        &self.server.backend
     }
 
     /// Whether the connection was made for this stream.
     pub fn is_first(&self) -> bool {
-        self.room.first
+        self.stream.first
     }
 
     /// Opens the stream. `end`: the request has no body.
@@ -73,20 +72,20 @@ impl Lease {
         request: Request<()>,
         end: bool,
     ) -> Result<(ResponseFuture, SendStream<Bytes>), h2::Error> {
-        self.room.sender.send_request(request, end)
+        self.stream.sender.send_request(request, end)
     }
 }
 
 /// Counts one stream on a connection.
 #[derive(Debug)]
-pub(super) struct Room {
+pub(super) struct StreamGuard {
     sender: SendRequest<Bytes>,
     shared: Rc<Shared>,
     /// The connection was made for it.
     first: bool,
 }
 
-impl Drop for Room {
+impl Drop for StreamGuard {
     fn drop(&mut self) {
         self.shared.streams.set(self.shared.streams.get() - 1);
         self.shared.idle_since.set(Instant::now());
@@ -147,7 +146,7 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// Room for one more stream to this server, on a connection that `connect` makes where none has any.
+    /// StreamGuard for one more stream to this server, on a connection that `connect` makes where none has any.
     ///
     /// # Errors
     /// As `connect`; `WouldBlock` when the app takes no more streams for now, `InvalidData` when it speaks no HTTP/2.
@@ -156,7 +155,7 @@ impl Connections {
         backend: &Arc<Backend>,
         head: usize,
         connect: impl FnOnce() -> F + Clone,
-    ) -> io::Result<Room>
+    ) -> io::Result<StreamGuard>
     where
         F: Future<Output = io::Result<Stream>> + 'static,
     {
@@ -174,7 +173,7 @@ impl Connections {
         Err(io::ErrorKind::WouldBlock.into())
     }
 
-    fn find(&self, backend: &Arc<Backend>) -> Option<Room> {
+    fn find(&self, backend: &Arc<Backend>) -> Option<StreamGuard> {
         let mut open = self.open.borrow_mut();
         loop {
             let fits = |it: &Connection| Arc::ptr_eq(&it.backend, backend) && it.has_room();
@@ -183,7 +182,7 @@ impl Connections {
             if takes_streams(&mut sender) {
                 let first = !shared.used.replace(true);
                 shared.streams.set(shared.streams.get() + 1);
-                return Some(Room { sender, shared, first });
+                return Some(StreamGuard { sender, shared, first });
             }
             open.swap_remove(at);
         }

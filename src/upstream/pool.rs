@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpStream, UnixStream};
 
-use super::backends::{At, Backend, Set, Upstream};
+use super::backends::{Backend, ServerAddr, ServerGuard, Set, Upstream};
 use super::http2::{Connections, Lease};
-use super::{Reader, Stream, Writer, is_down, is_full, is_lost, open};
+use super::stream::{Reader, Stream, Writer, is_down, is_full, is_lost, open};
 use crate::tls::client::handshake;
 use crate::tls::stream::{Session, Tls};
 use crate::tls::{HTTP1, HTTP2};
@@ -34,42 +34,19 @@ const STILL_THERE: Duration = Duration::from_millis(50);
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
-    home: Home,
-}
-
-/// Counts one on its way to a server.
-#[derive(Debug)]
-pub(super) struct Home {
-    pub(super) backend: Arc<Backend>,
-    thread: usize,
-    busy: bool,
-}
-
-impl Home {
-    fn set_busy(&mut self, busy: bool) {
-        if self.busy != busy {
-            self.busy = busy;
-            self.backend.count(self.thread, busy);
-        }
-    }
-}
-
-impl Drop for Home {
-    fn drop(&mut self) {
-        self.set_busy(false);
-    }
+    server: ServerGuard,
 }
 
 impl Connection {
     /// Both halves, usable side by side, and the server they lead to.
     pub fn split(&mut self) -> (Reader<'_>, Writer<'_>, &Arc<Backend>) {
         let (reader, writer) = self.stream.split();
-        (reader, writer, &self.home.backend)
+        (reader, writer, &self.server.backend)
     }
 
     /// The server it leads to.
     pub fn backend(&self) -> &Arc<Backend> {
-        &self.home.backend
+        &self.server.backend
     }
 
     /// The bare socket, still counted at its server.
@@ -77,7 +54,7 @@ impl Connection {
     /// # Errors
     /// When the runtime doesn't let go of it.
     pub fn park(self) -> io::Result<Parked> {
-        let Self { stream, home } = self;
+        let Self { stream, server } = self;
         let (socket, kind) = match stream {
             Stream::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
             Stream::Tls(stream) => {
@@ -86,7 +63,7 @@ impl Connection {
             }
             Stream::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
         };
-        Ok(Parked { socket, kind, home })
+        Ok(Parked { socket, kind, server })
     }
 }
 
@@ -95,7 +72,7 @@ impl Connection {
 pub struct Parked {
     socket: OwnedFd,
     kind: Kind,
-    home: Home,
+    server: ServerGuard,
 }
 
 /// What the socket is.
@@ -109,7 +86,7 @@ enum Kind {
 impl Parked {
     /// The server it leads to.
     pub fn backend(&self) -> &Arc<Backend> {
-        &self.home.backend
+        &self.server.backend
     }
 
     /// For use by a task again.
@@ -117,13 +94,13 @@ impl Parked {
     /// # Errors
     /// When the runtime doesn't take it.
     pub fn unpark(self) -> io::Result<Connection> {
-        let Self { socket, kind, home } = self;
+        let Self { socket, kind, server } = self;
         let stream = match kind {
             Kind::Tcp => Stream::Tcp(TcpStream::from_std(socket.into())?),
             Kind::Tls(session) => Stream::Tls(Tls::go_on(socket.into(), session)?),
             Kind::Unix => Stream::Unix(UnixStream::from_std(socket.into())?),
         };
-        Ok(Connection { stream, home })
+        Ok(Connection { stream, server })
     }
 }
 
@@ -185,14 +162,14 @@ impl Pool {
             let mut newest = match &best {
                 None => idle.pop_back()?,
                 Some(best) => {
-                    let fits = |idle: &Idle| Arc::ptr_eq(&idle.connection.home.backend, best);
+                    let fits = |idle: &Idle| Arc::ptr_eq(&idle.connection.server.backend, best);
                     let newest = idle.iter().rposition(fits)?;
                     idle.remove(newest)?
                 }
             };
             let stream = &mut newest.connection.stream;
             if newest.until > now && stream.is_alive() && (!surely || stream.is_quiet()) {
-                newest.connection.home.set_busy(true);
+                newest.connection.server.set_busy(true);
                 self.next_turn();
                 return Some(newest.connection);
             }
@@ -206,7 +183,7 @@ impl Pool {
     pub async fn connect(&self) -> io::Result<Connection> {
         let attempt =
             async |backend: &Arc<Backend>| attempt(self.upstream.clone(), backend.clone(), HTTP1).await;
-        self.first_that_answers(attempt).await.map(|(stream, home)| Connection { stream, home })
+        self.first_that_answers(attempt).await.map(|(stream, server)| Connection { stream, server })
     }
 
     /// A place for one HTTP/2 stream to the server that has the fewest, on a connection that has room or a new one.
@@ -218,13 +195,13 @@ impl Pool {
             let connect = || attempt(self.upstream.clone(), backend.clone(), HTTP2);
             self.http2.room(backend, self.head, connect).await
         };
-        self.first_that_answers(room).await.map(|(room, home)| Lease::new(room, home))
+        self.first_that_answers(room).await.map(|(room, server)| Lease::new(room, server))
     }
 
     async fn first_that_answers<T>(
         &self,
         attempt: impl AsyncFn(&Arc<Backend>) -> io::Result<T>,
-    ) -> io::Result<(T, Home)> {
+    ) -> io::Result<(T, ServerGuard)> {
         let mut tried = Vec::new();
         let mut failed = io::Error::from(io::ErrorKind::NotFound);
         self.look();
@@ -232,12 +209,11 @@ impl Pool {
             if tried.is_empty() {
                 self.next_turn();
             }
-            let mut home = Home { backend: backend.clone(), thread: self.thread, busy: false };
-            home.set_busy(true);
+            let server = ServerGuard::new(backend.clone(), self.thread);
             match attempt(&backend).await {
                 Ok(reached) => {
-                    backend.set_aside(false);
-                    return Ok((reached, home));
+                    backend.set_unhealthy(false);
+                    return Ok((reached, server));
                 }
                 // Whatever is wrong with this one, another may do; a full one is only busy.
                 Err(error)
@@ -248,13 +224,13 @@ impl Pool {
                 Err(error) => return Err(error),
             }
             if self.several.get() {
-                backend.set_aside(true);
-                self.idle.borrow_mut().retain(|idle| !Arc::ptr_eq(&idle.connection.home.backend, &backend));
+                backend.set_unhealthy(true);
+                self.idle.borrow_mut().retain(|idle| !Arc::ptr_eq(&idle.connection.server.backend, &backend));
             }
             tried.push(backend);
             self.look();
         }
-        self.upstream.doubt.notify_one();
+        self.upstream.re_resolve.notify_one();
         Err(failed)
     }
 
@@ -270,7 +246,7 @@ impl Pool {
         let from = self.turn.get().checked_rem(set.len())?;
         let untried = |backend: &&Arc<Backend>| !tried.iter().any(|tried| Arc::ptr_eq(tried, backend));
         let inturn = set[from..].iter().chain(&set[..from]).filter(untried);
-        inturn.min_by_key(|backend| (backend.is_aside(), backend.in_flight())).cloned()
+        inturn.min_by_key(|backend| (backend.is_unhealthy(), backend.in_flight())).cloned()
     }
 
     /// Once a request: whoever looks for a connection that rests and makes one instead looks at the same server.
@@ -280,14 +256,14 @@ impl Pool {
 
     /// Keeps a connection whose last answer has been read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
     pub fn put(&self, mut connection: Connection, timeout: Option<Duration>) {
-        if connection.home.backend.is_gone() {
+        if connection.server.backend.is_gone() {
             return;
         }
         let rest = match timeout {
             Some(timeout) => timeout.saturating_sub(KEEP_ALIVE_MARGIN).max(timeout / 2).min(KEEP_ALIVE_MOST),
             None => KEEP_ALIVE,
         };
-        connection.home.set_busy(false);
+        connection.server.set_busy(false);
         let mut idle = self.idle.borrow_mut();
         if idle.len() == POOL {
             idle.pop_front();
@@ -319,7 +295,7 @@ impl Pool {
         self.version.set(version);
         self.several.set(set.len() > 1);
         self.set.replace(set);
-        self.idle.borrow_mut().retain(|idle| !idle.connection.home.backend.is_gone());
+        self.idle.borrow_mut().retain(|idle| !idle.connection.server.backend.is_gone());
         self.http2.retire();
     }
 }
@@ -329,8 +305,8 @@ impl Pool {
 async fn attempt(upstream: Arc<Upstream>, backend: Arc<Backend>, protocol: &[u8]) -> io::Result<Stream> {
     let connecting = async {
         match &backend.at {
-            At::Tcp(addrs) | At::Tls(addrs, _) => open(addrs).await.map(Stream::Tcp),
-            At::Unix(path) => Stream::unix(path).await,
+            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => open(addrs).await.map(Stream::Tcp),
+            ServerAddr::Unix(path) => Stream::unix(path).await,
         }
     };
     let gone = async {
@@ -339,7 +315,7 @@ async fn attempt(upstream: Arc<Upstream>, backend: Arc<Backend>, protocol: &[u8]
             if backend.is_gone() {
                 return Err(io::ErrorKind::NotFound.into());
             }
-            upstream.doubt.notify_one();
+            upstream.re_resolve.notify_one();
         }
         Err(io::ErrorKind::TimedOut.into())
     };
@@ -350,7 +326,7 @@ async fn attempt(upstream: Arc<Upstream>, backend: Arc<Backend>, protocol: &[u8]
     }?;
     match (stream, &backend.at) {
         // Who has taken a connection is there, and has its time.
-        (Stream::Tcp(tcp), At::Tls(_, name)) => handshake(tcp, name, protocol).await.map(Stream::Tls),
+        (Stream::Tcp(tcp), ServerAddr::Tls(_, name)) => handshake(tcp, name, protocol).await.map(Stream::Tls),
         (stream, _) => Ok(stream),
     }
 }
@@ -391,7 +367,7 @@ mod tests {
             busy.push(pool.connect().await.unwrap());
         }
         assert_eq!(load(&upstream), [3, 3]);
-        busy.retain(|connection| !connection.home.backend.at.to_string().contains(&b.to_string()));
+        busy.retain(|connection| !connection.server.backend.at.to_string().contains(&b.to_string()));
         assert_eq!(load(&upstream), [3, 0]);
         // One that rests is used before a new one is made, but only if it leads to the least busy one.
         pool.put(busy.pop().unwrap(), None);
@@ -421,15 +397,15 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn one_that_is_down_is_put_aside_and_costs_nobody_a_request() {
+    async fn one_that_is_down_is_unhealthy_and_costs_nobody_a_request() {
         let ((alive, a), (dead, b)) = (listener(), listener());
         drop(dead);
         let (upstream, pool) = pool(&[a, b]);
         for _ in 0..4 {
             pool.connect().await.unwrap();
         }
-        let aside: Vec<_> = upstream.servers().iter().map(|server| server.is_aside()).collect();
-        assert_eq!(aside, [false, true]);
+        let unhealthy: Vec<_> = upstream.servers().iter().map(|server| server.is_unhealthy()).collect();
+        assert_eq!(unhealthy, [false, true]);
         drop(alive);
         assert!(is_down(&pool.connect().await.unwrap_err()), "all are down");
     }
@@ -458,7 +434,7 @@ mod tests {
         assert!(pool.take(false).is_none() && upstream.is_seen_by_all());
         pool.put(busy, None);
         assert_eq!((left[0].in_flight(), pool.idle.borrow().len()), (0, 0));
-        assert_eq!(pool.connect().await.unwrap().home.backend.at.to_string(), b.to_string());
+        assert_eq!(pool.connect().await.unwrap().server.backend.at.to_string(), b.to_string());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::net::lookup_host;
 use tokio::task::JoinSet;
 
-use super::backends::{At, Upstream};
+use super::backends::{ServerAddr, Upstream};
 use crate::config::UpstreamAddr;
 
 /// Between two look-ups of the name.
@@ -22,10 +22,10 @@ const EVERY: Duration = Duration::from_secs(1);
 const IN_DOUBT: Duration = Duration::from_millis(100);
 /// Look-ups at the same time. One that hangs must not keep the next one's answer.
 const AT_ONCE: usize = 4;
-/// Between two questions to a server that is aside.
+/// Between two questions to an unhealthy server.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
 
-/// Looks the app's name up for as long as the process lives, and asks servers that are aside whether they `answer`.
+/// Looks the app's name up for as long as the process lives, and asks unhealthy servers whether they `answer`.
 pub async fn keep_up_to_date<F>(upstream: Arc<Upstream>, answer: impl Fn(UpstreamAddr) -> F)
 where
     F: Future<Output = bool> + Send + 'static,
@@ -44,35 +44,35 @@ where
             });
         }
         let look_again = async {
-            let _ = tokio::time::timeout(EVERY, upstream.doubt.notified()).await;
+            let _ = tokio::time::timeout(EVERY, upstream.re_resolve.notified()).await;
             tokio::time::sleep(IN_DOUBT.saturating_sub(began.elapsed())).await;
         };
         tokio::select! {
             () = look_again => {}
-            () = ask_those_aside(&upstream, &answer) => {}
+            () = ask_unhealthy_servers(&upstream, &answer) => {}
         }
     }
 }
 
-/// Goes on for ever, and wakes nobody while none is aside. Each is asked once at a time.
-async fn ask_those_aside<F>(upstream: &Upstream, answer: &impl Fn(UpstreamAddr) -> F)
+/// Goes on for ever, and wakes nobody while all are healthy. Each is asked once at a time.
+async fn ask_unhealthy_servers<F>(upstream: &Upstream, answer: &impl Fn(UpstreamAddr) -> F)
 where
     F: Future<Output = bool> + Send + 'static,
 {
     loop {
-        for server in upstream.servers().iter().filter(|server| server.is_aside()).cloned() {
+        for server in upstream.servers().iter().filter(|server| server.is_unhealthy()).cloned() {
             if server.asked.swap(true, Ordering::Relaxed) {
                 continue;
             }
             let answers = answer(server.at.to_addr());
             tokio::spawn(async move {
                 if answers.await {
-                    server.set_aside(false);
+                    server.set_unhealthy(false);
                 }
                 server.asked.store(false, Ordering::Relaxed);
             });
         }
-        match upstream.servers().iter().any(|server| server.is_aside()) {
+        match upstream.servers().iter().any(|server| server.is_unhealthy()) {
             true => tokio::time::sleep(ASK_AGAIN).await,
             false => std::future::pending().await,
         }
@@ -84,10 +84,10 @@ where
 /// # Errors
 /// As [`addresses`].
 pub async fn locate(addr: &UpstreamAddr) -> io::Result<Vec<SocketAddr>> {
-    match (At::known(addr), addr.host_and_port()) {
-        (Some(At::Tcp(addrs) | At::Tls(addrs, _)), _) => Ok(addrs),
+    match (ServerAddr::known(addr), addr.host_and_port()) {
+        (Some(ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _)), _) => Ok(addrs),
         (None, Some((host, port))) => addresses(host, port).await,
-        (Some(At::Unix(_)), _) | (None, None) => Ok(Vec::new()),
+        (Some(ServerAddr::Unix(_)), _) | (None, None) => Ok(Vec::new()),
     }
 }
 

@@ -1,9 +1,4 @@
-//! The app's side: find its servers, connect, keep connections for reuse, and retire them before the app would.
-
-mod backends;
-mod http2;
-mod pool;
-mod resolve;
+//! A connection to the app, by TCP, TLS or unix socket, and one attempt to make it.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -17,10 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
-pub use self::backends::{Backend, Upstream};
-pub use self::http2::{Lease, was_unprocessed};
-pub use self::pool::{Connection, Parked, Pool};
-pub use self::resolve::{addresses, keep_up_to_date, locate};
+use super::resolve::addresses;
 use crate::config::UpstreamAddr;
 use crate::tls::HTTP1;
 use crate::tls::client::handshake;
@@ -81,7 +73,11 @@ impl Stream {
         }
     }
 
-    async fn unix(path: &Path) -> io::Result<Self> {
+    /// Connects to the socket at this path.
+    ///
+    /// # Errors
+    /// Those of connect(2).
+    pub async fn unix(path: &Path) -> io::Result<Self> {
         UnixStream::connect(path).await.map(Self::Unix)
     }
 
@@ -92,7 +88,7 @@ impl Stream {
     }
 
     /// [`Stream::is_alive`], asked of the kernel: the runtime lets a task look at only so many streams in one go.
-    fn is_quiet(&self) -> bool {
+    pub fn is_quiet(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
         let peeked = match self {
             Self::Tcp(stream) => SockRef::from(stream).peek(&mut byte),
@@ -103,7 +99,7 @@ impl Stream {
     }
 
     /// Fit for another request. Costs no system call while nothing has arrived.
-    fn is_alive(&mut self) -> bool {
+    pub fn is_alive(&mut self) -> bool {
         self.poll_end(&mut Context::from_waker(Waker::noop())).is_pending()
     }
 }
@@ -212,7 +208,7 @@ async fn by_name(host: &str, port: u16) -> io::Result<TcpStream> {
 }
 
 /// By TCP, to the first of these that takes a connection.
-async fn open(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
+pub async fn open(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(addrs).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
