@@ -39,7 +39,7 @@
 //!
 //! # Who may use whom
 //!
-//! Downwards only, or its own parts; `tests/tidy.rs` holds it:
+//! Downwards only, or its own parts; `tests/tidy` holds it:
 //!
 //! ```text
 //! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → drain::switch → proxy → readiness

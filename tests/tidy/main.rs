@@ -1,48 +1,10 @@
 //! The repository keeps its own rules: who may use whom, how long things may be, what the README may say.
 
+mod modules;
+
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
-
-/// Who may use whom: a module uses only what stands below it, or its own parts. One line, one layer.
-const LAYERS: [&[&str]; 16] = [
-    &["app"],
-    &["admin", "client", "signal", "supervise", "telemetry", "webhook"],
-    &["drain::runner"],
-    &["drain::control"],
-    &["drain::switch"],
-    &["proxy"],
-    &["readiness"],
-    &["upstream"],
-    &["tls"],
-    &["metrics"],
-    &["drain::ledger"],
-    &["drain::gate"],
-    &["drain::machine", "drain::quiet"],
-    &["cli"],
-    &["inject"],
-    &["allocator", "answer", "config", "drain::atomic"],
-];
-
-/// Pure or nearly so: these use nothing of ours but what is named here.
-const PURE: [(&str, &[&str]); 16] = [
-    ("config", &[]),
-    ("metrics", &[]),
-    ("drain::machine", &["config"]),
-    ("drain::quiet", &[]),
-    ("drain::gate", &["drain::atomic", "drain::machine"]),
-    ("drain::ledger", &[]),
-    ("proxy::headers", &["config"]),
-    ("proxy::body", &["proxy::headers"]),
-    ("proxy::buffer", &[]),
-    ("proxy::frames", &[]),
-    ("tls::certificate", &["tls"]),
-    ("tls::subject", &["tls::certificate"]),
-    ("client::view", &[]),
-    ("webhook::review", &["inject"]),
-    ("webhook::certs", &["webhook::x509"]),
-    ("webhook::x509", &["tls"]),
-];
 
 const MOST_LINES: usize = 500;
 const MOST_LINES_OF_A_FUNCTION: usize = 70;
@@ -90,85 +52,6 @@ fn relative(path: &Path) -> String {
 
 fn expect_none(rule: &str, broken: &[String]) {
     assert!(broken.is_empty(), "{rule}:\n  {}", broken.join("\n  "));
-}
-
-/// `src/drain/gate.rs` → `drain::gate`.
-fn module_of(path: &str) -> String {
-    let path = PathBuf::from(path.trim_start_matches("src/")).with_extension("");
-    path.to_string_lossy().trim_end_matches("/mod").replace('/', "::")
-}
-
-/// What a file's code names of ours, as module paths; its tests and its comments are not looked at.
-fn used(module: &str, text: &str) -> Vec<String> {
-    let parent = module.rsplit_once("::").map_or("", |(parent, _)| parent);
-    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
-    let mut used = Vec::new();
-    for line in code.lines().filter(|line| !line.trim_start().starts_with("//")) {
-        for (start, base) in [("crate::", ""), ("super::", parent)] {
-            for rest in line.split(start).skip(1) {
-                let end = rest.find(|c: char| !c.is_ascii_alphanumeric() && c != '_' && c != ':');
-                let path = rest[..end.unwrap_or(rest.len())].trim_end_matches("::");
-                used.push([base, path].join("::").trim_matches(':').to_owned());
-            }
-        }
-    }
-    used
-}
-
-fn within(path: &str, module: &str) -> bool {
-    path == module || path.strip_prefix(module).is_some_and(|rest| rest.starts_with("::"))
-}
-
-/// The layer's number and the module in it that `path` belongs to.
-fn layer(path: &str) -> Option<(usize, &'static str)> {
-    let mut all = LAYERS.iter().enumerate().flat_map(|(n, names)| names.iter().map(move |name| (n, *name)));
-    all.find(|(_, name)| within(path, name))
-}
-
-/// The library's modules and what they use. `main.rs` stands above all, `lib.rs` only lists.
-fn modules() -> Vec<(String, Vec<String>)> {
-    let sources = files("src", ".rs").into_iter().map(|(path, text)| (module_of(&path), text));
-    let modules = sources.filter(|(name, _)| !["lib", "main"].contains(&name.as_str()));
-    modules
-        .filter(|(name, _)| !name.ends_with("::tests"))
-        .map(|(name, text)| (name.clone(), used(&name, &text)))
-        .collect()
-}
-
-#[test]
-fn a_module_uses_only_what_stands_below_it() {
-    let mut broken = Vec::new();
-    for (module, used) in modules().iter().filter(|(_, used)| !used.is_empty()) {
-        let Some((own, name)) = layer(module) else {
-            broken.push(format!("{module} has no place in LAYERS"));
-            continue;
-        };
-        for path in used {
-            match layer(path) {
-                None => broken.push(format!("{module} uses {path}, which has no place in LAYERS")),
-                Some((theirs, other)) if theirs <= own && other != name => {
-                    broken.push(format!("{module} uses {path}, which does not stand below it"));
-                }
-                Some(_) => {}
-            }
-        }
-    }
-    expect_none("the direction of `use`", &broken);
-}
-
-#[test]
-fn pure_modules_use_nothing_else_of_ours() {
-    let modules = modules();
-    let mut broken = Vec::new();
-    for (pure, may_use) in PURE {
-        let Some((_, used)) = modules.iter().find(|(module, _)| module == pure) else {
-            broken.push(format!("{pure} is gone"));
-            continue;
-        };
-        let others = used.iter().filter(|path| !may_use.iter().any(|module| within(path, module)));
-        broken.extend(others.map(|path| format!("{pure} uses {path}")));
-    }
-    expect_none("pure modules", &broken);
 }
 
 #[test]

@@ -1,0 +1,165 @@
+//! Who may use whom: modules use what stands below them.
+
+use std::path::PathBuf;
+
+use super::{expect_none, files};
+
+/// Who may use whom: a module uses only what stands below it, or its own parts. One line, one layer.
+const LAYERS: [&[&str]; 16] = [
+    &["app"],
+    &["admin", "client", "signal", "supervise", "telemetry", "webhook"],
+    &["drain::runner"],
+    &["drain::control"],
+    &["drain::switch"],
+    &["proxy"],
+    &["readiness"],
+    &["upstream"],
+    &["tls"],
+    &["metrics"],
+    &["drain::ledger"],
+    &["drain::gate"],
+    &["drain::machine", "drain::quiet"],
+    &["cli"],
+    &["inject"],
+    &["allocator", "answer", "config", "drain::atomic"],
+];
+
+/// Pure or nearly so: these use nothing of ours but what is named here.
+const PURE: [(&str, &[&str]); 16] = [
+    ("config", &[]),
+    ("metrics", &[]),
+    ("drain::machine", &["config"]),
+    ("drain::quiet", &[]),
+    ("drain::gate", &["drain::atomic", "drain::machine"]),
+    ("drain::ledger", &[]),
+    ("proxy::headers", &["config"]),
+    ("proxy::body", &["proxy::headers"]),
+    ("proxy::buffer", &[]),
+    ("proxy::frames", &[]),
+    ("tls::certificate", &["tls"]),
+    ("tls::subject", &["tls::certificate"]),
+    ("client::view", &[]),
+    ("webhook::review", &["inject"]),
+    ("webhook::certs", &["webhook::x509"]),
+    ("webhook::x509", &["tls"]),
+];
+
+/// A file's module and the modules that its code names; its tests and comments are not looked at.
+struct Module {
+    name: String,
+    uses: Vec<String>,
+}
+
+/// The library's modules. `main.rs` stands above all, `lib.rs` only lists.
+fn modules() -> Vec<Module> {
+    let sources = files("src", ".rs").into_iter().map(|(path, text)| (module_of(&path), text));
+    let modules =
+        sources.filter(|(name, _)| !["lib", "main"].contains(&name.as_str()) && !name.ends_with("::tests"));
+    modules.map(|(name, text)| Module { uses: uses(&name, &text), name }).collect()
+}
+
+/// `src/drain/gate.rs` → `drain::gate`.
+fn module_of(path: &str) -> String {
+    let path = PathBuf::from(path.trim_start_matches("src/")).with_extension("");
+    path.to_string_lossy().trim_end_matches("/mod").replace('/', "::")
+}
+
+/// What a file's code names of ours, as paths from the crate's root.
+fn uses(module: &str, text: &str) -> Vec<String> {
+    let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
+    let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
+    let code = lines.collect::<Vec<_>>().join("\n");
+    let parent = module.rsplit_once("::").map_or("", |(parent, _)| parent);
+    let mut uses = Vec::new();
+    for (start, base) in [("crate::", ""), ("super::", parent), ("self::", module)] {
+        for (at, _) in code.match_indices(start) {
+            // `mycrate::` and the second part of `super::super::` are not what they look like.
+            let before = code[..at].chars().next_back();
+            if before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != ':') {
+                paths(&code[at + start.len()..], base, &mut uses);
+            }
+        }
+    }
+    uses
+}
+
+/// Adds the paths that begin `text`: one, or those of a group in braces.
+fn paths(text: &str, base: &str, found: &mut Vec<String>) {
+    let end = text.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(text.len());
+    let path = text[..end].trim_end_matches(':');
+    let (path, base) = match path.strip_prefix("super::") {
+        Some(rest) => (rest, base.rsplit_once("::").map_or("", |(parent, _)| parent)),
+        None => (path, base),
+    };
+    let path = [base, path].join("::").trim_matches(':').to_owned();
+    if !text[end..].starts_with('{') {
+        return found.push(path);
+    }
+    let (mut depth, mut start) = (0, end + 1);
+    for (at, c) in text[end..].char_indices().map(|(at, c)| (end + at, c)) {
+        match c {
+            '{' => depth += 1,
+            '}' => depth -= 1,
+            _ => {}
+        }
+        if (c == ',' && depth == 1) || depth == 0 {
+            let item = text[start..at].trim();
+            if !item.is_empty() {
+                paths(item, &path, found);
+            }
+            start = at + 1;
+        }
+        if depth == 0 {
+            return;
+        }
+    }
+}
+
+fn within(path: &str, module: &str) -> bool {
+    path == module || path.strip_prefix(module).is_some_and(|rest| rest.starts_with("::"))
+}
+
+/// The layer's number and the module in it that `path` belongs to.
+fn layer(path: &str) -> Option<(usize, &'static str)> {
+    let mut all = LAYERS.iter().enumerate().flat_map(|(n, names)| names.iter().map(move |name| (n, *name)));
+    all.find(|(_, name)| within(path, name))
+}
+
+#[test]
+fn a_module_uses_only_what_stands_below_it() {
+    let mut broken = Vec::new();
+    for Module { name: module, uses } in modules().iter().filter(|module| !module.uses.is_empty()) {
+        let Some((own, name)) = layer(module) else {
+            broken.push(format!("{module} has no place in LAYERS"));
+            continue;
+        };
+        for path in uses {
+            match layer(path) {
+                None => broken.push(format!("{module} uses {path}, which has no place in LAYERS")),
+                Some((theirs, other)) if theirs <= own && other != name => {
+                    broken.push(format!("{module} uses {path}, which does not stand below it"));
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    expect_none("the direction of `use`", &broken);
+}
+
+#[test]
+fn pure_modules_use_nothing_else_of_ours() {
+    let modules = modules();
+    let mut broken = Vec::new();
+    for (pure, may_use) in PURE {
+        let Some(module) = modules.iter().find(|module| module.name == pure) else {
+            broken.push(format!("{pure} is gone"));
+            continue;
+        };
+        let allowed =
+            |path: &&String| within(path, pure) || may_use.iter().any(|module| within(path, module));
+        broken.extend(
+            module.uses.iter().filter(|path| !allowed(path)).map(|path| format!("{pure} uses {path}")),
+        );
+    }
+    expect_none("pure modules", &broken);
+}
