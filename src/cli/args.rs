@@ -201,7 +201,7 @@ pub(super) struct AddressArgs {
           value_parser = values::listen_or_off)]
     pub probe_listen: Switch,
     /// The control socket, which drain, resume and status talk to
-    /// [default: /run/lameduck/control.sock, else $XDG_RUNTIME_DIR/lameduck.sock, else /tmp/lameduck-<uid>.sock]
+    /// [default: /run/lameduck/control.sock, else $XDG_RUNTIME_DIR/lameduck.sock, else /tmp/lameduck-UID.sock]
     #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH", value_parser = values::socket_path)]
     pub control: Option<PathBuf>,
     /// Control by TCP for the pod's other containers, on loopback only; or 'off'

@@ -15,7 +15,7 @@ const LOOK: Duration = Duration::from_millis(50);
 
 /// Sends new requests to `to`, or back to `--upstream`, once it answers, for which it has `timeout`. The choice is
 /// remembered beside the control socket. Returns when every new request goes there, and the old servers with what
-/// they still have to do, for [`run_dry`].
+/// they still have to do, for [`Left::run_dry`].
 ///
 /// # Errors
 /// Why nothing was changed, in words.

@@ -76,8 +76,8 @@ impl Served {
     }
 }
 
-/// What stands in a certificate, as DER (RFC 5280 §4.1): SEQUENCE { tbs SEQUENCE { [0] version?, serial, algorithm,
-/// issuer, SEQUENCE { notBefore, notAfter }, subject SEQUENCE, key, … [3] { SEQUENCE extensions } } … }.
+/// What stands in a certificate, as DER (RFC 5280 §4.1): `SEQUENCE { tbs SEQUENCE { [0] version?, serial,
+/// algorithm, issuer, SEQUENCE { notBefore, notAfter }, subject SEQUENCE, key, … [3] { SEQUENCE extensions } } … }`.
 pub(super) struct Parts<'d> {
     times: &'d [u8],
     /// Inside of the subject's SEQUENCE.
@@ -116,7 +116,7 @@ fn validity(der: &[u8]) -> Option<Range<Seconds>> {
 }
 
 /// The dNSName entries of subjectAltName (RFC 5280 §4.2.1.6): in the extension of that id an OCTET STRING with a SEQUENCE
-/// of names, of which [2] are DNS names.
+/// of names, of which `[2]` are DNS names.
 fn names(der: &[u8]) -> Option<Vec<String>> {
     const SUBJECT_ALT_NAME: [u8; 3] = [0x55, 0x1d, 0x11];
     let mut extensions = parts(der)?.extensions;
