@@ -1,4 +1,4 @@
-//! The repository keeps its own rules: who may use whom, how long things may be, what the README may say.
+//! The repository keeps its own rules: who may use whom, how long things may be, what the docs may say.
 
 mod modules;
 
@@ -158,32 +158,79 @@ fn unsafe_code_stays_in_its_own_module() {
     expect_none("no unsafe code without a measured reason", &allowed);
 }
 
+/// A Markdown text without its blocks of code.
+fn outside_blocks(text: &str) -> String {
+    text.split("```").step_by(2).collect()
+}
+
 /// What stands between single backquotes.
 fn code_spans(text: &str) -> Vec<String> {
-    let outside_blocks = text.split("```").step_by(2);
-    let spans = outside_blocks.flat_map(|part| part.split('`').skip(1).step_by(2));
-    spans.map(str::to_owned).collect()
+    outside_blocks(text).split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 #[test]
-fn the_readme_names_only_what_there_is() {
+fn the_user_docs_name_only_what_there_is() {
     let mut help = String::new();
-    for command in ["proxy", "run", "drain", "status", "hold", "swap", "switch", "webhook"] {
+    for command in ["proxy", "run", "drain", "status", "hold", "swap", "switch", "inject", "webhook"] {
         let shown = Command::new(env!("CARGO_BIN_EXE_lameduck")).args([command, "--help"]).output();
         help += &String::from_utf8_lossy(&shown.expect("lameduck starts").stdout);
     }
     let mut broken = Vec::new();
-    for span in code_spans(&read("README.md")) {
+    let mut pages = files("docs", ".md");
+    pages.extend(["README.md", "SECURITY.md"].map(|page| (page.to_owned(), read(page))));
+    for (page, span) in
+        pages.iter().flat_map(|(page, text)| code_spans(text).into_iter().map(move |span| (page, span)))
+    {
         let word = span.split_whitespace().next().unwrap_or_default();
         let is_flag = word.starts_with("--") && !help.contains(&format!(" {word} "));
         let is_flag = is_flag && !help.contains(&format!(" {word}\n"));
-        let is_file =
-            ["tests/", "src/", "benches/", "examples/", "docs/"].iter().any(|dir| word.starts_with(dir));
+        let is_file = ["tests/", "src/", "benches/", "examples/", "docs/", "manifests/"]
+            .iter()
+            .any(|dir| word.starts_with(dir));
         if is_flag || is_file && !root().join(word).exists() {
-            broken.push(span);
+            broken.push(format!("{page}: {span}"));
         }
     }
-    expect_none("README.md names a flag or a file that is not there", &broken);
+    expect_none("the docs name a flag or a file that does not exist", &broken);
+}
+
+/// The anchors of a page's headings, as GitHub makes them.
+fn anchors(text: &str) -> Vec<String> {
+    let outside = outside_blocks(text);
+    let headings =
+        outside.lines().filter(|line| line.starts_with('#')).map(|line| line.trim_start_matches('#').trim());
+    let kept = |c: &char| c.is_alphanumeric() || " -_".contains(*c);
+    headings
+        .map(|heading| heading.to_lowercase().chars().filter(kept).collect::<String>().replace(' ', "-"))
+        .collect()
+}
+
+#[test]
+fn links_in_the_docs_lead_somewhere() {
+    let mut broken = Vec::new();
+    for (page, text) in files("", ".md") {
+        let outside = outside_blocks(&text);
+        let targets = outside.split("](").skip(1).filter_map(|rest| rest.split(')').next());
+        for target in targets.filter(|target| !target.starts_with("http")) {
+            let (path, anchor) = target.split_once('#').unwrap_or((target, ""));
+            let folder = root().join(&page).parent().expect("the page's folder").to_owned();
+            let file = if path.is_empty() { root().join(&page) } else { folder.join(path) };
+            let found = file.exists()
+                && (anchor.is_empty()
+                    || fs::read_to_string(&file)
+                        .is_ok_and(|text| anchors(&text).iter().any(|name| name == anchor)));
+            if !found {
+                broken.push(format!("{page}: {target}"));
+            }
+        }
+    }
+    expect_none("a link to a file or a heading that does not exist", &broken);
+}
+
+#[test]
+fn the_readme_is_short() {
+    let lines = read("README.md").lines().count();
+    assert!(lines <= 150, "README.md has {lines} lines; details belong into docs/");
 }
 
 #[test]
