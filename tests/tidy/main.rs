@@ -228,6 +228,17 @@ fn links_in_the_docs_lead_somewhere() {
 }
 
 #[test]
+fn every_test_is_listed_with_its_promise() {
+    let promises = read("docs/promises.md");
+    // Helpers, and the real engines' cases, which are listed by their main.rs.
+    let not_listed = ["tests/common/", "tests/compose/", "tests/kubernetes/"];
+    let mut tests: Vec<_> = files("tests", ".rs").into_iter().map(|(path, _)| path).collect();
+    tests.retain(|path| !path.ends_with("/main.rs") && !not_listed.iter().any(|dir| path.starts_with(dir)));
+    tests.retain(|path| !promises.contains(&format!("`{path}`")));
+    expect_none("a test that docs/promises.md does not list", &tests);
+}
+
+#[test]
 fn the_readme_is_short() {
     let lines = read("README.md").lines().count();
     assert!(lines <= 150, "README.md has {lines} lines; details belong into docs/");
