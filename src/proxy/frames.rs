@@ -1,4 +1,4 @@
-//! WebSocket frames as they pass (RFC 6455 §5.2): only their boundaries, not their content. Pure; no sockets.
+//! WebSocket frames as they pass (RFC 6455 §5.2): only where messages end, not what they say. Pure; no sockets.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -13,11 +13,13 @@ pub struct Frames {
     have: usize,
     /// Masking key and payload still to come.
     left: u64,
+    /// The last frame of a message is still to come (RFC 6455 §5.4).
+    open: bool,
     closed: bool,
 }
 
 impl Frames {
-    /// Follows `bytes`; returns how many of them come before the end of the last whole frame.
+    /// Follows `bytes`; returns how many of them come before the end of the last whole message.
     pub fn follow(&mut self, bytes: &[u8]) -> usize {
         let (mut at, mut boundary) = (0, 0);
         while at < bytes.len() {
@@ -32,25 +34,35 @@ impl Frames {
                 if self.have < self.header_len() {
                     continue;
                 }
-                self.closed |= self.header[0] & 0x0f == 8;
+                self.note_opcode();
                 self.left = self.payload_len();
                 self.have = 0;
             }
-            if self.left == 0 {
+            if self.left == 0 && !self.open {
                 boundary = at;
             }
         }
         boundary
     }
 
-    /// The next byte begins a frame.
+    /// The next byte begins a message, or a control frame between two.
     pub fn at_boundary(&self) -> bool {
-        self.have == 0 && self.left == 0
+        self.have == 0 && self.left == 0 && !self.open
     }
 
     /// A Close frame has begun to pass.
     pub fn closed(&self) -> bool {
         self.closed
+    }
+
+    fn note_opcode(&mut self) {
+        match self.header[0] & 0x0f {
+            // After a Close nothing comes, not even the rest of a message.
+            8 => (self.closed, self.open) = (true, false),
+            // Control frames may stand between the frames of a message.
+            9.. => {}
+            _ => self.open = self.header[0] & 0x80 == 0,
+        }
     }
 
     fn header_len(&self) -> usize {
@@ -132,6 +144,23 @@ mod tests {
         let mut frames = Frames::default();
         assert_eq!(frames.follow(&bytes), whole);
         assert!(!frames.at_boundary());
+    }
+
+    #[test]
+    fn a_message_in_several_frames_ends_with_its_last_one() {
+        let mut first = frame(1, true, 3);
+        first[0] &= 0x7f;
+        let (ping, last) = (frame(9, true, 4), frame(0, true, 2));
+        let mut frames = Frames::default();
+        for part in [&first, &ping] {
+            assert_eq!(frames.follow(part), 0);
+            assert!(!frames.at_boundary());
+        }
+        assert_eq!(frames.follow(&[&last[..], &ping].concat()), last.len() + ping.len());
+        assert!(frames.at_boundary());
+        frames.follow(&first);
+        frames.follow(&close_to_app());
+        assert!(frames.closed() && frames.at_boundary(), "the rest of the message never comes");
     }
 
     #[test]

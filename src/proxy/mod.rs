@@ -4,6 +4,7 @@ pub mod body;
 pub mod buffer;
 pub mod conn;
 pub mod connection;
+mod directions;
 pub mod error;
 pub mod exchange;
 pub mod forward;

@@ -1,83 +1,26 @@
 //! Tunnels: an upgraded connection or one of `--tcp`, bytes both ways until both sides have ended. A WebSocket is told to
-//! go by a Close frame on a frame boundary; any other tunnel can only run on until the deadline, and what resets one
+//! go by a Close frame between two messages; any other tunnel can only run on until the deadline, and what resets one
 //! side of it resets the other.
 
-use std::cell::Cell;
 use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use socket2::SockRef;
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
-use tokio::sync::Notify;
 
 use super::buffer::Buffer;
 use super::connection::{Next, ParkedTunnel, Tunnel, TunnelState};
-use super::frames::{Frames, close_to_app, close_to_client};
+use super::directions::{Ends, Failed, Stage, direction, when};
+use super::frames::{close_to_app, close_to_client};
 use super::park;
-use super::stream::{self, Stream};
+use super::stream::Stream;
 use super::worker::Worker;
 use crate::metrics::Ended;
 use crate::upstream::{self, Connection};
 
 /// Both sides have so long to answer a Close of ours.
 const CLOSING: Duration = Duration::from_secs(2);
-
-/// One direction of a tunnel.
-#[derive(Default)]
-struct Direction {
-    /// Bytes that it has passed on.
-    moved: Cell<u64>,
-    /// It waits for a frame's first byte.
-    rests: Cell<bool>,
-}
-
-/// Which end of a direction failed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Failed {
-    Source,
-    Sink,
-}
-
-/// What the two directions know of each other.
-#[derive(Default)]
-struct Ends {
-    up: Direction,
-    down: Direction,
-    /// The tunnel is to end.
-    told: Cell<bool>,
-    /// Nothing has moved for too long.
-    quiet: Cell<bool>,
-    /// A direction got its Close from us.
-    ours: Cell<bool>,
-    ours_sent: Notify,
-    /// One direction has ended.
-    half: Cell<bool>,
-    whole: Notify,
-}
-
-/// The half of a connection that is read from.
-trait Half: AsyncRead + Unpin {
-    /// Returns once the connection has failed, also after its orderly end.
-    fn failed(&self) -> impl Future<Output = ()>;
-}
-
-impl Half for stream::Reader<'_> {
-    fn failed(&self) -> impl Future<Output = ()> {
-        stream::Source::failed(self)
-    }
-}
-
-impl Half for upstream::Reader<'_> {
-    async fn failed(&self) {
-        let _ = match self {
-            Self::Tcp(half) => half.as_ref().ready(Interest::ERROR).await,
-            Self::Tls(half) => half.tcp().ready(Interest::ERROR).await,
-            Self::Unix(half) => half.as_ref().ready(Interest::ERROR).await,
-        };
-    }
-}
 
 /// Relays until both sides have ended, or the drain ends it; or until nothing has moved for a while. Returns what
 /// becomes of the client's connection.
@@ -131,7 +74,7 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
     Next::Close(client, state.connected)
 }
 
-/// Nothing of it is lost: both directions stand between two frames, and no byte is buffered.
+/// Nothing of it is lost: both directions stand between two messages, and no byte is buffered.
 fn park(client: Stream, app: Connection, state: TunnelState) -> Next {
     match (client.rest(), app.park()) {
         (Ok(client), Ok(app)) => Next::ParkTunnel(ParkedTunnel { client, app, state }),
@@ -169,8 +112,8 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
     let (to_app, to_client) = (close_to_app(), close_to_client());
     let to_app = websocket.then_some(&to_app[..]);
     let to_client = websocket.then_some(&to_client[..]);
-    let up = direction(ends, &mut reader, client_buf, &mut app_writer, to_app, &ends.up);
-    let down = direction(ends, &mut app_reader, app_buf, &mut writer, to_client, &ends.down);
+    let up = direction(ends, &mut reader, client_buf, &mut app_writer, to_app, (&ends.up, &ends.down));
+    let down = direction(ends, &mut app_reader, app_buf, &mut writer, to_client, (&ends.down, &ends.up));
     // A direction that fails takes the other with it: nobody is left to read that one.
     let both = async {
         let up = async { up.await.map_err(|failed| failed == Failed::Sink) };
@@ -183,51 +126,34 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
         }
         tokio::select! {
             () = worker.plane.stream_end(backend) => {}
-            () = poll_fn(|_| if ends.quiet.get() { Poll::Ready(()) } else { Poll::Pending }) => {}
+            () = when(|| ends.quiet.get()) => {}
         }
         ends.told.set(true);
-        // One that stands in the middle of a frame gets no Close; nobody waits for it again when it was too quiet.
-        let sent = ends.ours_sent.notified();
+        // One that was too quiet in the middle of a message isn't waited for again.
+        let closed = when(|| ends.up.is(Stage::Closed) && ends.down.is(Stage::Closed));
         match ends.quiet.get() {
-            true => drop(tokio::time::timeout(CLOSING, sent).await),
-            false => sent.await,
+            true => drop(tokio::time::timeout(CLOSING, closed).await),
+            false => closed.await,
         }
         tokio::time::sleep(CLOSING).await;
         Ok(())
     };
-    // `told` first: it sets what the directions look at in the same poll.
-    let ended = tokio::select! {
-        biased;
-        ended = told => ended,
-        ended = both => ended,
-    };
-    match ended {
-        _ if ends.quiet.get() => Ended::TimedOut,
-        _ if ends.ours.get() => Ended::WebSocketEnded,
-        Err(app) if app && !websocket => Ended::AppGone,
-        Err(_) => Ended::ClientGone,
-        Ok(()) => Ended::Complete,
-    }
-}
-
-impl Ends {
-    /// Nothing is under way in either direction.
-    fn rest(&self) -> bool {
-        self.up.rests.get() && self.down.rests.get() && !self.told.get()
-    }
-
-    /// One direction has ended: waits for the other one, unless this one's source goes away for sure.
-    async fn other_half(&self, source: &impl Half) -> Result<(), Failed> {
-        if self.half.replace(true) {
-            self.whole.notify_one();
-            return Ok(());
-        }
+    let mut relaying = pin!(async {
+        // `told` first: it sets what the directions look at in the same poll.
         tokio::select! {
             biased;
-            () = self.whole.notified() => Ok(()),
-            () = source.failed() => Err(Failed::Source),
+            ended = told => ended,
+            ended = both => ended,
         }
-    }
+    });
+    let ended = poll_fn(|cx| {
+        let ended = relaying.as_mut().poll(cx);
+        if ended.is_pending() && ends.news.take() {
+            cx.waker().wake_by_ref();
+        }
+        ended
+    });
+    ends.verdict(ended.await, websocket)
 }
 
 /// Looks after each poll what has come of a tunnel.
@@ -267,67 +193,4 @@ fn reset_on_close(app: &mut Connection) {
         upstream::Writer::Tls(half) => SockRef::from(half.tcp()).set_linger(Some(Duration::ZERO)),
         upstream::Writer::Unix(_) => Ok(()),
     };
-}
-
-/// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, the sink gets
-/// that frame at the next boundary, and what the source still sends is read and dropped until it closes too.
-async fn direction<S, D>(
-    ends: &Ends,
-    source: &mut S,
-    buf: &mut Buffer,
-    sink: &mut D,
-    close: Option<&[u8]>,
-    own: &Direction,
-) -> Result<(), Failed>
-where
-    S: Half,
-    D: AsyncWrite + Unpin,
-{
-    let mut frames = Frames::default();
-    let mut closed_by_us = false;
-    loop {
-        let unread = buf.unread();
-        let boundary = if close.is_some() { frames.follow(unread) } else { 0 };
-        own.moved.set(own.moved.get() + unread.len() as u64);
-        // A frame that has begun goes on to its end; what follows the boundary then is dropped.
-        let ending = ends.told.get() && !closed_by_us;
-        let pass = match (closed_by_us, ending && boundary > 0 && !frames.closed()) {
-            (true, _) => 0,
-            (false, true) => boundary,
-            (false, false) => unread.len(),
-        };
-        sink.write_all(&unread[..pass]).await.map_err(|_| Failed::Sink)?;
-        let n = buf.unread().len();
-        let filled = n > 0 && n == buf.capacity();
-        buf.consume(n);
-        if filled {
-            buf.grow();
-        }
-        if frames.closed() && frames.at_boundary() && closed_by_us {
-            return Ok(());
-        }
-        let at_boundary = boundary > 0 || frames.at_boundary();
-        if let Some(close) = close.filter(|_| ending && at_boundary && !frames.closed()) {
-            closed_by_us = true;
-            ends.ours.set(true);
-            ends.ours_sent.notify_one();
-            sink.write_all(close).await.map_err(|_| Failed::Sink)?;
-        }
-        let waits_to_end = close.is_some() && !closed_by_us && !ends.told.get();
-        let read = poll_fn(|cx| match buf.poll_fill(cx, source) {
-            Poll::Ready(read) => Poll::Ready(read.map_err(|_| Failed::Source)),
-            Poll::Pending if waits_to_end && ends.told.get() => Poll::Ready(Ok(usize::MAX)),
-            Poll::Pending => Poll::Pending,
-        });
-        own.rests.set(frames.at_boundary() && !frames.closed() && !closed_by_us);
-        let read = read.await?;
-        own.rests.set(false);
-        if read == 0 {
-            let _ = sink.shutdown().await;
-            if close.is_some() {
-                return Ok(());
-            }
-            return ends.other_half(source).await;
-        }
-    }
 }

@@ -42,6 +42,15 @@ server.on('upgrade', async (req, socket) => {
   if (req.url === '/late-handshake') {
     await released();
     socket.write(head);
+  } else if (req.url === '/big-frame') { // 24 MiB in one frame, more than all buffers on the way hold
+    const size = Buffer.alloc(10, 0);
+    size.writeUInt16BE(0x827f);
+    size.writeUInt32BE(24 << 20, 6);
+    socket.write(Buffer.concat([Buffer.from(head), size, Buffer.alloc(24 << 20, 'x')]));
+  } else if (req.url === '/fragments') { // one message in two frames
+    socket.write(Buffer.concat([Buffer.from(head), Buffer.from([0x01, 5]), Buffer.from('first')]));
+    await released();
+    socket.write(Buffer.concat([Buffer.from([0x80, 5]), Buffer.from('-last')]));
   } else { // '/half-frame': a text frame of ten bytes, four of them now
     socket.write(Buffer.concat([Buffer.from(head), Buffer.from([0x81, 10]), Buffer.from('half')]));
     await released();

@@ -44,7 +44,11 @@ pub struct WebSocket {
 impl WebSocket {
     /// Sends the handshake; its answer is still to be read.
     pub fn begin(addr: SocketAddr, target: &str) -> Self {
-        let mut client = Client::connect(addr);
+        Self::begin_over(Client::connect(addr), target)
+    }
+
+    /// The same over this connection.
+    pub fn begin_over(mut client: Client, target: &str) -> Self {
         // The key and its answer below are the RFC's own example (1.3).
         client.request(
             "GET",

@@ -27,3 +27,4 @@ mod sigterm_before_first_byte;
 mod slow_reader_gets_last_byte;
 mod streaming_body_counts_to_last_byte;
 mod websocket_gets_1001;
+mod websocket_is_not_cut_inside_a_message;
