@@ -24,8 +24,8 @@ use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub, TlsArgs, UpstreamTl
 pub use self::inject::check_proxy;
 pub use self::webhook::{Cluster, WebhookSettings};
 use crate::config::{
-    AfterDrain, DrainSettings, Limits, ReadyCheck, ReadySettings, Settings, Sidecar, TlsSettings,
-    UpstreamAddr, UpstreamProtocol, parse_listen,
+    AfterDrain, DrainSettings, Limits, LongPoll, LongPollAnswer, LongPolls, ReadyCheck, ReadySettings,
+    Settings, Sidecar, TlsSettings, UpstreamAddr, UpstreamProtocol, parse_listen,
 };
 use crate::inject::command::Request;
 use crate::inject::manifest::Task;
@@ -350,6 +350,7 @@ fn settings(
     let lame_duck = Duration::from_secs(if around.in_pod { 5 } else { 0 });
     let control_listen = around.in_pod.then(|| SocketAddr::from(([127, 0, 0, 1], 4882)));
     let tls = tls_settings(tls)?;
+    let long_polls = long_polls(drain.long_poll, drain.long_poll_answer)?;
     let by_default = addresses.listen.is_empty() && tls.is_none();
     let settings = Settings {
         listen: if by_default { default_listen.to_vec() } else { addresses.listen },
@@ -375,6 +376,7 @@ fn settings(
             stream_spread: drain.stream_spread,
             readiness: drain.drain_readiness,
         },
+        long_polls,
         ready: ReadySettings {
             check: ready.ready_check,
             timeout: ready.ready_timeout,
@@ -406,6 +408,13 @@ fn settings(
     check_protocol(&settings)?;
     check_addresses(&settings)?;
     Ok(settings)
+}
+
+fn long_polls(routes: Vec<LongPoll>, answer: Option<LongPollAnswer>) -> Result<LongPolls, String> {
+    if routes.is_empty() && answer.is_some() {
+        return Err("--long-poll-answer belongs to --long-poll: give that too".to_owned());
+    }
+    Ok(LongPolls { routes, answer: answer.unwrap_or_default() })
 }
 
 /// None without `--tls-listen`, and then none of the others may be given.

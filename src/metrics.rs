@@ -27,8 +27,10 @@ pub enum Ended {
     TimedOut,
     /// Past a bound: too many held or in flight. 503.
     Refused,
-    /// An event stream ended on an event boundary, for a drain.
+    /// An event stream ended on an event boundary, a compressed one where it was quiet, for a drain.
     EventsEnded,
+    /// A long poll was answered for the app, for a drain.
+    PollEnded,
     /// A WebSocket was sent Close 1001, for a drain.
     WebSocketEnded,
     /// At the deadline: never sent to the app. 503.
@@ -41,7 +43,7 @@ pub enum Ended {
 
 impl Ended {
     /// All of them, in order.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 14] = [
         Self::Complete,
         Self::ClientGone,
         Self::Rejected,
@@ -51,6 +53,7 @@ impl Ended {
         Self::TimedOut,
         Self::Refused,
         Self::EventsEnded,
+        Self::PollEnded,
         Self::WebSocketEnded,
         Self::Unsent,
         Self::Unanswered,
@@ -69,6 +72,7 @@ impl Ended {
             Self::TimedOut => "timed-out",
             Self::Refused => "refused",
             Self::EventsEnded => "events-ended",
+            Self::PollEnded => "poll-ended",
             Self::WebSocketEnded => "websocket-ended",
             Self::Unsent => "unsent",
             Self::Unanswered => "unanswered",

@@ -16,8 +16,8 @@ use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
-    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, ReadyCheck, Sidecar, TcpRoute,
-    UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
+    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, LongPoll, LongPollAnswer, ReadyCheck,
+    Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
 };
 
 pub(super) use self::clients::{ControlArgs, DrainArgs, HoldArgs, StatusArgs, SwapArgs, SwitchArgs};
@@ -269,10 +269,17 @@ pub(super) struct DrainTimes {
     #[arg(long, env = "LAMEDUCK_RESTART_GRACE", value_name = "TIME", default_value = "10s",
           value_parser = values::time)]
     pub restart_grace: Duration,
-    /// WebSockets and event streams end at random within this time, so that not all clients return at once
+    /// WebSockets, event streams and long polls end at random within this time, so that not all clients return at once
     #[arg(long, env = "LAMEDUCK_STREAM_SPREAD", value_name = "TIME", default_value = "5s",
           value_parser = values::time)]
     pub stream_spread: Duration,
+    /// A request that waits for news and is no work, as in /poll, /rooms/* or 'POST /connect'; repeat it, or separate by
+    /// commas. One that still waits when streams end is answered. socket.io's need no naming: their session is closed
+    #[arg(long, env = "LAMEDUCK_LONG_POLL", value_name = "[METHOD ]/PATH", value_delimiter = ',')]
+    pub long_poll: Vec<LongPoll>,
+    /// How: a status, and perhaps a Content-Type and a body, as in '200 application/json []' [default: 204]
+    #[arg(long, env = "LAMEDUCK_LONG_POLL_ANSWER", value_name = "ANSWER")]
+    pub long_poll_answer: Option<LongPollAnswer>,
     /// /readyz during a drain [default: kept while a pod is deleted, failed for an operator and outside Kubernetes]
     #[arg(long, env = "LAMEDUCK_DRAIN_READINESS", value_name = "MODE", value_enum)]
     pub drain_readiness: Option<DrainReadiness>,

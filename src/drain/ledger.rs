@@ -20,6 +20,8 @@ pub enum Class {
     Finite,
     /// An event stream that its client can reopen.
     EventStream,
+    /// A long poll that the app has not answered yet.
+    LongPoll,
     /// A gRPC call that the app is answering. It ends by itself, or with trailers at the deadline.
     GrpcStream,
     /// A WebSocket.
@@ -37,6 +39,7 @@ impl Class {
             Self::Request => "request",
             Self::Finite => "response",
             Self::EventStream => "event-stream",
+            Self::LongPoll => "long-poll",
             Self::GrpcStream => "grpc-stream",
             Self::WebSocket => "websocket",
             Self::Tunnel => "tunnel",
@@ -234,12 +237,15 @@ impl Ledger {
         }
     }
 
-    /// How many WebSockets, other tunnels, `--tcp` connections and event streams there are.
+    /// How many WebSockets, other tunnels, `--tcp` connections, event streams and waiting long polls there are.
     pub fn streams(&self) -> u64 {
         let stream = |entry: &Arc<Entry>| {
             let work = lock(&entry.work);
             work.since.is_some()
-                && matches!(work.class, Class::EventStream | Class::WebSocket | Class::Tunnel | Class::Tcp)
+                && matches!(
+                    work.class,
+                    Class::EventStream | Class::LongPoll | Class::WebSocket | Class::Tunnel | Class::Tcp
+                )
         };
         lock(&self.entries).iter().filter(|(_, entry)| stream(entry)).count() as u64
     }

@@ -263,7 +263,8 @@ impl Runner {
             verdict,
             seconds = took.as_secs_f64(),
             complete = count(Ended::Complete),
-            streams_ended = count(Ended::EventsEnded) + count(Ended::WebSocketEnded),
+            streams_ended =
+                [Ended::EventsEnded, Ended::PollEnded, Ended::WebSocketEnded].map(count).iter().sum::<u64>(),
             unsent = count(Ended::Unsent),
             unanswered = count(Ended::Unanswered),
             cut = count(Ended::Cut),

@@ -8,7 +8,7 @@ use super::model::{Annotations, Pid1};
 use super::names::{PREFIX, PRELOAD, PROGRAM, SHARE_DIR};
 
 /// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: [&str; 31] = [
+pub const FLAGS: [&str; 33] = [
     "access-log",
     "answer-timeout",
     "body-timeout",
@@ -20,6 +20,8 @@ pub const FLAGS: [&str; 31] = [
     "lame-duck",
     "log-format",
     "log-level",
+    "long-poll",
+    "long-poll-answer",
     "max-connections",
     "max-head",
     "max-held",

@@ -56,6 +56,14 @@ impl Body {
             Self::UntilClose => false,
         }
     }
+
+    /// What has been taken ends where its sender ended a write: between two chunks. Other framings don't tell.
+    pub fn is_between_chunks(&self) -> bool {
+        match self {
+            Self::Chunked(chunks) => chunks.state == State::Size && chunks.digits == 0,
+            Self::Length(_) | Self::UntilClose => true,
+        }
+    }
 }
 
 /// Follows the chunked coding byte by byte and accepts nothing that two readers could see differently:

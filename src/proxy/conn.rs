@@ -15,6 +15,7 @@ use super::exchange::{Client, Exchange, Flow};
 use super::forward::{Finish, forward};
 use super::h2::frames::{PREFACE, begins_http2};
 use super::headers::{self, Reject, Request, URI_TOO_LONG, Upgrade};
+use super::long_poll::LongPoll;
 use super::park;
 use super::plane::FIRST_REQUEST;
 use super::record::{Record, Totals};
@@ -222,11 +223,13 @@ async fn one_request(
         worker.arrival(since, first);
     }
     let unread = client.buf.unread();
-    place.begin(&unread[request.method.clone()], &unread[request.target.clone()], since);
+    let (method, target) = (&unread[request.method.clone()], &unread[request.target.clone()]);
+    place.begin(method, target, since);
+    let long_poll = LongPoll::of(&worker.plane.settings.long_polls, method, target);
     let record = Record::new(since, unread, &request, &client.peer, worker.plane.settings.access_log);
     client.buf.consume(request.len);
 
-    let exchange = Exchange { worker, place, request: &request, flow: Flow::default() };
+    let exchange = Exchange { worker, place, request: &request, long_poll, flow: Flow::default() };
     let finish = forward(client, &exchange, head).await;
     let flow = &exchange.flow;
     let (ended, close) = match finish {

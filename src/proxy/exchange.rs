@@ -12,6 +12,7 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 use super::buffer::{self, Buffer};
 use super::error::{Failure, Progress};
 use super::headers::{Answer, Framing, Request, Response, Upgrade};
+use super::long_poll::LongPoll;
 use super::plane::Plane;
 use super::record::Totals;
 use super::stream::{Channel, Sink, Source};
@@ -47,6 +48,8 @@ pub struct Exchange<'a> {
     pub place: &'a Place,
     /// What it says.
     pub request: &'a Request,
+    /// It waits for news.
+    pub long_poll: Option<LongPoll>,
     /// How far it has come.
     pub flow: Flow,
 }
@@ -339,6 +342,14 @@ pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>)
 }
 
 impl Flow {
+    /// The app has ended its connection, in order or by a failed read, before the whole head of its answer; `unanswered`
+    /// when before any byte of it.
+    pub fn app_ended(&self, ended: &io::Result<usize>, unanswered: bool) -> Failure {
+        // TLS without its farewell is an end too, though not an orderly one.
+        self.reset.set(matches!(ended, Err(error) if error.kind() != io::ErrorKind::UnexpectedEof));
+        Failure::AppGone { unanswered }
+    }
+
     /// For the record.
     pub fn totals(&self) -> Totals {
         Totals { status: self.status.get(), received: self.received.get(), sent: self.sent.get() }

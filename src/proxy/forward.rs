@@ -5,7 +5,6 @@
 //! timer and no channel is armed per request.
 
 use std::future::{Future, pending, poll_fn};
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::task::Poll;
@@ -19,7 +18,8 @@ use super::error::{Failure, Progress};
 use super::exchange::{Client, Exchange};
 use super::h2::app::{AppStream, request as app_head};
 use super::headers::{self, Framing, Request, Response, Upgrade};
-use super::relay::{relay, relay_events};
+use super::poll_end;
+use super::relay::{relay, relay_compressed_events, relay_events};
 use super::stream::{Sink, Source};
 use crate::drain::ledger::Class;
 use crate::drain::machine::Phase;
@@ -334,6 +334,12 @@ where
 {
     let (request, flow) = (exchange.request, &exchange.flow);
     let mut out = Vec::with_capacity(SIZE);
+    if let Some(poll) = exchange.long_poll
+        && !poll_end::has_news(exchange, app, backend, buf).await?
+    {
+        poll_end::answer(exchange, poll, writer, &mut out).await?;
+        return Ok(Answered::Whole { ended: Ended::PollEnded, reuse: false, keep_alive: None });
+    }
     let mut interim = 0;
     let response = loop {
         let response = answer_head(exchange, app, buf, &mut out, interim == 0).await?;
@@ -361,7 +367,10 @@ where
     {
         flow.events.set(true);
         exchange.place.set_class(Class::EventStream);
-        relay_events(exchange, app, backend, buf, writer, &mut out, &response).await?
+        match response.compressed {
+            true => relay_compressed_events(exchange, app, backend, buf, writer, &mut out, &response).await?,
+            false => relay_events(exchange, app, backend, buf, writer, &mut out, &response).await?,
+        }
     } else {
         relay(exchange, app, buf, writer, &mut out, &response).await?;
         Ended::Complete
@@ -405,11 +414,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
         }
         match buf.fill(app).await {
             Ok(n) if n > 0 => {}
-            ended => {
-                // TLS without its farewell is an end too, though not an orderly one.
-                flow.reset.set(matches!(&ended, Err(error) if error.kind() != io::ErrorKind::UnexpectedEof));
-                return Err(Failure::AppGone { unanswered: looked == 0 && first });
-            }
+            ended => return Err(flow.app_ended(&ended, looked == 0 && first)),
         }
     }
 }

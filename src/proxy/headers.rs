@@ -78,8 +78,26 @@ pub struct Response {
     pub says_close: bool,
     /// `Keep-Alive: timeout=`.
     pub keep_alive_timeout: Option<Duration>,
-    /// `Content-Type: text/event-stream`, not compressed.
+    /// `Content-Type: text/event-stream`.
     pub events: bool,
+    /// It has a `Content-Encoding`.
+    pub compressed: bool,
+}
+
+impl Response {
+    /// An answer of our own, to a request that the app will never answer.
+    pub fn of_ours(status: u16, framing: Framing) -> Self {
+        Self {
+            len: 0,
+            status,
+            framing,
+            keep_alive: false,
+            says_close: false,
+            keep_alive_timeout: None,
+            events: false,
+            compressed: false,
+        }
+    }
 }
 
 /// Why a head is refused: the status that a client gets, and the reason in words.
@@ -245,7 +263,7 @@ impl<'b> Said<'b> {
                 self.accepts_events |= list(value).any(|range| starts_with(range, b"text/event-stream"));
             }
             Field::ContentType => self.events = starts_with(value, b"text/event-stream"),
-            Field::ContentEncoding => self.compressed = !value.eq_ignore_ascii_case(b"identity"),
+            Field::ContentEncoding => self.compressed |= list(value).any(is_coding),
             Field::KeepAlive => self.keep_alive_timeout = parse_keep_alive(value),
             Field::ForwardedFor => self.forwarded_for += 1,
             Field::ForwardedProto => self.forwarded_proto = true,
@@ -486,7 +504,8 @@ pub fn response(
             && !(said.codings > 0 && said.length.is_some()),
         says_close: said.close,
         keep_alive_timeout: said.keep_alive_timeout,
-        events: said.events && !said.compressed,
+        events: said.events,
+        compressed: said.compressed,
     };
     let answer = finish(&response);
     write_response(out, status, head.reason.unwrap_or_default(), head.headers, &said, framing, answer);
@@ -592,6 +611,11 @@ fn is_probe(agent: &[u8]) -> bool {
     const PROBES: [&[u8]; 5] =
         [b"kube-probe/", b"ELB-HealthChecker/", b"GoogleHC/", b"Envoy/HC", b"Edge Health Probe"];
     PROBES.iter().any(|probe| agent.starts_with(probe))
+}
+
+/// Whether a `Content-Encoding` is one. Some servers name the lack of one (RFC 9110 §8.4.1 reserves only `identity`).
+fn is_coding(name: &[u8]) -> bool {
+    !name.eq_ignore_ascii_case(b"identity") && !name.eq_ignore_ascii_case(b"none")
 }
 
 fn list(value: &[u8]) -> impl Iterator<Item = &[u8]> {

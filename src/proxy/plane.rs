@@ -164,7 +164,7 @@ impl Plane {
         self.closing_idle.load(Ordering::Acquire) || self.forced()
     }
 
-    /// WebSockets and event streams end, each at random within `spread`.
+    /// WebSockets, event streams and waiting long polls end, each at random within `spread`.
     pub fn end_streams(&self, spread: Duration) {
         self.stream_spread_ms.store(spread.as_millis() as u64, Ordering::Release);
         self.wake_all();
@@ -214,7 +214,7 @@ impl Plane {
         rows
     }
 
-    /// How many WebSockets, other tunnels, `--tcp` connections and event streams there are.
+    /// How many WebSockets, other tunnels, `--tcp` connections, event streams and waiting long polls there are.
     pub fn streams(&self) -> u64 {
         self.ledgers.iter().map(|ledger| ledger.streams()).sum()
     }

@@ -27,6 +27,16 @@ enum Coding {
     Chunks,
 }
 
+impl Coding {
+    fn of(response: &Response, http11: bool) -> Self {
+        match (response.framing, http11) {
+            (Framing::Chunked, false) => Self::Plain,
+            (Framing::UntilClose, true) => Self::Chunks,
+            _ => Self::AsIs,
+        }
+    }
+}
+
 /// Passes a finite body on.
 pub async fn relay<A, W>(
     exchange: &Exchange<'_>,
@@ -40,11 +50,7 @@ where
     A: AsyncRead + Unpin,
     W: Sink,
 {
-    let coding = match (response.framing, exchange.request.http11) {
-        (Framing::Chunked, false) => Coding::Plain,
-        (Framing::UntilClose, true) => Coding::Chunks,
-        _ => Coding::AsIs,
-    };
+    let coding = Coding::of(response, exchange.request.http11);
     let mut body = Body::new(response.framing);
     let mut first = true;
     loop {
@@ -144,6 +150,69 @@ where
     exchange.write(writer, out).await?;
     // The connection stays: its client wasn't told that it would close, and may be sending the next request.
     Ok(ended)
+}
+
+/// Where a compressed stream was quiet for so long, the app has flushed whole events.
+const QUIET: Duration = Duration::from_millis(100);
+/// One that is never quiet for so long ends between any two of the app's writes.
+const BUSY: Duration = Duration::from_secs(1);
+
+/// Passes a compressed event stream on. Its events can't be told, so it ends where it was quiet for a moment; and with its
+/// connection, not with a last chunk, as its coding isn't whole. A client reopens a broken stream as it does an ended one
+/// (HTML standard, "Server-sent events": reestablish the connection), from the last whole event on.
+pub async fn relay_compressed_events<A, W>(
+    exchange: &Exchange<'_>,
+    app: &mut A,
+    backend: &Backend,
+    buf: &mut Buffer,
+    writer: &mut W,
+    out: &mut Vec<u8>,
+    response: &Response,
+) -> Result<Ended, Failure>
+where
+    A: AsyncRead + Unpin,
+    W: Sink,
+{
+    let coding = Coding::of(response, exchange.request.http11);
+    let mut body = Body::new(response.framing);
+    let mut told: Option<Instant> = None;
+    let mut end = pin!(exchange.worker.plane.stream_end(backend));
+    let mut late = pin!(tokio::time::sleep(BOUNDARY));
+    loop {
+        let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
+        buf.consume(n);
+        exchange.write(writer, out).await?;
+        out.clear();
+        if body.is_done() {
+            return Ok(Ended::Complete);
+        }
+        let between = body.is_between_chunks();
+        if let Some(told) = told {
+            late.as_mut().reset(if between { Instant::now() + QUIET } else { told + BOUNDARY });
+        }
+        let busy = told.is_some_and(|told| between && told.elapsed() >= BUSY);
+        let read = tokio::select! {
+            biased;
+            read = buf.fill(app), if !busy => read,
+            () = &mut end, if told.is_none() => {
+                told = Some(Instant::now());
+                continue;
+            }
+            () = &mut late, if told.is_some() => {
+                exchange.flow.close.set(true);
+                return if between { Ok(Ended::EventsEnded) } else { Err(Failure::Forced) };
+            }
+        };
+        match read {
+            Ok(0) if response.framing == Framing::UntilClose => break,
+            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
+            Ok(_) => {}
+        }
+    }
+    if coding == Coding::Chunks {
+        exchange.write(writer, LAST_CHUNK).await?;
+    }
+    Ok(Ended::Complete)
 }
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

@@ -1,6 +1,7 @@
 // An app whose answers wait until the test says `GET /release`, so that a test decides what happens in which phase.
 
 const http = require('node:http');
+const zlib = require('node:zlib');
 
 let waiting = [];
 const released = () => new Promise((resolve) => waiting.push(resolve));
@@ -28,6 +29,20 @@ const server = http.createServer(async (req, res) => {
       res.writeHead(200, { 'Content-Type': 'text/event-stream' }).write('id: 1\ndata: whole\n\nid: 2\ndata: ha');
       await released();
       return res.end('lf\n\n');
+    case '/gzip-events': // one event, and another once it is released
+    case '/busy-gzip-events': { // one every few milliseconds
+      res.writeHead(200, { 'Content-Type': 'text/event-stream', 'Content-Encoding': 'gzip' });
+      const gzip = zlib.createGzip();
+      gzip.pipe(res);
+      const send = (id) => { gzip.write(`id: ${id}\ndata: whole\n\n`); gzip.flush(); };
+      send(1);
+      if (req.url === '/busy-gzip-events') return setInterval(send, 10, 2);
+      await released();
+      return send(2);
+    }
+    case '/coded-events':
+      res.writeHead(200, { 'Content-Type': 'text/event-stream', 'Content-Encoding': req.headers['x-coding'] });
+      return res.write('id: 1\ndata: whole\n\n');
     default:
       return res.end(`hello from pid ${process.pid}\n`);
   }

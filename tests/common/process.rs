@@ -159,6 +159,11 @@ impl Node {
         Self::start(&repository("tests/common/held.js"), port)
     }
 
+    /// `polling.js`, whose clients wait for news by long polls.
+    pub fn polling() -> Self {
+        Self::start(&repository("tests/common/polling.js"), 0)
+    }
+
     fn start(script: &Path, port: u16) -> Self {
         let process = Process::start("node", Command::new("node").arg(script).env("PORT", port.to_string()));
         let port = process.wait_line("the app's port", listens_on);

@@ -1,8 +1,10 @@
-//! Clients and servers of other makes talk through the proxy: the `ws` package on both sides, Python's httpx and grpcio.
+//! Clients and servers of other makes talk through the proxy: the `ws` package on both sides, socket.io by long polling,
+//! `eventsource` with Express's `compression`, Python's httpx and grpcio.
 //! And nghttp2's own (`nghttp2-client` in Debian); curl's, Node's and Go's do so in `http2`, `tls_terminates`, `grpc` and `grpc_interop`.
 //!
 //! ```text
-//! npm install --prefix libraries ws@8 && python3 -m venv libraries/python
+//! npm install --prefix libraries ws@8 socket.io@4 socket.io-client@4 eventsource@4 express@5 compression@1
+//! python3 -m venv libraries/python
 //! libraries/python/bin/pip install 'httpx[http2]' grpcio grpcio-health-checking
 //! LIBRARIES=libraries cargo test --test other_makes clients_of_other_makes -- --ignored --nocapture
 //! ```
@@ -12,8 +14,11 @@ use crate::common;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use common::http::Client;
 use common::process::{Lameduck, Node, Process};
 use common::tls::Authority;
+use common::wait_for;
+use rustix::process::Signal;
 
 fn libraries() -> PathBuf {
     let dir = std::env::var_os("LIBRARIES").expect("LIBRARIES names the folder with the packages");
@@ -22,6 +27,13 @@ fn libraries() -> PathBuf {
 
 fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common").join(name)
+}
+
+/// One of the scripts that need npm's packages.
+fn node(name: &str) -> Command {
+    let mut node = Command::new("node");
+    node.env("NODE_PATH", libraries().join("node_modules")).arg(script(name));
+    node
 }
 
 /// Starts an app of a script's and returns it with its port.
@@ -42,14 +54,59 @@ fn check(name: &str, command: &mut Command) {
 #[test]
 #[ignore = "needs npm's ws: LIBRARIES"]
 fn the_ws_package_on_both_sides() {
-    let ws = || {
-        let mut node = Command::new("node");
-        node.env("NODE_PATH", libraries().join("node_modules")).arg(script("ws_cases.js"));
-        node
-    };
+    let ws = || node("ws_cases.js");
     let (_app, port) = serve("ws", &mut ws());
     let proxy = Lameduck::proxy_to(&format!("127.0.0.1:{port}"), &[]);
     check("ws", ws().args(["check", &proxy.listen.port().to_string()]));
+}
+
+#[test]
+#[ignore = "needs npm's socket.io and socket.io-client: LIBRARIES"]
+fn socket_io_by_long_polling_over_a_hold_and_a_drain() {
+    let (app, port) = serve("socket.io", &mut node("socketio_cases.js"));
+    let upstream = format!("127.0.0.1:{port}");
+    let mut proxy = Lameduck::proxy_to(&upstream, &[]);
+    let listen = proxy.listen.to_string();
+    let client = |what: &str| {
+        let port = proxy.listen.port().to_string();
+        Process::start("client", node("socketio_cases.js").args([what, &port]))
+    };
+    let waiting = client("wait");
+    waiting.wait_line("a session", |line| (line == "client: connect").then_some(()));
+    wait_for("its long poll", || {
+        let ledger = Client::unix(&proxy.control)?.try_ask("/ledger", &[])?;
+        ledger.text().contains("long-poll").then_some(())
+    });
+    let mut hold = proxy.command(&["hold", "--until-idle"]);
+    assert_eq!(hold.wait_exit(), 0, "{}", hold.output());
+    waiting.wait_line("its end", |line| (line == "client: disconnect: transport close").then_some(()));
+    app.wait_line("its end", |line| (line == "server: disconnect: transport error").then_some(()));
+    assert!(proxy.command_output(&["resume"]).status.success());
+
+    let mut talking = client("talk");
+    talking.wait_line("an answer", |line| (line == "client: confirmed").then_some(()));
+    proxy.terminate();
+    proxy.expect_clean_exit();
+    let _next = Lameduck::proxy_to(&upstream, &["--listen", &listen]);
+    talking.signal(Signal::INT);
+    assert_eq!(talking.wait_exit(), 0, "{}", talking.output());
+}
+
+#[test]
+#[ignore = "needs npm's eventsource, express and compression: LIBRARIES"]
+fn eventsource_with_express_compression_over_a_hold() {
+    let (_app, port) = serve("express", &mut node("eventsource_cases.js"));
+    let proxy = Lameduck::proxy_to(&format!("127.0.0.1:{port}"), &[]);
+    let mut client = Process::start(
+        "client",
+        node("eventsource_cases.js").args(["listen", &proxy.listen.port().to_string()]),
+    );
+    client.wait_line("an event", |line| (line == "event 3 by gzip").then_some(()));
+    let mut hold = proxy.command(&["hold", "--until-idle"]);
+    assert_eq!(hold.wait_exit(), 0, "{}", hold.output());
+    client.wait_line("its end", |line| line.starts_with("error: ").then_some(()));
+    assert!(proxy.command_output(&["resume"]).status.success());
+    assert_eq!(client.wait_exit(), 0, "{}", client.output());
 }
 
 #[test]

@@ -25,7 +25,7 @@ const LAYERS: [&[&str]; 16] = [
 ];
 
 /// Pure or nearly so: these use nothing of ours but what is named here.
-const PURE: [(&str, &[&str]); 16] = [
+const PURE: [(&str, &[&str]); 17] = [
     ("config", &[]),
     ("metrics", &[]),
     ("drain::machine", &["config"]),
@@ -36,6 +36,7 @@ const PURE: [(&str, &[&str]); 16] = [
     ("proxy::body", &["proxy::headers"]),
     ("proxy::buffer", &[]),
     ("proxy::frames", &[]),
+    ("proxy::long_poll", &["config"]),
     ("tls::certificate", &["tls"]),
     ("tls::subject", &["tls::certificate"]),
     ("client::view", &[]),

@@ -22,6 +22,7 @@ use crate::proxy::exchange::{Client, Exchange, Flow};
 use crate::proxy::forward::{Finish, forward};
 use crate::proxy::grpc;
 use crate::proxy::headers::{Reject, Request, URI_TOO_LONG};
+use crate::proxy::long_poll::LongPoll;
 use crate::proxy::record::{Record, Totals};
 
 /// An answer of our own to a failed request may take so long to be handed over.
@@ -83,12 +84,15 @@ pub async fn serve(
     if in_flight.is_some() {
         worker.arrival(since, id == 1);
     }
-    place.begin(&head[request.method.clone()], &head[request.target.clone()], since);
+    let (method, target) = (&head[request.method.clone()], &head[request.target.clone()]);
+    place.begin(method, target, since);
+    let long_poll = LongPoll::of(&settings.long_polls, method, target);
     let record = Record::new(since, &head, &request, &connection.peer_text, settings.access_log);
 
-    let exchange = Exchange { worker, place: &place, request: &request, flow: Flow::default() };
-    // An event stream ends on an event boundary, which the other way knows.
-    let ended = if call || exchange.http2() && !request.reopens {
+    let exchange = Exchange { worker, place: &place, request: &request, long_poll, flow: Flow::default() };
+    // How an event stream and a long poll end is what the other way knows.
+    let by_itself = !request.reopens && long_poll.is_none();
+    let ended = if call || exchange.http2() && by_itself {
         relay::relay(&exchange, head, call, body, respond).await
     } else {
         by_http1(&connection, &exchange, body, respond, head).await

@@ -155,7 +155,7 @@ impl Ending {
 /// What a client is told of an answer that was cut (RFC 9113 §7).
 pub fn reason(ended: Ended) -> Reason {
     match ended {
-        Ended::Cut | Ended::TimedOut | Ended::Unanswered => Reason::CANCEL,
+        Ended::Cut | Ended::TimedOut | Ended::Unanswered | Ended::EventsEnded => Reason::CANCEL,
         Ended::Unsent | Ended::Refused => Reason::REFUSED_STREAM,
         _ => Reason::INTERNAL_ERROR,
     }

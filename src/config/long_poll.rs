@@ -1,0 +1,120 @@
+//! `--long-poll` and `--long-poll-answer`: requests that wait for news, and what such a wait is answered when it is to end.
+
+use std::str::FromStr;
+
+use super::is_target;
+
+/// `--long-poll` and what belongs to it.
+#[derive(Clone, Debug, Default)]
+pub struct LongPolls {
+    /// Which requests they are, besides engine.io's own.
+    pub routes: Vec<LongPoll>,
+    /// What those are answered.
+    pub answer: LongPollAnswer,
+}
+
+/// One `--long-poll`: a method and a path.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LongPoll {
+    method: String,
+    path: String,
+    /// Everything whose path begins so.
+    below: bool,
+}
+
+impl LongPoll {
+    /// Whether a request with this method and target is one. The target's query doesn't matter.
+    pub fn is(&self, method: &[u8], target: &[u8]) -> bool {
+        let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
+        let here = match self.below {
+            true => path.starts_with(self.path.as_bytes()),
+            false => path == self.path.as_bytes(),
+        };
+        here && method == self.method.as_bytes()
+    }
+}
+
+impl FromStr for LongPoll {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (method, path) = text.split_once(' ').unwrap_or(("GET", text));
+        let (path, below) = path.strip_suffix('*').map_or((path, false), |path| (path, true));
+        let plain = is_target(path) && !path.contains(['?', '*']);
+        if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) || !plain {
+            return Err(format!("'{text}' is no long poll: write /PATH, /PATH/* or 'POST /PATH'"));
+        }
+        Ok(Self { method: method.to_owned(), path: path.to_owned(), below })
+    }
+}
+
+/// `--long-poll-answer`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LongPollAnswer {
+    /// 200 to 599.
+    pub status: u16,
+    /// Its `Content-Type` and body, if it has one.
+    pub body: Option<(String, String)>,
+}
+
+impl Default for LongPollAnswer {
+    fn default() -> Self {
+        Self { status: 204, body: None }
+    }
+}
+
+impl FromStr for LongPollAnswer {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut words = text.splitn(3, ' ');
+        let status = words.next().and_then(|status| status.parse().ok());
+        let body = match (words.next(), words.next()) {
+            (None, _) => Some(None),
+            (Some(kind), Some(body)) if kind.contains('/') && kind.bytes().all(|b| b.is_ascii_graphic()) => {
+                Some(Some((kind.to_owned(), body.to_owned())))
+            }
+            _ => None,
+        };
+        let (Some(status @ 200..=599), Some(body)) = (status, body) else {
+            return Err(format!("'{text}' is no answer: write 204, or '200 application/json []'"));
+        };
+        // RFC 9110 §15.3.5, §15.3.6, §15.4.5.
+        if matches!(status, 204 | 205 | 304) && body.is_some() {
+            return Err(format!("an answer {status} has no body"));
+        }
+        Ok(Self { status, body })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_a_method_and_a_path() {
+        let is = |route: &str, method: &str, target: &str| {
+            route.parse::<LongPoll>().unwrap().is(method.as_bytes(), target.as_bytes())
+        };
+        assert!(is("/poll", "GET", "/poll") && is("/poll", "GET", "/poll?since=7"));
+        assert!(
+            !is("/poll", "POST", "/poll") && !is("/poll", "GET", "/poll/7") && !is("/poll", "GET", "/pol")
+        );
+        assert!(is("/rooms/*", "GET", "/rooms/7") && !is("/rooms/*", "GET", "/rooms"));
+        assert!(is("POST /connect", "POST", "/connect") && !is("POST /connect", "GET", "/connect"));
+        for bad in ["", "poll", "get /poll", "GET", "/a?b", "/a*b", "/a b", " /a"] {
+            assert!(bad.parse::<LongPoll>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn an_answer_is_a_status_and_perhaps_a_body() {
+        let answer: LongPollAnswer = "200 application/json {\"news\": []}".parse().unwrap();
+        let body = Some(("application/json".to_owned(), "{\"news\": []}".to_owned()));
+        assert_eq!(answer, LongPollAnswer { status: 200, body });
+        assert_eq!("204".parse(), Ok(LongPollAnswer::default()));
+        for bad in ["", "2040", "101", "x", "200 json", "200 json []", "204 text/plain x", "200 text/plain"] {
+            assert!(bad.parse::<LongPollAnswer>().is_err(), "{bad}");
+        }
+    }
+}
