@@ -375,6 +375,7 @@ fn settings(
             stream_spread: drain.stream_spread,
             readiness: drain.drain_readiness,
         },
+        health_checks: drain.health_check,
         ready: ReadySettings {
             check: ready.ready_check,
             timeout: ready.ready_timeout,

@@ -1,6 +1,7 @@
 //! Validated settings, limits and deadlines. Nothing else reads the environment.
 
 mod addresses;
+mod health_check;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
+pub use self::health_check::HealthCheck;
 
 /// Everything a running proxy needs to know, checked once at start-up.
 #[derive(Clone, Debug)]
@@ -46,6 +48,8 @@ pub struct Settings {
     pub app_probes: Vec<AppProbe>,
     /// The drain's times.
     pub drain: DrainSettings,
+    /// Which requests are health checks, besides those that are known.
+    pub health_checks: Vec<HealthCheck>,
     /// Readiness and warm-up.
     pub ready: ReadySettings,
     /// How long a request waits for an app whose port is closed.

@@ -16,8 +16,8 @@ use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
-    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, ReadyCheck, Sidecar, TcpRoute,
-    UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
+    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, HealthCheck, ReadyCheck, Sidecar,
+    TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
 };
 
 pub(super) use self::clients::{ControlArgs, DrainArgs, HoldArgs, StatusArgs, SwapArgs, SwitchArgs};
@@ -276,6 +276,12 @@ pub(super) struct DrainTimes {
     /// /readyz during a drain [default: kept while a pod is deleted, failed for an operator and outside Kubernetes]
     #[arg(long, env = "LAMEDUCK_DRAIN_READINESS", value_name = "MODE", value_enum)]
     pub drain_readiness: Option<DrainReadiness>,
+    /// What is a health check besides those known by their agent (kubelet, AWS, Google, Azure, Envoy, Consul, Prometheus, …):
+    /// a /PATH, or agent:TEXT for a part of the User-Agent; repeat it, or separate by commas. A drain waits neither for
+    /// it nor for its coming to end, and a hold lets it pass. HAProxy's bare HTTP/1.0 check is known; Traefik's, curl's and
+    /// wget's look like anybody's, so name their path
+    #[arg(long, env = "LAMEDUCK_HEALTH_CHECK", value_name = "/PATH|agent:TEXT", value_delimiter = ',')]
+    pub health_check: Vec<HealthCheck>,
 }
 
 #[derive(Debug, Args)]
@@ -358,7 +364,7 @@ pub(super) struct LimitArgs {
           value_parser = value_parser!(u32).range(1..))]
     pub max_connections: u32,
     /// Requests, tunnels and --tcp connections in flight, held ones included; past it 503 with Retry-After, or a reset.
-    /// 0 is any number
+    /// 0 is any number. As many health checks, but 64 at most, have places of their own
     #[arg(long, env = "LAMEDUCK_MAX_IN_FLIGHT", value_name = "N", default_value = "0")]
     pub max_in_flight: u64,
     /// Requests at once over one HTTP/2 connection; its client is told, and more are refused

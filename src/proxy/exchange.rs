@@ -103,17 +103,17 @@ impl Exchange<'_> {
     /// Whether a request that has just come is served at all.
     pub fn may_begin(&self) -> Result<(), Failure> {
         let plane = &self.worker.plane;
-        match (plane.forced(), !self.request.probe && plane.past_in_flight()) {
+        match (plane.forced(), !self.request.health_check && plane.past_in_flight()) {
             (true, _) => Err(Failure::Forced),
             (false, true) => Err(Failure::TooManyInFlight),
             (false, false) => Ok(()),
         }
     }
 
-    /// The deadline has passed; a probe isn't worth waiting for even before.
+    /// The deadline has passed; a health check isn't worth waiting for even before.
     fn is_over(&self) -> bool {
         let plane = &self.worker.plane;
-        plane.forced() || (self.request.probe && plane.closing_idle())
+        plane.forced() || (self.request.health_check && plane.closing_idle())
     }
 
     /// Runs `work`, in which nobody reads from the client, and ends it when the client has gone: what nobody waits
@@ -170,7 +170,7 @@ impl Exchange<'_> {
 
     /// [`held_back`], with a head of so many bytes.
     pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
-        if self.request.probe {
+        if self.request.health_check {
             return Ok(());
         }
         // What comes of its body meanwhile fills one buffer.

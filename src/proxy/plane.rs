@@ -116,13 +116,14 @@ impl Plane {
     }
 
     /// What the app is told of a client whose address is `peer`.
-    pub fn sender<'a>(&self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
+    pub fn sender<'a>(&'a self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
         Sender {
             peer,
             forwarded: self.settings.forwarded,
             https: channel.https,
             subject: channel.subject.as_deref(),
             hide_subject: self.asks_for_certificates(),
+            health_checks: &self.settings.health_checks,
         }
     }
 

@@ -25,14 +25,15 @@ const LAYERS: [&[&str]; 16] = [
 ];
 
 /// Pure or nearly so: these use nothing of ours but what is named here.
-const PURE: [(&str, &[&str]); 16] = [
+const PURE: [(&str, &[&str]); 17] = [
     ("config", &[]),
     ("metrics", &[]),
     ("drain::machine", &["config"]),
     ("drain::quiet", &[]),
     ("drain::gate", &["drain::atomic", "drain::machine"]),
     ("drain::ledger", &[]),
-    ("proxy::headers", &["config"]),
+    ("proxy::health_check", &["config"]),
+    ("proxy::headers", &["config", "proxy::health_check"]),
     ("proxy::body", &["proxy::headers"]),
     ("proxy::buffer", &[]),
     ("proxy::frames", &[]),
