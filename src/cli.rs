@@ -396,6 +396,7 @@ fn settings(
             uri: limits.max_uri,
             streams: limits.max_streams,
             connections: limits.max_connections.into(),
+            files: u64::MAX,
             in_flight: limits.max_in_flight,
             held: limits.max_held,
             held_bytes: limits.max_held_bytes,

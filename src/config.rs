@@ -317,6 +317,8 @@ pub struct Limits {
     pub streams: u32,
     /// Open client connections; past it new ones wait in the listening socket's queue.
     pub connections: u64,
+    /// Client connections and those to the app together: each is an open file, and the process may have only so many.
+    pub files: u64,
     /// Requests, tunnels and `--tcp` connections in flight; past it 503, or a reset. Zero for any number.
     pub in_flight: u64,
     /// Requests held while the app restarts or is replaced; past it 503.

@@ -355,11 +355,14 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_TUNNEL_TIMEOUT", value_name = "TIME", default_value = "0",
           value_parser = values::time)]
     pub tunnel_timeout: Duration,
-    /// An idle kept connection is closed after this time
-    #[arg(long, env = "LAMEDUCK_IDLE_TIMEOUT", value_name = "TIME", default_value = "75s",
+    /// An idle kept connection is closed after this time, or after a sixtieth of it while --max-connections are open. It
+    /// must be longer than a load balancer in front keeps its own idle ones (AWS 60s, Azure 4m, Google 10m): what that
+    /// sends over one which is just being closed fails. An idle one costs next to nothing
+    #[arg(long, env = "LAMEDUCK_IDLE_TIMEOUT", value_name = "TIME", default_value = "1h",
           value_parser = values::time_over_zero)]
     pub idle_timeout: Duration,
-    /// Open client connections; past it new ones wait in the kernel's queue
+    /// Open client connections; past it new ones wait in the kernel's queue. Cut to what `ulimit -n` has room for, with a
+    /// line in the log
     #[arg(long, env = "LAMEDUCK_MAX_CONNECTIONS", value_name = "N", default_value = "50000",
           value_parser = value_parser!(u32).range(1..))]
     pub max_connections: u32,

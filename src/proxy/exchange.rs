@@ -324,6 +324,7 @@ pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>)
             Err(error) if upstream::is_full(&error) && since.elapsed() < settings.upstream_wait => {
                 tokio::time::sleep(wait).await;
             }
+            Err(error) if upstream::lacks_files(&error) => return Err(Failure::NoMoreFiles),
             Err(error) if upstream::is_lost(&error) && since.elapsed() < settings.upstream_wait => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 return Err(Failure::AppBroken("the app does not speak HTTP/2"));

@@ -21,7 +21,7 @@ const LAYERS: [&[&str]; 16] = [
     &["drain::machine", "drain::quiet"],
     &["cli"],
     &["inject"],
-    &["allocator", "answer", "config", "drain::atomic"],
+    &["allocator", "answer", "config", "descriptors", "drain::atomic", "repeated"],
 ];
 
 /// Pure or nearly so: these use nothing of ours but what is named here.
