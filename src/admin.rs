@@ -23,6 +23,7 @@ use crate::drain::control::{Control, Held, Outcome, Status};
 use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Trigger;
 use crate::readiness::Verdict;
+use crate::repeated::ByReason;
 
 /// What the listeners show and steer. The functions run on the admin thread only.
 pub struct Admin {
@@ -136,12 +137,12 @@ impl Admin {
     /// The blocking preStop hook. The kubelet ignores the answer's status, so a refusal is loud in the log instead.
     async fn hook(&self, token: Option<&str>, ask: &Ask) -> Answer {
         let Some(token) = token else {
-            tracing::warn!("refused /drain: no token is configured (--token)");
+            warn_of_refusal("no token is configured (--token)");
             return text(StatusCode::FORBIDDEN, "no token is configured: start lameduck with --token");
         };
         let shown = ask.headers().get(TOKEN).map_or(&b""[..], HeaderValue::as_bytes);
         if !bool::from(shown.ct_eq(token.as_bytes())) {
-            tracing::warn!("refused /drain: its Lameduck-Token is missing or wrong");
+            warn_of_refusal("its Lameduck-Token is missing or wrong");
             return text(StatusCode::FORBIDDEN, "the Lameduck-Token header is missing or wrong");
         }
         let trigger = match parameters(ask, ["hook"]) {
@@ -229,6 +230,14 @@ impl Admin {
             }
             Some(_) => text(StatusCode::BAD_REQUEST, "wait is true or false"),
         }
+    }
+}
+
+/// Anybody may call, as often as he likes.
+fn warn_of_refusal(why: &'static str) {
+    static REFUSED: ByReason = ByReason::new();
+    if let Some(times) = REFUSED.due(why) {
+        tracing::warn!(times, "refused /drain: {why}");
     }
 }
 

@@ -9,13 +9,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tokio::sync::Notify;
 
 use self::state::{ASK_AT_START, AppState};
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
+use crate::descriptors::{self, Shares};
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::{Phase, Trigger};
 use crate::drain::runner::control;
@@ -62,7 +62,7 @@ pub fn webhook(settings: WebhookSettings, log: LogSettings) -> u8 {
         Ok(flush) => flush,
         Err(error) => return cannot("set up the log", &error),
     };
-    raise_open_files();
+    descriptors::raise();
     let run = async {
         let mut signals = Signals::new().map_err(|error| error.to_string())?;
         let go = Notify::new();
@@ -95,7 +95,6 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
         Ok(flush) => flush,
         Err(error) => return cannot("set up the log", &error),
     };
-    raise_open_files();
     if let Some(command) = &app {
         match command.port.map_or_else(supervise::free_port, Ok) {
             Ok(port) => settings.upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port },
@@ -155,12 +154,13 @@ impl Bound {
     }
 
     async fn run(self, app: Option<AppCommand>) -> u8 {
-        let Self { settings, listeners, tls, admin } = self;
+        let Self { mut settings, listeners, tls, admin } = self;
         let mut signals = match Signals::new() {
             Ok(signals) => signals,
             Err(error) => return cannot("take signals over", &error),
         };
         log_addresses(&settings, &listeners, &admin);
+        let shares = share_files(&mut settings);
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
         let plane = Arc::new(Plane::new(settings, tls, move || wake.notify_one()));
@@ -185,7 +185,7 @@ impl Bound {
         tokio::spawn(stale_socket::keep_away(move || upstream.addr()));
         let closing = Arc::new(Notify::new());
         let (served, close) = (admin_state(&plane, &control, &app_state), closing.clone());
-        let admin = tokio::spawn(admin.serve(served, async move { close.notified().await }));
+        let admin = tokio::spawn(admin.serve(served, shares, async move { close.notified().await }));
 
         let closed = move || idle.notify_one();
         let serve = || {
@@ -471,10 +471,21 @@ fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Service)], admi
     );
 }
 
-/// Each connection is an open file, and the usual soft limit of 1024 is soon reached.
-fn raise_open_files() {
-    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+/// Each connection is an open file: nobody may take the last of them, or `/readyz` would be silent.
+fn share_files(settings: &mut Settings) -> Shares {
+    let limit = descriptors::raise();
+    let shares = descriptors::divide(limit, descriptors::open(), settings.threads as u64);
+    let (wanted, most) = (settings.limits.connections, descriptors::most_of_one_side(shares.data));
+    if most < wanted {
+        tracing::warn!(
+            open_files = limit,
+            max_connections = most,
+            "--max-connections is {wanted}, but this process may not open so many files (ulimit -n)"
+        );
+    }
+    settings.limits.connections = wanted.min(most);
+    settings.limits.files = shares.data;
+    shares
 }
 
 fn cannot(what: &str, error: &dyn Display) -> u8 {

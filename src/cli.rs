@@ -377,6 +377,7 @@ fn settings(
             readiness: drain.drain_readiness,
         },
         long_polls,
+        health_checks: drain.health_check,
         ready: ReadySettings {
             check: ready.ready_check,
             timeout: ready.ready_timeout,
@@ -397,6 +398,7 @@ fn settings(
             uri: limits.max_uri,
             streams: limits.max_streams,
             connections: limits.max_connections.into(),
+            files: u64::MAX,
             in_flight: limits.max_in_flight,
             held: limits.max_held,
             held_bytes: limits.max_held_bytes,

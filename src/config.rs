@@ -1,6 +1,7 @@
 //! Validated settings, limits and deadlines. Nothing else reads the environment.
 
 mod addresses;
+mod health_check;
 mod long_poll;
 
 use std::net::SocketAddr;
@@ -11,6 +12,7 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
+pub use self::health_check::HealthCheck;
 pub use self::long_poll::{LongPoll, LongPollAnswer, LongPolls};
 
 /// Everything a running proxy needs to know, checked once at start-up.
@@ -48,6 +50,8 @@ pub struct Settings {
     pub app_probes: Vec<AppProbe>,
     /// The drain's times.
     pub drain: DrainSettings,
+    /// Which requests are health checks, besides those that are known.
+    pub health_checks: Vec<HealthCheck>,
     /// Requests that wait for news.
     pub long_polls: LongPolls,
     /// Readiness and warm-up.
@@ -317,6 +321,8 @@ pub struct Limits {
     pub streams: u32,
     /// Open client connections; past it new ones wait in the listening socket's queue.
     pub connections: u64,
+    /// Client connections and those to the app together: each is an open file, and the process may have only so many.
+    pub files: u64,
     /// Requests, tunnels and `--tcp` connections in flight; past it 503, or a reset. Zero for any number.
     pub in_flight: u64,
     /// Requests held while the app restarts or is replaced; past it 503.

@@ -36,6 +36,7 @@
 //! | [`webhook`] | `lameduck webhook`: that patch as a mutating admission webhook, and its certificates |
 //! | [`telemetry`], [`answer`] | logs; the whole answers of the listeners above |
 //! | [`allocator`] | freed memory at hand for the data plane |
+//! | [`descriptors`], [`repeated`] | who may open how many files; lines in the log that may come often |
 //!
 //! # Who may use whom
 //!
@@ -43,10 +44,10 @@
 //!
 //! ```text
 //! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → drain::switch → proxy → readiness
-//!      → upstream → tls → metrics → drain::{ledger, gate, machine, quiet} → cli → inject → {answer, config}
+//!      → upstream → tls → metrics → drain::{ledger, gate, machine, quiet} → cli → inject → {answer, config, descriptors, repeated}
 //! ```
 //!
-//! `drain::machine` and `proxy::headers` use nothing of ours but `config`; `proxy::frames` and `metrics` nothing at all.
+//! `drain::machine` uses nothing of ours but `config`, `proxy::headers` also `proxy::health_check`; `proxy::frames` and `metrics` nothing at all.
 
 pub mod admin;
 pub mod allocator;
@@ -55,11 +56,13 @@ pub mod app;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod descriptors;
 pub mod drain;
 pub mod inject;
 pub mod metrics;
 pub mod proxy;
 pub mod readiness;
+pub mod repeated;
 pub mod signal;
 pub mod supervise;
 pub mod telemetry;

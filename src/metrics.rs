@@ -91,13 +91,15 @@ pub struct Shard {
     /// Answers by status / 100; 0 for requests that got none.
     statuses: [AtomicU64; 6],
     ended: [AtomicU64; Ended::ALL.len()],
+    /// The same of health checks, which no drain's verdict counts.
+    health_checks: [AtomicU64; Ended::ALL.len()],
     durations: [AtomicU64; BOUNDS_MS.len() + 1],
     duration_us: AtomicU64,
     /// Body and head bytes from clients.
     pub received: AtomicU64,
     /// Body and head bytes to clients.
     pub sent: AtomicU64,
-    /// Requests that arrived, probes apart.
+    /// Requests that arrived, health checks apart.
     pub arrivals: AtomicU64,
     /// Those of them that were their connection's first.
     pub newcomers: AtomicU64,
@@ -119,8 +121,18 @@ pub fn add(counter: &AtomicU64, n: u64) {
 impl Shard {
     /// Counts a request that ended.
     pub fn request(&self, status: u16, ended: Ended, took: Duration) {
-        add(&self.statuses[usize::from(status / 100).min(5)], 1);
         add(&self.ended[ended as usize], 1);
+        self.answered(status, took);
+    }
+
+    /// Counts a health check that ended.
+    pub fn health_check(&self, status: u16, ended: Ended, took: Duration) {
+        add(&self.health_checks[ended as usize], 1);
+        self.answered(status, took);
+    }
+
+    fn answered(&self, status: u16, took: Duration) {
+        add(&self.statuses[usize::from(status / 100).min(5)], 1);
         let ms = took.as_millis() as u64;
         let bucket = BOUNDS_MS.iter().position(|bound| ms < *bound).unwrap_or(BOUNDS_MS.len());
         add(&self.durations[bucket], 1);
@@ -128,9 +140,16 @@ impl Shard {
     }
 }
 
-/// How many requests ended in each way, over all threads.
+/// How many requests ended in each way, over all threads, health checks apart.
 pub fn ended(shards: &[std::sync::Arc<Shard>]) -> [u64; Ended::ALL.len()] {
-    std::array::from_fn(|way| shards.iter().map(|shard| shard.ended[way].load(Ordering::Relaxed)).sum())
+    by_way(shards, |shard| &shard.ended)
+}
+
+fn by_way(
+    shards: &[std::sync::Arc<Shard>],
+    counts: fn(&Shard) -> &[AtomicU64; Ended::ALL.len()],
+) -> [u64; Ended::ALL.len()] {
+    std::array::from_fn(|way| shards.iter().map(|shard| counts(shard)[way].load(Ordering::Relaxed)).sum())
 }
 
 /// What is true now rather than counted.
@@ -165,9 +184,10 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
         .enumerate()
         .map(|(n, code)| (Some(("code", *code)), sum(&|shard| &shard.statuses[n])))
         .collect();
-    let ways = ended(shards);
-    let by_end: Vec<_> =
-        Ended::ALL.iter().map(|way| (Some(("ended", way.name())), ways[*way as usize])).collect();
+    let (work, checks) = (ended(shards), by_way(shards, |shard| &shard.health_checks));
+    let by_end = |count: &dyn Fn(usize) -> u64| -> Vec<_> {
+        Ended::ALL.iter().map(|way| (Some(("ended", way.name())), count(*way as usize))).collect()
+    };
     let drains = [(Some(("verdict", "clean")), now.drains[0]), (Some(("verdict", "cut")), now.drains[1])];
     let mut families = vec![
         counters(
@@ -178,7 +198,12 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
         counters(
             "lameduck_requests_ended_total",
             "Requests and --tcp connections by how they ended.",
-            &by_end,
+            &by_end(&|way| work[way] + checks[way]),
+        ),
+        counters(
+            "lameduck_health_checks_total",
+            "Those of the requests that were health checks, by how they ended.",
+            &by_end(&|way| checks[way]),
         ),
         durations(shards),
         counter(

@@ -14,10 +14,9 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::{Admin, Bound, Door};
+use crate::descriptors::Shares;
+use crate::repeated::Repeated;
 
-/// Open connections; past it callers wait in the kernel's queue.
-const PROBE_CONNECTIONS: u32 = 256;
-const CONTROL_CONNECTIONS: u32 = 64;
 /// From the accept to the head's last byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// From the answer to its last byte on the socket.
@@ -31,11 +30,17 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 
 impl Bound {
     /// Serves until `shutdown`, then for at most half a second more until the answers under way are written, and
-    /// removes the control socket. Wants a runtime with I/O and time.
+    /// removes the control socket. Past their share of open connections callers wait in the kernel's queue. Wants a runtime
+    /// with I/O and time.
     ///
     /// # Errors
     /// When the runtime can't take the sockets.
-    pub async fn serve(self, admin: Admin, shutdown: impl Future<Output = ()>) -> io::Result<()> {
+    pub async fn serve(
+        self,
+        admin: Admin,
+        shares: Shares,
+        shutdown: impl Future<Output = ()>,
+    ) -> io::Result<()> {
         let Self { probe, control, control_tcp, token, file } = self;
         let admin = Arc::new(admin);
         let stop = watch::Sender::new(false);
@@ -50,7 +55,7 @@ impl Bound {
             let listener = UnixListener::from_std(listener)?;
             let accept = async move || listener.accept().await.map(|(stream, _)| stream);
             let (admin, stop) = (Arc::clone(&admin), stop.subscribe());
-            serve_all(accept, CONTROL_CONNECTIONS, Door::ControlSocket, admin, stop).await;
+            serve_all(accept, shares.control, Door::ControlSocket, admin, stop).await;
             Ok(())
         };
         let end = async {
@@ -59,8 +64,8 @@ impl Bound {
             Ok::<_, io::Error>(())
         };
         let served = tokio::try_join!(
-            tcp(probe, PROBE_CONNECTIONS, Door::Probe { token }),
-            tcp(control_tcp, CONTROL_CONNECTIONS, Door::ControlTcp),
+            tcp(probe, shares.probe, Door::Probe { token }),
+            tcp(control_tcp, shares.control, Door::ControlTcp),
             unix(control),
             end,
         );
@@ -87,7 +92,13 @@ async fn serve_all<S>(
                     let (door, admin, stop) = (door.clone(), Arc::clone(&admin), connection_stop.clone());
                     tokio::spawn(serve_one(stream, door, admin, stop, place));
                 }
-                Err(_) => tokio::time::sleep(BACK_OFF).await,
+                Err(error) => {
+                    static FAILED: Repeated = Repeated::new();
+                    if let Some(times) = FAILED.due() {
+                        tracing::warn!(%error, times, "accept failed on a probe or control listener");
+                    }
+                    tokio::time::sleep(BACK_OFF).await;
+                }
             }
         }
     };

@@ -16,8 +16,8 @@ use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
-    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, LongPoll, LongPollAnswer, ReadyCheck,
-    Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
+    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, HealthCheck, LongPoll, LongPollAnswer,
+    ReadyCheck, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
 };
 
 pub(super) use self::clients::{ControlArgs, DrainArgs, HoldArgs, StatusArgs, SwapArgs, SwitchArgs};
@@ -283,6 +283,12 @@ pub(super) struct DrainTimes {
     /// /readyz during a drain [default: kept while a pod is deleted, failed for an operator and outside Kubernetes]
     #[arg(long, env = "LAMEDUCK_DRAIN_READINESS", value_name = "MODE", value_enum)]
     pub drain_readiness: Option<DrainReadiness>,
+    /// What is a health check besides those known by their agent (kubelet, AWS, Google, Azure, Envoy, Consul, Prometheus, …):
+    /// a /PATH, or agent:TEXT for a part of the User-Agent; repeat it, or separate by commas. A drain waits neither for
+    /// it nor for its coming to end, and a hold lets it pass. HAProxy's bare HTTP/1.0 check is known; Traefik's, curl's and
+    /// wget's look like anybody's, so name their path
+    #[arg(long, env = "LAMEDUCK_HEALTH_CHECK", value_name = "/PATH|agent:TEXT", value_delimiter = ',')]
+    pub health_check: Vec<HealthCheck>,
 }
 
 #[derive(Debug, Args)]
@@ -356,16 +362,19 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_TUNNEL_TIMEOUT", value_name = "TIME", default_value = "0",
           value_parser = values::time)]
     pub tunnel_timeout: Duration,
-    /// An idle kept connection is closed after this time
-    #[arg(long, env = "LAMEDUCK_IDLE_TIMEOUT", value_name = "TIME", default_value = "75s",
+    /// An idle kept connection is closed after this time, or after a sixtieth of it while --max-connections are open. It
+    /// must be longer than a load balancer in front keeps its own idle ones (AWS 60s, Azure 4m, Google 10m): what that
+    /// sends over one which is just being closed fails. An idle one costs next to nothing
+    #[arg(long, env = "LAMEDUCK_IDLE_TIMEOUT", value_name = "TIME", default_value = "1h",
           value_parser = values::time_over_zero)]
     pub idle_timeout: Duration,
-    /// Open client connections; past it new ones wait in the kernel's queue
+    /// Open client connections; past it new ones wait in the kernel's queue. Cut to what `ulimit -n` has room for, with a
+    /// line in the log
     #[arg(long, env = "LAMEDUCK_MAX_CONNECTIONS", value_name = "N", default_value = "50000",
           value_parser = value_parser!(u32).range(1..))]
     pub max_connections: u32,
     /// Requests, tunnels and --tcp connections in flight, held ones included; past it 503 with Retry-After, or a reset.
-    /// 0 is any number
+    /// 0 is any number. As many health checks, but 64 at most, have places of their own
     #[arg(long, env = "LAMEDUCK_MAX_IN_FLIGHT", value_name = "N", default_value = "0")]
     pub max_in_flight: u64,
     /// Requests at once over one HTTP/2 connection; its client is told, and more are refused

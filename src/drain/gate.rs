@@ -16,6 +16,8 @@ pub struct Gate {
     word: AtomicU64,
     /// How many of those in flight are held back while the app restarts.
     held: AtomicU64,
+    /// Health checks under way: nobody waits for them, so they are not in the word.
+    health_checks: AtomicU64,
     /// Client connections over which a request could still come.
     connections: AtomicU64,
     /// New work waits: the app restarts.
@@ -30,11 +32,18 @@ pub struct Refused;
 
 /// One request or tunnel in flight, from its first byte to the last byte of its answer.
 #[must_use = "dropping it says that the work has ended"]
-pub struct InFlight<'g>(&'g Gate);
+pub struct InFlight<'g>(&'g Gate, Kind);
 
 /// One tunnel in flight: an [`InFlight`] that outlives the connection's first task.
 #[must_use = "dropping it says that the work has ended"]
-pub struct InFlightTunnel(Arc<Gate>);
+pub struct InFlightTunnel(Arc<Gate>, Kind);
+
+/// What an [`InFlight`] is counted as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Work,
+    HealthCheck,
+}
 
 /// One open client connection.
 #[must_use = "dropping it says that no request can come over the connection any more"]
@@ -51,6 +60,7 @@ impl Gate {
         Self {
             word: AtomicU64::new(0),
             held: AtomicU64::new(0),
+            health_checks: AtomicU64::new(0),
             connections: AtomicU64::new(0),
             holding: AtomicBool::new(false),
             on_idle: Box::new(on_idle),
@@ -65,7 +75,7 @@ impl Gate {
                 return Err(Refused);
             }
             match self.word.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Ok(InFlight(self)),
+                Ok(_) => return Ok(InFlight(self, Kind::Work)),
                 Err(seen) => word = seen,
             }
         }
@@ -143,8 +153,12 @@ impl Gate {
         false
     }
 
-    /// One less in flight.
-    fn leave(&self) {
+    /// One less of this kind.
+    fn leave(&self, kind: Kind) {
+        if kind == Kind::HealthCheck {
+            self.health_checks.fetch_sub(1, Ordering::AcqRel);
+            return;
+        }
         let before = self.word.fetch_sub(1, Ordering::AcqRel);
         let last = (before & COUNT) - 1 <= self.held.load(Ordering::Acquire);
         if last && (phase_of(before) != Phase::Serving || self.holding()) {
@@ -167,23 +181,35 @@ impl std::fmt::Debug for Gate {
 }
 
 impl InFlight<'_> {
-    /// Goes on counting the same work as a tunnel's. `gate` is the one that admitted it.
+    /// It has turned out to be a health check: from here on it isn't in flight, and no drain waits for it. False when
+    /// `most` of these are under way already; then it stays what it was.
+    pub fn become_health_check(&mut self, most: u64) -> bool {
+        if self.0.health_checks.fetch_add(1, Ordering::AcqRel) >= most {
+            self.0.health_checks.fetch_sub(1, Ordering::AcqRel);
+            return false;
+        }
+        self.0.leave(std::mem::replace(&mut self.1, Kind::HealthCheck));
+        true
+    }
+
+    /// Goes on counting the same as a tunnel's. `gate` is the one that admitted it.
     pub fn into_tunnel(self, gate: &Arc<Gate>) -> InFlightTunnel {
         debug_assert!(std::ptr::eq(self.0, Arc::as_ptr(gate)), "another gate");
+        let kind = self.1;
         std::mem::forget(self);
-        InFlightTunnel(gate.clone())
+        InFlightTunnel(gate.clone(), kind)
     }
 }
 
 impl Drop for InFlight<'_> {
     fn drop(&mut self) {
-        self.0.leave();
+        self.0.leave(self.1);
     }
 }
 
 impl Drop for InFlightTunnel {
     fn drop(&mut self) {
-        self.0.leave();
+        self.0.leave(self.1);
     }
 }
 

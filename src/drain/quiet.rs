@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 /// How many had arrived up to some moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arrivals {
-    /// Requests, probes apart.
+    /// Requests, health checks apart.
     pub requests: u64,
     /// Those of them that were their connection's first.
     pub connections: u64,

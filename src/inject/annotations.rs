@@ -8,7 +8,7 @@ use super::model::{Annotations, Pid1};
 use super::names::{PREFIX, PRELOAD, PROGRAM, SHARE_DIR};
 
 /// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: [&str; 33] = [
+pub const FLAGS: &[&str] = &[
     "access-log",
     "answer-timeout",
     "body-timeout",
@@ -16,6 +16,7 @@ pub const FLAGS: [&str; 33] = [
     "drain-readiness",
     "forwarded",
     "head-timeout",
+    "health-check",
     "idle-timeout",
     "lame-duck",
     "log-format",

@@ -53,7 +53,7 @@ struct Upgraded {
     app_buf: Buffer,
     client_buf: Buffer,
     websocket: bool,
-    in_flight: Option<InFlightTunnel>,
+    in_flight: InFlightTunnel,
     record: Record,
     totals: Totals,
 }
@@ -202,12 +202,12 @@ async fn one_request(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
     place: &Place,
-    in_flight: InFlight<'_>,
+    mut in_flight: InFlight<'_>,
     first: bool,
 ) -> Option<Close> {
     let since = Instant::now();
     let mut head = Vec::with_capacity(SIZE);
-    let request = match read_head(client, worker, place, &mut head, first).await {
+    let mut request = match read_head(client, worker, place, &mut head, first).await {
         Ok(request) => request,
         Err(NoHead::Gone) => return Some(Close::Gone),
         Err(NoHead::Http2) => return Some(Close::Http2(std::mem::take(&mut client.buf))),
@@ -217,11 +217,7 @@ async fn one_request(
             return Some(refuse(client, reject.status, reject.why, false).await);
         }
     };
-    // Probes are neither work nor arrivals.
-    let in_flight = if request.probe { None } else { Some(in_flight) };
-    if in_flight.is_some() {
-        worker.arrival(since, first);
-    }
+    worker.take_in(&mut request, &mut in_flight, since, first);
     let unread = client.buf.unread();
     let (method, target) = (&unread[request.method.clone()], &unread[request.target.clone()]);
     place.begin(method, target, since);
@@ -237,7 +233,7 @@ async fn one_request(
         Ok(Finish::Upgraded(app, app_buf)) => {
             let websocket = request.upgrade == Upgrade::WebSocket;
             let client_buf = std::mem::take(&mut client.buf);
-            let in_flight = in_flight.map(|in_flight| in_flight.into_tunnel(&worker.plane.gate));
+            let in_flight = in_flight.into_tunnel(&worker.plane.gate);
             let totals = flow.totals();
             let upgraded = Upgraded { app, app_buf, client_buf, websocket, in_flight, record, totals };
             return Some(Close::Tunnels(Box::new(upgraded)));

@@ -71,8 +71,8 @@ pub struct TunnelState {
     pub websocket: bool,
     /// One of `--tcp`, whose client has sent nothing yet: a health check never does, so it is no arrival so far.
     pub unheard: bool,
-    /// Counted until the tunnel closes; a probe isn't.
-    pub in_flight: Option<InFlightTunnel>,
+    /// Counted until the tunnel closes.
+    pub in_flight: InFlightTunnel,
     /// Written once it has closed.
     pub record: Record,
     /// Of the handshake, and of what has passed since.

@@ -34,6 +34,8 @@ pub enum Failure {
     AppSlow,
     /// Too many are in flight already.
     TooManyInFlight,
+    /// No more files may be open, and a connection to the app is one.
+    NoMoreFiles,
     /// Too many are held already, or too many bytes of them.
     HeldTooMany,
     /// It was held for as long as it may be.
@@ -87,6 +89,9 @@ impl Failure {
             }
             (Self::TooManyInFlight, _) => {
                 (Some(503), Ended::Refused, "too many requests are in flight (--max-in-flight)")
+            }
+            (Self::NoMoreFiles, _) => {
+                (Some(503), Ended::Refused, "no more connections to the app may be open (ulimit -n)")
             }
             (Self::HeldTooMany, _) => (Some(503), Ended::Refused, "too many requests wait for the app"),
             (Self::HeldTooLong, _) => (Some(503), Ended::Refused, "the request waited too long for the app"),

@@ -106,17 +106,17 @@ impl Exchange<'_> {
     /// Whether a request that has just come is served at all.
     pub fn may_begin(&self) -> Result<(), Failure> {
         let plane = &self.worker.plane;
-        match (plane.forced(), !self.request.probe && plane.past_in_flight()) {
+        match (plane.forced(), !self.request.health_check && plane.past_in_flight()) {
             (true, _) => Err(Failure::Forced),
             (false, true) => Err(Failure::TooManyInFlight),
             (false, false) => Ok(()),
         }
     }
 
-    /// The deadline has passed; a probe isn't worth waiting for even before.
+    /// The deadline has passed; a health check isn't worth waiting for even before.
     fn is_over(&self) -> bool {
         let plane = &self.worker.plane;
-        plane.forced() || (self.request.probe && plane.closing_idle())
+        plane.forced() || (self.request.health_check && plane.closing_idle())
     }
 
     /// Runs `work`, in which nobody reads from the client, and ends it when the client has gone: what nobody waits
@@ -173,7 +173,7 @@ impl Exchange<'_> {
 
     /// [`held_back`], with a head of so many bytes.
     pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
-        if self.request.probe {
+        if self.request.health_check {
             return Ok(());
         }
         // What comes of its body meanwhile fills one buffer.
@@ -327,6 +327,7 @@ pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>)
             Err(error) if upstream::is_full(&error) && since.elapsed() < settings.upstream_wait => {
                 tokio::time::sleep(wait).await;
             }
+            Err(error) if upstream::lacks_files(&error) => return Err(Failure::NoMoreFiles),
             Err(error) if upstream::is_lost(&error) && since.elapsed() < settings.upstream_wait => {}
             Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                 return Err(Failure::AppBroken("the app does not speak HTTP/2"));

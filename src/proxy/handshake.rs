@@ -16,6 +16,7 @@ use super::stream::Stream;
 use super::worker::Worker;
 use crate::drain::gate::Connected;
 use crate::drain::ledger::Place;
+use crate::repeated::Repeated;
 use crate::tls::stream::speaks_no_tls;
 
 /// The connection once its handshake is over; none for one that came to nothing, which is closed.
@@ -40,7 +41,10 @@ pub async fn handshake(
     let mut tls = match termination.accept(tcp) {
         Ok(accepted) => accepted,
         Err(error) => {
-            tracing::warn!(%error, "no TLS session");
+            static FAILED: Repeated = Repeated::new();
+            if let Some(times) = FAILED.due() {
+                tracing::warn!(%error, times, "no TLS session");
+            }
             return None;
         }
     };

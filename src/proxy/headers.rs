@@ -7,7 +7,8 @@ use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::time::Duration;
 
-use crate::config::Forwarded;
+use super::health_check::{Asked, is_health_check};
+use crate::config::{Forwarded, HealthCheck};
 
 /// A head with more fields than this is refused.
 const MAX_FIELDS: usize = 256;
@@ -59,8 +60,8 @@ pub struct Request {
     pub upgrade: Upgrade,
     /// A GET that accepts an event stream: its client can reopen it.
     pub reopens: bool,
-    /// From the kubelet or a load balancer's health check: neither work nor an arrival.
-    pub probe: bool,
+    /// From the kubelet, a load balancer or a monitor: neither work nor an arrival.
+    pub health_check: bool,
 }
 
 /// What the pipeline needs to know of a response.
@@ -117,7 +118,7 @@ pub(super) const fn bad(why: &'static str) -> Reject {
     Reject { status: 400, why }
 }
 
-/// Who sent a request, for the forwarded fields.
+/// Who sent a request, for the forwarded fields, and how his health checks are told.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sender<'a> {
     /// The peer's address as text.
@@ -130,6 +131,8 @@ pub struct Sender<'a> {
     pub subject: Option<&'a str>,
     /// Such a field from the sender itself is left out.
     pub hide_subject: bool,
+    /// What is a health check besides those that are known.
+    pub health_checks: &'a [HealthCheck],
 }
 
 /// Fields that are looked at; all others pass.
@@ -222,7 +225,7 @@ pub(super) struct Said<'b> {
     pub(super) forwarded_for: usize,
     forwarded_proto: bool,
     forwarded_host: bool,
-    pub(super) probe: bool,
+    pub(super) agent: Option<&'b [u8]>,
     pub(super) accepts_events: bool,
     events: bool,
     compressed: bool,
@@ -258,7 +261,7 @@ impl<'b> Said<'b> {
                 self.upgrade = Some(value);
             }
             Field::Te => self.trailers |= list(value).any(|item| item.eq_ignore_ascii_case(b"trailers")),
-            Field::UserAgent => self.probe = is_probe(value),
+            Field::UserAgent => self.agent = Some(value),
             Field::Accept => {
                 self.accepts_events |= list(value).any(|range| starts_with(range, b"text/event-stream"));
             }
@@ -319,6 +322,16 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
         }
         _ => Upgrade::None,
     };
+    let reopens = method == "GET" && said.accepts_events;
+    let asked = Asked {
+        method,
+        path,
+        agent: said.agent,
+        hostless: said.host.is_none(),
+        bodiless: framing == Framing::None,
+        lasts: reopens || upgrade != Upgrade::None,
+    };
+    let health_check = is_health_check(&asked, sender.health_checks);
     write_request(out, method, path, authority, head.headers, &said, sender, upgrade);
     Ok(Some(Request {
         len,
@@ -330,8 +343,8 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
         head_only: method == "HEAD",
         idempotent: is_idempotent(method),
         upgrade,
-        reopens: method == "GET" && said.accepts_events,
-        probe: said.probe,
+        reopens,
+        health_check,
     }))
 }
 
@@ -604,13 +617,6 @@ fn parse_keep_alive(value: &[u8]) -> Option<Duration> {
         name.eq_ignore_ascii_case(b"timeout=").then_some(seconds)
     })?;
     std::str::from_utf8(seconds).ok()?.parse::<u32>().ok().map(|s| Duration::from_secs(s.into()))
-}
-
-/// Health checks by their user agent: kubelet, AWS, Google Cloud, Envoy, Azure's front door, HAProxy-like ones.
-fn is_probe(agent: &[u8]) -> bool {
-    const PROBES: [&[u8]; 5] =
-        [b"kube-probe/", b"ELB-HealthChecker/", b"GoogleHC/", b"Envoy/HC", b"Edge Health Probe"];
-    PROBES.iter().any(|probe| agent.starts_with(probe))
 }
 
 /// Whether a `Content-Encoding` is one. Some servers name the lack of one (RFC 9110 §8.4.1 reserves only `identity`).

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::handshakes::handshakes_end;
 use super::plane::Plane;
 use super::welcome::{Accepted, Service};
+use crate::repeated::Repeated;
 
 /// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
@@ -205,13 +206,12 @@ impl Acceptor {
         }
     }
 
-    /// Those that linger count too: each is an open file. Handshakes cost more than connections: fewer have room.
+    /// Handshakes cost more than connections: fewer have room.
     fn is_full(&self, service: Service) -> bool {
         if service == Service::Https && self.plane.tls.as_ref().is_some_and(|tls| tls.is_busy()) {
             return true;
         }
-        let open = self.plane.gate.connections() + self.plane.lingering.load(Ordering::Relaxed);
-        open >= self.plane.settings.limits.connections
+        self.plane.is_full()
     }
 
     /// To the thread with the fewest connections; this one is the first.
@@ -229,6 +229,7 @@ impl Acceptor {
         }
         ledgers[fewest].assign();
         let accepted = Accepted { stream, peer, service, connected: self.plane.gate.connect() };
+        self.plane.share_files();
         match fewest.checked_sub(1) {
             None => serve(accepted),
             Some(other) => {
@@ -242,7 +243,10 @@ impl Acceptor {
     /// A peer that left before it was accepted is nobody's fault; anything else won't be better at once.
     async fn back_off(&self, error: &io::Error) {
         if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
-            tracing::warn!(%error, "accept failed");
+            static FAILED: Repeated = Repeated::new();
+            if let Some(times) = FAILED.due() {
+                tracing::warn!(%error, times, "accept failed");
+            }
             tokio::time::sleep(BACK_OFF).await;
         }
     }

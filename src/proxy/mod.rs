@@ -14,6 +14,7 @@ pub mod h2;
 mod handshake;
 pub mod handshakes;
 pub mod headers;
+mod health_check;
 mod line;
 pub mod linger;
 pub mod listen;

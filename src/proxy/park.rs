@@ -102,9 +102,9 @@ impl Parking {
         Ok(epoll::add(&self.set, socket, epoll::EventData::new_u64(key), flags)?)
     }
 
-    /// Closes those that were idle for `--idle-timeout` in all, and forgets those that were closed long enough ago.
+    /// Closes those that were idle in all for as long as may be now, and forgets those that were closed long enough ago.
     pub fn expire(&self, plane: &Plane) {
-        let (now, rest) = (Instant::now(), plane.settings.limits.idle_timeout.saturating_sub(AFTER));
+        let (now, rest) = (Instant::now(), plane.idle_timeout().saturating_sub(AFTER));
         let over: Vec<_> = self
             .parked
             .borrow()

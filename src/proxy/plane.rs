@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::config::Settings;
+use crate::descriptors::most_of_one_side;
 use crate::drain::gate::Gate;
 use crate::drain::ledger::{Ledger, LedgerRow};
 use crate::drain::machine::Phase;
@@ -17,7 +18,7 @@ use crate::proxy::headers::Sender;
 use crate::proxy::line::Line;
 use crate::proxy::stream::Channel;
 use crate::tls::server::Termination;
-use crate::upstream::{Backend, Upstream};
+use crate::upstream::{self, Backend, Upstream};
 use tokio::sync::Notify;
 
 /// Time from a connection's accept in which its first request is on its way: a drain waits this long for it.
@@ -58,6 +59,8 @@ pub struct Plane {
 }
 
 const STREAMS_STAY: u64 = u64::MAX;
+/// While as many connections are open as may be, an idle one is closed after this part of its time.
+pub const CROWDED: u32 = 60;
 
 impl Plane {
     /// A plane for `settings.threads` threads. `on_idle` is the gate's.
@@ -116,13 +119,14 @@ impl Plane {
     }
 
     /// What the app is told of a client whose address is `peer`.
-    pub fn sender<'a>(&self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
+    pub fn sender<'a>(&'a self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
         Sender {
             peer,
             forwarded: self.settings.forwarded,
             https: channel.https,
             subject: channel.subject.as_deref(),
             hide_subject: self.asks_for_certificates(),
+            health_checks: &self.settings.health_checks,
         }
     }
 
@@ -204,6 +208,29 @@ impl Plane {
     pub fn past_in_flight(&self) -> bool {
         let most = self.settings.limits.in_flight;
         most != 0 && self.gate.in_flight() > most
+    }
+
+    /// Whether as many client connections are open as may be. Those that linger count too: each is an open file.
+    pub fn is_full(&self) -> bool {
+        let (open, limits) = (self.open_clients(), &self.settings.limits);
+        let app = upstream::open_connections().max(self.gate.in_flight());
+        open >= limits.connections || open + app >= limits.files
+    }
+
+    /// Leaves to connections to the app what clients' leave of the open files.
+    pub fn share_files(&self) {
+        let files = self.settings.limits.files;
+        upstream::set_most(files.saturating_sub(self.open_clients()).min(most_of_one_side(files)));
+    }
+
+    fn open_clients(&self) -> u64 {
+        self.gate.connections() + self.lingering.load(Ordering::Relaxed)
+    }
+
+    /// How long a connection may be idle now: far less while others wait for its place.
+    pub fn idle_timeout(&self) -> Duration {
+        let most = self.settings.limits.idle_timeout;
+        if self.is_full() { most / CROWDED } else { most }
     }
 
     /// What runs, oldest first.

@@ -9,7 +9,7 @@ use crate::metrics::{Ended, Shard, add};
 pub struct Record {
     since: Instant,
     head: usize,
-    probe: bool,
+    health_check: bool,
     line: Option<Box<Line>>,
 }
 
@@ -40,7 +40,7 @@ impl Record {
             path.truncate(path.find('?').unwrap_or(path.len()));
             Box::new(Line { method: text(request.method.clone()), path, peer: peer.to_owned() })
         });
-        Self { since, head: request.len, probe: request.probe, line }
+        Self { since, head: request.len, health_check: request.health_check, line }
     }
 
     /// Of a connection that is passed on byte for byte to `upstream`.
@@ -48,16 +48,17 @@ impl Record {
         let line = log.then(|| {
             Box::new(Line { method: "TCP".to_owned(), path: upstream.to_owned(), peer: peer.to_owned() })
         });
-        Self { since, head: 0, probe: false, line }
+        Self { since, head: 0, health_check: false, line }
     }
 
-    /// Counts it, probes apart, and logs it.
+    /// Counts it and logs it.
     pub fn write(&self, shard: &Shard, totals: Totals, ended: Ended) {
         let took = self.since.elapsed();
         add(&shard.received, totals.received + self.head as u64);
         add(&shard.sent, totals.sent);
-        if !self.probe {
-            shard.request(totals.status, ended, took);
+        match self.health_check {
+            true => shard.health_check(totals.status, ended, took),
+            false => shard.request(totals.status, ended, took),
         }
         if let Some(line) = &self.line {
             tracing::info!(

@@ -47,7 +47,7 @@ pub async fn serve(
             let state = TunnelState {
                 websocket: false,
                 unheard: true,
-                in_flight: Some(in_flight),
+                in_flight,
                 record,
                 totals: Totals::default(),
                 moved_at: worker.ledger.now_ms(),

@@ -23,6 +23,7 @@ use super::{conn, tcp, upgrade};
 use crate::allocator;
 use crate::drain::gate::Connected;
 use crate::drain::machine::Phase;
+use crate::repeated::Repeated;
 
 /// How often deadlines are looked at.
 const SWEEP: Duration = Duration::from_millis(250);
@@ -85,7 +86,12 @@ async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Acce
     while let Some(given) = given.recv().await {
         match given.with(tokio::net::TcpStream::from_std) {
             Ok(accepted) => drop(spawn_local(serve_accepted(accepted, worker.clone()))),
-            Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
+            Err(error) => {
+                static FAILED: Repeated = Repeated::new();
+                if let Some(times) = FAILED.due() {
+                    tracing::warn!(%error, times, "an accepted connection could not be served");
+                }
+            }
         }
     }
 }
@@ -98,6 +104,7 @@ async fn sweep(worker: Rc<Worker>) {
         let (plane, parking) = (&worker.plane, &worker.parking);
         worker.ledger.sweep();
         allocator::give_back();
+        plane.share_files();
         parking.expire(plane);
         parking.expire_tunnels(plane, &worker.ledger, |unparked| resume(unparked, &worker));
         if plane.phase() == Phase::Drained {

@@ -16,6 +16,7 @@ use super::stream::Stream;
 use super::worker::Worker;
 use crate::drain::gate::Connected;
 use crate::metrics::add;
+use crate::repeated::ByReason;
 
 /// What a listening socket's connections are served as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -62,7 +63,7 @@ pub async fn welcome(accepted: Accepted<TcpStream>, worker: &Worker) -> Option<A
             Ok(client) => peer = client,
             Err(why) => {
                 if let Some(why) = why {
-                    tracing::warn!(%peer, "a connection from --proxy-protocol-from was closed: {why}");
+                    warn_of_closed(peer, why);
                 }
                 return None;
             }
@@ -74,6 +75,13 @@ pub async fn welcome(accepted: Accepted<TcpStream>, worker: &Worker) -> Option<A
         return Some(Accepted { stream, peer, service, connected });
     }
     Some(Accepted { stream: Stream::Tcp(stream), peer, service, connected })
+}
+
+fn warn_of_closed(peer: SocketAddr, why: &'static str) {
+    static CLOSED: ByReason = ByReason::new();
+    if let Some(times) = CLOSED.due(why) {
+        tracing::warn!(%peer, times, "a connection from --proxy-protocol-from was closed: {why}");
+    }
 }
 
 /// Reads the PROXY protocol header, and not a byte more. Returns the client that it names, or the peer where it

@@ -5,11 +5,17 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::headers::Request;
 use super::park::Parking;
 use super::plane::Plane;
+use crate::drain::gate::InFlight;
 use crate::drain::ledger::Ledger;
 use crate::metrics::{Shard, add};
 use crate::upstream::{Pool, Upstream};
+
+/// Health checks at once that nobody waits for, and no more than may be in flight. Those past it are requests like any
+/// other: what a client says of itself opens no more doors than that.
+const HEALTH_CHECKS: u64 = 64;
 
 /// One thread's own.
 pub struct Worker {
@@ -39,6 +45,19 @@ impl Worker {
         let tcp = |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, plane.settings.limits.head);
         let tcp = plane.tcp.iter().map(tcp).collect();
         Ok(Self { plane, ledger, shard, parking, pool, tcp })
+    }
+
+    /// A request's head has been read; `first` of its connection. A health check is neither work nor an arrival; one too
+    /// many at once is a request like any other.
+    pub fn take_in(&self, request: &mut Request, in_flight: &mut InFlight<'_>, now: Instant, first: bool) {
+        if request.health_check {
+            let most = self.plane.settings.limits.in_flight;
+            let most = if most == 0 { HEALTH_CHECKS } else { most.min(HEALTH_CHECKS) };
+            request.health_check = in_flight.become_health_check(most);
+        }
+        if !request.health_check {
+            self.arrival(now, first);
+        }
     }
 
     /// A request has arrived, for the quiet rule; `first` of its connection.

@@ -18,6 +18,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use super::backends::{Backend, ServerGuard};
+use super::slots::Slot;
 use super::stream::Stream;
 
 /// What one stream may have on its way to us, in bytes.
@@ -157,7 +158,7 @@ impl Connections {
         connect: impl FnOnce() -> F + Clone,
     ) -> io::Result<StreamGuard>
     where
-        F: Future<Output = io::Result<Stream>> + 'static,
+        F: Future<Output = io::Result<(Stream, Slot)>> + 'static,
     {
         for _ in 0..ROUNDS {
             if let Some(room) = self.find(backend) {
@@ -201,7 +202,7 @@ impl Connections {
         connect: impl FnOnce() -> F,
     ) -> watch::Receiver<Option<io::ErrorKind>>
     where
-        F: Future<Output = io::Result<Stream>> + 'static,
+        F: Future<Output = io::Result<(Stream, Slot)>> + 'static,
     {
         let (end, ended) = watch::channel(None);
         if self.open.borrow().len() >= MOST {
@@ -211,10 +212,14 @@ impl Connections {
         self.opening.borrow_mut().push(Opening { backend: backend.clone(), ended: ended.clone() });
         let (all, backend, connecting) = (self.clone(), backend.clone(), connect());
         spawn_local(async move {
-            let opened = async { handshake(connecting.await?, head).await }.await;
+            let opened = async {
+                let (stream, slot) = connecting.await?;
+                handshake(stream, head).await.map(|(sender, driver)| (sender, driver, slot))
+            };
+            let opened = opened.await;
             all.opening.borrow_mut().retain(|it| !Arc::ptr_eq(&it.backend, &backend));
             match opened {
-                Ok((sender, driver)) => {
+                Ok((sender, driver, _slot)) => {
                     let shared = driver.shared.clone();
                     all.open.borrow_mut().push(Connection { backend, sender, shared });
                     drop(end);

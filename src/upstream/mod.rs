@@ -1,13 +1,16 @@
 //! The app's side: find its servers, connect, keep connections for reuse, and retire them before the app would.
 
+mod attempt;
 mod backends;
 mod http2;
 mod pool;
 mod resolve;
+mod slots;
 mod stream;
 
 pub use self::backends::{Backend, Upstream};
 pub use self::http2::{Lease, was_unprocessed};
 pub use self::pool::{Connection, Parked, Pool};
 pub use self::resolve::{addresses, keep_up_to_date, locate};
-pub use self::stream::{Reader, Stream, Writer, connect, is_down, is_full, is_lost};
+pub use self::slots::{open_connections, set_most};
+pub use self::stream::{Reader, Stream, Writer, connect, is_down, is_full, is_lost, lacks_files};

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use tokio::net::{TcpStream, UnixStream};
 
-use super::backends::{Backend, ServerAddr, ServerGuard, Set, Upstream};
+use super::attempt::attempt;
+use super::backends::{Backend, ServerGuard, Set, Upstream};
 use super::http2::{Connections, Lease};
-use super::stream::{Reader, Stream, Writer, is_down, is_full, is_lost, open};
-use crate::tls::client::handshake;
+use super::slots::{self, Slot};
+use super::stream::{Reader, Stream, Writer, is_down, is_full, is_lost};
 use crate::tls::stream::{Session, Tls};
 use crate::tls::{HTTP1, HTTP2};
 
@@ -25,16 +26,13 @@ const KEEP_ALIVE_MOST: Duration = Duration::from_secs(60);
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
 /// Idle connections kept per thread.
 const POOL: usize = 1024;
-/// One attempt to connect may take so long; a new one asks again sooner than the kernel would.
-const ATTEMPT: Duration = Duration::from_secs(1);
-/// How often a connection attempt asks whether its server is still one of the app's.
-const STILL_THERE: Duration = Duration::from_millis(50);
 
 /// A connection to one of the app's servers, counted there while it is in use.
 #[derive(Debug)]
 pub struct Connection {
     stream: Stream,
     server: ServerGuard,
+    slot: Slot,
 }
 
 impl Connection {
@@ -54,7 +52,7 @@ impl Connection {
     /// # Errors
     /// When the runtime doesn't let go of it.
     pub fn park(self) -> io::Result<Parked> {
-        let Self { stream, server } = self;
+        let Self { stream, server, slot } = self;
         let (socket, kind) = match stream {
             Stream::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
             Stream::Tls(stream) => {
@@ -63,7 +61,7 @@ impl Connection {
             }
             Stream::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
         };
-        Ok(Parked { socket, kind, server })
+        Ok(Parked { socket, kind, server, slot })
     }
 }
 
@@ -73,6 +71,7 @@ pub struct Parked {
     socket: OwnedFd,
     kind: Kind,
     server: ServerGuard,
+    slot: Slot,
 }
 
 /// What the socket is.
@@ -94,13 +93,13 @@ impl Parked {
     /// # Errors
     /// When the runtime doesn't take it.
     pub fn unpark(self) -> io::Result<Connection> {
-        let Self { socket, kind, server } = self;
+        let Self { socket, kind, server, slot } = self;
         let stream = match kind {
             Kind::Tcp => Stream::Tcp(TcpStream::from_std(socket.into())?),
             Kind::Tls(session) => Stream::Tls(Tls::go_on(socket.into(), session)?),
             Kind::Unix => Stream::Unix(UnixStream::from_std(socket.into())?),
         };
-        Ok(Connection { stream, server })
+        Ok(Connection { stream, server, slot })
     }
 }
 
@@ -183,7 +182,8 @@ impl Pool {
     pub async fn connect(&self) -> io::Result<Connection> {
         let attempt =
             async |backend: &Arc<Backend>| attempt(self.upstream.clone(), backend.clone(), HTTP1).await;
-        self.first_that_answers(attempt).await.map(|(stream, server)| Connection { stream, server })
+        let ((stream, slot), server) = self.first_that_answers(attempt).await?;
+        Ok(Connection { stream, server, slot })
     }
 
     /// A place for one HTTP/2 stream to the server that has the fewest, on a connection that has room or a new one.
@@ -256,7 +256,7 @@ impl Pool {
 
     /// Keeps a connection whose last answer has been read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
     pub fn put(&self, mut connection: Connection, timeout: Option<Duration>) {
-        if connection.server.backend.is_gone() {
+        if connection.server.backend.is_gone() || slots::are_taken() {
             return;
         }
         let rest = match timeout {
@@ -297,37 +297,6 @@ impl Pool {
         self.set.replace(set);
         self.idle.borrow_mut().retain(|idle| !idle.connection.server.backend.is_gone());
         self.http2.retire();
-    }
-}
-
-/// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing. `protocol`: what
-/// is to be spoken, where TLS asks for it.
-async fn attempt(upstream: Arc<Upstream>, backend: Arc<Backend>, protocol: &[u8]) -> io::Result<Stream> {
-    let connecting = async {
-        match &backend.at {
-            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => open(addrs).await.map(Stream::Tcp),
-            ServerAddr::Unix(path) => Stream::unix(path).await,
-        }
-    };
-    let gone = async {
-        for _ in 0..ATTEMPT.as_millis() / STILL_THERE.as_millis() {
-            tokio::time::sleep(STILL_THERE).await;
-            if backend.is_gone() {
-                return Err(io::ErrorKind::NotFound.into());
-            }
-            upstream.re_resolve.notify_one();
-        }
-        Err(io::ErrorKind::TimedOut.into())
-    };
-    let stream = tokio::select! {
-        biased;
-        connected = connecting => connected,
-        gone = gone => gone,
-    }?;
-    match (stream, &backend.at) {
-        // Who has taken a connection is there, and has its time.
-        (Stream::Tcp(tcp), ServerAddr::Tls(_, name)) => handshake(tcp, name, protocol).await.map(Stream::Tls),
-        (stream, _) => Ok(stream),
     }
 }
 

@@ -214,9 +214,17 @@ pub async fn open(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// The app lives, but its queue of connections is full: a unix socket says so at once, TCP waits.
+/// The app lives, but its queue of connections is full (a unix socket says so at once, TCP waits), or there may be no more
+/// on our side.
 pub fn is_full(error: &io::Error) -> bool {
-    error.kind() == io::ErrorKind::WouldBlock
+    error.kind() == io::ErrorKind::WouldBlock || lacks_files(error)
+}
+
+/// No more files may be open, of this process or of all.
+pub fn lacks_files(error: &io::Error) -> bool {
+    use rustix::io::Errno;
+    let errno = error.raw_os_error().map(Errno::from_raw_os_error);
+    error.kind() == io::ErrorKind::QuotaExceeded || matches!(errno, Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Nobody answers at all: a container that has gone, or whose address another one is about to get.

@@ -57,7 +57,11 @@ impl Server {
             runtime.block_on(async move {
                 let (control, runner) = control(served, Switch::default(), idle);
                 tokio::spawn(runner.run());
-                bound.serve(shown(control, metrics), async { drop(stopped.await) }).await.expect("served");
+                let shares = lameduck::descriptors::divide(1024, 0, 1);
+                bound
+                    .serve(shown(control, metrics), shares, async { drop(stopped.await) })
+                    .await
+                    .expect("served");
             });
         });
         Self { plane, probe, socket, stop: Some(stop), thread: Some(thread) }

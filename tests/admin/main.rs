@@ -6,4 +6,5 @@ mod common;
 mod cli_clients;
 mod control_socket;
 mod listeners_end;
+mod open_files;
 mod probe_listener;

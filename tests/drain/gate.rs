@@ -21,6 +21,27 @@ fn nothing_is_admitted_once_closed() {
 }
 
 #[test]
+fn a_health_check_keeps_no_gate_open_and_only_so_many_are_exempt() {
+    let told = Arc::new(AtomicU32::new(0));
+    let count = told.clone();
+    let gate = Arc::new(Gate::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    }));
+    let (mut check, mut work) = (gate.admit().unwrap(), gate.admit().unwrap());
+    assert!(check.become_health_check(1) && !work.become_health_check(1), "bounded in number");
+    assert_eq!(gate.in_flight(), 1);
+    gate.set_phase(Phase::Draining);
+    assert!(work.become_health_check(2));
+    assert_eq!((gate.in_flight(), told.load(Ordering::Relaxed)), (0, 1), "who waits is told");
+    let check = check.into_tunnel(&gate);
+    assert!(gate.close());
+    drop((check, work));
+    assert_eq!(gate.in_flight(), 0);
+    gate.set_phase(Phase::Serving);
+    assert!(gate.admit().unwrap().become_health_check(1), "their places are given back");
+}
+
+#[test]
 fn the_last_one_out_tells_only_while_somebody_waits() {
     let told = Arc::new(AtomicU32::new(0));
     let count = told.clone();

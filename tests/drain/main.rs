@@ -18,6 +18,7 @@ mod front_doors_overlap;
 mod gate;
 mod gate_loom;
 mod handshake_across_sigterm;
+mod health_checks;
 mod idle_connections_close_last;
 mod lame_duck_waits_for_new_callers;
 mod long_polls_end;

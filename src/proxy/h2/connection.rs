@@ -22,7 +22,7 @@ use super::wire::{Transport, Wire};
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::proxy::connection::{Http2, Next};
-use crate::proxy::plane::FIRST_REQUEST;
+use crate::proxy::plane::{CROWDED, FIRST_REQUEST};
 use crate::proxy::sendq::keep_alive;
 use crate::proxy::worker::Worker;
 
@@ -128,6 +128,8 @@ struct Session<'a> {
     /// It closes once the last frames are written.
     closing: bool,
     wait: Wait,
+    /// Since when it waits for that.
+    waits_since: Instant,
 }
 
 impl<'a> Session<'a> {
@@ -142,6 +144,7 @@ impl<'a> Session<'a> {
             told: false,
             closing: false,
             wait: Wait::None,
+            waits_since: Instant::now(),
         }
     }
 
@@ -231,10 +234,11 @@ impl<'a> Session<'a> {
         } else if plane.phase() != Phase::Serving && self.is_fresh() {
             (Wait::Fresh, FIRST_REQUEST)
         } else {
-            (Wait::Idle, limits.idle_timeout)
+            // It may be asked for its place before.
+            (Wait::Idle, limits.idle_timeout / CROWDED)
         };
         if wait != self.wait {
-            self.wait = wait;
+            (self.wait, self.waits_since) = (wait, Instant::now());
             let deadline = if wait == Wait::None { 0 } else { self.connection.worker.deadline(time) };
             self.place.set_deadline(deadline);
         } else if self.place.expired() {
@@ -242,6 +246,10 @@ impl<'a> Session<'a> {
                 Wait::None => {}
                 // The sweeper's clock is coarse: it may have woken us a little early.
                 Wait::Fresh => self.place.set_deadline(self.connection.worker.deadline(time)),
+                Wait::Idle if self.waits_since.elapsed() < plane.idle_timeout() => {
+                    let left = plane.idle_timeout().saturating_sub(self.waits_since.elapsed());
+                    self.place.set_deadline(self.connection.worker.deadline(left.min(time)));
+                }
                 Wait::Idle => return Poll::Ready(None),
                 Wait::Blocked(_) | Wait::Close => return Poll::Ready(Some(Close::Reset)),
             }

@@ -12,6 +12,7 @@ use crate::proxy::headers::{
     Field, Framing, Reject, Request, Said, Sender, Upgrade, bad, is_idempotent, parse_length, put, put_field,
     put_forwarded, put_forwarded_for,
 };
+use crate::proxy::health_check::{Asked, is_health_check};
 
 /// Fields of a head or a trailer section at most.
 const MAX_FIELDS: usize = 256;
@@ -49,6 +50,15 @@ pub fn request(parts: &Parts, ended: bool, sender: Sender<'_>, out: &mut Vec<u8>
     put(out, &[method.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nHost: ", host, b"\r\n"]);
     write_fields(&parts.headers, &said, framing, host, sender, out);
     let target = method.len() + 1..method.len() + 1 + path.len();
+    let reopens = method == "GET" && said.accepts_events;
+    let asked = Asked {
+        method,
+        path,
+        agent: said.agent,
+        hostless: false,
+        bodiless: framing == Framing::None,
+        lasts: reopens,
+    };
     Ok(Request {
         len: out.len(),
         method: 0..method.len(),
@@ -59,8 +69,8 @@ pub fn request(parts: &Parts, ended: bool, sender: Sender<'_>, out: &mut Vec<u8>
         head_only: method == "HEAD",
         idempotent: is_idempotent(method),
         upgrade: Upgrade::None,
-        reopens: method == "GET" && said.accepts_events,
-        probe: said.probe,
+        reopens,
+        health_check: is_health_check(&asked, sender.health_checks),
     })
 }
 

@@ -40,7 +40,7 @@ pub async fn serve(
 ) {
     let (worker, since) = (&*connection.worker, Instant::now());
     let (gate, ledger) = (&worker.plane.gate, &worker.ledger);
-    let Ok(in_flight) = gate.admit() else {
+    let Ok(mut in_flight) = gate.admit() else {
         worker.shard.request(0, Ended::Unsent, Duration::ZERO);
         connection.forget(id);
         return respond.send_reset(Reason::REFUSED_STREAM);
@@ -67,23 +67,20 @@ pub async fn serve(
             false => Ok(request),
         }
     });
-    let request = match read {
+    let mut request = match read {
         Ok(request) => request,
         Err(reject) => {
             let head_only = parts.method == http::Method::HEAD;
             relay::refuse(&mut respond, reject.status, reject.why, call, head_only);
             worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
-            let (in_flight, totals) = (Some(in_flight.into_tunnel(gate)), Totals::default());
+            let (in_flight, totals) = (in_flight.into_tunnel(gate), Totals::default());
             let ended = Ended::Rejected;
             let ending = Ending { record: None, totals, ended, _in_flight: in_flight, _place: place };
             return connection.ended(id, ending);
         }
     };
-    // Probes are neither work nor arrivals.
-    let in_flight = if request.probe { None } else { Some(in_flight.into_tunnel(gate)) };
-    if in_flight.is_some() {
-        worker.arrival(since, id == 1);
-    }
+    worker.take_in(&mut request, &mut in_flight, since, id == 1);
+    let in_flight = in_flight.into_tunnel(gate);
     let (method, target) = (&head[request.method.clone()], &head[request.target.clone()]);
     place.begin(method, target, since);
     let long_poll = LongPoll::of(&settings.long_polls, method, target);

@@ -131,8 +131,8 @@ pub struct Ending {
     pub totals: Totals,
     /// How it ended.
     pub ended: Ended,
-    /// Counts it; none for a probe.
-    pub _in_flight: Option<InFlightTunnel>,
+    /// Counts it.
+    pub _in_flight: InFlightTunnel,
     /// Its place in the ledger.
     pub _place: Place,
 }

@@ -1,0 +1,52 @@
+//! One attempt to connect to one of the app's servers.
+
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::backends::{Backend, ServerAddr, Upstream};
+use super::slots::Slot;
+use super::stream::{Stream, open};
+use crate::tls::client::handshake;
+
+/// One attempt to connect may take so long; a new one asks again sooner than the kernel would.
+const ATTEMPT: Duration = Duration::from_secs(1);
+/// How often a connection attempt asks whether its server is still one of the app's.
+const STILL_THERE: Duration = Duration::from_millis(50);
+
+/// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing. `protocol`: what
+/// is to be spoken, where TLS asks for it.
+pub(super) async fn attempt(
+    upstream: Arc<Upstream>,
+    backend: Arc<Backend>,
+    protocol: &[u8],
+) -> io::Result<(Stream, Slot)> {
+    let slot = Slot::take()?;
+    let connecting = async {
+        match &backend.at {
+            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => open(addrs).await.map(Stream::Tcp),
+            ServerAddr::Unix(path) => Stream::unix(path).await,
+        }
+    };
+    let gone = async {
+        for _ in 0..ATTEMPT.as_millis() / STILL_THERE.as_millis() {
+            tokio::time::sleep(STILL_THERE).await;
+            if backend.is_gone() {
+                return Err(io::ErrorKind::NotFound.into());
+            }
+            upstream.re_resolve.notify_one();
+        }
+        Err(io::ErrorKind::TimedOut.into())
+    };
+    let stream = tokio::select! {
+        biased;
+        connected = connecting => connected,
+        gone = gone => gone,
+    }?;
+    let stream = match (stream, &backend.at) {
+        // Who has taken a connection is there, and has its time.
+        (Stream::Tcp(tcp), ServerAddr::Tls(_, name)) => Stream::Tls(handshake(tcp, name, protocol).await?),
+        (stream, _) => stream,
+    };
+    Ok((stream, slot))
+}
