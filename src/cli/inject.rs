@@ -25,7 +25,7 @@ Annotations of a pod (template), all lameduck.dev/NAME:
   cpu-request, cpu-limit, memory-request, memory-limit
   and these flags of `lameduck proxy`: access-log, answer-timeout, body-timeout, control-listen,
   drain-readiness, forwarded, head-timeout, idle-timeout, lame-duck, log-format, log-level,
-  max-connections, max-head, max-held, max-held-bytes, max-in-flight, max-streams, max-uri,
+  max-connections, max-fields, max-head, max-held, max-held-bytes, max-in-flight, max-streams, max-uri,
   proxy-protocol-from, ready-check, ready-timeout, reserve, restart-grace, stream-spread, tcp, threads,
   tunnel-timeout, upstream-protocol, upstream-wait, warm-up, warm-up-count
 

@@ -8,7 +8,7 @@ use super::model::{Annotations, Pid1};
 use super::names::{PREFIX, PRELOAD, PROGRAM, SHARE_DIR};
 
 /// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: [&str; 31] = [
+pub const FLAGS: [&str; 32] = [
     "access-log",
     "answer-timeout",
     "body-timeout",
@@ -21,6 +21,7 @@ pub const FLAGS: [&str; 31] = [
     "log-format",
     "log-level",
     "max-connections",
+    "max-fields",
     "max-head",
     "max-held",
     "max-held-bytes",

@@ -3,14 +3,18 @@
 //! Names keep their case, fields their order, repeated fields stay repeated. Hop-by-hop fields are taken out
 //! (RFC 9110 §7.6.1), the framing is checked strictly (RFC 9112 §6.3) and written anew.
 
+mod own_urls;
+
+use std::cmp::Ordering;
 use std::mem::MaybeUninit;
 use std::ops::Range;
 use std::time::Duration;
 
+pub use self::own_urls::Site;
 use crate::config::Forwarded;
 
-/// A head with more fields than this is refused.
-const MAX_FIELDS: usize = 256;
+/// Fields of an ordinary head, for which there is room on the stack.
+const USUAL_FIELDS: usize = 96;
 
 /// How long a message's body is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +65,17 @@ pub struct Request {
     pub reopens: bool,
     /// From the kubelet or a load balancer's health check: neither work nor an arrival.
     pub probe: bool,
+    /// What its client's URLs of the app begin with.
+    pub origin: Origin,
+}
+
+/// What a client's URLs of the app begin with.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// `https:` rather than `http:`, as the app is told.
+    pub https: bool,
+    /// The `Host`, in the app's version of the head; empty if the client said none.
+    pub host: Range<usize>,
 }
 
 /// What the pipeline needs to know of a response.
@@ -95,6 +110,10 @@ pub struct Reject {
 pub(super) const URI_TOO_LONG: Reject =
     Reject { status: 414, why: "the request's target is too long (--max-uri)" };
 
+/// RFC 6585 §5.
+pub(super) const TOO_MANY_FIELDS: Reject =
+    Reject { status: 431, why: "the head has too many fields (--max-fields)" };
+
 pub(super) const fn bad(why: &'static str) -> Reject {
     Reject { status: 400, why }
 }
@@ -112,6 +131,8 @@ pub struct Sender<'a> {
     pub subject: Option<&'a str>,
     /// Such a field from the sender itself is left out.
     pub hide_subject: bool,
+    /// The app's own address, as the `Host` of a request that has none.
+    pub app: &'a str,
 }
 
 /// Fields that are looked at; all others pass.
@@ -121,16 +142,22 @@ pub(super) enum Field {
     Connection,
     ContentEncoding,
     ContentLength,
+    ContentLocation,
     ContentType,
     Host,
     KeepAlive,
+    Link,
+    Location,
     ProxyConnection,
+    Refresh,
     Te,
     TransferEncoding,
     Upgrade,
     UserAgent,
+    Forwarded,
     ForwardedFor,
     ForwardedHost,
+    ForwardedPort,
     ForwardedProto,
     ClientCertSubject,
     Other,
@@ -143,8 +170,12 @@ impl Field {
         match name.len() {
             2 if is(name, b"te") => Self::Te,
             4 if is(name, b"host") => Self::Host,
+            4 if is(name, b"link") => Self::Link,
             6 if is(name, b"accept") => Self::Accept,
             7 if is(name, b"upgrade") => Self::Upgrade,
+            7 if is(name, b"refresh") => Self::Refresh,
+            8 if is(name, b"location") => Self::Location,
+            9 if is(name, b"forwarded") => Self::Forwarded,
             10 if is(name, b"connection") => Self::Connection,
             10 if is(name, b"keep-alive") => Self::KeepAlive,
             10 if is(name, b"user-agent") => Self::UserAgent,
@@ -153,7 +184,9 @@ impl Field {
             15 if is(name, b"x-forwarded-for") => Self::ForwardedFor,
             16 if is(name, b"proxy-connection") => Self::ProxyConnection,
             16 if is(name, b"content-encoding") => Self::ContentEncoding,
+            16 if is(name, b"content-location") => Self::ContentLocation,
             16 if is(name, b"x-forwarded-host") => Self::ForwardedHost,
+            16 if is(name, b"x-forwarded-port") => Self::ForwardedPort,
             17 if is(name, b"transfer-encoding") => Self::TransferEncoding,
             17 if is(name, b"x-forwarded-proto") => Self::ForwardedProto,
             21 if is_dashed(name, b"x-client-cert-subject") => Self::ClientCertSubject,
@@ -170,7 +203,13 @@ impl Field {
                 | Self::TransferEncoding
                 | Self::ContentType
                 | Self::ContentEncoding
-        ) || matches!(self, Self::ForwardedFor | Self::ForwardedHost | Self::ForwardedProto)
+        ) || self == Self::ForwardedFor
+            || self.is_forwarded()
+    }
+
+    /// What other proxies say of a request's way, besides `X-Forwarded-For`, of which there may be several.
+    pub(super) fn is_forwarded(self) -> bool {
+        matches!(self, Self::Forwarded | Self::ForwardedHost | Self::ForwardedPort | Self::ForwardedProto)
     }
 }
 
@@ -202,8 +241,11 @@ pub(super) struct Said<'b> {
     h2c: bool,
     pub(super) trailers: bool,
     pub(super) forwarded_for: usize,
-    forwarded_proto: bool,
+    forwarded_proto: Option<&'b [u8]>,
     forwarded_host: bool,
+    forwarded_port: bool,
+    /// RFC 7239.
+    forwarded: bool,
     pub(super) probe: bool,
     pub(super) accepts_events: bool,
     events: bool,
@@ -248,9 +290,12 @@ impl<'b> Said<'b> {
             Field::ContentEncoding => self.compressed = !value.eq_ignore_ascii_case(b"identity"),
             Field::KeepAlive => self.keep_alive_timeout = parse_keep_alive(value),
             Field::ForwardedFor => self.forwarded_for += 1,
-            Field::ForwardedProto => self.forwarded_proto = true,
+            Field::ForwardedProto => self.forwarded_proto = Some(value),
             Field::ForwardedHost => self.forwarded_host = true,
-            Field::Host | Field::ProxyConnection | Field::ClientCertSubject | Field::Other => {}
+            Field::ForwardedPort => self.forwarded_port = true,
+            Field::Forwarded => self.forwarded = true,
+            Field::Host | Field::ProxyConnection | Field::ClientCertSubject => {}
+            Field::ContentLocation | Field::Link | Field::Location | Field::Refresh | Field::Other => {}
         }
         Ok(())
     }
@@ -266,22 +311,92 @@ impl<'b> Said<'b> {
         }
     }
 
+    /// Whether the client's URLs begin with `https:`, as the app is told.
+    pub(super) fn https(&self, sender: Sender<'_>) -> bool {
+        let told = self.forwarded_proto.filter(|_| sender.forwarded != Forwarded::Replace);
+        match told.and_then(|schemes| list(schemes).next()) {
+            Some(scheme) if scheme.eq_ignore_ascii_case(b"https") => true,
+            Some(scheme) if scheme.eq_ignore_ascii_case(b"http") => false,
+            _ => sender.https,
+        }
+    }
+
     /// Persistence by RFC 9112 §9.3.
     fn persists(&self, http11: bool) -> bool {
         !self.close && (http11 || self.keep_alive)
     }
 }
 
-/// Reads a request's head from the start of `buf` and appends to `out` the one for the app.
+/// Room for the fields of one head.
+pub(super) struct Room<'b> {
+    usual: [MaybeUninit<httparse::Header<'b>>; USUAL_FIELDS],
+    more: Vec<MaybeUninit<httparse::Header<'b>>>,
+}
+
+impl<'b> Room<'b> {
+    /// Enough for an ordinary head; for another it grows.
+    pub(super) fn new() -> Self {
+        Self { usual: [const { MaybeUninit::uninit() }; USUAL_FIELDS], more: Vec::new() }
+    }
+
+    /// A request's head with `most` fields, and its length. `None`: it isn't complete yet.
+    pub(super) fn request<'r>(
+        &'r mut self,
+        buf: &'b [u8],
+        most: usize,
+    ) -> Result<Option<(httparse::Request<'r, 'b>, usize)>, httparse::Error> {
+        let mut head = httparse::Request::new(&mut []);
+        let mut parsed = head.parse_with_uninit_headers(buf, &mut self.usual[..USUAL_FIELDS.min(most)]);
+        if parsed == Err(httparse::Error::TooManyHeaders) && most > USUAL_FIELDS {
+            self.more = more_room(buf, most);
+            head = httparse::Request::new(&mut []);
+            parsed = head.parse_with_uninit_headers(buf, &mut self.more);
+        }
+        parsed.map(|status| complete(head, status))
+    }
+
+    /// The same for an answer's.
+    pub(super) fn response<'r>(
+        &'r mut self,
+        buf: &'b [u8],
+        most: usize,
+    ) -> Result<Option<(httparse::Response<'r, 'b>, usize)>, httparse::Error> {
+        let parser = httparse::ParserConfig::default();
+        let mut head = httparse::Response::new(&mut []);
+        let usual = &mut self.usual[..USUAL_FIELDS.min(most)];
+        let mut parsed = parser.parse_response_with_uninit_headers(&mut head, buf, usual);
+        if parsed == Err(httparse::Error::TooManyHeaders) && most > USUAL_FIELDS {
+            self.more = more_room(buf, most);
+            head = httparse::Response::new(&mut []);
+            parsed = parser.parse_response_with_uninit_headers(&mut head, buf, &mut self.more);
+        }
+        parsed.map(|status| complete(head, status))
+    }
+}
+
+/// A field has a line at least.
+fn more_room<'b>(buf: &[u8], most: usize) -> Vec<MaybeUninit<httparse::Header<'b>>> {
+    let lines = memchr::memchr_iter(b'\n', buf).count();
+    vec![MaybeUninit::uninit(); lines.min(most)]
+}
+
+fn complete<T>(head: T, status: httparse::Status<usize>) -> Option<(T, usize)> {
+    match status {
+        httparse::Status::Complete(len) => Some((head, len)),
+        httparse::Status::Partial => None,
+    }
+}
+
+/// Reads a request's head of `most` fields from the start of `buf` and appends to `out` the one for the app.
 /// `None`: it isn't complete yet.
-pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Option<Request>, Reject> {
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut head = httparse::Request::new(&mut []);
-    let len = match head.parse_with_uninit_headers(buf, &mut fields) {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
-    };
+pub fn request(
+    buf: &[u8],
+    most: usize,
+    sender: Sender<'_>,
+    out: &mut Vec<u8>,
+) -> Result<Option<Request>, Reject> {
+    let mut room = Room::new();
+    let Some((head, len)) = room.request(buf, most).map_err(unreadable)? else { return Ok(None) };
     let (method, target) = (head.method.unwrap_or_default(), head.path.unwrap_or_default());
     let http11 = head.version == Some(1);
     if !ends_lines_in_crlf(&buf[..len], head.headers) {
@@ -296,12 +411,14 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
     let upgrade = match said.upgrade {
         // HTTP/2 by upgrade is obsolete (RFC 9113 §3.1), and hop by hop besides.
         Some(_) if said.h2c => Upgrade::None,
-        Some(protocol) if http11 && said.upgrade_listed && framing == Framing::None => {
-            if protocol.eq_ignore_ascii_case(b"websocket") { Upgrade::WebSocket } else { Upgrade::Other }
+        Some(protocol) if http11 && said.upgrade_listed => {
+            // The opening of a WebSocket has no body (RFC 6455 §4.1); that of another protocol may.
+            let websocket = protocol.eq_ignore_ascii_case(b"websocket") && framing == Framing::None;
+            if websocket { Upgrade::WebSocket } else { Upgrade::Other }
         }
         _ => Upgrade::None,
     };
-    write_request(out, method, path, authority, head.headers, &said, sender, upgrade);
+    let host = write_request(out, method, path, authority, head.headers, &said, sender, upgrade);
     Ok(Some(Request {
         len,
         method: within(buf, method),
@@ -314,6 +431,7 @@ pub fn request(buf: &[u8], sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Opti
         upgrade,
         reopens: method == "GET" && said.accepts_events,
         probe: said.probe,
+        origin: Origin { https: said.https(sender), host },
     }))
 }
 
@@ -363,6 +481,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &
     }
 }
 
+/// Returns where the client's `Host` stands in `out`.
 #[expect(clippy::too_many_arguments, reason = "the parts of one head, written in one go")]
 fn write_request(
     out: &mut Vec<u8>,
@@ -373,30 +492,32 @@ fn write_request(
     said: &Said<'_>,
     sender: Sender<'_>,
     upgrade: Upgrade,
-) {
+) -> Range<usize> {
     // An absolute target may have no path, or begin with its query.
     let slash: &[u8] = if path.starts_with(['/', '*']) { b"" } else { b"/" };
     put(out, &[method.as_bytes(), b" ", slash, path.as_bytes(), b" HTTP/1.1\r\n"]);
     let replace = sender.forwarded == Forwarded::Replace;
-    let mut lists_left = said.forwarded_for;
+    let named = named_in_connection(fields, said);
+    let (mut host, mut lists_left) = (0..0, said.forwarded_for);
     for field in fields {
         match Field::of(field.name) {
             Field::Connection | Field::KeepAlive | Field::ProxyConnection | Field::Te | Field::Upgrade => {}
             Field::Host if authority.is_some() => {}
+            Field::Host => host = put_host(out, field.name, field.value),
             Field::ForwardedFor => {
                 lists_left -= 1;
                 put_forwarded_for(out, field.name, field.value, lists_left == 0, sender);
             }
-            Field::ForwardedProto | Field::ForwardedHost if replace => {}
+            known if replace && known.is_forwarded() => {}
             Field::ClientCertSubject if sender.hide_subject => {}
-            known if said.names_fields && named_in_connection(fields, field.name, known) => {}
+            known if is_named(&named, field.name, known) => {}
             _ => put_field(out, field.name, field.value),
         }
     }
     match (authority, said.host) {
-        (Some(authority), _) => put_field(out, "Host", authority.as_bytes()),
-        // HTTP/1.0 knows no Host, but HTTP/1.1 asks for one, empty if there is none (RFC 9112 §3.2).
-        (None, None) => put_field(out, "Host", b""),
+        (Some(authority), _) => host = put_host(out, "Host", authority.as_bytes()),
+        // HTTP/1.0 knows no Host, but HTTP/1.1 asks for one (RFC 9112 §3.2), and apps make URLs of it.
+        (None, None) => put_field(out, "Host", sender.app.as_bytes()),
         (None, Some(_)) => {}
     }
     put_forwarded(out, said, authority.map(str::as_bytes).or(said.host), sender);
@@ -406,6 +527,14 @@ fn write_request(
         None => {}
     }
     out.extend_from_slice(b"\r\n");
+    host
+}
+
+/// Returns where the value stands.
+fn put_host(out: &mut Vec<u8>, name: &str, value: &[u8]) -> Range<usize> {
+    put_field(out, name, value);
+    let end = out.len() - b"\r\n".len();
+    end - value.len()..end
 }
 
 /// A list of those that a request came from; the `last` of several fields is the one that goes on.
@@ -425,18 +554,36 @@ pub(super) fn put_forwarded(out: &mut Vec<u8>, said: &Said<'_>, host: Option<&[u
     if let Some(subject) = sender.subject {
         put_field(out, "X-Client-Cert-Subject", subject.as_bytes());
     }
-    if sender.forwarded == Forwarded::Keep {
-        return;
+    // The first proxy's scheme, host and port belong together: a port of ours beside another's scheme is wrong.
+    let placed = said.forwarded_proto.is_some() || said.forwarded_host || said.forwarded_port;
+    match sender.forwarded {
+        Forwarded::Keep => return,
+        Forwarded::IfNone if placed || said.forwarded_for > 0 || said.forwarded => return,
+        _ => {}
     }
     let replace = sender.forwarded == Forwarded::Replace;
     if replace || said.forwarded_for == 0 {
         put_field(out, "X-Forwarded-For", sender.peer.as_bytes());
     }
-    if replace || !said.forwarded_proto {
+    if replace || said.forwarded_proto.is_none() {
         put_field(out, "X-Forwarded-Proto", if sender.https { b"https" } else { b"http" });
     }
-    if let Some(host) = host.filter(|_| replace || !said.forwarded_host) {
+    let Some(host) = host else { return };
+    if replace || !said.forwarded_host {
         put_field(out, "X-Forwarded-Host", host);
+    }
+    if replace || !placed {
+        put_field(out, "X-Forwarded-Port", port_of(host, sender.https));
+    }
+}
+
+/// The port that a client has connected to by its own word, which is the one of its URLs: ours may be mapped to another.
+fn port_of(host: &[u8], https: bool) -> &[u8] {
+    let digits = host.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    match host.split_at(host.len() - digits) {
+        (name, port @ [_, ..]) if name.ends_with(b":") => port,
+        _ if https => b"443",
+        _ => b"80",
     }
 }
 
@@ -453,23 +600,18 @@ pub struct Answer {
     pub close: bool,
 }
 
-/// Reads a response's head from the start of `buf`. `None`: it isn't complete yet.
+/// Reads a response's head of `most` fields from the start of `buf`. `None`: it isn't complete yet.
 /// `finish` is told what it says and returns what the client's side is to be; the head for the client goes to `out`.
 pub fn response(
     buf: &[u8],
+    most: usize,
     head_only: bool,
+    site: Site<'_>,
     out: &mut Vec<u8>,
     finish: impl FnOnce(&Response) -> Answer,
 ) -> Result<Option<Response>, Reject> {
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut head = httparse::Response::new(&mut []);
-    let parsed =
-        httparse::ParserConfig::default().parse_response_with_uninit_headers(&mut head, buf, &mut fields);
-    let len = match parsed {
-        Ok(httparse::Status::Complete(len)) => len,
-        Ok(httparse::Status::Partial) => return Ok(None),
-        Err(error) => return Err(unreadable(error)),
-    };
+    let mut room = Room::new();
+    let Some((head, len)) = room.response(buf, most).map_err(unreadable)? else { return Ok(None) };
     let (status, http11) = (head.code.unwrap_or_default(), head.version == Some(1));
     if !(100..=999).contains(&status) {
         return Err(bad("the status is not three digits"));
@@ -489,8 +631,20 @@ pub fn response(
         events: said.events && !said.compressed,
     };
     let answer = finish(&response);
-    write_response(out, status, head.reason.unwrap_or_default(), head.headers, &said, framing, answer);
+    let reason = reason(buf, head.reason.unwrap_or_default());
+    write_response(out, (status, reason), head.headers, &said, framing, answer, site);
     Ok(Some(response))
+}
+
+/// The reason phrase as it came. The tokeniser reads none where a byte is beyond ASCII, which it may be (RFC 9112 §4).
+fn reason<'b>(buf: &'b [u8], read: &'b str) -> &'b [u8] {
+    if !read.is_empty() {
+        return read.as_bytes();
+    }
+    let start = buf.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or_default();
+    let line = &buf[start..];
+    let end = memchr::memchr2(b'\r', b'\n', line).unwrap_or(line.len());
+    line[..end].get(b"HTTP/1.1 200 ".len()..).unwrap_or_default()
 }
 
 fn response_framing(said: &Said<'_>, status: u16, head_only: bool) -> Result<Framing, Reject> {
@@ -508,15 +662,16 @@ fn response_framing(said: &Said<'_>, status: u16, head_only: bool) -> Result<Fra
 
 fn write_response(
     out: &mut Vec<u8>,
-    status: u16,
-    reason: &str,
+    (status, reason): (u16, &[u8]),
     fields: &[httparse::Header<'_>],
     said: &Said<'_>,
     framing: Framing,
     answer: Answer,
+    site: Site<'_>,
 ) {
     let digits = [b'0' + (status / 100) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
-    put(out, &[b"HTTP/1.1 ", &digits, b" ", reason.as_bytes(), b"\r\n"]);
+    put(out, &[b"HTTP/1.1 ", &digits, b" ", reason, b"\r\n"]);
+    let named = named_in_connection(fields, said);
     for field in fields {
         match Field::of(field.name) {
             Field::Connection | Field::KeepAlive | Field::ProxyConnection => {}
@@ -524,7 +679,14 @@ fn write_response(
             Field::ContentLength if said.codings > 0 || status < 200 || status == 204 => {}
             // The answer to HEAD tells what GET would have, framing included.
             Field::TransferEncoding if !(answer.http11 && framing == Framing::None && answer.head_only) => {}
-            known if said.names_fields && named_in_connection(fields, field.name, known) => {}
+            known if is_named(&named, field.name, known) => {}
+            known @ (Field::Location | Field::ContentLocation | Field::Refresh | Field::Link) => {
+                put(out, &[field.name.as_bytes(), b": "]);
+                if !site.put(known, field.value, out) {
+                    out.extend_from_slice(field.value);
+                }
+                out.extend_from_slice(b"\r\n");
+            }
             _ => put_field(out, field.name, field.value),
         }
     }
@@ -534,6 +696,8 @@ fn write_response(
     let connection: &[u8] = match status {
         101 if answer.upgrade => b"Connection: Upgrade\r\n",
         100..=199 => b"",
+        426 if answer.close => b"Connection: Upgrade, close\r\n",
+        426 if !answer.http11 => b"Connection: Upgrade, keep-alive\r\n",
         426 => b"Connection: Upgrade\r\n",
         _ if answer.close => b"Connection: close\r\n",
         _ if !answer.http11 => b"Connection: keep-alive\r\n",
@@ -551,7 +715,7 @@ fn ends_lines_in_crlf(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
 
 pub(super) fn unreadable(error: httparse::Error) -> Reject {
     match error {
-        httparse::Error::TooManyHeaders => Reject { status: 431, why: "too many fields in the head" },
+        httparse::Error::TooManyHeaders => TOO_MANY_FIELDS,
         httparse::Error::Version => Reject { status: 505, why: "not HTTP/1.0 or HTTP/1.1" },
         httparse::Error::HeaderName => bad("a field's name has a character that is not allowed"),
         httparse::Error::HeaderValue => bad("a field's value has a character that is not allowed"),
@@ -561,14 +725,27 @@ pub(super) fn unreadable(error: httparse::Error) -> Reject {
     }
 }
 
+/// What `Connection` names besides its usual options, in order, so that many fields and many names cost no more than
+/// both together. None, without an allocation, for an ordinary head.
+fn named_in_connection<'b>(fields: &[httparse::Header<'b>], said: &Said<'_>) -> Vec<&'b [u8]> {
+    if !said.names_fields {
+        return Vec::new();
+    }
+    let connection = fields.iter().filter(|field| Field::of(field.name) == Field::Connection);
+    let mut named: Vec<_> = connection.flat_map(|field| list(field.value)).collect();
+    named.sort_unstable_by(|a, b| in_any_case(a, b));
+    named
+}
+
 /// Whether a `Connection` field names this one (RFC 9110 §7.6.1).
-fn named_in_connection(fields: &[httparse::Header<'_>], name: &str, known: Field) -> bool {
-    !known.is_end_to_end()
-        && fields
-            .iter()
-            .filter(|field| Field::of(field.name) == Field::Connection)
-            .flat_map(|field| list(field.value))
-            .any(|option| option.eq_ignore_ascii_case(name.as_bytes()))
+fn is_named(named: &[&[u8]], name: &str, known: Field) -> bool {
+    !named.is_empty()
+        && !known.is_end_to_end()
+        && named.binary_search_by(|option| in_any_case(option, name.as_bytes())).is_ok()
+}
+
+fn in_any_case(a: &[u8], b: &[u8]) -> Ordering {
+    a.iter().map(u8::to_ascii_lowercase).cmp(b.iter().map(u8::to_ascii_lowercase))
 }
 
 /// Digits only, so that no two readers differ; `None` for anything else, lists and signs included.

@@ -31,6 +31,8 @@ pub struct Plane {
     pub gate: Arc<Gate>,
     /// Where the app is.
     pub upstream: Arc<Upstream>,
+    /// The `Host` of a request that has none: `--upstream`, as our own questions to the app say it.
+    app_host: String,
     /// Where the connections of each `--tcp` go.
     pub tcp: Vec<Arc<Upstream>>,
     /// What clients find at the listeners with TLS.
@@ -69,6 +71,7 @@ impl Plane {
         let threads = settings.threads.max(1);
         Self {
             upstream: Arc::new(Upstream::new(settings.upstream.clone(), threads)),
+            app_host: settings.upstream.http_host(),
             tcp: settings
                 .tcp
                 .iter()
@@ -116,13 +119,14 @@ impl Plane {
     }
 
     /// What the app is told of a client whose address is `peer`.
-    pub fn sender<'a>(&self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
+    pub fn sender<'a>(&'a self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
         Sender {
             peer,
             forwarded: self.settings.forwarded,
             https: channel.https,
             subject: channel.subject.as_deref(),
             hide_subject: self.asks_for_certificates(),
+            app: &self.app_host,
         }
     }
 
