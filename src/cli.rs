@@ -24,7 +24,7 @@ use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub, TlsArgs, UpstreamTl
 pub use self::inject::check_proxy;
 pub use self::webhook::{Cluster, WebhookSettings};
 use crate::config::{
-    AfterDrain, DrainSettings, Limits, LongPoll, LongPollAnswer, LongPolls, ReadyCheck, ReadySettings,
+    AfterDrain, DrainSettings, Forwarded, LongPoll, LongPollAnswer, LongPolls, ReadyCheck, ReadySettings,
     Settings, Sidecar, TlsSettings, UpstreamAddr, UpstreamProtocol, parse_listen,
 };
 use crate::inject::command::Request;
@@ -248,7 +248,12 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
         Sub::Proxy(args) => {
             let log = log_settings(&args.common);
             let listen = [parse_listen(":4880")?];
-            let mut settings = settings(args.common, &listen, args.upstream, args.sidecar, around)?;
+            let forwarded = match args.sidecar {
+                Sidecar::None => Forwarded::Append,
+                Sidecar::Native | Sidecar::Ordinary => Forwarded::IfNone,
+            };
+            let mut settings =
+                settings(args.common, &listen, args.upstream, args.sidecar, forwarded, around)?;
             let UpstreamTlsArgs { upstream_ca: ca, upstream_name: name } = args.upstream_tls;
             settings.upstream_ca = ca;
             if let Some(name) = name {
@@ -330,7 +335,7 @@ fn run(args: RunArgs, around: &Surroundings) -> Result<Command, String> {
     let app_port = args.app_port.and_then(|given| given.0);
     // The name, not an address: an app may listen on ::1 or on 127.0.0.1 only.
     let upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port: app_port.unwrap_or(0) };
-    let settings = settings(args.common, &[listen], upstream, Sidecar::None, around)?;
+    let settings = settings(args.common, &[listen], upstream, Sidecar::None, Forwarded::IfNone, around)?;
     let app = AppCommand { port: app_port, start_timeout: args.start_timeout, command: args.command };
     Ok(Command::Run { settings: Box::new(settings), log, app })
 }
@@ -344,6 +349,7 @@ fn settings(
     default_listen: &[SocketAddr],
     upstream: UpstreamAddr,
     sidecar: Sidecar,
+    forwarded: Forwarded,
     around: &Surroundings,
 ) -> Result<Settings, String> {
     let CommonArgs { addresses, tls, drain, ready, app, limits, log } = common;
@@ -352,6 +358,8 @@ fn settings(
     let tls = tls_settings(tls)?;
     let long_polls = long_polls(drain.long_poll, drain.long_poll_answer)?;
     let by_default = addresses.listen.is_empty() && tls.is_none();
+    // Whoever ends TLS is the only one to know that a client came by it.
+    let forwarded = if tls.is_some() { Forwarded::Append } else { forwarded };
     let settings = Settings {
         listen: if by_default { default_listen.to_vec() } else { addresses.listen },
         reuse_port: addresses.reuseport,
@@ -386,24 +394,10 @@ fn settings(
         },
         upstream_wait: app.upstream_wait,
         upstream_protocol: app.upstream_protocol,
-        forwarded: app.forwarded,
+        forwarded: app.forwarded.unwrap_or(forwarded),
         access_log: log.access_log,
-        limits: Limits {
-            head: limits.max_head,
-            head_timeout: limits.head_timeout,
-            body_timeout: limits.body_timeout,
-            answer_timeout: limits.answer_timeout,
-            idle_timeout: limits.idle_timeout,
-            tunnel_timeout: limits.tunnel_timeout,
-            uri: limits.max_uri,
-            streams: limits.max_streams,
-            connections: limits.max_connections.into(),
-            files: u64::MAX,
-            in_flight: limits.max_in_flight,
-            held: limits.max_held,
-            held_bytes: limits.max_held_bytes,
-        },
         threads: limits.threads.map_or(around.cores, usize::from),
+        limits: limits.meant(),
         termination_log: log.termination_log,
     };
     settings.drain.check()?;

@@ -288,13 +288,15 @@ pub enum UpstreamProtocol {
     Http2,
 }
 
-/// `--forwarded`: what happens to `X-Forwarded-For`, `-Proto` and `-Host`.
+/// `--forwarded`: what happens to `X-Forwarded-For`, `-Proto`, `-Host` and `-Port`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Forwarded {
-    /// Trust what the caller sent: add the peer to `-For`, keep `-Proto` and `-Host` where they are given.
+    /// One more proxy: add the peer to `-For`, and those of the others that are missing.
     #[default]
     Append,
-    /// Trust nobody: replace all three.
+    /// As if there were no proxy here: pass them on as they came, and add all four only where none of them came.
+    IfNone,
+    /// Trust nobody: replace all four, and take out `Forwarded`.
     Replace,
     /// Pass them on as they came and add nothing.
     Keep,
@@ -315,6 +317,8 @@ pub struct Limits {
     pub idle_timeout: Duration,
     /// A tunnel or `--tcp` connection over which nothing moved for so long is ended. Zero for never.
     pub tunnel_timeout: Duration,
+    /// Fields of a head; past it 431, or 502 for the app's.
+    pub fields: usize,
     /// Bytes of a request's target; past it 414.
     pub uri: usize,
     /// Streams of one HTTP/2 connection at once; a client is told, and more are refused.

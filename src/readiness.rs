@@ -163,13 +163,9 @@ pub async fn ask<F, T>(
 where
     F: Future<Output = T>,
 {
-    let host = match addr {
-        UpstreamAddr::Unix(_) => "localhost".to_owned(),
-        other => other.to_string().trim_start_matches("https://").to_owned(),
-    };
     let headers = request.headers_mut();
     let agent = HeaderValue::from_static(concat!("lameduck-probe/", env!("CARGO_PKG_VERSION")));
-    headers.entry(header::HOST).or_insert(host.parse().ok()?);
+    headers.entry(header::HOST).or_insert(addr.http_host().parse().ok()?);
     headers.entry(header::USER_AGENT).or_insert(agent);
     headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
     let stream = upstream::connect(addr).await.ok()?;

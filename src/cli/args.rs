@@ -16,8 +16,8 @@ use super::inject::{self, FileArgs, InjectArgs};
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
-    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, HealthCheck, LongPoll, LongPollAnswer,
-    ReadyCheck, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
+    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, HealthCheck, Limits, LongPoll,
+    LongPollAnswer, ReadyCheck, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
 };
 
 pub(super) use self::clients::{ControlArgs, DrainArgs, HoldArgs, StatusArgs, SwapArgs, SwitchArgs};
@@ -328,9 +328,11 @@ pub(super) struct AppArgs {
         default_value = "auto"
     )]
     pub upstream_protocol: UpstreamProtocol,
-    /// What the app gets to see as X-Forwarded-For, -Proto and -Host
-    #[arg(long, env = "LAMEDUCK_FORWARDED", value_name = "MODE", value_enum, default_value = "append")]
-    pub forwarded: Forwarded,
+    /// What the app gets to see as X-Forwarded-For, -Proto, -Host and -Port
+    /// [default: if-none in a sidecar and under run, where the number of proxies stays what it was without us; append
+    /// in a front door, and with --tls-listen]
+    #[arg(long, env = "LAMEDUCK_FORWARDED", value_name = "MODE", value_enum)]
+    pub forwarded: Option<Forwarded>,
 }
 
 #[derive(Debug, Args)]
@@ -340,6 +342,10 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_MAX_HEAD", value_name = "BYTES", default_value = "64KiB",
           value_parser = values::head_bytes)]
     pub max_head: usize,
+    /// Fields of a request's or an answer's head, 1 to 16384; past it 431, or 502 for the app's. Node takes 2000
+    #[arg(long, env = "LAMEDUCK_MAX_FIELDS", value_name = "N", default_value = "2000",
+          value_parser = value_parser!(u16).range(1..=16_384))]
+    pub max_fields: u16,
     /// Bytes of a request's target (its path and query); past it 414
     #[arg(long, env = "LAMEDUCK_MAX_URI", value_name = "BYTES", default_value = "16KiB",
           value_parser = values::uri_bytes)]
@@ -391,6 +397,28 @@ pub(super) struct LimitArgs {
     /// Data-plane threads [default: the cores that this process may use]
     #[arg(long, env = "LAMEDUCK_THREADS", value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
+}
+
+impl LimitArgs {
+    /// The same as settings; the number of threads is none of them.
+    pub fn meant(self) -> Limits {
+        Limits {
+            head: self.max_head,
+            head_timeout: self.head_timeout,
+            body_timeout: self.body_timeout,
+            answer_timeout: self.answer_timeout,
+            idle_timeout: self.idle_timeout,
+            tunnel_timeout: self.tunnel_timeout,
+            fields: self.max_fields.into(),
+            uri: self.max_uri,
+            streams: self.max_streams,
+            connections: self.max_connections.into(),
+            files: u64::MAX,
+            in_flight: self.max_in_flight,
+            held: self.max_held,
+            held_bytes: self.max_held_bytes,
+        }
+    }
 }
 
 /// How a log line is written.

@@ -25,10 +25,10 @@ Annotations of a pod (template), all lameduck.dev/NAME:
   cpu-request, cpu-limit, memory-request, memory-limit
   and these flags of `lameduck proxy`: access-log, answer-timeout, body-timeout, control-listen,
   drain-readiness, forwarded, head-timeout, health-check, idle-timeout, lame-duck, log-format,
-  log-level, long-poll, long-poll-answer, max-connections, max-head, max-held, max-held-bytes,
-  max-in-flight, max-streams, max-uri, proxy-protocol-from, ready-check, ready-timeout, reserve,
-  restart-grace, stream-spread, tcp, threads, tunnel-timeout, upstream-protocol, upstream-wait,
-  warm-up, warm-up-count
+  log-level, long-poll, long-poll-answer, max-connections, max-fields, max-head, max-held,
+  max-held-bytes, max-in-flight, max-streams, max-uri, proxy-protocol-from, ready-check, ready-timeout,
+  reserve, restart-grace, stream-spread, tcp, threads, tunnel-timeout, upstream-protocol,
+  upstream-wait, warm-up, warm-up-count
 
 Exit codes:
   0 = done; what can't be injected is left as it is, and the report on stderr says why

@@ -49,7 +49,7 @@ fn a_proxy_on_a_laptop_has_the_documented_defaults() {
     assert_eq!((s.ready.warm_up, s.ready.warm_up_count), (vec![], 1));
     assert_eq!((s.upstream_wait, s.forwarded, s.access_log), (secs(10), Forwarded::Append, false));
     let l = s.limits;
-    assert_eq!((l.head, l.connections, l.held), (64 << 10, 50_000, 1000));
+    assert_eq!((l.head, l.fields, l.connections, l.held), (64 << 10, 2000, 50_000, 1000));
     assert_eq!((l.head_timeout, l.body_timeout, l.idle_timeout), (secs(30), secs(60), secs(3600)));
     assert_eq!((l.uri, l.in_flight, l.answer_timeout, l.tunnel_timeout), (16 << 10, 0, secs(0), secs(0)));
     assert_eq!((s.tcp, s.proxy_protocol_from), (vec![], vec![]));
@@ -62,6 +62,25 @@ fn a_pod_gets_a_lame_duck_and_control_on_loopback() {
     assert_eq!((s.drain.lame_duck, s.control_listen), (secs(5), Some("127.0.0.1:4882".parse().unwrap())));
     let s = settings_of("lameduck proxy --upstream :3000 --lame-duck 0 --control-listen off", &pod());
     assert_eq!((s.drain.lame_duck, s.control_listen), (secs(0), None));
+}
+
+#[test]
+fn a_sidecar_and_run_add_no_hop_and_a_front_door_does() {
+    for (line, forwarded) in [
+        ("proxy --upstream :3000", Forwarded::Append),
+        ("proxy --upstream :3000 --sidecar native", Forwarded::IfNone),
+        ("proxy --upstream :3000 --sidecar ordinary", Forwarded::IfNone),
+        ("proxy --upstream :3000 --sidecar native --forwarded append", Forwarded::Append),
+        ("proxy --upstream :3000 --forwarded if-none", Forwarded::IfNone),
+        ("run -- x", Forwarded::IfNone),
+        ("run --forwarded keep -- x", Forwarded::Keep),
+        // Whoever ends TLS is the first proxy.
+        ("run --tls-listen :4443 --tls-dir /d -- x", Forwarded::Append),
+    ] {
+        for around in [laptop(), pod()] {
+            assert_eq!(settings_of(&format!("lameduck {line}"), &around).forwarded, forwarded, "{line}");
+        }
+    }
 }
 
 #[test]
@@ -214,6 +233,8 @@ fn a_wrong_value_is_told_what_to_write_instead() {
         ("--control-listen 0.0.0.0:4882", "write 127.0.0.1:4882"),
         ("--max-head 5", "8KiB"),
         ("--max-head 64KB", "write 64KiB"),
+        ("--max-fields 0", "1..=16384"),
+        ("--forwarded add", "possible values: append, if-none, replace, keep"),
         ("--max-connections 0", "1.."),
         ("--token a_b", "visible ASCII"),
         ("--ready-check healthz", "neither 'connect' nor a path"),

@@ -36,6 +36,14 @@ impl UpstreamAddr {
             Self::Unix(_) => None,
         }
     }
+
+    /// What a request that comes from nobody else names as its `Host`.
+    pub fn http_host(&self) -> String {
+        match self {
+            Self::Unix(_) => "localhost".to_owned(),
+            other => other.to_string().trim_start_matches("https://").to_owned(),
+        }
+    }
 }
 
 impl FromStr for UpstreamAddr {

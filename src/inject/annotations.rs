@@ -24,6 +24,7 @@ pub const FLAGS: &[&str] = &[
     "long-poll",
     "long-poll-answer",
     "max-connections",
+    "max-fields",
     "max-head",
     "max-held",
     "max-held-bytes",

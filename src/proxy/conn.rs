@@ -269,7 +269,7 @@ where
         if !is_http2 && (looked == 0 || headers::ends_within(client.buf.unread(), looked)) {
             let sender = plane.sender(&client.peer, &client.channel);
             head.clear();
-            if let Some(request) = headers::request(client.buf.unread(), sender, head)? {
+            if let Some(request) = headers::request(client.buf.unread(), limits.fields, sender, head)? {
                 if request.len > limits.head || request.target.len() > limits.uri {
                     return Err(too_large(client.buf.unread(), limits).into());
                 }

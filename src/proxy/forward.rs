@@ -17,7 +17,7 @@ use super::buffer::{Buffer, SIZE};
 use super::error::{Failure, Progress};
 use super::exchange::{Client, Exchange};
 use super::h2::app::{AppStream, request as app_head};
-use super::headers::{self, Framing, Request, Response, Upgrade};
+use super::headers::{self, Framing, Request, Response, Site, Upgrade};
 use super::poll_end;
 use super::relay::{relay, relay_compressed_events, relay_events};
 use super::stream::{Sink, Source};
@@ -68,7 +68,7 @@ where
     R: Source,
     W: Sink,
 {
-    let mut body = Body::new(exchange.request.framing);
+    let (mut body, mut more) = (Body::new(exchange.request.framing), Vec::new());
     let here = body.take(client.buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
     head.extend_from_slice(&client.buf.unread()[..here]);
     client.buf.consume(here);
@@ -96,7 +96,8 @@ where
             }
         };
         let mut app_buf = Buffer::default();
-        let (app, failure) = match attempt(client, exchange, &mut head, &mut body, app, &mut app_buf).await {
+        let attempt = attempt(client, exchange, &head, (&mut body, &mut more), app, &mut app_buf);
+        let (app, failure) = match attempt.await {
             (app, Ok(Answered::Whole { ended, reuse, keep_alive })) => {
                 app_buf.release();
                 match app {
@@ -171,8 +172,8 @@ async fn is_safe(
 async fn attempt<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
-    head: &mut Vec<u8>,
-    body: &mut Body,
+    head: &[u8],
+    body: (&mut Body, &mut Vec<u8>),
     mut app: App,
     app_buf: &mut Buffer,
 ) -> (App, Result<Answered, Failure>)
@@ -194,12 +195,13 @@ where
     (app, answered)
 }
 
-/// Sends the request over this connection and relays the answer, both side by side.
+/// Sends the request over this connection and relays the answer, both side by side. `head` is the request's, with what
+/// of the body came with it; the body has the rest of it, and what of that was sent by an earlier try.
 async fn both_ways<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
-    head: &mut Vec<u8>,
-    body: &mut Body,
+    head: &[u8],
+    (body, more): (&mut Body, &mut Vec<u8>),
     (mut app_reader, mut app_writer, backend): (
         impl AsyncRead + Unpin,
         impl AsyncWrite + Unpin,
@@ -213,11 +215,15 @@ where
 {
     let flow = &exchange.flow;
     exchange.send(&mut app_writer, head).await?;
+    if !more.is_empty() {
+        exchange.send(&mut app_writer, more).await?;
+    }
     let Client { reader, writer, buf, .. } = client;
-    let mut upload = pin!(upload(exchange, reader, buf, body, &mut app_writer, head));
+    let kept = (head.len(), more);
+    let mut upload = pin!(upload(exchange, reader, buf, body, &mut app_writer, kept));
     let mut uploading = true;
     let answered = {
-        let mut answer = pin!(answer(exchange, &mut app_reader, backend, app_buf, writer));
+        let mut answer = pin!(answer(exchange, head, &mut app_reader, backend, app_buf, writer));
         poll_fn(|cx| {
             if uploading && let Poll::Ready(over) = upload.as_mut().poll(cx) {
                 over?;
@@ -230,6 +236,20 @@ where
         })
         .await?
     };
+    // The new protocol begins behind the request, in either direction (RFC 9110 §7.8).
+    if matches!(answered, Answered::Upgraded) && !flow.uploaded.get() {
+        if uploading {
+            poll_fn(|cx| match upload.as_mut().poll(cx) {
+                Poll::Pending if !flow.uploaded.get() => Poll::Pending,
+                Poll::Pending => Poll::Ready(Ok(())),
+                Poll::Ready(over) => Poll::Ready(over),
+            })
+            .await?;
+        }
+        if !flow.uploaded.get() {
+            return Err(Failure::AppGone { unanswered: false });
+        }
+    }
     // An upload that ended without being whole is one that the app takes no more of.
     if uploading && !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
         finish_upload(exchange, writer, upload).await;
@@ -266,7 +286,7 @@ async fn upload<R: Source>(
     buf: &mut Buffer,
     body: &mut Body,
     app: &mut (impl AsyncWrite + Unpin),
-    head: &mut Vec<u8>,
+    (sent_before, more): (usize, &mut Vec<u8>),
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
     while !body.is_done() {
@@ -284,12 +304,12 @@ async fn upload<R: Source>(
         exchange.received(n);
         let again = flow.replayable.get()
             && (exchange.request.idempotent || exchange.http2())
-            && head.len() + n <= REPLAY;
+            && sent_before + more.len() + n <= REPLAY;
         let sent = if again {
-            let mark = head.len();
-            head.extend_from_slice(&buf.unread()[..n]);
+            let mark = more.len();
+            more.extend_from_slice(&buf.unread()[..n]);
             buf.consume(n);
-            app.write_all(&head[mark..]).await
+            app.write_all(&more[mark..]).await
         } else {
             flow.replayable.set(false);
             let sent = app.write_all(&buf.unread()[..n]).await;
@@ -323,6 +343,7 @@ async fn half_closed(exchange: &Exchange<'_>, client: &impl Source) -> Result<()
 /// The app's side: interim answers, the head, the body.
 async fn answer<A, W>(
     exchange: &Exchange<'_>,
+    head: &[u8],
     app: &mut A,
     backend: &Backend,
     buf: &mut Buffer,
@@ -341,8 +362,10 @@ where
         return Ok(Answered::Whole { ended: Ended::PollEnded, reuse: false, keep_alive: None });
     }
     let mut interim = 0;
+    let host = &head[request.origin.host.clone()];
+    let site = Site { https: request.origin.https, host, app: backend.loopback() };
     let response = loop {
-        let response = answer_head(exchange, app, buf, &mut out, interim == 0).await?;
+        let response = answer_head(exchange, site, app, buf, &mut out, interim == 0).await?;
         buf.consume(response.len);
         if response.status >= 200 || response.status == 101 {
             break response;
@@ -382,6 +405,7 @@ where
 /// Reads until a head is whole, the `first` of this answer or one after interim ones. The client's version of it stands in `out` then.
 async fn answer_head<A: AsyncRead + Unpin>(
     exchange: &Exchange<'_>,
+    site: Site<'_>,
     app: &mut A,
     buf: &mut Buffer,
     out: &mut Vec<u8>,
@@ -389,13 +413,14 @@ async fn answer_head<A: AsyncRead + Unpin>(
 ) -> Result<Response, Failure> {
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
     let (request, flow) = (exchange.request, &exchange.flow);
-    let most = exchange.worker.plane.settings.limits.head;
+    let limits = &exchange.worker.plane.settings.limits;
+    let most = limits.head;
     let mut looked = 0;
     loop {
         if !buf.is_empty() && (looked == 0 || headers::ends_within(buf.unread(), looked)) {
             out.clear();
-            let head =
-                headers::response(buf.unread(), request.head_only, out, |response| exchange.plan(response));
+            let (bytes, plan) = (buf.unread(), |response: &Response| exchange.plan(response));
+            let head = headers::response(bytes, limits.fields, request.head_only, site, out, plan);
             match head {
                 Ok(Some(response)) if response.status == 101 && request.upgrade == Upgrade::None => {
                     return Err(Failure::AppBroken(

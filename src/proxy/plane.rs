@@ -32,6 +32,8 @@ pub struct Plane {
     pub gate: Arc<Gate>,
     /// Where the app is.
     pub upstream: Arc<Upstream>,
+    /// The `Host` of a request that has none: `--upstream`, as our own questions to the app say it.
+    app_host: String,
     /// Where the connections of each `--tcp` go.
     pub tcp: Vec<Arc<Upstream>>,
     /// What clients find at the listeners with TLS.
@@ -72,6 +74,7 @@ impl Plane {
         let threads = settings.threads.max(1);
         Self {
             upstream: Arc::new(Upstream::new(settings.upstream.clone(), threads)),
+            app_host: settings.upstream.http_host(),
             tcp: settings
                 .tcp
                 .iter()
@@ -127,6 +130,7 @@ impl Plane {
             subject: channel.subject.as_deref(),
             hide_subject: self.asks_for_certificates(),
             health_checks: &self.settings.health_checks,
+            app: &self.app_host,
         }
     }
 

@@ -31,6 +31,9 @@ trait Records {
     type Data;
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
+
+    /// There is more to be sent.
+    fn has_words(&self) -> bool;
 }
 
 impl Records for UnbufferedClientConnection {
@@ -39,6 +42,10 @@ impl Records for UnbufferedClientConnection {
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
     }
+
+    fn has_words(&self) -> bool {
+        self.wants_write()
+    }
 }
 
 impl Records for UnbufferedServerConnection {
@@ -46,6 +53,10 @@ impl Records for UnbufferedServerConnection {
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data> {
         self.process_tls_records(incoming)
+    }
+
+    fn has_words(&self) -> bool {
+        self.wants_write()
     }
 }
 
@@ -283,8 +294,10 @@ fn run<C: Records>(
             _ => said = Some(0),
         }
         done += discard;
-        if let Some(why) = failed {
-            return Err(why);
+        // An alert may come last, as a server's of TLS 1.3 behind its hello.
+        match failed {
+            Some(why) if !session.has_words() => return Err(why),
+            unsaid => failed = unsaid,
         }
         if let Some(written) = said {
             return Ok((done, written));

@@ -97,6 +97,18 @@ impl Backend {
         (ms != STAY).then(|| Duration::from_millis(ms))
     }
 
+    /// The addresses of a server on loopback, which nobody else reaches; none of any other.
+    pub fn loopback(&self) -> &[SocketAddr] {
+        match &self.at {
+            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _)
+                if addrs.iter().all(|addr| addr.ip().is_loopback()) =>
+            {
+                addrs
+            }
+            _ => &[],
+        }
+    }
+
     fn is_at(&self, ip: IpAddr) -> bool {
         matches!(&self.at, ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) if addrs.iter().any(|addr| addr.ip().to_canonical() == ip))
     }

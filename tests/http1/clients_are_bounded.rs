@@ -78,7 +78,7 @@ fn a_huge_head_gets_431_however_it_comes() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &["--max-head", "8KiB"]);
     let line = |length| format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(length));
-    let fields = |number| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: y\r\n".repeat(number));
+    let fields = |number| format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X:\r\n".repeat(number));
     for head in [
         line(9000) + "\r\n\r\n",
         line(9000),
@@ -86,7 +86,7 @@ fn a_huge_head_gets_431_however_it_comes() {
         format!("GET /{} HTTP/1.1\r\nHost: a\r\n\r\n", "x".repeat(9000)),
         "\r\n".repeat(5000),
         "x".repeat(9000),
-        fields(300),
+        fields(2000),
     ] {
         let mut client = proxy.client();
         client.send(&head);
@@ -94,7 +94,7 @@ fn a_huge_head_gets_431_however_it_comes() {
         assert_eq!(answer.head.status, 431, "{} bytes that begin {:?}", head.len(), &head[..20]);
     }
     let mut client = proxy.client();
-    client.send(fields(250));
+    client.send(fields(1999));
     app.asked().send("HTTP/1.1 204 No Content\r\n\r\n");
     assert_eq!(client.answer().head.status, 204, "as many are no trouble");
 }

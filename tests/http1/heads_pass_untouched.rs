@@ -136,30 +136,6 @@ fn an_absolute_target_names_the_host_and_becomes_a_path() {
 }
 
 #[test]
-fn forwarded_fields_follow_the_trust_setting() {
-    let sent = get("X-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\nX-Forwarded-Proto: https\r\n\
-                    X-Forwarded-Host: b\r\n");
-    let lines = |args: &[&str], request: &str| -> Vec<String> {
-        let head = forwarded(args, request);
-        head.split("\r\n").filter(|line| line.to_lowercase().starts_with("x-f")).map(str::to_owned).collect()
-    };
-    let added = ["X-Forwarded-For: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: a"];
-    assert_eq!(
-        lines(&["--forwarded", "append"], &sent),
-        [
-            "X-Forwarded-For: 1.1.1.1",
-            "x-forwarded-for: 2.2.2.2, 127.0.0.1",
-            "X-Forwarded-Proto: https",
-            "X-Forwarded-Host: b"
-        ]
-    );
-    assert_eq!(lines(&["--forwarded", "append"], &get("")), added);
-    assert_eq!(lines(&["--forwarded", "replace"], &sent), added);
-    assert_eq!(forwarded(&KEEP, &sent), sent);
-    assert_eq!(lines(&KEEP, &get("")), [""; 0]);
-}
-
-#[test]
 fn an_http_1_0_client_is_served_in_its_own_way() {
     let (answer, mut client, _proxy) = answered(
         "GET / HTTP/1.0\r\n\r\n",
@@ -173,10 +149,72 @@ fn an_http_1_0_client_is_served_in_its_own_way() {
     );
     assert!(answer.head.has("connection", "close") && !answer.head.has("transfer-encoding", "chunked"));
     client.expect_fin();
-    assert_eq!(
-        forwarded(&KEEP, "GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n"),
-        "GET / HTTP/1.1\r\nHost: \r\n\r\n"
-    );
+}
+
+#[test]
+fn a_client_that_names_no_host_gives_the_app_the_one_of_our_own_questions() {
+    let app = RawApp::start();
+    let port = app.addr.port();
+    for upstream in [format!("127.0.0.1:{port}"), format!("localhost:{port}")] {
+        let args = [&KEEP[..], &["--ready-check", "/healthz"]].concat();
+        let proxy = Lameduck::proxy_to(&upstream, &args);
+        let probe = app.asked();
+        assert!(probe.head.contains(&format!("\r\nhost: {upstream}\r\n")), "{}", probe.head);
+        let mut client = proxy.client();
+        client.send("GET / HTTP/1.0\r\nX-A: b\r\n\r\n");
+        let asked = loop {
+            let asked = app.asked();
+            if asked.head.starts_with("GET / ") {
+                break asked;
+            }
+        };
+        assert_eq!(asked.head, format!("GET / HTTP/1.1\r\nX-A: b\r\nHost: {upstream}\r\n\r\n"));
+    }
+    // An empty one is what the client said.
+    assert_eq!(forwarded(&KEEP, "GET / HTTP/1.0\r\nHost: \r\n\r\n"), "GET / HTTP/1.1\r\nHost: \r\n\r\n");
+}
+
+#[test]
+fn an_app_makes_a_url_of_what_it_gets_as_host() {
+    let script = "require('node:http').createServer((req, res) => res.end(new URL(req.url, 'http://' + req.headers.host)
+                  .href)).listen(process.env.PORT, () => console.log('up'))";
+    let run = Lameduck::run(&[], &["node", "-e", script]);
+    for (request, host) in [
+        ("GET /x HTTP/1.0\r\n\r\n", "http://localhost:"),
+        ("GET /x HTTP/1.0\r\nHost: a\r\n\r\n", "http://a/"),
+    ] {
+        let mut client = run.client();
+        client.send(request);
+        let answer = client.answer();
+        assert!(answer.text().starts_with(host) && answer.text().ends_with("/x"), "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_reason_phrase_may_be_in_any_language() {
+    for reason in [&b"caf\xe9"[..], "Nicht gefunden: \u{20ac}".as_bytes(), b"", b"plain"] {
+        let (mut asked, mut client, _proxy) = pass(&[], &get(""));
+        asked.send([b"HTTP/1.1 404 ", reason, b"\r\nX-A: b\r\nContent-Length: 0\r\n\r\n"].concat());
+        let wanted = [b"HTTP/1.1 404 ", reason, b"\r\nX-A: b\r\n"].concat();
+        assert_eq!(client.take(wanted.len()), wanted);
+    }
+}
+
+#[test]
+fn an_answer_that_asks_for_another_protocol_tells_that_its_connection_closes() {
+    for (request, connection) in [
+        ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "Upgrade"),
+        ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "Upgrade, close"),
+        ("GET / HTTP/1.0\r\nConnection: keep-alive\r\n\r\n", "Upgrade, keep-alive"),
+    ] {
+        let (mut asked, mut client, _proxy) = pass(&[], request);
+        asked.send("HTTP/1.1 426 Upgrade Required\r\nUpgrade: TLS/1.2\r\nContent-Length: 0\r\n\r\n");
+        let head = client.head();
+        assert_eq!((head.header("connection"), head.header("upgrade")), (Some(connection), Some("TLS/1.2")));
+        if connection == "Upgrade, close" {
+            client.expect_fin();
+        }
+    }
 }
 
 #[test]

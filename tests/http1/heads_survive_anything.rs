@@ -3,9 +3,11 @@
 
 use lameduck::config::Forwarded;
 use lameduck::proxy::body::Body;
-use lameduck::proxy::headers::{self, Answer, Framing, Sender, Upgrade};
+use lameduck::proxy::headers::{self, Answer, Framing, Sender, Site, Upgrade};
 
 const SEEDS: u64 = 20_000;
+/// Fields of a head.
+const MOST: usize = 2000;
 
 /// xorshift64*: small, and the same everywhere.
 struct Random(u64);
@@ -61,7 +63,7 @@ const STATUS_LINES: [&str; 8] = [
     "HTTP/1.1 999 \u{e9}",
     "HTTP/1.1 426 Upgrade",
 ];
-const FIELDS: [&str; 30] = [
+const FIELDS: [&str; 36] = [
     "Host: a",
     "host: b:80",
     "Content-Length: 5",
@@ -87,6 +89,12 @@ const FIELDS: [&str; 30] = [
     "x-forwarded-for:",
     "X-Forwarded-Proto: https",
     "X-Forwarded-Host: h",
+    "X-Forwarded-Port: 1",
+    "Forwarded: for=h",
+    "Location: http://localhost:3000/a",
+    "content-location: //127.0.0.1:3000",
+    "Refresh: 1;url='http://localhost:3000",
+    "Link: <http://[::1]:3000/>, <http://localhost:3000",
     "User-Agent: kube-probe/1.30",
     "Accept: text/event-stream",
     "Content-Type: text/event-stream",
@@ -133,10 +141,11 @@ fn requests() {
         let random = &mut Random::new(seed);
         let mut bytes = head(random, &REQUEST_LINES);
         bytes.extend(noise(random));
-        let forwarded = random.pick(&[Forwarded::Append, Forwarded::Replace, Forwarded::Keep]);
-        let sender = Sender { peer: "192.0.2.1", forwarded, ..Sender::default() };
+        let forwarded =
+            random.pick(&[Forwarded::Append, Forwarded::IfNone, Forwarded::Replace, Forwarded::Keep]);
+        let sender = Sender { peer: "192.0.2.1", forwarded, app: "app:80", ..Sender::default() };
         let mut out = Vec::new();
-        let Ok(Some(read)) = headers::request(&bytes, sender, &mut out) else { continue };
+        let Ok(Some(read)) = headers::request(&bytes, MOST, sender, &mut out) else { continue };
         accepted += 1;
         let what = || {
             let (from, to) = (String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&out));
@@ -151,12 +160,14 @@ fn requests() {
         // The app reads what we read, to the same end, and a second proxy of our kind changes nothing of it.
         let keep = Sender { forwarded: Forwarded::Keep, ..Sender::default() };
         let mut again = Vec::new();
-        let reread = headers::request(&out, keep, &mut again);
+        let reread = headers::request(&out, MOST, keep, &mut again);
         let Ok(Some(reread)) = reread else { panic!("{reread:?}, {}", what()) };
         assert_eq!(reread.len, out.len(), "{}", what());
         assert_eq!((reread.framing, reread.upgrade), (read.framing, read.upgrade), "{}", what());
         assert_eq!((reread.head_only, reread.idempotent), (read.head_only, read.idempotent), "{}", what());
         assert_eq!(String::from_utf8_lossy(&again), String::from_utf8_lossy(&out), "{}", what());
+        let host = &out[read.origin.host.clone()];
+        assert!(host.is_empty() || out.windows(host.len()).any(|part| part == host), "{}", what());
         let framed = match read.framing {
             Framing::Chunked => (1, 0),
             Framing::Length(_) => (0, 1),
@@ -170,7 +181,7 @@ fn requests() {
         for cut in 0..read.len {
             assert!(headers::ends_within(&bytes[..read.len], cut), "cut at {cut}, {}", what());
         }
-        let part = headers::request(&bytes[..read.len - 1], sender, &mut Vec::new());
+        let part = headers::request(&bytes[..read.len - 1], MOST, sender, &mut Vec::new());
         assert!(matches!(part, Ok(None)), "{part:?}, {}", what());
     }
     assert!(accepted > SEEDS / 10, "only {accepted} of {SEEDS} were of use");
@@ -186,21 +197,24 @@ fn responses() {
         let head_only = random.below(5) == 0;
         let answer = Answer { http11: true, head_only, upgrade: true, close: random.below(2) == 0 };
         let mut out = Vec::new();
-        let Ok(Some(read)) = headers::response(&bytes, head_only, &mut out, |_| answer) else { continue };
+        let app = ["127.0.0.1:3000".parse().unwrap()];
+        let site = Site { https: false, host: random.pick(&[&b"a"[..], b""]), app: &app };
+        let read = headers::response(&bytes, MOST, head_only, site, &mut out, |_| answer);
+        let Ok(Some(read)) = read else { continue };
         accepted += 1;
         let what = || {
             let (from, to) = (String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&out));
             format!("seed {seed}: {from:?} became {to:?}")
         };
         assert!(read.len <= bytes.len(), "{}", what());
-        let reread = headers::response(&out, head_only, &mut Vec::new(), |_| answer);
+        let reread = headers::response(&out, MOST, head_only, Site::default(), &mut Vec::new(), |_| answer);
         let Ok(Some(reread)) = reread else { panic!("{reread:?}, {}", what()) };
         assert_eq!((reread.len, reread.status), (out.len(), read.status), "{}", what());
         // The client is never left with a body that only the connection's end ends.
         let framing = if read.framing == Framing::UntilClose { Framing::Chunked } else { read.framing };
         assert_eq!(reread.framing, framing, "{}", what());
         assert_eq!(reread.events, read.events, "{}", what());
-        if read.status >= 200 && read.status != 426 {
+        if read.status >= 200 {
             assert_eq!(reread.says_close, answer.close, "{}", what());
         }
         let framed = count(&out, "content-length") + count(&out, "transfer-encoding");
@@ -214,7 +228,7 @@ fn noise_is_never_a_head() {
     for seed in 0..SEEDS {
         let bytes = noise(&mut Random::new(seed));
         let sender = Sender::default();
-        let request = headers::request(&bytes, sender, &mut Vec::new());
+        let request = headers::request(&bytes, MOST, sender, &mut Vec::new());
         assert!(!matches!(request, Ok(Some(_))), "seed {seed}");
     }
 }

@@ -66,6 +66,56 @@ fn a_target_that_is_too_long_gets_414_however_long_the_head_is() {
 }
 
 #[test]
+fn a_head_may_have_as_many_fields_as_node_takes_and_no_more() {
+    let app = RawApp::start();
+    for (args, most) in [(&[][..], 2000), (&["--max-fields", "100"], 100), (&["--max-fields", "20"], 20)] {
+        let proxy = Lameduck::proxy(app.addr, args);
+        let fields = |n: usize| vec!["a: b"; n];
+        // One of them is the Host.
+        let mut client = proxy.client();
+        client.request("GET", "/", &fields(most - 1));
+        let mut asked = app.asked();
+        assert_eq!(asked.head.matches("\r\na: b").count(), most - 1);
+        let answer = |n: usize| format!("HTTP/1.1 204 No Content\r\n{}\r\n", "c: d\r\n".repeat(n));
+        asked.send(answer(most));
+        assert_eq!(client.head().headers.len(), most);
+        client.get("/");
+        asked.next();
+        asked.send(answer(most + 1));
+        let refused = client.answer();
+        assert_eq!(refused.head.status, 502);
+        assert!(refused.text().contains("--max-fields"), "{}", refused.text());
+        let mut client = proxy.client();
+        client.request("GET", "/", &fields(most));
+        let refused = client.answer();
+        assert_eq!(refused.head.status, 431);
+        assert!(refused.text().contains("--max-fields"), "{}", refused.text());
+        client.expect_fin();
+    }
+}
+
+#[test]
+fn over_http2_a_head_may_have_as_many_fields() {
+    let app = RawApp::start();
+    let answer = format!("HTTP/1.1 204 No Content\r\n{}\r\n", "c: d\r\n".repeat(300));
+    let app = app.answer_all(answer.leak());
+    for (args, status) in
+        [(&[][..], "204 300"), (&["--max-fields", "299"], "431 0"), (&["--max-fields", "310"], "204 300")]
+    {
+        let proxy = Lameduck::proxy(app.addr, args);
+        let mut curl = Command::new("curl");
+        curl.args(["--silent", "--http2-prior-knowledge", "--dump-header", "-", "--output", "/dev/null"]);
+        curl.args((0..300).flat_map(|n| ["--header".to_owned(), format!("a{n}: b")]));
+        let shown = curl.arg(format!("http://{}/", proxy.listen)).output().expect("curl starts");
+        let shown = String::from_utf8_lossy(&shown.stdout).into_owned();
+        let (first, c) =
+            (shown.split_whitespace().nth(1).unwrap_or_default(), shown.matches("\nc: d").count());
+        assert_eq!(format!("{first} {c}"), status, "{shown}");
+    }
+    assert_eq!(app.seen().matches("\r\na299: b").count(), 2);
+}
+
+#[test]
 fn an_app_that_is_slow_to_answer_gets_its_client_504_and_is_told() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &["--answer-timeout", "1s"]);

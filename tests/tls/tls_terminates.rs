@@ -44,6 +44,23 @@ fn the_app_is_told_that_it_was_https() {
 }
 
 #[test]
+fn a_client_that_speaks_none_of_our_protocols_is_told_so() {
+    let authority = Authority::default();
+    let app = RawApp::start();
+    let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
+    for version in [&TLS12, &TLS13] {
+        let mut config = authority.client_config(&[version], None);
+        config.alpn_protocols = vec![b"smtp".to_vec()];
+        let refused = Secure::try_connect(addr, "localhost", config.clone()).err().expect("RFC 7301 §3.2");
+        assert!(refused.contains("received fatal alert: NoApplicationProtocol"), "{refused}");
+        // One in common is enough.
+        config.alpn_protocols.push(b"http/1.1".to_vec());
+        let client = Secure::connect(addr, "localhost", config);
+        assert_eq!(client.session().alpn_protocol(), Some(&b"http/1.1"[..]));
+    }
+}
+
+#[test]
 fn an_upload_and_a_stream_pass_side_by_side() {
     let authority = Authority::default();
     let app = RawApp::start();

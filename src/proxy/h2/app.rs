@@ -3,7 +3,6 @@
 
 use std::cell::{Cell, RefCell};
 use std::io;
-use std::mem::MaybeUninit;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -21,13 +20,11 @@ use tokio::task::spawn_local;
 
 use super::adapter::{Upload, poll_content};
 use crate::proxy::body::Body;
-use crate::proxy::headers::{Field, Framing, put, put_field};
+use crate::proxy::headers::{Field, Framing, Room, put, put_field};
 use crate::upstream::{Backend, Lease, was_unprocessed};
 
 /// A head's end.
 const END: &[u8] = b"\r\n\r\n";
-/// Fields of a head at most.
-const MAX_FIELDS: usize = 256;
 
 /// An answer's last frame may come so long after its last byte.
 const LAST_FRAME: Duration = Duration::from_secs(1);
@@ -202,11 +199,8 @@ fn write_head(head: &Response<()>, chunked: bool, out: &mut Vec<u8>) {
 pub fn request(bytes: &[u8]) -> Option<Request<()>> {
     // One copy for all values.
     let all = Bytes::copy_from_slice(&bytes[..memmem::find(bytes, END)? + END.len()]);
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut head = httparse::Request::new(&mut []);
-    if !head.parse_with_uninit_headers(&all, &mut fields).ok()?.is_complete() {
-        return None;
-    }
+    let mut room = Room::new();
+    let (head, _) = room.request(&all, usize::MAX).ok()??;
     let mut out = HeaderMap::with_capacity(head.headers.len());
     let mut host = None;
     for field in head.headers.iter() {

@@ -1,28 +1,30 @@
 //! Heads between HTTP/2 and HTTP/1.1: a client's request as the app gets it, and the app's answer as fields
 //! (RFC 9113 §8). Pure; no sockets.
 
-use std::mem::MaybeUninit;
-
 use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
 use http::{Response, StatusCode};
 
 use crate::proxy::headers::{
-    Field, Framing, Reject, Request, Said, Sender, Upgrade, bad, is_idempotent, parse_length, put, put_field,
-    put_forwarded, put_forwarded_for,
+    Field, Framing, Origin, Reject, Request, Room, Said, Sender, TOO_MANY_FIELDS, Upgrade, bad,
+    is_idempotent, parse_length, put, put_field, put_forwarded, put_forwarded_for,
 };
 use crate::proxy::health_check::{Asked, is_health_check};
 
-/// Fields of a head or a trailer section at most.
-const MAX_FIELDS: usize = 256;
-
 /// Appends the request's head for the app to `out`, which is empty; `ended` when no body follows. What is left of a
-/// request that the protocol's engine has let pass: what HTTP/1.1 could read differently is refused here.
+/// request that the protocol's engine has let pass: what HTTP/1.1 could read differently is refused here, and more than
+/// `most` fields.
 ///
 /// # Errors
 /// The status that the client gets.
-pub fn request(parts: &Parts, ended: bool, sender: Sender<'_>, out: &mut Vec<u8>) -> Result<Request, Reject> {
+pub fn request(
+    parts: &Parts,
+    most: usize,
+    ended: bool,
+    sender: Sender<'_>,
+    out: &mut Vec<u8>,
+) -> Result<Request, Reject> {
     let method = parts.method.as_str();
     if method == "CONNECT" {
         return Err(Reject { status: 501, why: "CONNECT is for forward proxies" });
@@ -30,6 +32,9 @@ pub fn request(parts: &Parts, ended: bool, sender: Sender<'_>, out: &mut Vec<u8>
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     if !(path.starts_with('/') || (path == "*" && method == "OPTIONS")) {
         return Err(bad("the request's target is no path"));
+    }
+    if parts.headers.len() > most {
+        return Err(TOO_MANY_FIELDS);
     }
     let said = read_fields(&parts.headers)?;
     let framing = match said.length {
@@ -40,14 +45,14 @@ pub fn request(parts: &Parts, ended: bool, sender: Sender<'_>, out: &mut Vec<u8>
         None => Framing::Chunked,
     };
     // The authority is what the client asked for; a Host field may only stand in for it (RFC 9113 §8.3.1).
-    let host = match parts.uri.authority() {
-        Some(authority) => authority.as_str().as_bytes(),
-        None => said.host.unwrap_or_default(),
-    };
-    if host.is_empty() || host.contains(&b'@') {
+    // Neither is there where the request began as one of HTTP/1.0.
+    let host = parts.uri.authority().map(|authority| authority.as_str().as_bytes()).or(said.host);
+    if host.is_some_and(|host| host.is_empty() || host.contains(&b'@')) {
         return Err(bad("the request names no host"));
     }
-    put(out, &[method.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nHost: ", host, b"\r\n"]);
+    put(out, &[method.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nHost: "]);
+    let (start, length) = (out.len(), host.unwrap_or_default().len());
+    put(out, &[host.unwrap_or(sender.app.as_bytes()), b"\r\n"]);
     write_fields(&parts.headers, &said, framing, host, sender, out);
     let target = method.len() + 1..method.len() + 1 + path.len();
     let reopens = method == "GET" && said.accepts_events;
@@ -71,6 +76,7 @@ pub fn request(parts: &Parts, ended: bool, sender: Sender<'_>, out: &mut Vec<u8>
         upgrade: Upgrade::None,
         reopens,
         health_check: is_health_check(&asked, sender.health_checks),
+        origin: Origin { https: said.https(sender), host: start..start + length },
     })
 }
 
@@ -98,7 +104,7 @@ fn write_fields(
     fields: &HeaderMap,
     said: &Said<'_>,
     framing: Framing,
-    host: &[u8],
+    host: Option<&[u8]>,
     sender: Sender<'_>,
     out: &mut Vec<u8>,
 ) {
@@ -111,7 +117,7 @@ fn write_fields(
                 lists_left -= 1;
                 put_forwarded_for(out, name.as_str(), value.as_bytes(), lists_left == 0, sender);
             }
-            Field::ForwardedProto | Field::ForwardedHost if replace => {}
+            known if replace && known.is_forwarded() => {}
             Field::ClientCertSubject if sender.hide_subject => {}
             _ if *name == header::COOKIE => {}
             _ => put_field(out, name.as_str(), value.as_bytes()),
@@ -124,7 +130,7 @@ fn write_fields(
     if fields.contains_key(header::COOKIE) {
         out.extend_from_slice(b"\r\n");
     }
-    put_forwarded(out, said, Some(host), sender);
+    put_forwarded(out, said, host, sender);
     if framing == Framing::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
@@ -147,14 +153,8 @@ pub struct Head {
 /// Reads an answer's head, as it was written for an HTTP/1.1 client, from the start of `bytes`. `None` when it isn't
 /// complete, or says what no HTTP/2 client can be told.
 pub fn response(bytes: &[u8], head_only: bool) -> Option<Head> {
-    let mut fields = [const { MaybeUninit::uninit() }; MAX_FIELDS];
-    let mut head = httparse::Response::new(&mut []);
-    let parser = httparse::ParserConfig::default();
-    let Ok(httparse::Status::Complete(len)) =
-        parser.parse_response_with_uninit_headers(&mut head, bytes, &mut fields)
-    else {
-        return None;
-    };
+    let mut room = Room::new();
+    let (head, len) = room.response(bytes, usize::MAX).ok()??;
     let status = StatusCode::from_u16(head.code?).ok()?;
     let mut response = Response::new(());
     *response.status_mut() = status;
@@ -191,7 +191,7 @@ pub fn trailers(coded: &[u8]) -> Option<HeaderMap> {
     if section == b"\r\n" {
         return None;
     }
-    let mut fields = [httparse::EMPTY_HEADER; MAX_FIELDS];
+    let mut fields = vec![httparse::EMPTY_HEADER; memchr::memchr_iter(b'\n', section).count()];
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields) else {
         return None;
     };
@@ -240,9 +240,10 @@ mod tests {
 
     fn converted(request: http::request::Builder, ended: bool) -> Result<(Request, String), Reject> {
         let (parts, ()) = request.body(()).unwrap().into_parts();
-        let sender = Sender { peer: "10.0.0.1", forwarded: Forwarded::Append, ..Sender::default() };
+        let sender =
+            Sender { peer: "10.0.0.1", forwarded: Forwarded::Append, app: "app:80", ..Sender::default() };
         let mut out = vec![];
-        let request = super::request(&parts, ended, sender, &mut out)?;
+        let request = super::request(&parts, 9, ended, sender, &mut out)?;
         assert_eq!(&out[request.method.clone()], parts.method.as_str().as_bytes());
         Ok((request, String::from_utf8(out).unwrap()))
     }
@@ -261,10 +262,31 @@ mod tests {
             head,
             "GET /a?b=c HTTP/1.1\r\nHost: shop.example:81\r\naccept: text/event-stream\r\n\
              x-forwarded-for: 192.0.2.1, 10.0.0.1\r\nCookie: a=1; b=2\r\nX-Forwarded-Proto: http\r\n\
-             X-Forwarded-Host: shop.example:81\r\nConnection: TE\r\nTE: trailers\r\n\r\n"
+             X-Forwarded-Host: shop.example:81\r\nX-Forwarded-Port: 81\r\nConnection: TE\r\nTE: trailers\r\n\r\n"
         );
         assert!(request.reopens && request.idempotent && request.framing == Framing::None);
         assert_eq!(&head[request.target], "/a?b=c");
+        assert_eq!(&head[request.origin.host], "shop.example:81");
+    }
+
+    #[test]
+    fn a_request_that_names_no_host_gets_the_apps_own_and_no_other_word_of_it() {
+        let (request, head) = converted(http::Request::get("/only/a/path"), true).unwrap();
+        assert_eq!(
+            head,
+            "GET /only/a/path HTTP/1.1\r\nHost: app:80\r\nX-Forwarded-For: 10.0.0.1\r\n\
+             X-Forwarded-Proto: http\r\n\r\n"
+        );
+        assert!(request.origin.host.is_empty());
+        let (request, head) = converted(http::Request::get("/").header("host", "a"), true).unwrap();
+        assert_eq!(&head[request.origin.host], "a");
+    }
+
+    #[test]
+    fn more_fields_than_may_be_are_refused() {
+        let many = |n| (0..n).fold(http::Request::get("http://a/"), |get, _| get.header("a", "b"));
+        assert!(converted(many(9), true).is_ok());
+        assert_eq!(converted(many(10), true).unwrap_err().status, 431);
     }
 
     #[test]
@@ -282,7 +304,7 @@ mod tests {
     fn what_two_readers_could_see_differently_is_refused() {
         let get = || http::Request::get("http://a/");
         for (asked, status) in [
-            (http::Request::get("/only/a/path"), 400),
+            (http::Request::get("/").header("host", ""), 400),
             (http::Request::get("http://user@a/"), 400),
             (get().header("transfer-encoding", "chunked"), 400),
             (get().header("connection", "close"), 400),

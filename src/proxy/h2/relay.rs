@@ -14,7 +14,7 @@ use ::h2::client::ResponseFuture;
 use ::h2::server::SendResponse;
 use ::h2::{Reason, RecvStream, SendStream};
 use bytes::Bytes;
-use http::header::HeaderMap;
+use http::header::{CONTENT_LOCATION, HeaderMap, HeaderValue, LINK, LOCATION, REFRESH};
 use http::{Request, Response};
 
 use super::app;
@@ -25,6 +25,7 @@ use crate::metrics::{Ended, add};
 use crate::proxy::error::{self, Failure, Progress};
 use crate::proxy::exchange::Exchange;
 use crate::proxy::grpc::{self, Code};
+use crate::proxy::headers::{Field, Site};
 use crate::upstream::{self, Lease};
 
 /// A request that was sent is kept for a second try up to this size, in bytes.
@@ -131,9 +132,14 @@ async fn attempt(
     let Client { body, back, reset, grpc } = client;
     let (mut response, mut app) = lease.send(head.clone(), body.is_empty()).map_err(app_failed)?;
     exchange.flow.progress.set(Progress::Sent);
+    let host = match (exchange.request.origin.host.is_empty(), head.uri().authority()) {
+        (false, Some(host)) => host.as_str().as_bytes(),
+        _ => b"",
+    };
+    let site = Site { https: exchange.request.origin.https, host, app: lease.backend().loopback() };
     let ended = {
         let mut upload = pin!(upload(exchange, body, &mut app, reset, *grpc));
-        let mut answer = pin!(answer(exchange, &mut response, back, reset, *grpc));
+        let mut answer = pin!(answer(exchange, site, &mut response, back, reset, *grpc));
         let mut uploading = true;
         poll_fn(|cx| {
             if uploading && let Poll::Ready(over) = upload.as_mut().poll(cx) {
@@ -198,13 +204,18 @@ async fn upload(
 /// The app's side: interim answers, the head, the body, the trailers.
 async fn answer(
     exchange: &Exchange<'_>,
+    site: Site<'_>,
     response: &mut ResponseFuture,
     back: &mut Back,
     reset: &Cell<Option<Reason>>,
     grpc: bool,
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
-    let (head, mut body) = answer_head(response, back, reset).await?.into_parts();
+    let (mut head, mut body) = answer_head(response, back, reset).await?.into_parts();
+    if head.headers.len() > exchange.worker.plane.settings.limits.fields {
+        return Err(Failure::AppBroken("the head of the app's answer has too many fields (--max-fields)"));
+    }
+    rename_app(&mut head.headers, site);
     let whole = body.is_end_stream();
     flow.status.set(head.status.as_u16());
     flow.progress.set(Progress::Answering);
@@ -235,6 +246,27 @@ async fn answer(
     }
     let trailers = poll_fn(|cx| body.poll_trailers(cx)).await.map_err(app_failed)?;
     end(client, trailers).map_err(|_| Failure::ClientGone)
+}
+
+/// URLs that name the app at its own address get what its client knows it by.
+fn rename_app(fields: &mut HeaderMap, site: Site<'_>) {
+    let urls = [
+        (LOCATION, Field::Location),
+        (CONTENT_LOCATION, Field::ContentLocation),
+        (REFRESH, Field::Refresh),
+        (LINK, Field::Link),
+    ];
+    for (name, field) in urls {
+        let http::header::Entry::Occupied(mut values) = fields.entry(name) else { continue };
+        for value in values.iter_mut() {
+            let mut changed = Vec::new();
+            if site.put(field, value.as_bytes(), &mut changed)
+                && let Ok(changed) = HeaderValue::from_maybe_shared(Bytes::from(changed))
+            {
+                *value = changed;
+            }
+        }
+    }
 }
 
 /// Waits for the head of the answer; what comes before it goes to the client at once.

@@ -107,7 +107,7 @@ fn read_head(
 ) -> Result<Request, Reject> {
     let plane = &connection.worker.plane;
     let sender = plane.sender(&connection.peer_text, &connection.channel);
-    head::request(parts, body.is_end_stream(), sender, head)
+    head::request(parts, plane.settings.limits.fields, body.is_end_stream(), sender, head)
 }
 
 /// Sends the request to the app by HTTP/1.1, and the answer to the client.

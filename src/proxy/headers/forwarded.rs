@@ -1,0 +1,85 @@
+//! What the app is told of who sent a request.
+
+use super::fields::Said;
+use super::{put, put_field};
+use crate::config::{Forwarded, HealthCheck};
+
+/// Who sent a request, for the forwarded fields, and what is a health check.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sender<'a> {
+    /// The peer's address as text.
+    pub peer: &'a str,
+    /// What happens to `X-Forwarded-*`.
+    pub forwarded: Forwarded,
+    /// It came by TLS.
+    pub https: bool,
+    /// The subject of its certificate, for `X-Client-Cert-Subject`.
+    pub subject: Option<&'a str>,
+    /// Such a field from the sender itself is left out.
+    pub hide_subject: bool,
+    /// What is a health check besides those that are known.
+    pub health_checks: &'a [HealthCheck],
+    /// The app's own address, as the `Host` of a request that has none.
+    pub app: &'a str,
+}
+
+/// A list of those that a request came from; the `last` of several fields is the one that goes on.
+pub(in crate::proxy) fn put_forwarded_for(
+    out: &mut Vec<u8>,
+    name: &str,
+    value: &[u8],
+    last: bool,
+    sender: Sender<'_>,
+) {
+    match sender.forwarded {
+        Forwarded::Replace => {}
+        Forwarded::Append if last && value.is_empty() => put_field(out, name, sender.peer.as_bytes()),
+        Forwarded::Append if last => {
+            put(out, &[name.as_bytes(), b": ", value, b", ", sender.peer.as_bytes(), b"\r\n"]);
+        }
+        _ => put_field(out, name, value),
+    }
+}
+
+/// The forwarded fields that are not there yet, or not to be believed, and the client's certificate.
+pub(in crate::proxy) fn put_forwarded(
+    out: &mut Vec<u8>,
+    said: &Said<'_>,
+    host: Option<&[u8]>,
+    sender: Sender<'_>,
+) {
+    if let Some(subject) = sender.subject {
+        put_field(out, "X-Client-Cert-Subject", subject.as_bytes());
+    }
+    // The first proxy's scheme, host and port belong together: a port of ours beside another's scheme is wrong.
+    let placed = said.forwarded_proto.is_some() || said.forwarded_host || said.forwarded_port;
+    match sender.forwarded {
+        Forwarded::Keep => return,
+        Forwarded::IfNone if placed || said.forwarded_for > 0 || said.forwarded => return,
+        _ => {}
+    }
+    let replace = sender.forwarded == Forwarded::Replace;
+    if replace || said.forwarded_for == 0 {
+        put_field(out, "X-Forwarded-For", sender.peer.as_bytes());
+    }
+    if replace || said.forwarded_proto.is_none() {
+        put_field(out, "X-Forwarded-Proto", if sender.https { b"https" } else { b"http" });
+    }
+    let Some(host) = host else { return };
+    if replace || !said.forwarded_host {
+        put_field(out, "X-Forwarded-Host", host);
+    }
+    if replace || !placed {
+        put_field(out, "X-Forwarded-Port", port_of(host, sender.https));
+    }
+}
+
+/// The port that a client has connected to by its own word, which is the one of its URLs: ours may be mapped to another.
+fn port_of(host: &[u8], https: bool) -> &[u8] {
+    let digits = host.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
+    match host.split_at(host.len() - digits) {
+        (name, port @ [_, ..]) if name.ends_with(b":") => port,
+        _ if https => b"443",
+        _ => b"80",
+    }
+}

@@ -1,0 +1,164 @@
+//! A response's head, and the one that the client gets.
+
+use std::time::Duration;
+
+use super::fields::{Field, Said, is_named, named_in_connection};
+use super::room::Room;
+use super::{Framing, Reject, Site, bad, put, put_field, unreadable};
+
+/// What the pipeline needs to know of a response.
+#[derive(Clone, Debug)]
+pub struct Response {
+    /// Bytes of the head in the buffer that it was read from.
+    pub len: usize,
+    /// The status code.
+    pub status: u16,
+    /// The body as the app sends it.
+    pub framing: Framing,
+    /// The app keeps the connection.
+    pub keep_alive: bool,
+    /// The app said `Connection: close` in so many words.
+    pub says_close: bool,
+    /// `Keep-Alive: timeout=`.
+    pub keep_alive_timeout: Option<Duration>,
+    /// `Content-Type: text/event-stream`.
+    pub events: bool,
+    /// It has a `Content-Encoding`.
+    pub compressed: bool,
+}
+
+impl Response {
+    /// An answer of our own, to a request that the app will never answer.
+    pub fn of_ours(status: u16, framing: Framing) -> Self {
+        Self {
+            len: 0,
+            status,
+            framing,
+            keep_alive: false,
+            says_close: false,
+            keep_alive_timeout: None,
+            events: false,
+            compressed: false,
+        }
+    }
+}
+
+/// What the client's side of a response is to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Answer {
+    /// The client speaks HTTP/1.1.
+    pub http11: bool,
+    /// The answer to HEAD.
+    pub head_only: bool,
+    /// The client asked for an upgrade.
+    pub upgrade: bool,
+    /// The client's connection is closed afterwards.
+    pub close: bool,
+}
+
+/// Reads a response's head of `most` fields from the start of `buf`. `None`: it isn't complete yet.
+/// `finish` is told what it says and returns what the client's side is to be; the head for the client goes to `out`.
+pub fn response(
+    buf: &[u8],
+    most: usize,
+    head_only: bool,
+    site: Site<'_>,
+    out: &mut Vec<u8>,
+    finish: impl FnOnce(&Response) -> Answer,
+) -> Result<Option<Response>, Reject> {
+    let mut room = Room::new();
+    let Some((head, len)) = room.response(buf, most).map_err(unreadable)? else { return Ok(None) };
+    let (status, http11) = (head.code.unwrap_or_default(), head.version == Some(1));
+    if !(100..=999).contains(&status) {
+        return Err(bad("the status is not three digits"));
+    }
+    let said = Said::read(head.headers)?;
+    let framing = response_framing(&said, status, head_only)?;
+    let response = Response {
+        len,
+        status,
+        framing,
+        // A length beside a coding is an attack or a mistake: the connection is not used again (RFC 9112 §6.3).
+        keep_alive: said.persists(http11)
+            && framing != Framing::UntilClose
+            && !(said.codings > 0 && said.length.is_some()),
+        says_close: said.close,
+        keep_alive_timeout: said.keep_alive_timeout,
+        events: said.events,
+        compressed: said.compressed,
+    };
+    let answer = finish(&response);
+    let reason = reason(buf, head.reason.unwrap_or_default());
+    write_response(out, (status, reason), head.headers, &said, framing, answer, site);
+    Ok(Some(response))
+}
+
+/// The reason phrase as it came. The tokeniser reads none where a byte is beyond ASCII, which it may be (RFC 9112 §4).
+fn reason<'b>(buf: &'b [u8], read: &'b str) -> &'b [u8] {
+    if !read.is_empty() {
+        return read.as_bytes();
+    }
+    let start = buf.iter().position(|byte| !b"\r\n".contains(byte)).unwrap_or_default();
+    let line = &buf[start..];
+    let end = memchr::memchr2(b'\r', b'\n', line).unwrap_or(line.len());
+    line[..end].get(b"HTTP/1.1 200 ".len()..).unwrap_or_default()
+}
+
+fn response_framing(said: &Said<'_>, status: u16, head_only: bool) -> Result<Framing, Reject> {
+    if head_only || status < 200 || status == 204 || status == 304 {
+        return Ok(Framing::None);
+    }
+    match (said.codings, said.length) {
+        (0, None) => Ok(Framing::UntilClose),
+        (0, Some(0)) => Ok(Framing::None),
+        (0, Some(length)) => Ok(Framing::Length(length)),
+        (1, _) if said.chunked => Ok(Framing::Chunked),
+        _ => Err(bad("a Transfer-Encoding other than chunked")),
+    }
+}
+
+fn write_response(
+    out: &mut Vec<u8>,
+    (status, reason): (u16, &[u8]),
+    fields: &[httparse::Header<'_>],
+    said: &Said<'_>,
+    framing: Framing,
+    answer: Answer,
+    site: Site<'_>,
+) {
+    let digits = [b'0' + (status / 100) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
+    put(out, &[b"HTTP/1.1 ", &digits, b" ", reason, b"\r\n"]);
+    let named = named_in_connection(fields, said);
+    for field in fields {
+        match Field::of(field.name) {
+            Field::Connection | Field::KeepAlive | Field::ProxyConnection => {}
+            Field::Upgrade if status != 101 && status != 426 => {}
+            Field::ContentLength if said.codings > 0 || status < 200 || status == 204 => {}
+            // The answer to HEAD tells what GET would have, framing included.
+            Field::TransferEncoding if !(answer.http11 && framing == Framing::None && answer.head_only) => {}
+            known if is_named(&named, field.name, known) => {}
+            known @ (Field::Location | Field::ContentLocation | Field::Refresh | Field::Link) => {
+                put(out, &[field.name.as_bytes(), b": "]);
+                if !site.put(known, field.value, out) {
+                    out.extend_from_slice(field.value);
+                }
+                out.extend_from_slice(b"\r\n");
+            }
+            _ => put_field(out, field.name, field.value),
+        }
+    }
+    if answer.http11 && matches!(framing, Framing::Chunked | Framing::UntilClose) {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    let connection: &[u8] = match status {
+        101 if answer.upgrade => b"Connection: Upgrade\r\n",
+        100..=199 => b"",
+        426 if answer.close => b"Connection: Upgrade, close\r\n",
+        426 if !answer.http11 => b"Connection: Upgrade, keep-alive\r\n",
+        426 => b"Connection: Upgrade\r\n",
+        _ if answer.close => b"Connection: close\r\n",
+        _ if !answer.http11 => b"Connection: keep-alive\r\n",
+        _ => b"",
+    };
+    put(out, &[connection, b"\r\n"]);
+}

@@ -1,0 +1,66 @@
+//! Room for the fields of a head while it is read.
+
+use std::mem::MaybeUninit;
+
+/// Fields of an ordinary head, for which there is room on the stack.
+const USUAL_FIELDS: usize = 96;
+
+/// Room for the fields of one head.
+pub(in crate::proxy) struct Room<'b> {
+    usual: [MaybeUninit<httparse::Header<'b>>; USUAL_FIELDS],
+    more: Vec<MaybeUninit<httparse::Header<'b>>>,
+}
+
+impl<'b> Room<'b> {
+    /// Enough for an ordinary head; for another it grows.
+    pub(in crate::proxy) fn new() -> Self {
+        Self { usual: [const { MaybeUninit::uninit() }; USUAL_FIELDS], more: Vec::new() }
+    }
+
+    /// A request's head with `most` fields, and its length. `None`: it isn't complete yet.
+    pub(in crate::proxy) fn request<'r>(
+        &'r mut self,
+        buf: &'b [u8],
+        most: usize,
+    ) -> Result<Option<(httparse::Request<'r, 'b>, usize)>, httparse::Error> {
+        let mut head = httparse::Request::new(&mut []);
+        let mut parsed = head.parse_with_uninit_headers(buf, &mut self.usual[..USUAL_FIELDS.min(most)]);
+        if parsed == Err(httparse::Error::TooManyHeaders) && most > USUAL_FIELDS {
+            self.more = more_room(buf, most);
+            head = httparse::Request::new(&mut []);
+            parsed = head.parse_with_uninit_headers(buf, &mut self.more);
+        }
+        parsed.map(|status| complete(head, status))
+    }
+
+    /// The same for an answer's.
+    pub(in crate::proxy) fn response<'r>(
+        &'r mut self,
+        buf: &'b [u8],
+        most: usize,
+    ) -> Result<Option<(httparse::Response<'r, 'b>, usize)>, httparse::Error> {
+        let parser = httparse::ParserConfig::default();
+        let mut head = httparse::Response::new(&mut []);
+        let usual = &mut self.usual[..USUAL_FIELDS.min(most)];
+        let mut parsed = parser.parse_response_with_uninit_headers(&mut head, buf, usual);
+        if parsed == Err(httparse::Error::TooManyHeaders) && most > USUAL_FIELDS {
+            self.more = more_room(buf, most);
+            head = httparse::Response::new(&mut []);
+            parsed = parser.parse_response_with_uninit_headers(&mut head, buf, &mut self.more);
+        }
+        parsed.map(|status| complete(head, status))
+    }
+}
+
+/// A field has a line at least.
+fn more_room<'b>(buf: &[u8], most: usize) -> Vec<MaybeUninit<httparse::Header<'b>>> {
+    let lines = memchr::memchr_iter(b'\n', buf).count();
+    vec![MaybeUninit::uninit(); lines.min(most)]
+}
+
+fn complete<T>(head: T, status: httparse::Status<usize>) -> Option<(T, usize)> {
+    match status {
+        httparse::Status::Complete(len) => Some((head, len)),
+        httparse::Status::Partial => None,
+    }
+}
