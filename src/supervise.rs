@@ -295,12 +295,11 @@ impl Shared {
 
     fn changed(&self, main: Pid, status: WaitStatus) {
         let stopped_by = status.stopping_signal().and_then(Signal::from_named_raw);
-        match &self.terminal {
-            Some(terminal) => match stopped_by {
+        if let Some(terminal) = &self.terminal {
+            match stopped_by {
                 Some(signal) => terminal.stopped(main, signal),
                 None => terminal.take_back(main),
-            },
-            None => {}
+            }
         }
         if !status.stopped() {
             self.exit.send_replace(Some(code_of(status)));

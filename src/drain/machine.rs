@@ -47,7 +47,7 @@ impl Phase {
 /// What started a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// SIGTERM or SIGINT to the proxy itself.
+    /// SIGTERM, SIGINT or SIGQUIT to the proxy itself.
     Signal,
     /// `lameduck drain`; without a timeout it has no deadline.
     Operator {
