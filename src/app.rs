@@ -1,5 +1,6 @@
 //! The only place that wires: build → bound (addresses known) → run until the drain is over.
 
+mod child;
 mod state;
 
 use std::fmt::Display;
@@ -11,13 +12,13 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
-use self::state::{ASK_AT_START, AppState};
+use self::state::AppState;
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
 use crate::descriptors::{self, Shares};
 use crate::drain::control::{Control, Outcome};
-use crate::drain::machine::{Phase, Trigger};
+use crate::drain::machine::Trigger;
 use crate::drain::runner::control;
 use crate::drain::switch;
 use crate::inject::share;
@@ -28,7 +29,7 @@ use crate::proxy::threads;
 use crate::proxy::welcome::Service;
 use crate::readiness::{self, Inputs, Verdict, stale_socket};
 use crate::signal::Signals;
-use crate::supervise::{self, App};
+use crate::supervise;
 use crate::telemetry;
 use crate::tls;
 use crate::tls::server::Termination;
@@ -161,6 +162,7 @@ impl Bound {
         };
         log_addresses(&settings, &listeners, &admin);
         let shares = share_files(&mut settings);
+        let url = listeners.first().and_then(|(listener, service)| url(listener, service));
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
         let plane = Arc::new(Plane::new(settings, tls, move || wake.notify_one()));
@@ -204,7 +206,11 @@ impl Bound {
                 }
                 Err(code) => code,
             },
-            Some(command) => run_app(&command, &plane, &control, &mut signals, serve).await,
+            Some(command) => {
+                let mut life =
+                    child::Life { command, plane: &plane, control: &control, signals: &mut signals, url };
+                life.run(serve).await
+            }
         };
         closing.notify_one();
         let _ = admin.await;
@@ -225,128 +231,6 @@ fn look_up(plane: &Plane) {
     for upstream in &plane.tcp {
         tokio::spawn(upstream::keep_up_to_date(upstream.clone(), answers(ReadyCheck::Connect)));
     }
-}
-
-/// Starts the app, serves it, drains, stops it. Returns the process's exit code.
-async fn run_app(
-    command: &AppCommand,
-    plane: &Plane,
-    control: &Control,
-    signals: &mut Signals,
-    serve: impl FnOnce() -> Result<(), u8>,
-) -> u8 {
-    let UpstreamAddr::Tcp { port, .. } = &plane.settings.upstream else { return FAILED };
-    let reserve = plane.settings.drain.reserve;
-    let app = match App::start(&command.command, *port).await {
-        Ok(app) => app,
-        Err(error) => {
-            tracing::error!("{error}");
-            return error.exit_code();
-        }
-    };
-    tracing::info!(pid = app.pid(), port, "started the app");
-    let listens = serve_once_listening(&app, command.start_timeout, plane, control, signals, serve).await;
-    if let Err(failed) = listens {
-        let most = if failed.is_some() { Duration::ZERO } else { linger_most(plane, control) };
-        let ended = end(&app, plane, most, signals).await;
-        return failed.unwrap_or(ended);
-    }
-    tracing::info!(port, "the app listens");
-    tokio::select! {
-        code = app.exited() => {
-            tracing::error!(code, "the app exited by itself");
-            let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
-            // What waits for the app sees its end by itself, and tells its client so.
-            if tokio::time::timeout(AT_ONCE, &mut drained).await.is_err() {
-                control.force();
-                let _ = tokio::time::timeout(reserve, drained).await;
-            }
-            end(&app, plane, reserve, signals).await
-        }
-        _ = drain_by_signals(control, signals) => end(&app, plane, linger_most(plane, control), signals).await,
-    }
-}
-
-/// Until the app listens, clients wait in the kernel's queue. An error is the exit code, or none for the app's own
-/// after a drain.
-async fn serve_once_listening(
-    app: &App,
-    within: Duration,
-    plane: &Plane,
-    control: &Control,
-    signals: &mut Signals,
-    serve: impl FnOnce() -> Result<(), u8>,
-) -> Result<(), Option<u8>> {
-    let mut serve = Some(serve);
-    let mut listening = std::pin::pin!(app.wait_listening(within));
-    loop {
-        tokio::select! {
-            listening = &mut listening => {
-                listening.map_err(|error| {
-                    tracing::error!("{error}");
-                    Some(error.exit_code())
-                })?;
-                return serve.map_or(Ok(()), |serve| serve().map_err(Some));
-            }
-            signal = signals.next() => {
-                tracing::info!(signal, "asked to go before the app listens");
-                serve.take().map_or(Ok(()), |serve| serve().map_err(Some))?;
-                // Who waits is served if the app listens before the deadline; where nobody does, nothing is waited for.
-                plane.set_booting(true);
-                let boots = async {
-                    if let Err(error) = listening.as_mut().await {
-                        tracing::error!("{error}");
-                    }
-                    plane.set_booting(false);
-                    std::future::pending::<()>().await;
-                };
-                tokio::select! {
-                    _ = drain_now(control, signals) => {}
-                    () = boots => {}
-                }
-                return Err(None);
-            }
-            // Only who serves can drain: what waits in the queue gets its answer, and the listeners close.
-            () = drain_began(plane), if serve.is_some() => {
-                if let Some(serve) = serve.take() {
-                    serve().map_err(Some)?;
-                }
-            }
-        }
-    }
-}
-
-async fn drain_began(plane: &Plane) {
-    while plane.phase() == Phase::Serving {
-        tokio::time::sleep(ASK_AT_START).await;
-    }
-}
-
-/// The app's own SIGTERM and the tails of the last answers, side by side: the reserve is for both. Whoever signals
-/// once more doesn't want to wait for either.
-async fn end(app: &App, plane: &Plane, most: Duration, signals: &mut Signals) -> u8 {
-    let reserve = plane.settings.drain.reserve;
-    let both = async { tokio::join!(stop(app, reserve), linger(plane, most)).0 };
-    tokio::select! {
-        code = both => code,
-        signal = signals.next() => {
-            tracing::warn!(signal, "asked to go at once");
-            stop(app, Duration::ZERO).await
-        }
-    }
-}
-
-async fn stop(app: &App, reserve: Duration) -> u8 {
-    let began = Instant::now();
-    let exit = app.terminate(reserve).await;
-    if exit.killed {
-        tracing::warn!(
-            seconds = began.elapsed().as_secs_f64(),
-            "the app outlived its SIGTERM and was killed"
-        );
-    }
-    tracing::info!(code = exit.code, "the app has ended");
-    exit.code
 }
 
 /// The first signal begins a drain, the second forces its end. Returns once a signal came and the drain is over.
@@ -469,6 +353,20 @@ fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Service)], admi
         version = env!("CARGO_PKG_VERSION"),
         "listening"
     );
+}
+
+/// What to open in a browser on this machine; none for what is no HTTP.
+fn url(listener: &TcpListener, service: &Service) -> Option<String> {
+    let scheme = match service {
+        Service::Http => "http",
+        Service::Https => "https",
+        Service::Tcp(_) => return None,
+    };
+    let addr = listener.local_addr().ok()?;
+    Some(match addr.ip().to_canonical() {
+        ip if ip.is_unspecified() => format!("{scheme}://localhost:{}", addr.port()),
+        ip => format!("{scheme}://{}", SocketAddr::new(ip, addr.port())),
+    })
 }
 
 /// Each connection is an open file: nobody may take the last of them, or `/readyz` would be silent.

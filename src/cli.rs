@@ -14,7 +14,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser};
+use clap::{CommandFactory, FromArgMatches};
 use hyper::header::{HeaderName, HeaderValue};
 use rustls::pki_types::ServerName;
 use tracing::Level;
@@ -239,8 +239,15 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let cli = Cli::try_parse_from(args)?;
-    mean(cli.command, around).map_err(|why| Cli::command().error(ErrorKind::ValueValidation, why))
+    let matches = Cli::command().try_get_matches_from(args)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))?;
+    mean(cli.command, around).map_err(|why| {
+        let mut command = Cli::command();
+        // So that each subcommand knows the words that lead to it.
+        command.build();
+        let sub = matches.subcommand_name().and_then(|name| command.find_subcommand_mut(name).cloned());
+        sub.unwrap_or(command).error(ErrorKind::ValueValidation, why)
+    })
 }
 
 fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {

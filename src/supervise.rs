@@ -1,18 +1,21 @@
-//! The child side of `lameduck run`: start the app, wait until it listens, forward signals, reap zombies, stop it.
+//! The child side of `lameduck run`: start the app, wait until it listens, pass signals on, reap zombies, stop it.
 //!
-//! The app runs in a process group of its own, so that Ctrl-C reaches only the proxy, which drains first. The
-//! proxy becomes a child subreaper: what a wrapper (`npm start`, `sh -c …`) leaves behind becomes its child,
-//! as everything does for PID 1. [`App`] reaps every child there is, so a process may have only one, and
-//! nothing else in it may wait for children (`Child::wait`, `tokio::process`).
+//! The app runs in a process group of its own, so that Ctrl-C reaches only the proxy, which drains first; it gets the
+//! terminal once it wants it (`terminal.rs`). The proxy becomes a child subreaper: what a wrapper (`npm start`,
+//! `sh -c …`) leaves behind becomes its child, as everything does for PID 1. [`App`] reaps every child there is, so a
+//! process may have only one, and nothing else in it may wait for children (`Child::wait`, `tokio::process`).
 
-use std::collections::HashMap;
+mod error;
+mod processes;
+mod spawn;
+mod terminal;
+
 use std::ffi::{OsStr, OsString};
-use std::fmt;
-use std::io::{self, IsTerminal};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use rustix::io::Errno;
@@ -20,13 +23,19 @@ use rustix::process::{self, Pid, Signal, WaitOptions, WaitStatus};
 use tokio::net::TcpStream;
 use tokio::signal::unix::{self, SignalKind};
 use tokio::sync::watch;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, interval_at, sleep, timeout};
 
-/// Passed on to the app as they come. SIGTERM and SIGINT are not: they start the drain.
-const FORWARDED: [Signal; 5] = [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::WINCH];
+pub use self::error::StartError;
+use self::terminal::Terminal;
 
 /// A connect to loopback is answered at once, unless the app's accept queue is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
+
+/// An app that boots may open another port first. After this time it is told of one.
+const LISTENS_ELSEWHERE: Duration = Duration::from_secs(3);
+
+/// What a wrapper may do once the app that it wraps has ended on its SIGTERM.
+const WRAPPER_ENDS: Duration = Duration::from_secs(2);
 
 /// SIGKILL works at once, except on a process stuck in the kernel. Nothing more can be done about that one.
 const AFTER_KILL: Duration = Duration::from_secs(1);
@@ -34,10 +43,22 @@ const AFTER_KILL: Duration = Duration::from_secs(1);
 /// A running app. A clone is another handle on the same app.
 #[derive(Clone, Debug)]
 pub struct App {
+    shared: Arc<Shared>,
+    exit: watch::Receiver<Option<u8>>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    started: Mutex<Started>,
+    exit: watch::Sender<Option<u8>>,
+    terminal: Option<Terminal>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Started {
     /// The process that was started, and the process group that it leads.
     main: Pid,
     port: u16,
-    exit: watch::Receiver<Option<u8>>,
 }
 
 /// How the app ended.
@@ -50,10 +71,8 @@ pub struct Exit {
 }
 
 impl App {
-    /// Starts `argv` with `PORT=port` and without the `LAMEDUCK_*` of the environment, and from then on forwards signals to it and reaps.
-    ///
-    /// Output is inherited. Input is too, except from a terminal: the app then reads end of file, as in
-    /// a container, because the kernel would stop a background process group that reads its terminal.
+    /// Starts `argv` with `PORT=port` and without the `LAMEDUCK_*` of the environment, and from then on reaps. The app
+    /// is killed when this thread ends: it must be one that lasts as long as the process.
     ///
     /// # Errors
     ///
@@ -63,65 +82,103 @@ impl App {
             return Err(StartError::PortTaken(addr));
         }
         // Before the app starts, so that no signal falls between.
-        let child_exits = unix::signal(SignalKind::child()).map_err(StartError::Signals)?;
-        let forwarded: Vec<_> = FORWARDED
-            .into_iter()
-            .map(|signal| Ok((signal, unix::signal(SignalKind::from_raw(signal.as_raw()))?)))
-            .collect::<io::Result<_>>()
-            .map_err(StartError::Signals)?;
+        let signals = [SignalKind::child(), SignalKind::from_raw(Signal::CONT.as_raw())].map(unix::signal);
+        let [child_exits, continued] = signals.map(|signal| signal.map_err(StartError::Signals));
         // Where this is forbidden, init reaps what a wrapper leaves behind.
         let _ = process::set_child_subreaper(Some(process::getpid()));
 
-        let main = spawn(argv, port)?;
+        let terminal = Terminal::of_stdin();
+        let started = Mutex::new(Started { main: spawn(argv, port)?, port });
         let (sender, exit) = watch::channel(None);
-        tokio::spawn(reap(main, child_exits, sender));
-        let app = Self { main, port, exit };
-        for (signal, mut arrivals) in forwarded {
-            let app = app.clone();
-            tokio::spawn(async move {
-                while arrivals.recv().await.is_some() {
-                    app.signal(signal);
-                }
-            });
+        let shared = Arc::new(Shared { started, exit: sender, terminal });
+        tokio::spawn(shared.clone().reap(child_exits?, continued?));
+        Ok(Self { shared, exit })
+    }
+
+    /// Starts the command again, on another port, after it has ended.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::start`].
+    pub async fn start_again(&self, argv: &[impl AsRef<OsStr>], port: u16) -> Result<(), StartError> {
+        if let Some(addr) = answering(port).await {
+            return Err(StartError::PortTaken(addr));
         }
-        Ok(app)
+        // The reaper may run on another thread: it must not see an exit before it knows whose.
+        let mut started = self.shared.started();
+        *started = Started { main: spawn(argv, port)?, port };
+        self.shared.exit.send_replace(None);
+        Ok(())
     }
 
     /// The id of the process that was started, which is also the id of its process group.
     pub fn pid(&self) -> u32 {
-        self.main.as_raw_nonzero().get().unsigned_abs()
+        self.main().as_raw_nonzero().get().unsigned_abs()
     }
 
     /// The port that the app was given in `PORT`.
     pub fn port(&self) -> u16 {
-        self.port
+        self.shared.started().port
     }
 
-    /// Waits until the app accepts a connection, and returns the loopback address on which it did.
+    fn main(&self) -> Pid {
+        self.shared.started().main
+    }
+
+    /// Waits until the app accepts a connection, and returns the loopback address on which it did. An app that only
+    /// listens elsewhere is told of in the log before long.
     ///
     /// # Errors
     ///
     /// When the app exits first, or doesn't listen `within` this time; it then still runs: `terminate` it.
     pub async fn wait_listening(&self, within: Duration) -> Result<SocketAddr, StartError> {
+        let (port, began) = (self.port(), Instant::now());
+        let not_listening = |within, listens| StartError::NotListening { port, within, listens };
         let answer = async {
             let mut pause = Duration::from_millis(5);
             loop {
-                if let Some(addr) = answering(self.port).await {
+                // A server that went its own ways can't be told from somebody else's: so it is believed in the end.
+                if let Some(addr) = answering(port).await
+                    && (!processes::is_strangers(port) || began.elapsed() > LISTENS_ELSEWHERE)
+                {
                     return addr;
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(50));
             }
         };
+        let elsewhere = async {
+            let mut looks = interval_at(began + LISTENS_ELSEWHERE, Duration::from_secs(1));
+            loop {
+                looks.tick().await;
+                let listens = processes::listening();
+                if !listens.is_empty() {
+                    tracing::warn!("{}", not_listening(LISTENS_ELSEWHERE, listens));
+                    return std::future::pending().await;
+                }
+            }
+        };
         tokio::select! {
             biased;
-            code = self.exited() => Err(StartError::Exited { code, port: self.port }),
-            addr = timeout(within, answer) => addr.map_err(|_| StartError::NotListening {
-                port: self.port,
-                within,
-                listens: listening(self.main),
-            }),
+            code = self.exited() => Err(StartError::Exited { code, port }),
+            addr = timeout(within, answer) => addr.map_err(|_| not_listening(within, processes::listening())),
+            never = elsewhere => never,
         }
+    }
+
+    /// Whether the process that was started has exited.
+    pub fn has_exited(&self) -> bool {
+        self.exit.borrow().is_some()
+    }
+
+    /// Whether something takes connections on the app's port.
+    pub async fn listens(&self) -> bool {
+        answering(self.port()).await.is_some()
+    }
+
+    /// Whether Ctrl-C in the terminal is the app's.
+    pub fn has_terminal(&self) -> bool {
+        self.shared.terminal.as_ref().is_some_and(Terminal::is_wanted)
     }
 
     /// Waits until the process that was started has exited, for whatever reason, and returns its code as
@@ -135,31 +192,125 @@ impl App {
         }
     }
 
-    /// Sends a signal to every process of the app's group; to nobody when all of them have gone.
+    /// Sends a signal to who would get it without us: the main process. Where that is a wrapper that would not pass
+    /// it on, to what it wraps.
     pub fn signal(&self, signal: Signal) {
-        let _ = process::kill_process_group(self.main, signal);
+        if !self.has_exited() {
+            for pid in processes::recipients(self.main(), self.port(), signal) {
+                let _ = process::kill_process(pid, signal);
+            }
+        }
     }
 
-    /// Sends SIGTERM to the app's whole group and waits until all of it has gone; what still runs after
-    /// `reserve` is sent SIGKILL. May be dropped and called again with less time.
-    pub async fn terminate(&self, reserve: Duration) -> Exit {
-        self.signal(Signal::TERM);
-        // A stopped process would handle its SIGTERM only when continued.
-        self.signal(Signal::CONT);
-        let killed = timeout(reserve, self.gone()).await.is_err();
+    /// Asks the app to end and waits until all of it has gone; what still runs after `reserve` is sent SIGKILL.
+    ///
+    /// SIGTERM goes to whom [`App::signal`] finds first. The others of its group are sent theirs once the main process
+    /// has gone, or when time runs out: until then it may wait for its children's work. Where we were `asked` by Ctrl-C
+    /// in our terminal it is SIGINT at first; also SIGQUIT where that asked, if there is a handler for it. May be dropped
+    /// and called again with less time.
+    pub async fn terminate(&self, asked: Signal, reserve: Duration) -> Exit {
+        let mut told = Vec::new();
+        if !self.has_exited() {
+            for pid in processes::recipients(self.main(), self.port(), Signal::TERM) {
+                told.push((pid, self.first_of(pid, asked)));
+            }
+        }
+        told.iter().for_each(|(pid, signal)| ask(*pid, *signal));
+        let gone = async {
+            tokio::select! {
+                _ = self.exited() => {}
+                () = self.outlives(&told) => {}
+                () = sleep(reserve * 3 / 4) => {}
+            }
+            let rest = processes::members(self.main()).into_iter();
+            rest.filter(|pid| !told.contains(&(*pid, Signal::TERM))).for_each(|pid| ask(pid, Signal::TERM));
+            self.gone().await;
+        };
+        let killed = timeout(reserve, gone).await.is_err();
         if killed {
-            self.signal(Signal::KILL);
+            let _ = process::kill_process_group(self.main(), Signal::KILL);
             let _ = timeout(AFTER_KILL, self.gone()).await;
         }
         let code = self.exit.borrow().unwrap_or(code_of_signal(Signal::KILL.as_raw()));
         Exit { code, killed }
     }
 
+    /// What asks this process to end first. Node catches SIGINT and SIGTERM itself, so they don't tell what it handles.
+    fn first_of(&self, pid: Pid, asked: Signal) -> Signal {
+        match asked {
+            Signal::INT if self.shared.terminal.is_some() => asked,
+            Signal::QUIT if processes::catches(pid, asked) => asked,
+            _ => Signal::TERM,
+        }
+    }
+
+    /// Waits until all of these have gone and the main process had its time to end by that.
+    async fn outlives(&self, told: &[(Pid, Signal)]) {
+        while told.iter().any(|(pid, _)| process::test_kill_process(*pid).is_ok()) {
+            sleep(Duration::from_millis(10)).await;
+        }
+        sleep(WRAPPER_ENDS).await;
+    }
+
     /// Waits for the whole group: a wrapper may be gone long before the server that it started.
     async fn gone(&self) {
         self.exited().await;
-        while process::test_kill_process_group(self.main) != Err(Errno::SRCH) {
+        while process::test_kill_process_group(self.main()) != Err(Errno::SRCH) {
             sleep(Duration::from_millis(10)).await;
+        }
+    }
+}
+
+fn ask(pid: Pid, signal: Signal) {
+    let _ = process::kill_process(pid, signal);
+    // A stopped process would handle it only when continued.
+    let _ = process::kill_process(pid, Signal::CONT);
+}
+
+impl Shared {
+    fn started(&self) -> MutexGuard<'_, Started> {
+        self.started.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The only reaper of this process: the app's own exit is published, orphans are just taken away. A job that stops
+    /// and goes on stops and goes on as a whole.
+    async fn reap(self: Arc<Self>, mut children: unix::Signal, mut continued: unix::Signal) {
+        loop {
+            while let Ok(Some((pid, status))) = process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
+                let main = self.started().main;
+                // Only the first exit: an orphan may get the same pid later.
+                if pid == main && self.exit.borrow().is_none() {
+                    self.changed(main, status);
+                }
+            }
+            tokio::select! {
+                come = children.recv() => if come.is_none() { return },
+                come = continued.recv() => match &self.terminal {
+                    Some(terminal) if come.is_some() => terminal.continued(self.started().main),
+                    _ => {}
+                },
+            }
+        }
+    }
+
+    fn changed(&self, main: Pid, status: WaitStatus) {
+        let stopped_by = status.stopping_signal().and_then(Signal::from_named_raw);
+        if let Some(terminal) = &self.terminal {
+            match stopped_by {
+                Some(signal) => terminal.stopped(main, signal),
+                None => terminal.take_back(main),
+            }
+        }
+        if !status.stopped() {
+            self.exit.send_replace(Some(code_of(status)));
+        }
+    }
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Some(terminal) = &self.terminal {
+            terminal.take_back(self.started().main);
         }
     }
 }
@@ -176,6 +327,7 @@ pub fn free_port() -> io::Result<u16> {
 
 fn spawn(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Pid, StartError> {
     let (program, args) = argv.split_first().ok_or(StartError::NotFound(OsString::new()))?;
+    let program = program.as_ref();
     let mut command = Command::new(program);
     command.args(args).env("PORT", port.to_string()).process_group(0);
     // Settings of the proxy are none of the app's business, least of all the token.
@@ -183,29 +335,11 @@ fn spawn(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Pid, StartError> {
     {
         command.env_remove(name);
     }
-    if io::stdin().is_terminal() {
-        command.stdin(Stdio::null());
-    }
-    let child = command.spawn().map_err(|error| match error.kind() {
+    let child = spawn::with_our_life(&mut command).map_err(|error| match error.kind() {
         io::ErrorKind::NotFound => StartError::NotFound(program.into()),
         _ => StartError::NotExecutable(program.into(), error),
     })?;
     Ok(Pid::from_child(&child))
-}
-
-/// The only reaper of this process: the app's own exit is published, orphans are just taken away.
-async fn reap(main: Pid, mut child_exits: unix::Signal, exit: watch::Sender<Option<u8>>) {
-    loop {
-        while let Ok(Some((pid, status))) = process::wait(WaitOptions::NOHANG) {
-            // Only the first: an orphan may get the same pid later.
-            if pid == main && exit.borrow().is_none() {
-                exit.send_replace(Some(code_of(status)));
-            }
-        }
-        if child_exits.recv().await.is_none() {
-            return;
-        }
-    }
 }
 
 /// As a shell has it: the exit status, or 128 + the signal.
@@ -232,163 +366,4 @@ async fn answering(port: u16) -> Option<SocketAddr> {
         }
     }
     None
-}
-
-/// Where the processes of a group listen, as far as `/proc` may be read.
-fn listening(group: Pid) -> Vec<SocketAddr> {
-    let sockets = listening_sockets();
-    let mut found: Vec<_> = group_members(group)
-        .filter_map(|pid| std::fs::read_dir(format!("/proc/{pid}/fd")).ok())
-        .flatten()
-        .filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-        .filter_map(|link| sockets.get(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?).copied())
-        .collect();
-    found.sort_unstable_by_key(|addr| (addr.port(), addr.ip()));
-    found.dedup();
-    found
-}
-
-/// Process ids, out of the fifth field of `/proc/<pid>/stat`.
-fn group_members(group: Pid) -> impl Iterator<Item = u32> {
-    let group = group.as_raw_nonzero().to_string();
-    let processes = std::fs::read_dir("/proc").into_iter().flatten();
-    processes.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).filter(move |pid| {
-        // The second field, the name, may hold spaces and brackets: count from its end.
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-        stat.rsplit_once(')').is_some_and(|(_, rest)| rest.split_whitespace().nth(2) == Some(&group))
-    })
-}
-
-/// Inode → address of every listening TCP socket, from lines like
-/// `0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 …`.
-fn listening_sockets() -> HashMap<String, SocketAddr> {
-    const LISTEN: &str = "0A";
-    let mut sockets = HashMap::new();
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let lines = std::fs::read_to_string(table).unwrap_or_default();
-        for line in lines.lines() {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            if let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields[..]
-                && let Some(addr) = parse_kernel_addr(local)
-            {
-                sockets.insert(inode.to_owned(), addr);
-            }
-        }
-    }
-    sockets
-}
-
-/// The kernel prints an address as 32-bit words in the machine's byte order, in hex.
-fn parse_kernel_addr(text: &str) -> Option<SocketAddr> {
-    let (ip, port) = text.split_once(':')?;
-    let word = |at: usize| Some(u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
-    let ip = if ip.len() == 8 {
-        IpAddr::from(word(0)?)
-    } else {
-        let words = [word(0)?, word(1)?, word(2)?, word(3)?];
-        IpAddr::from(<[u8; 16]>::try_from(words.as_flattened()).ok()?)
-    };
-    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
-}
-
-/// Why there is no app to proxy to. The text says what to do about it.
-#[derive(Debug)]
-pub enum StartError {
-    /// No signal could be listened for.
-    Signals(io::Error),
-    /// Something answers on the app's port before the app was started.
-    PortTaken(SocketAddr),
-    /// There is no such command.
-    NotFound(OsString),
-    /// The command is there but can't be run.
-    NotExecutable(OsString, io::Error),
-    /// The app exited before it listened.
-    Exited {
-        /// As in [`Exit`].
-        code: u8,
-        /// What it was given in `PORT`.
-        port: u16,
-    },
-    /// The app runs, but doesn't listen where it should.
-    NotListening {
-        /// What it was given in `PORT`.
-        port: u16,
-        /// `--start-timeout`.
-        within: Duration,
-        /// Where the processes of its group listen instead.
-        listens: Vec<SocketAddr>,
-    },
-}
-
-impl StartError {
-    /// What `lameduck run` exits with: 127 and 126 as a shell does for a command not found and one that can't
-    /// be run, the app's own code when it exited by itself, else 1.
-    pub fn exit_code(&self) -> u8 {
-        match self {
-            Self::NotFound(_) => 127,
-            Self::NotExecutable(..) => 126,
-            Self::Exited { code, .. } => *code,
-            Self::Signals(_) | Self::PortTaken(_) | Self::NotListening { .. } => 1,
-        }
-    }
-}
-
-impl std::error::Error for StartError {}
-
-impl fmt::Display for StartError {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Signals(error) => write!(f, "can't listen for signals: {error}"),
-            Self::PortTaken(addr) => write!(
-                f,
-                "something listens on {addr}, the app's port, already: stop it, or give the app another port"
-            ),
-            Self::NotFound(program) if is_existing_path(program) => write!(
-                f,
-                "{} is there, but what should run it is not: check its first line (#!), or whether it was built \
-                 for another libc",
-                program.display()
-            ),
-            Self::NotFound(program) => {
-                write!(f, "{}: command not found: check its spelling and PATH", program.display())
-            }
-            Self::NotExecutable(program, error) => write!(
-                f,
-                "{} can't be run: {error}; check its mode (chmod +x), its first line (#!) and that it was built \
-                 for this machine",
-                program.display()
-            ),
-            Self::Exited { code, port } => write!(
-                f,
-                "the app exited with code {code} before it listened on port {port}: its own output says why"
-            ),
-            Self::NotListening { port, within, listens } => {
-                let within = humantime::format_duration(*within);
-                write!(f, "the app does not listen on port {port}, its PORT, after {within}: ")?;
-                write_advice(f, *port, listens)
-            }
-        }
-    }
-}
-
-/// Whether it was named by its path, and is a file: then "not found" is not about the file itself.
-fn is_existing_path(program: &OsStr) -> bool {
-    program.as_encoded_bytes().contains(&b'/') && Path::new(program).is_file()
-}
-
-fn write_advice(f: &mut fmt::Formatter<'_>, port: u16, listens: &[SocketAddr]) -> fmt::Result {
-    if let Some(addr) = listens.iter().find(|addr| addr.port() == port) {
-        return write!(f, "it listens on {addr} only: make it listen on 127.0.0.1 or on all addresses");
-    }
-    let mut ports: Vec<_> = listens.iter().map(|addr| addr.port().to_string()).collect();
-    ports.dedup();
-    match &ports[..] {
-        [] => write!(f, "it listens nowhere; if it is only slow to start, raise --start-timeout"),
-        [one] => write!(f, "it listens on {one} instead: start lameduck with --app-port {one}"),
-        [several @ .., last] => write!(
-            f,
-            "it listens on {} and {last} instead: start lameduck with --app-port and the one that serves",
-            several.join(", ")
-        ),
-    }
 }

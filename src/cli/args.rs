@@ -48,9 +48,9 @@ pub(super) enum Sub {
     Proxy(Box<ProxyArgs>),
     /// Start an app and stand in front of it, in one container
     ///
-    /// Listens on the inherited PORT, gives the app a free one as its PORT, waits until it listens, and forwards
-    /// signals. On SIGTERM it drains first; then the app gets its SIGTERM. Every flag can also be set by its
-    /// environment variable; the flag wins. Durations are written 5s or 1m30s.
+    /// Listens on the inherited PORT, gives the app a free one as its PORT, and waits until it listens. SIGTERM, SIGINT
+    /// and SIGQUIT drain first; then the app gets its SIGTERM. Other signals are the app's, and so is the terminal. Every
+    /// flag can also be set by its environment variable; the flag wins. Durations are written 5s or 1m30s.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunArgs>),
     /// Drain a running proxy and wait until nothing is in flight
@@ -153,8 +153,8 @@ pub(super) struct RunArgs {
     #[arg(long, env = "LAMEDUCK_START_TIMEOUT", value_name = "TIME", help_heading = "App",
           default_value = "60s", value_parser = values::time_over_zero)]
     pub start_timeout: Duration,
-    /// The app and its arguments
-    #[arg(last = true, required = true, value_name = "CMD", help_heading = "App")]
+    /// The app and its arguments, after lameduck's own; -- before it is optional
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD", help_heading = "App")]
     pub command: Vec<OsString>,
 }
 
@@ -255,7 +255,8 @@ pub(super) struct UpstreamTlsArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Drain")]
 pub(super) struct DrainTimes {
-    /// The least time that new connections are still served after a drain began [default: 5s in a pod, else 0s]
+    /// The least time that new connections are still served after a drain began; 0: until a second without new ones
+    /// [default: 5s in a pod, else 0s]
     #[arg(long, env = "LAMEDUCK_LAME_DUCK", value_name = "TIME", value_parser = values::time)]
     pub lame_duck: Option<Duration>,
     /// From the drain's begin to the kill: the pod's terminationGracePeriodSeconds, compose's stop_grace_period

@@ -199,6 +199,33 @@ fn run_takes_over_the_inherited_port_and_everything_after_the_dashes() {
 }
 
 #[test]
+fn a_command_needs_no_dashes_and_keeps_its_own() {
+    for (line, wanted) in [
+        ("lameduck run node server.js --listen x", "node server.js --listen x"),
+        ("lameduck run --listen :9 npm run dev -- --port 3", "npm run dev -- --port 3"),
+        ("lameduck run -- npm run dev -- --port 3", "npm run dev -- --port 3"),
+        ("lameduck swap docker compose up -d app", "docker compose up -d app"),
+        ("lameduck swap --max 9s -- docker compose up -d app", "docker compose up -d app"),
+    ] {
+        let command = match parse_at(words(line), &laptop()).unwrap() {
+            Command::Run { app, .. } => app.command,
+            Command::Swap { command, .. } => command,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(command.join(std::ffi::OsStr::new(" ")), wanted, "{line}");
+    }
+    assert!(refusal("lameduck run --listn :9 node x").contains("--listn"), "a misspelt flag is no command");
+}
+
+#[test]
+fn a_wrong_setting_shows_the_usage_of_its_command() {
+    let run = refusal("lameduck run --grace 1s -- x");
+    assert!(run.contains("--grace 1s leaves no time") && run.contains("Usage: lameduck run ["), "{run}");
+    let proxy = refusal("lameduck proxy --upstream :4880");
+    assert!(proxy.contains("Usage: lameduck proxy ["), "{proxy}");
+}
+
+#[test]
 fn the_clients_know_what_to_do() {
     let parsed = |line: &str| format!("{:?}", parse_at(words(line), &laptop()).unwrap());
     let control = "control: \"/c\"";

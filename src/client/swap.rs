@@ -158,15 +158,18 @@ async fn execute(command: &[OsString]) -> io::Result<ExitStatus> {
     tokio::task::spawn_blocking(move || child.wait()).await?
 }
 
+/// Also by the terminal's end.
 async fn interrupted() {
-    let (Ok(mut interrupt), Ok(mut terminate)) =
-        (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
-    else {
+    let ends = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit(), SignalKind::hangup()]
+        .map(signal);
+    let [Ok(mut interrupt), Ok(mut terminate), Ok(mut quit), Ok(mut hang_up)] = ends else {
         return std::future::pending().await;
     };
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
+        _ = quit.recv() => {}
+        _ = hang_up.recv() => {}
     }
 }
 

@@ -241,7 +241,7 @@ impl Control {
             running: in_flight.saturating_sub(held),
             held,
             hold,
-            switched: upstream != self.plane.settings.upstream,
+            switched: upstream != self.plane.upstream.own(),
             upstream: upstream.to_string(),
             servers: servers.iter().map(server).collect(),
             connections: gate.connections(),

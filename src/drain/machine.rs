@@ -47,7 +47,7 @@ impl Phase {
 /// What started a drain.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Trigger {
-    /// SIGTERM or SIGINT to the proxy itself.
+    /// SIGTERM, SIGINT or SIGQUIT to the proxy itself.
     Signal,
     /// `lameduck drain`; without a timeout it has no deadline.
     Operator {
@@ -328,7 +328,7 @@ impl Machine {
             State::Drain(drain) => drain.again(now, trigger, &self.settings),
             State::Serving | State::Hold(_) if trigger == Trigger::AppHook => {
                 self.release(effects);
-                self.state = State::Restart(Restart::new(now, quiet_window(counts)));
+                self.state = State::Restart(Restart::new(now, quiet_window(counts, &self.settings)));
             }
             State::Restart(_) if trigger == Trigger::AppHook => {}
             State::Restart(Restart { holding: false, arrived, window, .. }) if deletion => {
@@ -336,7 +336,7 @@ impl Machine {
                 self.start(arrived, Trigger::AppHook, window, effects);
             }
             State::Serving | State::Restart(_) | State::Hold(_) => {
-                self.start(now, trigger, quiet_window(counts), effects);
+                self.start(now, trigger, quiet_window(counts, &self.settings), effects);
             }
         }
     }
@@ -371,7 +371,7 @@ impl Machine {
 
     fn force(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
         if self.drain().is_none() {
-            self.start(now, Trigger::Signal, quiet_window(counts), effects);
+            self.start(now, Trigger::Signal, quiet_window(counts, &self.settings), effects);
         }
         if let State::Drain(drain) = &mut self.state {
             drain.force(now, effects);
@@ -382,7 +382,7 @@ impl Machine {
     fn exit(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
         self.release(effects);
         if self.drain().is_none() {
-            let window = quiet_window(counts);
+            let window = quiet_window(counts, &self.settings);
             self.state = State::Drain(Drain::new(now, Trigger::Signal, window, &self.settings));
         }
         if let State::Drain(drain) = &mut self.state
@@ -613,10 +613,12 @@ impl Drain {
     }
 }
 
-/// For random arrivals no call within seven mean gaps is 99.9 % sure to be the callers' silence (e⁻⁷).
-fn quiet_window(counts: &Counts) -> Duration {
+/// For random arrivals no call within seven mean gaps is 99.9 % sure to be the callers' silence (e⁻⁷). Where no lame
+/// duck is asked for, there is no balancer that has to hear of the drain first.
+fn quiet_window(counts: &Counts, settings: &DrainSettings) -> Duration {
+    let most = Duration::from_secs(if settings.lame_duck.is_zero() { 1 } else { 10 });
     let gap = counts.mean_gap.unwrap_or_default();
-    gap.saturating_mul(7).clamp(Duration::from_secs(1), Duration::from_secs(10))
+    gap.saturating_mul(7).clamp(Duration::from_secs(1), most)
 }
 
 /// `at + wait`; a century instead of what the clock cannot hold.

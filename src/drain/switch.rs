@@ -22,9 +22,9 @@ const LOOK: Duration = Duration::from_millis(50);
 pub async fn switch(plane: &Plane, to: Option<UpstreamAddr>, timeout: Duration) -> Result<Left, String> {
     let settings = &plane.settings;
     let back = to.is_none();
-    let to = to.unwrap_or_else(|| settings.upstream.clone());
+    let to = to.unwrap_or_else(|| plane.upstream.own());
     let addrs = once_ready(plane, &to, timeout).await?;
-    let chosen = (!back && to != settings.upstream).then_some(&to);
+    let chosen = (!back && to != plane.upstream.own()).then_some(&to);
     let file = file(&settings.control);
     remember(&file, chosen)
         .map_err(|error| format!("can't remember the choice in {}: {error}", file.display()))?;

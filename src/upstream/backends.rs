@@ -181,6 +181,8 @@ pub struct Upstream {
 
 #[derive(Debug)]
 struct State {
+    /// `--upstream`, or where `run` has its app: unless another one was chosen, the app's address.
+    own: UpstreamAddr,
     addr: UpstreamAddr,
     set: Set,
     /// No longer chosen, and perhaps still busy.
@@ -196,7 +198,7 @@ impl Upstream {
         let set = at.into_iter().map(|at| Arc::new(Backend::new(at, threads))).collect();
         Self {
             version: AtomicU64::new(1),
-            state: Mutex::new(State { addr, set, old: Vec::new(), look_up: 0 }),
+            state: Mutex::new(State { own: addr.clone(), addr, set, old: Vec::new(), look_up: 0 }),
             seen: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             look_ups: AtomicU64::new(0),
             re_resolve: Notify::new(),
@@ -206,6 +208,17 @@ impl Upstream {
     /// The address as it was given.
     pub fn addr(&self) -> UpstreamAddr {
         self.state().addr.clone()
+    }
+
+    /// The address that it has unless another one was chosen.
+    pub fn own(&self) -> UpstreamAddr {
+        self.state().own.clone()
+    }
+
+    /// The app is at `addr` instead, and was nowhere else: nothing has been served yet.
+    pub fn be_at(&self, addr: UpstreamAddr) {
+        self.state().own = addr.clone();
+        self.switch(addr, &[]);
     }
 
     /// The servers that new requests go to.

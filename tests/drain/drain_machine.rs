@@ -298,7 +298,8 @@ impl Sim {
 
     fn window(&self) -> Duration {
         let gap = self.counts.mean_gap.unwrap_or_default();
-        (gap * 7).clamp(1_000 * MS, 10_000 * MS)
+        let most = if self.settings.lame_duck.is_zero() { 1_000 } else { 10_000 };
+        (gap * 7).clamp(1_000 * MS, most * MS)
     }
 
     fn note_event(&mut self, event: Event, before: Phase) {

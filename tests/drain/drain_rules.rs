@@ -23,9 +23,13 @@ struct Rig {
 
 impl Rig {
     fn new(sidecar: Sidecar) -> Self {
+        Self::with_lame_duck(sidecar, Duration::from_secs(5))
+    }
+
+    fn with_lame_duck(sidecar: Sidecar, lame_duck: Duration) -> Self {
         let secs = Duration::from_secs;
         let settings = DrainSettings {
-            lame_duck: secs(5),
+            lame_duck,
             grace: secs(30),
             reserve: secs(5),
             restart_grace: secs(10),
@@ -116,6 +120,22 @@ fn lame_duck_ends_when_arrivals_are_quiet_and_never_after_its_longest() {
         assert_eq!(rig.wake(), Some(end), "{gap:?} {arrival:?}");
         assert_eq!(rig.at(end as i64 - 1, Tick), [], "{gap:?} {arrival:?}");
         assert_eq!(rig.at(end as i64 + 1, Tick)[0], Enter(Draining), "{gap:?} {arrival:?}");
+    }
+}
+
+/// On a terminal two requests in the last half a minute made Ctrl-C wait for 8 s.
+#[test]
+fn where_no_lame_duck_is_asked_for_a_second_without_arrivals_is_enough() {
+    for (gap, arrival, end) in [(15_000, -200, 800), (15_000, -3_000, 0), (300, -200, 800)] {
+        let mut rig = Rig::with_lame_duck(Sidecar::None, Duration::ZERO);
+        rig.counts.mean_gap = Some(Duration::from_millis(gap));
+        rig.counts.last_arrival = Some(rig.time(arrival));
+        let begun = rig.at(0, Begin(Signal));
+        assert_eq!(begun.contains(&Enter(Draining)), end == 0, "{gap} {arrival}: {begun:?}");
+        if end > 0 {
+            assert_eq!(rig.wake(), Some(end), "{gap} {arrival}");
+            assert_eq!(rig.at(end as i64, Tick)[0], Enter(Draining), "{gap} {arrival}");
+        }
     }
 }
 

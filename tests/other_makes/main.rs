@@ -7,3 +7,4 @@ mod clients_of_other_makes;
 mod grpc_interop;
 mod grpc_rollout;
 mod http2_conformance;
+mod package_managers;

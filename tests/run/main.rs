@@ -4,6 +4,11 @@
 mod common;
 
 mod app_never_listens;
+mod port;
 mod run_app;
 mod run_pid1;
+mod signals;
+mod stray_sigterm;
 mod supervise;
+mod terminal;
+mod wrappers;

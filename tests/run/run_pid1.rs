@@ -5,7 +5,7 @@ use crate::common;
 use std::process::Command;
 
 use common::http::Client;
-use common::process::{Lameduck, children};
+use common::process::{Lameduck, Node, children};
 use common::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -16,6 +16,7 @@ const APP: &str = "
     const leave = (script, res) => require('child_process').spawn('sh', ['-c', script], { stdio: 'ignore' })
       .on('exit', () => res.end());
     let waiting = [];
+    process.on('SIGUSR2', () => console.log('heard SIGUSR2'));
     require('http').createServer((req, res) => {
       if (req.url === '/crash') process.exit(9);
       if (req.url === '/orphans') return leave('for i in 1 2 3 4 5; do sleep 2 & done', res);
@@ -26,16 +27,20 @@ const APP: &str = "
     }).listen(process.env.PORT, '127.0.0.1');";
 
 /// As the first process of a new PID namespace; none, and loudly so, where that isn't permitted.
-fn pid_1() -> Option<Lameduck> {
+fn unshared() -> Option<Command> {
     let allowed = Command::new("unshare").args(UNSHARE).arg("true").output();
     if !allowed.as_ref().is_ok_and(|allowed| allowed.status.success()) {
-        eprintln!(
-            "LEFT OUT: `lameduck run` as PID 1 was not tested, as no PID namespace may be made: {allowed:?}"
-        );
+        eprintln!("LEFT OUT: lameduck as PID 1 was not tested, as no PID namespace may be made: {allowed:?}");
         return None;
     }
     let mut program = Command::new("unshare");
     program.args(UNSHARE).arg(env!("CARGO_BIN_EXE_lameduck")).env_remove("PORT");
+    Some(program)
+}
+
+/// `lameduck run` there.
+fn pid_1() -> Option<Lameduck> {
+    let program = unshared()?;
     let run = Lameduck::start_as(program, &["run"], &["--grace", "60s"], &["node", "-e", APP]);
     assert!(ask(&run, "/").contains("child of 1"));
     Some(run)
@@ -53,8 +58,12 @@ fn init(run: &Lameduck) -> u32 {
 }
 
 fn terminate(run: &Lameduck) {
+    signal(run, Signal::TERM);
+}
+
+fn signal(run: &Lameduck, signal: Signal) {
     let pid = init(run).try_into().ok().and_then(Pid::from_raw).expect("a pid");
-    kill_process(pid, Signal::TERM).expect("lameduck is there");
+    kill_process(pid, signal).expect("lameduck is there");
 }
 
 #[test]
@@ -80,6 +89,29 @@ fn as_pid_1_sigterm_drains_and_ends_the_app() {
     assert_eq!(client.answer().text(), "released");
     assert_eq!(run.process.wait_exit(), 128 + 15);
     assert_eq!(run.wait_log("drained")["verdict"], "clean");
+}
+
+/// The kernel drops for a PID 1 what it has no handler for.
+#[test]
+fn as_pid_1_sigquit_drains_too_and_what_asks_for_nothing_is_heard() {
+    let Some(mut run) = pid_1() else { return };
+    signal(&run, Signal::USR2);
+    run.process.wait_line("the app's line", |line| (line == "heard SIGUSR2").then_some(()));
+    signal(&run, Signal::QUIT);
+    assert_eq!(run.process.wait_exit(), 128 + 15);
+    assert_eq!(run.wait_log("asked to go")["signal"], "SIGQUIT");
+}
+
+#[test]
+fn as_pid_1_a_proxy_lives_on_through_sighup_and_drains_by_sigquit() {
+    let Some(program) = unshared() else { return };
+    let app = Node::held();
+    let mut proxy = Lameduck::start_as(program, &["proxy", "--upstream", &app.addr.to_string()], &[], &[]);
+    signal(&proxy, Signal::HUP);
+    proxy.wait_log("ignored a signal that asks for nothing here");
+    assert_eq!(ask(&proxy, "/active-requests"), "{\"active\":0}");
+    signal(&proxy, Signal::QUIT);
+    proxy.expect_clean_exit();
 }
 
 #[test]

@@ -10,7 +10,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use lameduck::supervise::{App, Exit, StartError, free_port};
-use rustix::process::{Signal, getpgrp, getpid, kill_process};
+use rustix::process::Signal;
 
 /// Longer than anything takes here, even on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -97,7 +97,7 @@ fn waits_until_the_app_listens_on_its_port_on_ipv4() {
         let app = start(&["node", "-e", SERVER]).await;
         let addr = app.wait_listening(PATIENCE).await.unwrap();
         assert_eq!((addr.ip(), addr.port()), (IpAddr::from(Ipv4Addr::LOCALHOST), app.port()));
-        assert_eq!(app.terminate(PATIENCE).await, Exit { code: 143, killed: false });
+        assert_eq!(app.terminate(Signal::TERM, PATIENCE).await, Exit { code: 143, killed: false });
     });
 }
 
@@ -107,7 +107,7 @@ fn waits_until_the_app_listens_on_its_port_on_ipv6() {
         let app = start(&["node", "-e", SERVER, "::1"]).await;
         let addr = app.wait_listening(PATIENCE).await.unwrap();
         assert_eq!((addr.ip(), addr.port()), (IpAddr::from(Ipv6Addr::LOCALHOST), app.port()));
-        app.terminate(PATIENCE).await;
+        app.terminate(Signal::TERM, PATIENCE).await;
     });
 }
 
@@ -117,7 +117,7 @@ fn success_is_code_0_for_everyone_who_asks() {
         let app = start(&["true"]).await;
         assert_eq!(tokio::join!(app.exited(), app.exited()), (0, 0));
         assert_eq!(app.exited().await, 0);
-        assert_eq!(app.terminate(PATIENCE).await, Exit { code: 0, killed: false });
+        assert_eq!(app.terminate(Signal::TERM, PATIENCE).await, Exit { code: 0, killed: false });
     });
 }
 
@@ -206,7 +206,7 @@ fn an_app_that_listens_on_another_port_is_told_which() {
             app.port()
         );
         assert_eq!(error.to_string(), told);
-        app.terminate(PATIENCE).await;
+        app.terminate(Signal::TERM, PATIENCE).await;
     });
 }
 
@@ -221,7 +221,7 @@ fn an_app_that_listens_on_another_address_is_told_so() {
         until("the app listens", || up.exists()).await;
         let error = app.wait_listening(Duration::from_millis(100)).await.unwrap_err().to_string();
         assert!(error.contains(&format!("it listens on 127.0.0.2:{} only", app.port())), "{error}");
-        app.terminate(PATIENCE).await;
+        app.terminate(Signal::TERM, PATIENCE).await;
     });
 }
 
@@ -232,7 +232,7 @@ fn an_app_that_listens_nowhere_is_given_the_option_for_slow_ones() {
         let error = app.wait_listening(Duration::from_millis(50)).await.unwrap_err();
         assert!(error.to_string().contains("raise --start-timeout"), "{error}");
         assert_eq!(error.exit_code(), 1);
-        app.terminate(PATIENCE).await;
+        app.terminate(Signal::TERM, PATIENCE).await;
     });
 }
 
@@ -241,7 +241,7 @@ fn a_server_behind_a_wrapper_deaf_to_sigterm_gets_its_own() {
     alone("a_server_behind_a_wrapper_deaf_to_sigterm_gets_its_own", async || {
         let app = start(&["sh", "-c", "trap '' TERM; node -e \"$0\" & wait; exit 5", SERVER]).await;
         app.wait_listening(PATIENCE).await.unwrap();
-        assert_eq!(app.terminate(PATIENCE).await, Exit { code: 5, killed: false });
+        assert_eq!(app.terminate(Signal::TERM, PATIENCE).await, Exit { code: 5, killed: false });
         assert_eq!(group_of(&app), Vec::<u32>::new());
     });
 }
@@ -258,7 +258,7 @@ fn npm_start_ends_with_its_server() {
         let app = start(&["npm", "--no-update-notifier", "--prefix", dir.to_str().unwrap(), "start"]).await;
         app.wait_listening(PATIENCE).await.unwrap();
         assert!(group_of(&app).len() >= 2, "npm and node: {:?}", group_of(&app));
-        assert!(!app.terminate(PATIENCE).await.killed);
+        assert!(!app.terminate(Signal::TERM, PATIENCE).await.killed);
         assert_eq!(group_of(&app), Vec::<u32>::new());
     });
 }
@@ -275,7 +275,7 @@ fn a_server_that_outlives_its_wrapper_is_waited_for() {
         app.wait_listening(PATIENCE).await.unwrap();
         let ending = tokio::spawn({
             let app = app.clone();
-            async move { app.terminate(PATIENCE).await }
+            async move { app.terminate(Signal::TERM, PATIENCE).await }
         });
         assert_eq!(app.exited().await, 3);
         assert!(!done.exists() && !ending.is_finished(), "the wrapper should be gone before its server");
@@ -290,7 +290,7 @@ fn an_app_deaf_to_sigterm_is_killed_after_the_reserve() {
         let app = start(&["node", "-e", &format!("process.on('SIGTERM', () => {{}});{SERVER}")]).await;
         app.wait_listening(PATIENCE).await.unwrap();
         let (begin, reserve) = (Instant::now(), Duration::from_millis(300));
-        assert_eq!(app.terminate(reserve).await, Exit { code: 137, killed: true });
+        assert_eq!(app.terminate(Signal::TERM, reserve).await, Exit { code: 137, killed: true });
         assert!(begin.elapsed() >= reserve);
         assert_eq!(group_of(&app), Vec::<u32>::new());
     });
@@ -302,7 +302,7 @@ fn what_a_dead_app_left_behind_is_ended_too() {
         let app = start(&["sh", "-c", "sleep 60 & exit 4"]).await;
         assert_eq!(app.exited().await, 4);
         assert_eq!(group_of(&app).len(), 1);
-        assert_eq!(app.terminate(PATIENCE).await, Exit { code: 4, killed: false });
+        assert_eq!(app.terminate(Signal::TERM, PATIENCE).await, Exit { code: 4, killed: false });
         assert_eq!(group_of(&app), Vec::<u32>::new());
     });
 }
@@ -313,7 +313,7 @@ fn a_stopped_app_still_gets_its_sigterm() {
         let app = start(&["sleep", "60"]).await;
         app.signal(Signal::STOP);
         until("it is stopped", || children().contains(&(app.pid(), "T".into()))).await;
-        assert_eq!(app.terminate(PATIENCE).await, Exit { code: 143, killed: false });
+        assert_eq!(app.terminate(Signal::TERM, PATIENCE).await, Exit { code: 143, killed: false });
     });
 }
 
@@ -333,64 +333,9 @@ fn orphans_are_reaped_before_and_after_the_apps_own_exit() {
         std::fs::write(dir.join("first"), "").unwrap();
         until("the first is reaped", || children().len() == 2).await;
 
-        app.terminate(PATIENCE).await;
+        app.terminate(Signal::TERM, PATIENCE).await;
         assert_eq!(children().len(), 1);
         std::fs::write(dir.join("second"), "").unwrap();
         until("the second is reaped", || children().is_empty()).await;
-    });
-}
-
-#[test]
-fn signals_that_are_no_order_to_end_are_passed_on() {
-    alone("signals_that_are_no_order_to_end_are_passed_on", async || {
-        let heard = scratch("signals").join("heard");
-        let names = ["HUP", "QUIT", "USR1", "USR2", "WINCH"];
-        let traps: String = names.iter().map(|name| format!("trap 'echo {name} >>$0' {name}; ")).collect();
-        let app = start(&[
-            "sh",
-            "-c",
-            &format!("{traps} set -- $(seq 1000); >$0; for i; do sleep 0.02; done"),
-            heard.to_str().unwrap(),
-        ])
-        .await;
-        until("its traps are set", || heard.exists()).await;
-        let signals = [Signal::HUP, Signal::QUIT, Signal::USR1, Signal::USR2, Signal::WINCH];
-        for (count, signal) in signals.into_iter().enumerate() {
-            kill_process(getpid(), signal).unwrap();
-            until("the app hears it", || {
-                std::fs::read_to_string(&heard).unwrap().lines().eq(names[..=count].iter().copied())
-            })
-            .await;
-        }
-        app.terminate(PATIENCE).await;
-    });
-}
-
-/// Ctrl-C goes to the terminal's foreground group: it must be the proxy's alone, and an app that reads the
-/// terminal from the background would be stopped by the kernel.
-#[test]
-fn in_a_terminal_ctrl_c_is_the_proxys_and_reading_does_not_stop_the_app() {
-    const NAME: &str = "in_a_terminal_ctrl_c_is_the_proxys_and_reading_does_not_stop_the_app";
-    const INSIDE: &str = "LAMEDUCK_TEST_TERMINAL";
-    if std::env::var_os(INSIDE).is_none() {
-        let own = std::env::current_exe().unwrap();
-        let command = format!("'{}' --exact {} --nocapture", own.display(), in_full(NAME));
-        let output = Command::new("script")
-            .args(["-qec", &command, "/dev/null"])
-            .env(INSIDE, "1")
-            .env("LAMEDUCK_TEST_ALONE", "1")
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
-        let text = String::from_utf8_lossy(&output.stdout);
-        assert!(output.status.success() && text.contains("1 passed"), "{text}");
-        return;
-    }
-    alone(NAME, async || {
-        use std::io::IsTerminal;
-        assert!(std::io::stdin().is_terminal());
-        let app = start(&["sh", "-c", "read line; exit 6"]).await;
-        assert_ne!(app.pid(), getpgrp().as_raw_nonzero().get().unsigned_abs());
-        assert_eq!(app.exited().await, 6);
     });
 }

@@ -73,7 +73,7 @@ pub(in crate::cli) struct SwapArgs {
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
     pub timeout: Duration,
     /// What replaces the app, as in: docker compose up -d app
-    #[arg(last = true, required = true, value_name = "CMD")]
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }
 

@@ -1,0 +1,249 @@
+//! The life of `lameduck run`: start the app, serve it once it listens, drain, stop it.
+
+use std::future::pending;
+use std::time::{Duration, Instant};
+
+use rustix::process::Signal;
+
+use super::state::ASK_AT_START;
+use super::{AT_ONCE, drain_by_signals, drain_now, linger, linger_most};
+use crate::cli::AppCommand;
+use crate::config::UpstreamAddr;
+use crate::drain::control::Control;
+use crate::drain::machine::{Phase, Trigger};
+use crate::proxy::plane::Plane;
+use crate::signal::{Signals, Taken};
+use crate::supervise::{App, StartError, free_port};
+
+/// How often another port is chosen for an app whose port somebody else takes.
+const PORTS: usize = 5;
+/// Between two looks whether an app still listens that was not asked to end.
+const LOOK: Duration = Duration::from_millis(250);
+/// The exit code of an app that has no handler for SIGTERM.
+const BY_SIGTERM: u8 = 128 + 15;
+
+/// One app's life, and what it needs.
+pub struct Life<'a> {
+    pub command: AppCommand,
+    pub plane: &'a Plane,
+    pub control: &'a Control,
+    pub signals: &'a mut Signals,
+    /// Where the app is served.
+    pub url: Option<String>,
+}
+
+impl Life<'_> {
+    /// Returns the process's exit code.
+    pub async fn run(&mut self, serve: impl FnOnce() -> Result<(), u8>) -> u8 {
+        let app = match self.start().await {
+            Ok(app) => app,
+            Err(error) => {
+                tracing::error!("{error}");
+                return error.exit_code();
+            }
+        };
+        tokio::spawn(pass_on(self.signals.others(), app.clone()));
+        let listens = self.serve_once_listening(&app, serve).await;
+        if let Err(failed) = listens {
+            let most = if failed.is_some() { Duration::ZERO } else { linger_most(self.plane, self.control) };
+            let ended = self.end(&app, most).await;
+            return failed.unwrap_or(ended);
+        }
+        tracing::info!(port = app.port(), "the app listens");
+        if let Some(url) = &self.url {
+            tracing::info!(%url, "serving");
+        }
+        let exited = async { tokio::join!(app.exited(), tell_of_a_stray_signal(&app, self.control)).0 };
+        tokio::select! {
+            code = exited => self.exited_by_itself(&app, code).await,
+            _ = drain_by_signals(self.control, self.signals) => {
+                self.end(&app, linger_most(self.plane, self.control)).await
+            }
+        }
+    }
+
+    /// On its `--app-port`, or on a free one: another one where somebody was quicker.
+    async fn start(&self) -> Result<App, StartError> {
+        for _ in 1..PORTS {
+            match App::start(&self.command.command, self.port()).await {
+                Err(StartError::PortTaken(_)) if self.choose_port() => {}
+                started => return started.inspect(|app| self.started(app)),
+            }
+        }
+        App::start(&self.command.command, self.port()).await.inspect(|app| self.started(app))
+    }
+
+    /// The same command on another port, if somebody else has the one that was chosen for it and it ended by that.
+    async fn start_again(&self, app: &App) -> bool {
+        if !app.listens().await || !self.choose_port() {
+            return false;
+        }
+        // What its first try left behind.
+        app.terminate(Signal::TERM, Duration::ZERO).await;
+        let started = app.start_again(&self.command.command, self.port()).await;
+        started.inspect(|()| self.started(app)).is_ok()
+    }
+
+    fn started(&self, app: &App) {
+        tracing::info!(pid = app.pid(), port = app.port(), "started the app");
+    }
+
+    fn port(&self) -> u16 {
+        self.plane.upstream.own().host_and_port().map_or(0, |(_, port)| port)
+    }
+
+    /// Whether there is another port to try: not where the user has named it.
+    fn choose_port(&self) -> bool {
+        let Some(port) = self.command.port.is_none().then(free_port).and_then(Result::ok) else {
+            return false;
+        };
+        tracing::warn!(taken = self.port(), port, "somebody else took the app's port: it gets another one");
+        self.plane.upstream.be_at(UpstreamAddr::Tcp { host: "localhost".to_owned(), port });
+        true
+    }
+
+    /// Until the app listens, clients wait in the kernel's queue. An error is the exit code, or none for the app's own
+    /// after a drain.
+    async fn serve_once_listening(
+        &mut self,
+        app: &App,
+        serve: impl FnOnce() -> Result<(), u8>,
+    ) -> Result<(), Option<u8>> {
+        let mut serve = Some(serve);
+        let within = self.command.start_timeout;
+        let mut listening = std::pin::pin!(app.wait_listening(within));
+        loop {
+            tokio::select! {
+                listens = &mut listening => match listens {
+                    Ok(_) => return serve.map_or(Ok(()), |serve| serve().map_err(Some)),
+                    Err(StartError::Exited { .. }) if self.start_again(app).await => {
+                        listening.set(app.wait_listening(within));
+                    }
+                    Err(error) => {
+                        tracing::error!("{error}");
+                        return Err(Some(error.exit_code()));
+                    }
+                },
+                signal = self.signals.next() => {
+                    tracing::info!(signal, "asked to go before the app listens");
+                    serve.take().map_or(Ok(()), |serve| serve().map_err(Some))?;
+                    // Who waits is served if the app listens before the deadline; where nobody does, nothing is waited
+                    // for.
+                    self.plane.set_booting(true);
+                    let boots = async {
+                        if let Err(error) = listening.as_mut().await {
+                            tracing::error!("{error}");
+                        }
+                        self.plane.set_booting(false);
+                        pending::<()>().await;
+                    };
+                    tokio::select! {
+                        _ = drain_now(self.control, self.signals) => {}
+                        () = boots => {}
+                    }
+                    return Err(None);
+                }
+                // Only who serves can drain: what waits in the queue gets its answer, and the listeners close.
+                () = drain_began(self.plane), if serve.is_some() => {
+                    if let Some(serve) = serve.take() {
+                        serve().map_err(Some)?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Nobody of us has asked it to.
+    async fn exited_by_itself(&mut self, app: &App, code: u8) -> u8 {
+        let reserve = self.plane.settings.drain.reserve;
+        if app.has_terminal() {
+            tracing::info!(code, "the app ended in its terminal");
+        } else if code == BY_SIGTERM || code == 0 && self.signals.first().is_some() {
+            warn_of_a_stray_signal();
+            tracing::info!(code, "the app exited before its turn");
+        } else {
+            tracing::error!(code, "the app exited by itself");
+        }
+        let mut drained = std::pin::pin!(self.control.drain(Trigger::Signal));
+        // What waits for the app sees its end by itself, and tells its client so.
+        if tokio::time::timeout(AT_ONCE, &mut drained).await.is_err() {
+            self.control.force();
+            let _ = tokio::time::timeout(reserve, drained).await;
+        }
+        self.end(app, reserve).await
+    }
+
+    /// The app's own SIGTERM and the tails of the last answers, side by side: the reserve is for both. Whoever signals
+    /// once more doesn't want to wait for either.
+    async fn end(&mut self, app: &App, most: Duration) -> u8 {
+        let reserve = self.plane.settings.drain.reserve;
+        let asked = self.signals.first().unwrap_or(Signal::TERM);
+        let both = async { tokio::join!(stop(app, asked, reserve), linger(self.plane, most)).0 };
+        tokio::select! {
+            code = both => code,
+            () = asked_once_more(self.signals, app) => stop(app, asked, Duration::ZERO).await,
+        }
+    }
+}
+
+/// The first signal says no more than the end of an app that had exited by itself.
+async fn asked_once_more(signals: &mut Signals, app: &App) {
+    let known = signals.first().is_none() && app.has_exited();
+    if known {
+        let signal = signals.next().await;
+        tracing::info!(signal, "asked to go");
+    }
+    let signal = signals.next().await;
+    tracing::warn!(signal, "asked to go at once");
+}
+
+/// An app that closes its port while we drain was sent a signal beside ours. Returns once that is told, or it has gone.
+async fn tell_of_a_stray_signal(app: &App, control: &Control) {
+    let drains = || {
+        let published = control.published();
+        published.trigger == Some(Trigger::Signal) && published.phase < Some(Phase::Forcing)
+    };
+    while !app.has_exited() {
+        if drains() && !app.listens().await && !app.has_exited() && drains() {
+            return warn_of_a_stray_signal();
+        }
+        tokio::select! {
+            _ = app.exited() => {}
+            () = tokio::time::sleep(LOOK) => {}
+        }
+    }
+}
+
+fn warn_of_a_stray_signal() {
+    tracing::warn!(
+        "the app got a SIGTERM that was not ours, so it ends while it is still needed: let only lameduck be sent it, \
+         as by KillMode=mixed in a systemd unit"
+    );
+}
+
+/// What is none of our business is the app's.
+async fn pass_on(mut signals: Taken, app: App) {
+    loop {
+        let (signal, _) = signals.next().await;
+        app.signal(signal);
+    }
+}
+
+async fn drain_began(plane: &Plane) {
+    while plane.phase() == Phase::Serving {
+        tokio::time::sleep(ASK_AT_START).await;
+    }
+}
+
+async fn stop(app: &App, asked: Signal, reserve: Duration) -> u8 {
+    let began = Instant::now();
+    let exit = app.terminate(asked, reserve).await;
+    if exit.killed {
+        tracing::warn!(
+            seconds = began.elapsed().as_secs_f64(),
+            "the app outlived its SIGTERM and was killed"
+        );
+    }
+    tracing::info!(code = exit.code, "the app has ended");
+    exit.code
+}

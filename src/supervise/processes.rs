@@ -1,0 +1,180 @@
+//! What `/proc` says of the app's processes: who they are, who of them would pass a signal on, and where they listen.
+//! Where it may not be read, there is only the main process.
+
+use std::collections::HashMap;
+use std::fs;
+use std::net::{IpAddr, SocketAddr};
+
+use rustix::process::{Pid, Signal, getpid};
+
+/// Shells, which wait for what they run and don't pass signals on.
+const SHELLS: [&str; 7] = ["sh", "dash", "bash", "ash", "busybox", "zsh", "ksh"];
+
+/// They run a package's script by a shell. Some versions pass SIGTERM on, to that shell or to the script, others keep
+/// it to themselves: `tests/run_package_managers.rs` has the table.
+const PACKAGE_MANAGERS: [&str; 9] =
+    ["npm", "npx", "npm-cli", "npx-cli", "yarn", "yarnpkg", "pnpm", "pnpx", "corepack"];
+
+#[derive(Clone, Copy, Debug)]
+struct Process {
+    pid: Pid,
+    parent: Option<Pid>,
+    group: Option<Pid>,
+}
+
+/// Our descendants that are alive. As a subreaper we are the parent of those that their own left behind.
+fn descendants() -> Vec<Process> {
+    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| pid(entry.file_name().to_str()?));
+    let mut others: Vec<_> = pids.filter_map(read).collect();
+    let (mut found, mut parents) = (Vec::new(), vec![getpid()]);
+    while !parents.is_empty() {
+        let children: Vec<_>;
+        (children, others) =
+            others.into_iter().partition(|process| process.parent.is_some_and(|pid| parents.contains(&pid)));
+        parents = children.iter().map(|child| child.pid).collect();
+        found.extend(children);
+    }
+    found
+}
+
+fn pid(text: &str) -> Option<Pid> {
+    Pid::from_raw(text.parse().ok()?)
+}
+
+/// From `/proc/<pid>/stat`: state, parent and group are the fields behind the name; none of one that has ended.
+fn read(pid: Pid) -> Option<Process> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name may hold spaces and brackets: count from its end.
+    let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().take(3).collect();
+    let [state, parent, group] = fields[..] else { return None };
+    let pid_of = |text| self::pid(text);
+    (!["Z", "X"].contains(&state)).then(|| Process { pid, parent: pid_of(parent), group: pid_of(group) })
+}
+
+/// The app's processes that are alive: those of the main one's group.
+pub fn members(main: Pid) -> Vec<Pid> {
+    group(main).into_iter().map(|process| process.pid).collect()
+}
+
+fn group(main: Pid) -> Vec<Process> {
+    descendants().into_iter().filter(|process| process.group == Some(main)).collect()
+}
+
+/// Who is to get a signal that is meant for the app: its main process, as it would without us. Where that is a
+/// wrapper that would not pass it on, what it wraps; of several, those that listen on the app's port.
+pub fn recipients(main: Pid, port: u16, signal: Signal) -> Vec<Pid> {
+    let group = group(main);
+    let (mut found, mut open) = (Vec::new(), vec![main]);
+    while let Some(pid) = open.pop() {
+        let children = group.iter().filter(|process| process.parent == Some(pid)).map(|child| child.pid);
+        let children: Vec<_> = children.collect();
+        match children.is_empty() || !keeps_to_itself(pid, signal) {
+            true => found.push(pid),
+            false => open.extend(children),
+        }
+    }
+    let serving: Vec<_> =
+        listeners().into_iter().filter(|(_, addr)| addr.port() == port).map(|(pid, _)| pid).collect();
+    match found.iter().any(|pid| serving.contains(pid)) {
+        true => found.into_iter().filter(|pid| serving.contains(pid)).collect(),
+        false => found,
+    }
+}
+
+/// Whether this is a wrapper that would not pass the signal on. A shell that handles it knows what to do.
+fn keeps_to_itself(pid: Pid, signal: Signal) -> bool {
+    let program = program(pid).unwrap_or_default();
+    PACKAGE_MANAGERS.contains(&program.as_str())
+        || SHELLS.contains(&program.as_str()) && !catches(pid, signal)
+}
+
+/// The program's name: Node's script instead of Node, without its suffix and version.
+fn program(pid: Pid) -> Option<String> {
+    let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
+    let line = String::from_utf8_lossy(&line);
+    let mut words = line.split('\0');
+    // npm and others write over it, as in `npm start`.
+    let name = base(words.next()?.split(' ').next()?);
+    let name = match name {
+        "node" | "nodejs" => base(words.find(|word| !word.starts_with('-'))?),
+        name => name.trim_start_matches('-'),
+    };
+    let stem = name.split('.').next()?;
+    let unversioned =
+        stem.split_once('-').filter(|(_, version)| version.starts_with(|c: char| c.is_ascii_digit()));
+    Some(unversioned.map_or(stem, |(stem, _)| stem).to_owned())
+}
+
+fn base(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Whether the process has a handler for the signal.
+pub fn catches(pid: Pid, signal: Signal) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let mask =
+        status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigCgt:")?.trim(), 16).ok());
+    mask.unwrap_or(0) >> (signal.as_raw() - 1) & 1 == 1
+}
+
+/// Where our descendants listen, as far as it may be known.
+pub fn listening() -> Vec<SocketAddr> {
+    let mut found: Vec<_> = listeners().into_iter().map(|(_, addr)| addr).collect();
+    found.sort_unstable_by_key(|addr| (addr.port(), addr.ip()));
+    found.dedup();
+    found
+}
+
+/// Whether what listens on this port is somebody else: no where that can't be known for all of our descendants.
+pub fn is_strangers(port: u16) -> bool {
+    let known = |process: &Process| fs::read_dir(format!("/proc/{}/fd", process.pid)).is_ok();
+    listening_sockets().values().any(|addr| addr.port() == port)
+        && descendants().iter().all(known)
+        && !listeners().iter().any(|(_, addr)| addr.port() == port)
+}
+
+fn listeners() -> Vec<(Pid, SocketAddr)> {
+    let sockets = listening_sockets();
+    let mut found = Vec::new();
+    for Process { pid, .. } in descendants() {
+        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        let links = files.filter_map(|file| fs::read_link(file.path()).ok());
+        let addr = |link: std::path::PathBuf| {
+            sockets.get(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?).copied()
+        };
+        found.extend(links.filter_map(addr).map(|addr| (pid, addr)));
+    }
+    found
+}
+/// Inode → address of every listening TCP socket, from lines like
+/// `0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 …`.
+fn listening_sockets() -> HashMap<String, SocketAddr> {
+    const LISTEN: &str = "0A";
+    let mut sockets = HashMap::new();
+    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
+        let lines = fs::read_to_string(table).unwrap_or_default();
+        for line in lines.lines() {
+            let fields: Vec<_> = line.split_whitespace().collect();
+            if let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields[..]
+                && let Some(addr) = parse_kernel_addr(local)
+            {
+                sockets.insert(inode.to_owned(), addr);
+            }
+        }
+    }
+    sockets
+}
+
+/// The kernel prints an address as 32-bit words in the machine's byte order, in hex.
+fn parse_kernel_addr(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let word = |at: usize| Some(u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
+    let ip = if ip.len() == 8 {
+        IpAddr::from(word(0)?)
+    } else {
+        let words = [word(0)?, word(1)?, word(2)?, word(3)?];
+        IpAddr::from(<[u8; 16]>::try_from(words.as_flattened()).ok()?)
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+}

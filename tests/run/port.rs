@@ -1,0 +1,102 @@
+//! `lameduck run` and the app's port: one that somebody else takes, one that the app doesn't know of, and where to look.
+
+use crate::common;
+
+use std::fs;
+use std::net::TcpListener;
+
+use common::http::Client;
+use common::process::{Lameduck, free_port, lameduck, temporary_directory};
+use common::wait_for;
+use rustix::process::Signal;
+
+fn wait_line<T>(run: &Lameduck, what: &str, find: impl FnMut(&str) -> Option<T>) -> T {
+    run.process.wait_line(what, find)
+}
+
+/// It wants its port once the file is there, and ends with 1 where that is taken, as Node does by itself.
+const LATE: &str = "
+    console.log(`my port is ${process.env.PORT}`);
+    const timer = setInterval(() => {
+      if (!require('fs').existsSync(process.argv[1])) return;
+      clearInterval(timer);
+      require('http').createServer((req, res) => res.end(`on ${process.env.PORT}`)).listen(process.env.PORT, '127.0.0.1');
+    }, 10);";
+
+#[test]
+fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
+    let dir = temporary_directory();
+    let file = dir.join("go");
+    let run = Lameduck::run(&[], &["node", "-e", LATE, file.to_str().expect("UTF-8")]);
+    let port: u16 = wait_line(&run, "its port", |line| line.strip_prefix("my port is ")?.parse().ok());
+    let somebody = TcpListener::bind(("127.0.0.1", port)).expect("free until now");
+    fs::write(&file, "").expect("written");
+    let new = run.wait_log("the app listens")["port"].as_u64().expect("a number");
+    assert_ne!(new, u64::from(port));
+    assert_eq!(Client::ask(run.listen, "/").text(), format!("on {new}"));
+    let status = run.status().expect("a status");
+    assert_eq!(
+        (&status["upstream"], &status["switched"]),
+        (&format!("localhost:{new}").into(), &false.into())
+    );
+    let taken = run.wait_log("somebody else took the app's port: it gets another one");
+    assert_eq!(taken["taken"], port);
+    drop(somebody);
+    let _ = fs::remove_dir_all(dir);
+}
+
+#[test]
+fn a_port_of_the_users_choice_is_never_replaced() {
+    let somebody = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let port = somebody.local_addr().expect("its address").port().to_string();
+    let (code, output) = Lameduck::run_to_its_end(&["--app-port", &port], &["node", "-e", "0"]);
+    assert_eq!(code, 1);
+    assert!(
+        output.contains("give the app another port") && !output.contains("somebody else took"),
+        "{output}"
+    );
+}
+
+#[test]
+fn an_app_that_listens_elsewhere_is_told_of_long_before_it_is_given_up() {
+    let other = free_port().to_string();
+    let app = "
+        const server = require('http').createServer((req, res) => res.end('ok')).listen(process.argv[1], '127.0.0.1');
+        process.on('SIGUSR2', () => server.close(() => server.listen(process.env.PORT, '127.0.0.1')));";
+    // Behind a shell: the server is seldom the process that was started.
+    let run = Lameduck::run(
+        &["--start-timeout", "300s"],
+        &["sh", "-c", "node -e \"$0\" \"$1\"; exit $?", app, &other],
+    );
+    let advice = format!("it listens on {other} instead: start lameduck with --app-port {other}");
+    let line = wait_line(&run, "the advice", |line| line.contains(&advice).then(|| line.to_owned()));
+    assert!(line.contains("WARN") && line.contains("after 3s"), "{line}");
+    // It may still find its port.
+    run.process.signal(Signal::USR2);
+    run.wait_log("the app listens");
+}
+
+#[test]
+fn the_log_has_the_url_to_open() {
+    let serve = "require('http').createServer((q, a) => a.end('ok')).listen(process.env.PORT, '127.0.0.1')";
+    let run = Lameduck::run(&[], &["node", "-e", serve]);
+    assert_eq!(run.wait_log("serving")["url"], format!("http://{}", run.listen));
+    let everywhere = Lameduck::run(&["--listen", ":0"], &["node", "-e", serve]);
+    let url = format!("http://localhost:{}", everywhere.listen.port());
+    assert_eq!(everywhere.wait_log("serving")["url"], url);
+}
+
+#[test]
+fn the_apps_command_needs_no_dashes_before_it() {
+    let dir = temporary_directory();
+    let control = dir.join("control.sock");
+    let mut program = lameduck();
+    program.args(["run", "--listen", "127.0.0.1:0", "--probe-listen", "127.0.0.1:0", "--log-format", "json"]);
+    program.arg("--control").arg(&control);
+    program.args(["node", "-e", "console.log(process.argv.slice(1).join(' '))", "--", "--port", "3"]);
+    let mut process = common::process::Process::start("lameduck", &mut program);
+    assert_eq!(process.wait_exit(), 0);
+    assert!(process.output().lines().any(|line| line == "--port 3"), "{}", process.output());
+    wait_for("the end", || process.exited());
+    let _ = fs::remove_dir_all(dir);
+}
