@@ -26,8 +26,11 @@ const NAMED: usize = 5;
 const ASK_APP: Duration = Duration::from_millis(20);
 /// No app closes a new connection for its silence within this time; Node's least is 30 s.
 const STEADY: Duration = Duration::from_secs(1);
-/// How often a hold that keeps streams looks whether anything else runs.
-const COUNT_STREAMS: Duration = Duration::from_millis(50);
+/// The hold's end lets them go; a request's own bound, so much later, must not come before its turn.
+const LET_GO: Duration = Duration::from_secs(5);
+/// A connection that ends sooner was never taken: the app has as many as it wants (`server.maxConnections`), or is just
+/// ending.
+const TAKEN: Duration = Duration::from_millis(100);
 
 /// The task behind [`Control`].
 pub struct Runner {
@@ -88,9 +91,7 @@ impl Runner {
     pub async fn run(mut self) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         loop {
-            let streams = self.machine.keeps_streams().then(|| Instant::now() + COUNT_STREAMS);
-            let wake =
-                [self.machine.wake_at(&self.counts()), self.still, streams].into_iter().flatten().min();
+            let wake = [self.machine.wake_at(&self.counts()), self.still].into_iter().flatten().min();
             let idle = self.idle.clone();
             let event = tokio::select! {
                 biased;
@@ -135,7 +136,7 @@ impl Runner {
             Some(_) => drop(done.send(Held::Begun)),
         }
         if self.machine.held_until().is_some() {
-            self.plane.hold(most);
+            self.plane.hold(most + LET_GO);
         }
     }
 
@@ -345,12 +346,12 @@ impl Runner {
         let connections = gate.connections();
         // One that is held or goes on in between counts as running for now, never the other way round.
         let before = gate.held();
-        let in_flight = gate.in_flight();
+        let (in_flight, streams) = gate.in_flight_and_streams();
         let held = gate.held().min(before);
         let (arrived, last_arrival) = self.plane.arrivals();
         Counts {
             running: in_flight.saturating_sub(held),
-            kept: if self.machine.keeps_streams() { self.plane.streams() } else { 0 },
+            kept: streams,
             held: held.min(in_flight),
             connections,
             listening,

@@ -361,6 +361,8 @@ where
     {
         flow.events.set(true);
         exchange.place.set_class(Class::EventStream);
+        // A probe isn't counted as in flight, so neither as a stream.
+        let _streaming = (!request.probe).then(|| exchange.worker.plane.gate.stream());
         relay_events(exchange, app, backend, buf, writer, &mut out, &response).await?
     } else {
         relay(exchange, app, buf, writer, &mut out, &response).await?;

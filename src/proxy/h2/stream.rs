@@ -72,14 +72,14 @@ pub async fn serve(
             let head_only = parts.method == http::Method::HEAD;
             relay::refuse(&mut respond, reject.status, reject.why, call, head_only);
             worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
-            let (in_flight, totals) = (Some(in_flight.into_tunnel(gate)), Totals::default());
+            let (in_flight, totals) = (Some(in_flight.into_owned(gate)), Totals::default());
             let ended = Ended::Rejected;
             let ending = Ending { record: None, totals, ended, _in_flight: in_flight, _place: place };
             return connection.ended(id, ending);
         }
     };
     // Probes are neither work nor arrivals.
-    let in_flight = if request.probe { None } else { Some(in_flight.into_tunnel(gate)) };
+    let in_flight = if request.probe { None } else { Some(in_flight.into_owned(gate)) };
     if in_flight.is_some() {
         worker.arrival(since, id == 1);
     }
