@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 
 use self::app_stop::{AppStop, Waiting};
 use super::control::{Command, Control, Held, Outcome, Published, trigger_name};
 use super::ledger::lock;
-use super::machine::{Counts, Effect, Event, Machine, Phase};
+use super::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
 use super::quiet::LookBack;
+use crate::config::UpstreamAddr;
 use crate::metrics::{self, Ended};
 use crate::proxy::listen::Switch;
 use crate::proxy::plane::Plane;
@@ -45,6 +47,8 @@ pub struct Runner {
     exit: watch::Sender<bool>,
     waiting: Vec<Waiting>,
     stop: AppStop,
+    /// Watches the app's restart.
+    watch: Option<AbortHandle>,
     /// Those who wait for a hold to be idle.
     holders: Vec<oneshot::Sender<Held>>,
     /// The app's hook was answered; another one has nothing to wait for.
@@ -77,6 +81,7 @@ pub fn control(plane: Arc<Plane>, switch: Switch, idle: Arc<Notify>) -> (Control
         exit,
         waiting: Vec::new(),
         stop: AppStop::default(),
+        watch: None,
         holders: Vec::new(),
         hook_released: false,
         arrivals: LookBack::new(Instant::now()),
@@ -142,7 +147,14 @@ impl Runner {
 
     fn step(&mut self, event: Event) {
         let now = Instant::now();
+        let before = (self.machine.began(), self.machine.deadline());
         let effects = self.machine.step(now, event, &self.counts());
+        if let Event::Begin(trigger) = event {
+            self.log_new_deadline(trigger, before);
+        }
+        if self.machine.app_stopped() {
+            self.stop.heard();
+        }
         // Before the effects: whoever sees the new phase also finds who began it.
         self.publish();
         for effect in effects {
@@ -173,7 +185,8 @@ impl Runner {
                 } else {
                     tracing::info!(in_flight, "only the app restarts: new requests wait");
                     self.plane.hold(settings.drain.grace + settings.upstream_wait);
-                    tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
+                    let watch = tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
+                    self.watch = Some(watch.abort_handle());
                 }
             }
             Effect::Idle => {
@@ -186,7 +199,13 @@ impl Runner {
             Effect::Release => {
                 tracing::info!(held = self.plane.gate.held(), "the held requests go on");
                 self.hook_released = false;
-                self.stop = AppStop::default();
+                if let Some(watch) = self.watch.take() {
+                    watch.abort();
+                }
+                // What the kubelet has begun goes on where a drain or a restart ends a hold.
+                if self.machine.rests() {
+                    self.stop = AppStop::default();
+                }
                 self.plane.release();
                 self.answer_holders(Held::Released);
             }
@@ -226,10 +245,7 @@ impl Runner {
             }
             Phase::LameDuck => {
                 let trigger = self.machine.trigger().map(trigger_name);
-                let deadline = self
-                    .machine
-                    .deadline()
-                    .map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64());
+                let deadline = self.machine.deadline().map(seconds_until);
                 tracing::info!(trigger, in_flight, connections, deadline_s = deadline, "drain began");
                 self.still = Some(Instant::now() + STILL);
                 lock(&self.published).verdict = None;
@@ -293,7 +309,7 @@ impl Runner {
 
     fn answer(&mut self, outcome: &Outcome) {
         let waiting = std::mem::take(&mut self.waiting);
-        self.stop.answer(&self.plane, waiting, outcome);
+        self.stop.answer(&self.plane, &self.events, waiting, outcome);
     }
 
     fn answer_holders(&mut self, held: Held) {
@@ -309,6 +325,16 @@ impl Runner {
             self.answer(&Outcome::Drained { verdict });
         } else if self.hook_released && self.machine.restarting() {
             self.answer(&Outcome::AppMayStop);
+        }
+    }
+
+    /// Tells when another trigger has moved the deadline of a drain that ran already; `before` is when that had begun, and
+    /// its deadline.
+    fn log_new_deadline(&self, trigger: Trigger, before: (Option<Instant>, Option<Instant>)) {
+        let (began, deadline) = (self.machine.began(), self.machine.deadline());
+        if before.0.is_some() && before.0 == began && before.1 != deadline {
+            let (trigger, left) = (trigger_name(trigger), deadline.map(seconds_until));
+            tracing::info!(trigger, deadline_s = left, "the drain's deadline is another one now");
         }
     }
 
@@ -374,30 +400,41 @@ fn verdict(ended: &[(Ended, u64)]) -> String {
     if parts.is_empty() { CLEAN.to_owned() } else { parts.join(", ") }
 }
 
-/// While the app restarts: tells when its port has closed, and when it answers again. One connection is kept open,
-/// as its end shows even a restart that is over between two looks. A process that ends lets go of its connections
-/// one by one, and for a moment its queue still takes new ones: so only one that stays shows that it is back.
+/// While the app restarts: tells whenever it has gone and whenever it is back. Which time was its restart is for the
+/// machine to say.
 async fn watch_app(plane: Arc<Plane>, events: mpsc::UnboundedSender<Command>) {
     let ready = &plane.settings.ready;
     let addr = &plane.upstream.addr();
+    loop {
+        gone(addr).await;
+        let _ = events.send(Command::Event(Event::AppGone));
+        while !readiness::check_app(addr, &ready.check, ready.timeout).await {
+            tokio::time::sleep(ASK_APP).await;
+        }
+        let _ = events.send(Command::Event(Event::AppBack));
+    }
+}
+
+/// Returns when the app's port has closed. One connection is kept open, as its end shows even a restart that is over
+/// between two looks. A process that ends lets go of its connections one by one, and for a moment its queue still takes
+/// new ones: so only one that stays shows that it is back.
+async fn gone(addr: &UpstreamAddr) {
     let mut let_go = false;
-    while plane.gate.holding() {
-        let Ok(mut app) = upstream::connect(addr).await else { break };
+    while let Ok(mut app) = upstream::connect(addr).await {
+        let since = Instant::now();
         // It is sent nothing, so a byte or an end alike means that the app let go of it.
         let ended = tokio::time::timeout(STEADY, std::future::poll_fn(|cx| app.poll_end(cx))).await.is_ok();
-        if let_go && !ended {
-            break;
+        match ended {
+            true if since.elapsed() < TAKEN => tokio::time::sleep(ASK_APP).await,
+            true => let_go = true,
+            false if let_go => return,
+            false => {}
         }
-        let_go |= ended;
     }
-    let _ = events.send(Command::Event(Event::AppGone));
-    while plane.gate.holding() {
-        if readiness::check_app(addr, &ready.check, ready.timeout).await {
-            let _ = events.send(Command::Event(Event::AppBack));
-            return;
-        }
-        tokio::time::sleep(ASK_APP).await;
-    }
+}
+
+fn seconds_until(at: Instant) -> f64 {
+    at.saturating_duration_since(Instant::now()).as_secs_f64()
 }
 
 async fn sleep_until(at: Option<Instant>) {
