@@ -46,6 +46,9 @@ pub fn drain(control: &Path, timeout: Option<Duration>, wait: bool) -> ExitCode 
         target += &format!("&timeout={}ms", timeout.as_millis().max(1));
     }
     run(async {
+        if let Some(timeout) = timeout {
+            tell_of_sooner_deadline(control, timeout).await;
+        }
         let end = call(control, Method::POST, &target);
         let answer = match wait && io::stderr().is_terminal() {
             true => beside_progress(control, end).await?,
@@ -66,6 +69,15 @@ pub fn drain(control: &Path, timeout: Option<Duration>, wait: bool) -> ExitCode 
             _ => Err("not drained: the proxy was resumed meanwhile".to_owned()),
         }
     })
+}
+
+/// A drain that runs already may cut what still runs before this `timeout`.
+async fn tell_of_sooner_deadline(control: &Path, timeout: Duration) {
+    let left = state(control).await.ok().and_then(|state| state.time_left());
+    if let Some(left) = left.filter(|left| *left < timeout) {
+        let left = left.as_secs_f64();
+        show_line(&format!("a drain runs already, and cuts what still runs in {left:.1}s"));
+    }
 }
 
 /// `lameduck drain --app-hook`: waits until the app may stop, and becomes the app's own hook, if it has one. That one

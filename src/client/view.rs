@@ -30,6 +30,14 @@ pub(super) struct State {
     reasons: Vec<String>,
 }
 
+impl State {
+    /// Until a drain cuts what still runs; none without a drain, a deadline or anything to cut.
+    pub(super) fn time_left(&self) -> Option<Duration> {
+        let running = self.phase != "serving" && self.phase != "drained";
+        self.deadline_ms.filter(|_| running).map(|left| Duration::from_millis(left.max(0) as u64))
+    }
+}
+
 /// An operator holds requests.
 #[derive(Deserialize)]
 pub(super) struct Hold {

@@ -8,11 +8,15 @@ use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::machine::Phase;
 
 const PHASE_SHIFT: u32 = 56;
-const COUNT: u64 = (1 << PHASE_SHIFT) - 1;
+const STREAM_SHIFT: u32 = 32;
+/// One more stream in the word.
+const STREAM: u64 = 1 << STREAM_SHIFT;
+/// 32 bits for what is in flight and 24 for the streams among it: far more than there can be sockets.
+const COUNT: u64 = STREAM - 1;
 
 /// Lets work in, counts it, and says when the last of it has ended.
 pub struct Gate {
-    /// The phase in the top byte, the number in flight below it.
+    /// The phase in the top byte, then how many streams there are, then the number in flight.
     word: AtomicU64,
     /// How many of those in flight are held back while the app restarts.
     held: AtomicU64,
@@ -34,14 +38,23 @@ pub struct Refused;
 #[must_use = "dropping it says that the work has ended"]
 pub struct InFlight<'g>(&'g Gate, Kind);
 
-/// One tunnel in flight: an [`InFlight`] that outlives the connection's first task.
+/// An [`InFlight`] that outlives the task that admitted it.
 #[must_use = "dropping it says that the work has ended"]
-pub struct InFlightTunnel(Arc<Gate>, Kind);
+pub struct InFlightOwned(Arc<Gate>, Kind);
+
+/// One tunnel in flight: it is a stream from its beginning to its end.
+#[must_use = "dropping it says that the work has ended"]
+pub struct InFlightTunnel(InFlightOwned);
+
+/// What is in flight goes on as a stream, until the end of its answer.
+#[must_use = "dropping it says that it is no stream any more"]
+pub struct Streaming<'g>(&'g Gate);
 
 /// What an [`InFlight`] is counted as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Work,
+    /// Never a stream.
     HealthCheck,
 }
 
@@ -97,6 +110,12 @@ impl Gate {
         Some(Held(self))
     }
 
+    /// Says that one of those in flight is a stream from now on, which a hold may let stay.
+    pub fn stream(&self) -> Streaming<'_> {
+        self.begin_stream();
+        Streaming(self)
+    }
+
     /// The phase as last published.
     pub fn phase(&self) -> Phase {
         phase_of(self.word.load(Ordering::Acquire))
@@ -105,6 +124,12 @@ impl Gate {
     /// Requests and tunnels in flight, held ones included.
     pub fn in_flight(&self) -> u64 {
         self.word.load(Ordering::Acquire) & COUNT
+    }
+
+    /// Requests and tunnels in flight, and how many of them are streams, at one moment.
+    pub fn in_flight_and_streams(&self) -> (u64, u64) {
+        let word = self.word.load(Ordering::Acquire);
+        (word & COUNT, streams_of(word))
     }
 
     /// Those in flight that are held back.
@@ -159,11 +184,22 @@ impl Gate {
             self.health_checks.fetch_sub(1, Ordering::AcqRel);
             return;
         }
-        let before = self.word.fetch_sub(1, Ordering::AcqRel);
-        let last = (before & COUNT) - 1 <= self.held.load(Ordering::Acquire);
-        if last && (phase_of(before) != Phase::Serving || self.holding()) {
+        let left = self.word.fetch_sub(1, Ordering::AcqRel) - 1;
+        // Streams may stay in a hold.
+        let last = (left & COUNT).saturating_sub(streams_of(left)) <= self.held.load(Ordering::Acquire);
+        if last && (phase_of(left) != Phase::Serving || self.holding()) {
             (self.on_idle)();
         }
+    }
+
+    fn begin_stream(&self) {
+        self.word.fetch_add(STREAM, Ordering::AcqRel);
+        self.tell_if_idle();
+    }
+
+    /// Comes before it leaves: else it would stand in for a request that runs.
+    fn end_stream(&self) {
+        self.word.fetch_sub(STREAM, Ordering::AcqRel);
     }
 
     /// Tells the drain when somebody may be waiting for this: always outside of plain serving.
@@ -192,12 +228,26 @@ impl InFlight<'_> {
         true
     }
 
-    /// Goes on counting the same as a tunnel's. `gate` is the one that admitted it.
-    pub fn into_tunnel(self, gate: &Arc<Gate>) -> InFlightTunnel {
+    /// Goes on counting the same work. `gate` is the one that admitted it.
+    pub fn into_owned(self, gate: &Arc<Gate>) -> InFlightOwned {
         debug_assert!(std::ptr::eq(self.0, Arc::as_ptr(gate)), "another gate");
         let kind = self.1;
         std::mem::forget(self);
-        InFlightTunnel(gate.clone(), kind)
+        InFlightOwned(gate.clone(), kind)
+    }
+
+    /// Goes on counting the same work as a tunnel's. `gate` is the one that admitted it.
+    pub fn into_tunnel(self, gate: &Arc<Gate>) -> InFlightTunnel {
+        self.into_owned(gate).into_tunnel()
+    }
+}
+
+impl InFlightOwned {
+    /// Goes on counting the same work as a tunnel's.
+    pub fn into_tunnel(self) -> InFlightTunnel {
+        debug_assert!(self.1 == Kind::Work, "no health check asks for a tunnel");
+        self.0.begin_stream();
+        InFlightTunnel(self)
     }
 }
 
@@ -207,9 +257,22 @@ impl Drop for InFlight<'_> {
     }
 }
 
-impl Drop for InFlightTunnel {
+impl Drop for InFlightOwned {
     fn drop(&mut self) {
         self.0.leave(self.1);
+    }
+}
+
+impl Drop for InFlightTunnel {
+    /// Then it leaves, as its field is dropped.
+    fn drop(&mut self) {
+        self.0.0.end_stream();
+    }
+}
+
+impl Drop for Streaming<'_> {
+    fn drop(&mut self) {
+        self.0.end_stream();
     }
 }
 
@@ -231,6 +294,10 @@ fn phase_of(word: u64) -> Phase {
     Phase::from_u8((word >> PHASE_SHIFT) as u8)
 }
 
+fn streams_of(word: u64) -> u64 {
+    (word & !(u64::MAX << PHASE_SHIFT)) >> STREAM_SHIFT
+}
+
 fn with_phase(word: u64, phase: Phase) -> u64 {
-    (word & COUNT) | ((phase as u64) << PHASE_SHIFT)
+    (word & !(u64::MAX << PHASE_SHIFT)) | ((phase as u64) << PHASE_SHIFT)
 }

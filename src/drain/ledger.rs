@@ -154,6 +154,25 @@ impl Default for Ledger {
     }
 }
 
+/// A connection on its way to the thread of this ledger, which enters it.
+#[must_use = "dropping it says that the connection never got there"]
+#[derive(Debug)]
+pub struct Assigned(Arc<Ledger>);
+
+impl Assigned {
+    /// It is there: [`Ledger::enter`] follows, and its place counts it from then on.
+    pub fn arrived(self) {
+        // Taken back by `drop`.
+        self.0.open.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Drop for Assigned {
+    fn drop(&mut self) {
+        self.0.open.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 /// A connection's place in its ledger, given back when it is dropped.
 #[derive(Debug)]
 pub struct Place {
@@ -193,7 +212,13 @@ impl Ledger {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// A connection is on its way to this thread, which will [`Ledger::enter`] it.
+    /// A connection is on its way to this thread, and may yet be lost.
+    pub fn assigned(self: &Arc<Self>) -> Assigned {
+        self.assign();
+        Assigned(self.clone())
+    }
+
+    /// A connection of this thread's, which will [`Ledger::enter`] it.
     pub fn assign(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
     }
@@ -235,19 +260,6 @@ impl Ledger {
         for (_, entry) in lock(&self.entries).iter() {
             entry.wake();
         }
-    }
-
-    /// How many WebSockets, other tunnels, `--tcp` connections, event streams and waiting long polls there are.
-    pub fn streams(&self) -> u64 {
-        let stream = |entry: &Arc<Entry>| {
-            let work = lock(&entry.work);
-            work.since.is_some()
-                && matches!(
-                    work.class,
-                    Class::EventStream | Class::LongPoll | Class::WebSocket | Class::Tunnel | Class::Tcp
-                )
-        };
-        lock(&self.entries).iter().filter(|(_, entry)| stream(entry)).count() as u64
     }
 
     /// Adds this thread's running requests to `rows`.
@@ -304,6 +316,20 @@ mod tests {
         place.end();
         drop(place);
         assert!(lock(&ledger.entries).is_empty());
+    }
+
+    #[test]
+    fn a_connection_that_never_gets_to_its_thread_is_not_counted_there() {
+        let ledger = Arc::new(Ledger::default());
+        let (lost, there) = (ledger.assigned(), ledger.assigned());
+        assert_eq!(ledger.open(), 2);
+        drop(lost);
+        assert_eq!(ledger.open(), 1);
+        there.arrived();
+        let place = ledger.enter(([127, 0, 0, 1], 9).into());
+        assert_eq!(ledger.open(), 1);
+        drop(place);
+        assert_eq!(ledger.open(), 0);
     }
 
     #[test]

@@ -49,7 +49,7 @@ impl Phase {
 pub enum Trigger {
     /// SIGTERM, SIGINT or SIGQUIT to the proxy itself.
     Signal,
-    /// `lameduck drain`; without a timeout it has no deadline.
+    /// `lameduck drain`; without a timeout it has no deadline. Of a drain that runs a timeout brings the deadline forward.
     Operator {
         /// From its arrival to Forcing.
         timeout: Option<Duration>,
@@ -71,6 +71,8 @@ pub enum Event {
     AppGone,
     /// While the app restarts: it answers again.
     AppBack,
+    /// While the app restarts: its hook's callers have their answer and its own hook has ended, so SIGTERM comes now.
+    AppStops,
     /// `lameduck hold`; one that runs already begins anew.
     Hold {
         /// How long new requests wait at most.
@@ -171,6 +173,8 @@ struct Restart {
     /// The other hook didn't come: requests are held.
     holding: bool,
     hook_released: Option<Instant>,
+    /// Its SIGTERM is due.
+    stops: bool,
     /// The app's port is closed.
     gone: bool,
 }
@@ -248,9 +252,14 @@ impl Machine {
         self.hold().is_some_and(|hold| hold.idle)
     }
 
-    /// Whether a hold keeps WebSockets and event streams and isn't idle yet: their number is then to be looked at.
-    pub fn keeps_streams(&self) -> bool {
-        self.hold().is_some_and(|hold| hold.keep_streams && !hold.idle)
+    /// Whether the app has heard the SIGTERM of its restart: its port has closed since.
+    pub fn app_stopped(&self) -> bool {
+        matches!(&self.state, State::Restart(restart) if restart.stops && restart.gone)
+    }
+
+    /// Whether nothing is under way: no drain, no restart and no hold.
+    pub fn rests(&self) -> bool {
+        matches!(self.state, State::Serving)
     }
 
     /// Feeds one event; returns what is to be done now, in order.
@@ -266,6 +275,7 @@ impl Machine {
             }
             Event::Begin(trigger) => self.begin(now, trigger, counts, &mut effects),
             Event::AppGone => self.app_gone(),
+            Event::AppStops => self.app_stops(),
             Event::AppBack => self.app_back(&mut effects),
             Event::Hold { most, keep_streams } => {
                 self.hold_requests(later(now, most), keep_streams, &mut effects);
@@ -418,10 +428,16 @@ impl Machine {
         }
     }
 
-    /// The kubelet stops the app only once its hook has returned, so a port that blinked before was no restart.
+    fn app_stops(&mut self) {
+        if let State::Restart(restart) = &mut self.state {
+            restart.stops = restart.hook_released.is_some();
+        }
+    }
+
+    /// The kubelet stops the app only once its hooks have ended, so a port that blinked before was no restart.
     fn app_back(&mut self, effects: &mut Vec<Effect>) {
         let State::Restart(restart) = &mut self.state else { return };
-        if restart.gone && restart.hook_released.is_some() {
+        if restart.gone && restart.stops {
             effects.push(Effect::Release);
             self.state = State::Serving;
         } else {
@@ -432,7 +448,7 @@ impl Machine {
 
 impl Restart {
     fn new(arrived: Instant, window: Duration) -> Self {
-        Self { arrived, window, holding: false, hook_released: None, gone: false }
+        Self { arrived, window, holding: false, hook_released: None, stops: false, gone: false }
     }
 
     /// Whether nothing came of it: the app was never stopped.
@@ -517,7 +533,8 @@ impl Drain {
         }
     }
 
-    /// Another trigger: only the deadline may change, as the kubelet's grace begins with a deletion.
+    /// Another trigger: only the deadline may change, as the kubelet's grace begins with a deletion, and an operator
+    /// may want it sooner.
     fn again(&mut self, now: Instant, trigger: Trigger, settings: &DrainSettings) {
         if self.phase >= Phase::Forcing {
             return;
@@ -528,11 +545,14 @@ impl Drain {
                 self.hooked = true;
                 self.deadline = Some(anew);
             }
-            Trigger::Signal => {
-                self.deadline = Some(self.deadline.map_or(anew, |deadline| deadline.min(anew)));
-            }
+            Trigger::Signal => self.no_later_than(anew),
+            Trigger::Operator { timeout: Some(timeout) } => self.no_later_than(later(now, timeout)),
             _ => {}
         }
+    }
+
+    fn no_later_than(&mut self, at: Instant) {
+        self.deadline = Some(self.deadline.map_or(at, |deadline| deadline.min(at)));
     }
 
     fn enter(&mut self, phase: Phase, effects: &mut Vec<Effect>) {

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
 
 use self::app_stop::{AppStop, Waiting};
 use super::control::{Command, Control, Held, Outcome, Published, trigger_name};
 use super::ledger::lock;
-use super::machine::{Counts, Effect, Event, Machine, Phase};
+use super::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
 use super::quiet::LookBack;
+use crate::config::UpstreamAddr;
 use crate::metrics::{self, Ended};
 use crate::proxy::listen::Switch;
 use crate::proxy::plane::Plane;
@@ -26,8 +28,11 @@ const NAMED: usize = 5;
 const ASK_APP: Duration = Duration::from_millis(20);
 /// No app closes a new connection for its silence within this time; Node's least is 30 s.
 const STEADY: Duration = Duration::from_secs(1);
-/// How often a hold that keeps streams looks whether anything else runs.
-const COUNT_STREAMS: Duration = Duration::from_millis(50);
+/// The hold's end lets them go; a request's own bound, so much later, must not come before its turn.
+const LET_GO: Duration = Duration::from_secs(5);
+/// A connection that ends sooner was never taken: the app has as many as it wants (`server.maxConnections`), or is just
+/// ending.
+const TAKEN: Duration = Duration::from_millis(100);
 
 /// The task behind [`Control`].
 pub struct Runner {
@@ -42,6 +47,8 @@ pub struct Runner {
     exit: watch::Sender<bool>,
     waiting: Vec<Waiting>,
     stop: AppStop,
+    /// Watches the app's restart.
+    watch: Option<AbortHandle>,
     /// Those who wait for a hold to be idle.
     holders: Vec<oneshot::Sender<Held>>,
     /// The app's hook was answered; another one has nothing to wait for.
@@ -74,6 +81,7 @@ pub fn control(plane: Arc<Plane>, switch: Switch, idle: Arc<Notify>) -> (Control
         exit,
         waiting: Vec::new(),
         stop: AppStop::default(),
+        watch: None,
         holders: Vec::new(),
         hook_released: false,
         arrivals: LookBack::new(Instant::now()),
@@ -88,9 +96,7 @@ impl Runner {
     pub async fn run(mut self) {
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         loop {
-            let streams = self.machine.keeps_streams().then(|| Instant::now() + COUNT_STREAMS);
-            let wake =
-                [self.machine.wake_at(&self.counts()), self.still, streams].into_iter().flatten().min();
+            let wake = [self.machine.wake_at(&self.counts()), self.still].into_iter().flatten().min();
             let idle = self.idle.clone();
             let event = tokio::select! {
                 biased;
@@ -135,13 +141,20 @@ impl Runner {
             Some(_) => drop(done.send(Held::Begun)),
         }
         if self.machine.held_until().is_some() {
-            self.plane.hold(most);
+            self.plane.hold(most + LET_GO);
         }
     }
 
     fn step(&mut self, event: Event) {
         let now = Instant::now();
+        let before = (self.machine.began(), self.machine.deadline());
         let effects = self.machine.step(now, event, &self.counts());
+        if let Event::Begin(trigger) = event {
+            self.log_new_deadline(trigger, before);
+        }
+        if self.machine.app_stopped() {
+            self.stop.heard();
+        }
         // Before the effects: whoever sees the new phase also finds who began it.
         self.publish();
         for effect in effects {
@@ -172,7 +185,8 @@ impl Runner {
                 } else {
                     tracing::info!(in_flight, "only the app restarts: new requests wait");
                     self.plane.hold(settings.drain.grace + settings.upstream_wait);
-                    tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
+                    let watch = tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
+                    self.watch = Some(watch.abort_handle());
                 }
             }
             Effect::Idle => {
@@ -185,7 +199,13 @@ impl Runner {
             Effect::Release => {
                 tracing::info!(held = self.plane.gate.held(), "the held requests go on");
                 self.hook_released = false;
-                self.stop = AppStop::default();
+                if let Some(watch) = self.watch.take() {
+                    watch.abort();
+                }
+                // What the kubelet has begun goes on where a drain or a restart ends a hold.
+                if self.machine.rests() {
+                    self.stop = AppStop::default();
+                }
                 self.plane.release();
                 self.answer_holders(Held::Released);
             }
@@ -225,10 +245,7 @@ impl Runner {
             }
             Phase::LameDuck => {
                 let trigger = self.machine.trigger().map(trigger_name);
-                let deadline = self
-                    .machine
-                    .deadline()
-                    .map(|at| at.saturating_duration_since(Instant::now()).as_secs_f64());
+                let deadline = self.machine.deadline().map(seconds_until);
                 tracing::info!(trigger, in_flight, connections, deadline_s = deadline, "drain began");
                 self.still = Some(Instant::now() + STILL);
                 lock(&self.published).verdict = None;
@@ -293,7 +310,7 @@ impl Runner {
 
     fn answer(&mut self, outcome: &Outcome) {
         let waiting = std::mem::take(&mut self.waiting);
-        self.stop.answer(&self.plane, waiting, outcome);
+        self.stop.answer(&self.plane, &self.events, waiting, outcome);
     }
 
     fn answer_holders(&mut self, held: Held) {
@@ -309,6 +326,16 @@ impl Runner {
             self.answer(&Outcome::Drained { verdict });
         } else if self.hook_released && self.machine.restarting() {
             self.answer(&Outcome::AppMayStop);
+        }
+    }
+
+    /// Tells when another trigger has moved the deadline of a drain that ran already; `before` is when that had begun, and
+    /// its deadline.
+    fn log_new_deadline(&self, trigger: Trigger, before: (Option<Instant>, Option<Instant>)) {
+        let (began, deadline) = (self.machine.began(), self.machine.deadline());
+        if before.0.is_some() && before.0 == began && before.1 != deadline {
+            let (trigger, left) = (trigger_name(trigger), deadline.map(seconds_until));
+            tracing::info!(trigger, deadline_s = left, "the drain's deadline is another one now");
         }
     }
 
@@ -346,12 +373,12 @@ impl Runner {
         let connections = gate.connections();
         // One that is held or goes on in between counts as running for now, never the other way round.
         let before = gate.held();
-        let in_flight = gate.in_flight();
+        let (in_flight, streams) = gate.in_flight_and_streams();
         let held = gate.held().min(before);
         let (arrived, last_arrival) = self.plane.arrivals();
         Counts {
             running: in_flight.saturating_sub(held),
-            kept: if self.machine.keeps_streams() { self.plane.streams() } else { 0 },
+            kept: streams,
             held: held.min(in_flight),
             connections,
             listening,
@@ -374,30 +401,41 @@ fn verdict(ended: &[(Ended, u64)]) -> String {
     if parts.is_empty() { CLEAN.to_owned() } else { parts.join(", ") }
 }
 
-/// While the app restarts: tells when its port has closed, and when it answers again. One connection is kept open,
-/// as its end shows even a restart that is over between two looks. A process that ends lets go of its connections
-/// one by one, and for a moment its queue still takes new ones: so only one that stays shows that it is back.
+/// While the app restarts: tells whenever it has gone and whenever it is back. Which time was its restart is for the
+/// machine to say.
 async fn watch_app(plane: Arc<Plane>, events: mpsc::UnboundedSender<Command>) {
     let ready = &plane.settings.ready;
     let addr = &plane.upstream.addr();
+    loop {
+        gone(addr).await;
+        let _ = events.send(Command::Event(Event::AppGone));
+        while !readiness::check_app(addr, &ready.check, ready.timeout).await {
+            tokio::time::sleep(ASK_APP).await;
+        }
+        let _ = events.send(Command::Event(Event::AppBack));
+    }
+}
+
+/// Returns when the app's port has closed. One connection is kept open, as its end shows even a restart that is over
+/// between two looks. A process that ends lets go of its connections one by one, and for a moment its queue still takes
+/// new ones: so only one that stays shows that it is back.
+async fn gone(addr: &UpstreamAddr) {
     let mut let_go = false;
-    while plane.gate.holding() {
-        let Ok(mut app) = upstream::connect(addr).await else { break };
+    while let Ok(mut app) = upstream::connect(addr).await {
+        let since = Instant::now();
         // It is sent nothing, so a byte or an end alike means that the app let go of it.
         let ended = tokio::time::timeout(STEADY, std::future::poll_fn(|cx| app.poll_end(cx))).await.is_ok();
-        if let_go && !ended {
-            break;
+        match ended {
+            true if since.elapsed() < TAKEN => tokio::time::sleep(ASK_APP).await,
+            true => let_go = true,
+            false if let_go => return,
+            false => {}
         }
-        let_go |= ended;
     }
-    let _ = events.send(Command::Event(Event::AppGone));
-    while plane.gate.holding() {
-        if readiness::check_app(addr, &ready.check, ready.timeout).await {
-            let _ = events.send(Command::Event(Event::AppBack));
-            return;
-        }
-        tokio::time::sleep(ASK_APP).await;
-    }
+}
+
+fn seconds_until(at: Instant) -> f64 {
+    at.saturating_duration_since(Instant::now()).as_secs_f64()
 }
 
 async fn sleep_until(at: Option<Instant>) {

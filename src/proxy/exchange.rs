@@ -18,6 +18,7 @@ use super::record::Totals;
 use super::stream::{Channel, Sink, Source};
 use super::worker::Worker;
 use crate::config::UpstreamProtocol;
+use crate::drain::gate::Streaming;
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
@@ -101,6 +102,11 @@ impl Exchange<'_> {
             Poll::Pending => Poll::Pending,
         })
         .await
+    }
+
+    /// Counts the request as a stream, which a hold may let stay, until this is dropped. A health check is none.
+    pub fn streaming(&self) -> Option<Streaming<'_>> {
+        (!self.request.health_check).then(|| self.worker.plane.gate.stream())
     }
 
     /// Whether a request that has just come is served at all.

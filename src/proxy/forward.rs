@@ -390,6 +390,7 @@ where
     {
         flow.events.set(true);
         exchange.place.set_class(Class::EventStream);
+        let _streaming = exchange.streaming();
         match response.compressed {
             true => relay_compressed_events(exchange, app, backend, buf, writer, &mut out, &response).await?,
             false => relay_events(exchange, app, backend, buf, writer, &mut out, &response).await?,

@@ -13,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::handshakes::handshakes_end;
 use super::plane::Plane;
 use super::welcome::{Accepted, Service};
+use crate::drain::ledger::Assigned;
 use crate::repeated::Repeated;
 
 /// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
@@ -92,20 +93,24 @@ impl Switch {
     }
 }
 
+/// A connection on its way to its thread.
+pub struct Given {
+    /// The connection.
+    pub accepted: Accepted<TcpStream>,
+    /// Counts it for that thread until it is there.
+    pub assigned: Assigned,
+}
+
 /// Accepts connections on the first thread and gives each to the thread that has the fewest.
 pub struct Acceptor {
     plane: Arc<Plane>,
-    others: Vec<mpsc::UnboundedSender<Accepted<TcpStream>>>,
+    others: Vec<mpsc::UnboundedSender<Given>>,
     switch: Switch,
 }
 
 impl Acceptor {
     /// For the first thread; the `others` get their connections by these.
-    pub fn new(
-        plane: Arc<Plane>,
-        others: Vec<mpsc::UnboundedSender<Accepted<TcpStream>>>,
-        switch: Switch,
-    ) -> Self {
+    pub fn new(plane: Arc<Plane>, others: Vec<mpsc::UnboundedSender<Given>>, switch: Switch) -> Self {
         Self { plane, others, switch }
     }
 
@@ -196,8 +201,11 @@ impl Acceptor {
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => {
-                    if stream.set_nonblocking(true).is_ok() {
-                        self.give(tokio::net::TcpStream::from_std(stream)?, peer, service, serve);
+                    // One that fails is no reason to leave those behind it.
+                    let stream =
+                        stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
+                    if let Ok(stream) = stream {
+                        self.give(stream, peer, service, serve);
                     }
                 }
                 Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
@@ -227,16 +235,18 @@ impl Acceptor {
         if stream.set_nodelay(true).is_err() {
             return; // it has been reset already
         }
-        ledgers[fewest].assign();
+        let assigned = ledgers[fewest].assigned();
         let accepted = Accepted { stream, peer, service, connected: self.plane.gate.connect() };
         self.plane.share_files();
         match fewest.checked_sub(1) {
-            None => serve(accepted),
-            Some(other) => {
-                if let Ok(given) = accepted.with(tokio::net::TcpStream::into_std) {
-                    let _ = self.others[other].send(given);
-                }
+            None => {
+                assigned.arrived();
+                serve(accepted);
             }
+            Some(other) => match accepted.with(tokio::net::TcpStream::into_std) {
+                Ok(accepted) => drop(self.others[other].send(Given { accepted, assigned })),
+                Err(error) => tracing::warn!(%error, "an accepted connection could not be served"),
+            },
         }
     }
 

@@ -245,11 +245,6 @@ impl Plane {
         rows
     }
 
-    /// How many WebSockets, other tunnels, `--tcp` connections, event streams and waiting long polls there are.
-    pub fn streams(&self) -> u64 {
-        self.ledgers.iter().map(|ledger| ledger.streams()).sum()
-    }
-
     /// What arrived so far, and when the last did.
     pub fn arrivals(&self) -> (Arrivals, Option<Instant>) {
         let sum = |count: fn(&Shard) -> &AtomicU64| {

@@ -24,6 +24,7 @@ pub async fn has_news<A: AsyncRead + Unpin>(
     buf: &mut Buffer,
 ) -> Result<bool, Failure> {
     exchange.place.set_class(Class::LongPoll);
+    let _streaming = exchange.streaming();
     let uploaded = poll_fn(|_| if exchange.flow.uploaded.get() { Poll::Ready(()) } else { Poll::Pending });
     let end = async {
         exchange.worker.plane.stream_end(backend).await;

@@ -33,7 +33,7 @@ pub async fn serve(
     let upstream = plane.settings.tcp[route].upstream.to_string();
     let ip = peer.ip().to_canonical().to_string();
     let record = Record::tcp(since, &upstream, &ip, plane.settings.access_log);
-    let admitted = plane.gate.admit().map(|in_flight| in_flight.into_tunnel(&plane.gate));
+    let admitted = plane.gate.admit().map(|in_flight| in_flight.into_owned(&plane.gate));
     place.begin(b"TCP", upstream.as_bytes(), since);
     place.set_class(Class::Tcp);
     keep_alive(client.tcp());
@@ -47,7 +47,7 @@ pub async fn serve(
             let state = TunnelState {
                 websocket: false,
                 unheard: true,
-                in_flight,
+                in_flight: in_flight.into_tunnel(),
                 record,
                 totals: Totals::default(),
                 moved_at: worker.ledger.now_ms(),

@@ -1,7 +1,7 @@
 //! The data plane's threads: each serves its connections, and starts what a connection has become.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::net::{SocketAddr, TcpListener};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,7 +13,7 @@ use tokio::task::spawn_local;
 use super::connection::{Http2, Idle, Next, Tunnel};
 use super::h2::connection as http2;
 use super::linger::shut;
-use super::listen::{Acceptor, Switch};
+use super::listen::{Acceptor, Given, Switch};
 use super::park::Unparked;
 use super::plane::Plane;
 use super::stream::Stream;
@@ -82,10 +82,13 @@ fn spawn_thread<F: Future<Output = ()>>(
 }
 
 /// Serves the connections that the accepting thread gives to this one.
-async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Accepted<TcpStream>>) {
-    while let Some(given) = given.recv().await {
-        match given.with(tokio::net::TcpStream::from_std) {
-            Ok(accepted) => drop(spawn_local(serve_accepted(accepted, worker.clone()))),
+async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Given>) {
+    while let Some(Given { accepted, assigned }) = given.recv().await {
+        match accepted.with(tokio::net::TcpStream::from_std) {
+            Ok(accepted) => {
+                assigned.arrived();
+                drop(spawn_local(serve_accepted(accepted, worker.clone())));
+            }
             Err(error) => {
                 static FAILED: Repeated = Repeated::new();
                 if let Some(times) = FAILED.due() {

@@ -227,3 +227,32 @@ fn control_by_tcp_refuses_what_a_web_page_could_send() {
         assert_eq!(status("GET /status", &format!("Host: {host}\r\n")), 200, "{host}");
     }
 }
+
+/// What an operator means by it: be through in this time, whoever began the drain.
+#[test]
+fn a_timeout_brings_the_deadline_of_a_drain_that_runs_forward_and_never_back() {
+    let app = Node::held();
+    let mut proxy = Lameduck::proxy(app.addr, &[]);
+    let mut client = proxy.client();
+    client.get("/wait");
+    app.wait_active(1);
+    let mut first = proxy.command(&["drain"]);
+    proxy.wait_phase("draining");
+    let sooner = |args: &[&str]| {
+        let begun = proxy.command_output(args);
+        assert!(begun.status.success(), "{begun:?}");
+        let left = proxy.status().expect("a status")["deadline_ms"].as_i64();
+        (left.expect("a deadline"), String::from_utf8_lossy(&begun.stderr).into_owned())
+    };
+    let (left, _) = sooner(&["drain", "--no-wait", "--timeout", "60s"]);
+    assert!((40_000..=60_000).contains(&left), "{left}");
+    assert_eq!(proxy.wait_log("the drain's deadline is another one now")["trigger"], "operator");
+    let (left, told) = sooner(&["drain", "--no-wait", "--timeout", "90s"]);
+    assert!(left <= 60_000, "{left}");
+    assert!(told.contains("a drain runs already, and cuts what still runs in "), "{told}");
+    sooner(&["drain", "--no-wait", "--timeout", "1s"]);
+    assert_eq!(first.wait_exit(), 3);
+    assert_eq!(client.answer().head.status, 504);
+    proxy.terminate();
+    assert_eq!(proxy.process.wait_exit(), 3);
+}

@@ -14,6 +14,12 @@ const server = http.createServer(async (req, res) => {
       return res.end();
     case '/active-requests':
       return res.end(JSON.stringify({ active: waiting.length }));
+    case '/full': // from now on each new connection is closed at once
+      server.maxConnections = 1;
+      return res.end();
+    case '/roomy':
+      server.maxConnections = Infinity;
+      return res.end();
     case '/wait':
       await released();
       return res.end('released\n');

@@ -143,6 +143,11 @@ impl Node {
         Self::start(&repository("examples/slow/server.js"), 0)
     }
 
+    /// The same on a port of the test's choice.
+    pub fn slow_at(port: u16) -> Self {
+        Self::start(&repository("examples/slow/server.js"), port)
+    }
+
     /// `examples/chat`; its packages are installed first if they aren't yet.
     pub fn chat() -> Self {
         install(&repository("examples/chat"));

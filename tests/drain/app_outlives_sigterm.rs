@@ -4,6 +4,7 @@ use crate::common;
 
 use std::fs;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use common::MOMENT;
 use common::process::{Lameduck, Node, Process, TOKEN, temporary_directory};
@@ -31,7 +32,7 @@ fn an_app_that_does_not_hear_its_sigterm_is_told() {
     let mut proxy = drained(&app, &["--grace", "3s", "--reserve", "1s"]);
     proxy.process.wait_line("the warning", |line| line.contains(LIVES_ON).then_some(()));
     // The kubelet kills the app when the grace is used up; then it tells us.
-    std::thread::sleep(std::time::Duration::from_secs(3));
+    std::thread::sleep(Duration::from_secs(3));
     proxy.terminate();
     assert_eq!(proxy.process.wait_exit(), 0);
     assert!(warns(&proxy, KILLED), "{}", proxy.process.output());
@@ -81,4 +82,39 @@ fn so_is_one_that_lives_on_because_nobody_told_it_to_go() {
     proxy.terminate();
     proxy.process.wait_exit();
     assert!(!warns(&proxy, LIVES_ON) && !warns(&proxy, KILLED), "{}", proxy.process.output());
+}
+
+/// The next app takes connections before it is ready.
+#[test]
+fn an_app_that_restarts_slowly_has_not_outlived_its_sigterm() {
+    let mut app = Node::held();
+    let args = ["--sidecar", "native", "--reserve", "3s", "--ready-check", "/events-yet-to-come"];
+    let proxy = Lameduck::proxy(app.addr, &args);
+    let hook = proxy.hook("/drain?hook=app", Some(TOKEN)).answer();
+    assert!(hook.text().contains("app-may-stop"));
+    let port = app.addr.port();
+    app.process.kill();
+    let _again = Node::slow_at(port);
+    // The look comes half the reserve after the hook's answer.
+    std::thread::sleep(Duration::from_millis(2000));
+    assert!(!warns(&proxy, LIVES_ON), "{}", proxy.process.output());
+    assert!(proxy.ready().text().contains("requests are held"), "{}", proxy.ready().text());
+}
+
+/// A hold that a drain ends is no round of its own: what the hook has brought stays known.
+#[test]
+fn a_hold_before_makes_nobody_forget_when_the_kubelet_began() {
+    let app = Node::held();
+    let args = ["--sidecar", "native", "--grace", "4s", "--reserve", "2s"];
+    let mut proxy = Lameduck::proxy(app.addr, &args);
+    assert!(proxy.command_output(&["hold"]).status.success());
+    let began = Instant::now();
+    let mut hooks = ["app", "sidecar"].map(|whose| proxy.hook(&format!("/drain?hook={whose}"), Some(TOKEN)));
+    for hook in &mut hooks {
+        assert!(hook.answer().text().contains("clean"));
+    }
+    std::thread::sleep(Duration::from_secs(4).saturating_sub(began.elapsed()));
+    proxy.terminate();
+    assert_eq!(proxy.process.wait_exit(), 0);
+    assert!(warns(&proxy, KILLED), "{}", proxy.process.output());
 }

@@ -131,6 +131,36 @@ fn it_may_take_what_is_left_of_the_grace_and_no_longer() {
     assert!(began.elapsed() > Duration::from_millis(1900), "{:?}", began.elapsed());
 }
 
+/// A drain that ends a hold, or turns out to follow a restart, gives no time anew.
+#[test]
+fn neither_does_it_after_a_hold_nor_when_a_restart_becomes_a_deletion() {
+    let grace = ["--grace", "5s", "--reserve", "2s", "--restart-grace", "60s", "--sidecar", "native"];
+    for held in [true, false] {
+        let (app, own) = (Node::held(), RawApp::start());
+        let proxy = proxy(&app, own.addr, &grace);
+        let mut client = proxy.client();
+        client.get("/wait");
+        app.wait_active(1);
+        if held {
+            assert!(proxy.command_output(&["hold"]).status.success());
+        }
+        let began = Instant::now();
+        let mut hook = app_hook(&proxy);
+        if !held {
+            wait_for("a restart", || proxy.ready().text().contains("requests are held").then_some(()));
+        }
+        let _other = proxy.hook("/drain?hook=sidecar", Some(TOKEN));
+        proxy.wait_phase("draining");
+        std::thread::sleep(Duration::from_secs(2).saturating_sub(began.elapsed()));
+        app.release();
+        let _silent = own.asked();
+        assert!(hook.answer().text().contains("clean"));
+        let took = began.elapsed();
+        let seconds = Duration::from_millis(4900)..Duration::from_millis(6500);
+        assert!(seconds.contains(&took), "after a hold: {held}: {took:?}");
+    }
+}
+
 #[test]
 fn nobody_else_calls_it() {
     let (app, own) = (Node::held(), RawApp::start());

@@ -156,8 +156,9 @@ impl Sim {
         // From here on only time passes, and all comes to an end by itself: nothing needs another event,
         // apart from an app that went and must come back, and a drain that may take as long as it takes.
         self.pass(self.now + Duration::from_secs(200));
-        self.step(self.now, Event::AppGone);
-        self.step(self.now, Event::AppBack);
+        for event in [Event::AppStops, Event::AppGone, Event::AppBack] {
+            self.step(self.now, event);
+        }
         self.promise(!self.machine.restarting(), "the app is back and requests are still held");
         if self.machine.deadline().is_some() {
             self.promise(self.phase == Phase::Drained, "a drain with a deadline ends");
@@ -183,13 +184,14 @@ impl Sim {
             Trigger::AppHook,
             Trigger::SidecarHook,
         ];
-        match self.random.below(21) {
+        match self.random.below(22) {
             0..=5 => Event::Begin(self.random.pick(&begin)),
             6..=7 => Event::AppGone,
             8..=9 => Event::AppBack,
             10 => Event::Resume,
             11 => Event::Force,
             20 => Event::Release,
+            21 => Event::AppStops,
             12..=14 => Event::Hold { most: self.random.ms(20_000), keep_streams: self.random.one_in(2) },
             _ => Event::Tick,
         }
@@ -425,7 +427,17 @@ impl Sim {
         drain.deadline = self.machine.deadline();
         let new = drain.deadline;
         let by_platform = matches!(event, Event::Begin(by) if !matches!(by, Trigger::Operator { .. }));
-        self.promise(new == old || by_platform, "only a deletion moves the deadline");
+        let wanted = match event {
+            Event::Begin(Trigger::Operator { timeout }) => timeout.map(|timeout| self.latest + timeout),
+            _ => None,
+        };
+        let sooner = wanted.is_some() && new == wanted && old.is_none_or(|old| new < Some(old));
+        self.promise(
+            new == old || by_platform || sooner,
+            "only a deletion or an operator moves the deadline",
+        );
+        let late = wanted.is_some_and(|wanted| new.is_none_or(|new| new > wanted));
+        self.promise(!late || self.phase >= Phase::Forcing, "an operator's timeout is kept");
         let hook = matches!(event, Event::Begin(Trigger::Hook | Trigger::SidecarHook | Trigger::Signal));
         if hook && self.phase < Phase::Forcing {
             let within = new.is_some_and(|new| new <= self.now + self.settings.deadline());

@@ -6,7 +6,7 @@ use lameduck::config::{DrainSettings, Sidecar};
 use lameduck::drain::machine::Effect::{
     CloseIdle, EndStreams, Enter, Exit, Hold, Listen, Release, ReleaseHook, StopListening,
 };
-use lameduck::drain::machine::Event::{AppBack, AppGone, Begin, Force, Resume, Tick};
+use lameduck::drain::machine::Event::{AppBack, AppGone, AppStops, Begin, Force, Resume, Tick};
 use lameduck::drain::machine::Phase::{Drained, Draining, Forcing, LameDuck, Serving};
 use lameduck::drain::machine::Trigger::{AppHook, Hook, Operator, SidecarHook, Signal};
 use lameduck::drain::machine::{Counts, Effect, Event, Machine, Trigger};
@@ -292,8 +292,12 @@ fn the_apps_hook_alone_holds_requests_until_the_app_is_back() {
     assert_eq!(rig.at(3_000, Tick), [ReleaseHook]);
     assert_eq!(rig.at(3_000, Begin(AppHook)), []);
     assert_eq!(rig.wake(), Some(33_000));
+    assert_eq!([rig.at(3_100, AppGone), rig.at(3_200, AppBack)].concat(), [], "its SIGTERM was not due");
+    assert_eq!(rig.at(3_500, AppStops), []);
     assert_eq!(rig.at(4_000, AppBack), [], "it never went");
+    assert!(!rig.machine.app_stopped());
     assert_eq!(rig.at(5_000, AppGone), []);
+    assert!(rig.machine.app_stopped());
     assert_eq!(rig.wake(), None);
     assert_eq!(rig.at(90_000, Tick), []);
     assert_eq!(rig.at(91_000, AppBack), [Release]);

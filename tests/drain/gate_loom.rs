@@ -56,3 +56,26 @@ fn the_last_one_out_is_always_noticed() {
         assert!(seen_idle || told.load(Ordering::SeqCst), "the drain would wait for nothing");
     });
 }
+
+/// A hold that lets streams stay is idle once nothing else runs, and not a moment before.
+#[test]
+fn a_stream_that_begins_or_ends_never_stands_in_for_a_request_that_runs() {
+    loom::model(|| {
+        let gate = std::sync::Arc::new(Gate::new(|| {}));
+        let runs = gate.admit();
+        let streams = gate.clone();
+        let worker = thread::spawn(move || {
+            drop(streams.admit().map(|in_flight| in_flight.into_tunnel(&streams)));
+            let in_flight = streams.admit();
+            drop(streams.stream());
+            drop(in_flight);
+        });
+        // A write makes loom look from here at every moment.
+        gate.set_phase(Phase::Serving);
+        let (in_flight, streams) = gate.in_flight_and_streams();
+        assert!(in_flight > streams, "{streams} streams among {in_flight} in flight");
+        worker.join().unwrap();
+        drop(runs);
+        assert_eq!(gate.in_flight_and_streams(), (0, 0));
+    });
+}

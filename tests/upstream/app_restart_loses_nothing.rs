@@ -2,6 +2,8 @@
 
 use crate::common;
 
+use std::time::{Duration, Instant};
+
 use common::http::{Client, End};
 use common::process::{Lameduck, Node, TOKEN};
 use common::websocket::WebSocket;
@@ -93,4 +95,67 @@ fn the_apps_hook_alone_holds_requests_until_it_is_back() {
     proxy.wait_phase("serving");
     proxy.terminate();
     proxy.expect_clean_exit();
+}
+
+/// Only the app's hook has come, and requests are held; one of them.
+fn held_request(proxy: &Lameduck) -> Client {
+    wait_for("a restart", || proxy.ready().text().contains("requests are held").then_some(()));
+    let mut held = proxy.client();
+    held.get("/");
+    proxy.wait_status("a held request", |status| status["held"] == 1);
+    held
+}
+
+/// An app that is full (`server.maxConnections`) closes each new connection at once, which looks like an end.
+#[test]
+fn a_port_that_blinks_before_the_hook_is_released_hides_no_restart() {
+    let mut app = Node::held();
+    let proxy = Lameduck::proxy(app.addr, &["--sidecar", "ordinary", "--restart-grace", "60s"]);
+    let (mut running, mut direct) = (proxy.client(), Client::connect(app.addr));
+    running.get("/wait");
+    app.wait_active(1);
+    direct.get("/full");
+    direct.answer();
+    let mut hook = proxy.hook("/drain?hook=app", Some(TOKEN));
+    let mut held = held_request(&proxy);
+    std::thread::sleep(MOMENT);
+    direct.get("/roomy");
+    direct.answer();
+    // Longer than a connection has to stay to show that the app is back.
+    std::thread::sleep(Duration::from_millis(1500));
+    app.release();
+    assert_eq!(running.answer().text(), "released\n");
+    assert!(hook.answer().text().contains("app-may-stop"));
+
+    let (began, port) = (Instant::now(), app.addr.port());
+    app.process.kill();
+    let app = Node::held_at(port);
+    assert_eq!(held.answer().text(), Client::ask(app.addr, "/").text());
+    assert!(began.elapsed() < Duration::from_secs(10), "held for {:?}", began.elapsed());
+}
+
+#[test]
+fn an_app_that_was_only_full_when_its_hook_was_released_is_not_yet_back() {
+    let mut app = Node::held();
+    let proxy = Lameduck::proxy(app.addr, &["--sidecar", "ordinary", "--restart-grace", "60s"]);
+    let (mut running, mut direct) = (proxy.client(), Client::connect(app.addr));
+    running.get("/wait");
+    app.wait_active(1);
+    direct.get("/full");
+    direct.answer();
+    let mut hook = proxy.hook("/drain?hook=app", Some(TOKEN));
+    let mut held = held_request(&proxy);
+    direct.get("/release");
+    direct.answer();
+    assert_eq!(running.answer().text(), "released\n");
+    assert!(hook.answer().text().contains("app-may-stop"));
+    std::thread::sleep(MOMENT);
+    direct.get("/roomy");
+    direct.answer();
+    assert!(held.is_quiet_for(Duration::from_millis(1500)), "went to an app that is about to stop");
+
+    let port = app.addr.port();
+    app.process.kill();
+    let app = Node::held_at(port);
+    assert_eq!(held.answer().text(), Client::ask(app.addr, "/").text());
 }

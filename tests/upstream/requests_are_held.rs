@@ -4,6 +4,7 @@ use crate::common;
 
 use std::time::{Duration, Instant};
 
+use common::http::Client;
 use common::process::{Lameduck, Node};
 use common::websocket::{TEXT, WebSocket};
 use common::{MOMENT, wait_for};
@@ -109,4 +110,24 @@ fn websockets_are_told_to_go_or_stay_and_are_not_waited_for() {
     again.accepted();
     wait_for("it stays now", || (proxy.status()?["in_flight"] == 1).then_some(()));
     assert!(again.receive().text().contains("joined"));
+}
+
+/// A `--tcp` connection that is held is no stream that may stay: it must not stand in for what runs.
+#[test]
+fn a_held_tcp_connection_makes_no_hold_idle_that_keeps_streams() {
+    let app = Node::held();
+    let route = format!("127.0.0.1:0={}", app.addr);
+    let proxy = Lameduck::proxy(app.addr, &["--tcp", &route]);
+    let mut running = proxy.client();
+    running.get("/wait");
+    app.wait_active(1);
+    let mut hold = proxy.command(&["hold", "--until-idle", "--keep-streams"]);
+    proxy.wait_status("a hold", |status| !status["hold"].is_null());
+    let _held = Client::connect(proxy.tcp(0));
+    proxy.wait_status("held", |status| status["held"] == 1);
+    std::thread::sleep(MOMENT);
+    assert_eq!((hold.exited(), hold.output().contains("idle:")), (None, false), "a request runs");
+    app.release();
+    assert_eq!(running.answer().text(), "released\n");
+    assert_eq!(hold.wait_exit(), 0);
 }

@@ -22,7 +22,8 @@ pub(in crate::cli) struct ControlArgs {
 pub(in crate::cli) struct DrainArgs {
     #[command(flatten)]
     pub control: ControlArgs,
-    /// Cut what still runs after this time [default: wait for as long as it takes]
+    /// Cut what still runs after this time. The deadline of a drain that runs already comes forward to it, and is never
+    /// put off [default: wait for as long as it takes, or to the deadline that is set]
     #[arg(long, value_name = "TIME", value_parser = values::time_over_zero)]
     pub timeout: Option<Duration>,
     /// Only begin the drain

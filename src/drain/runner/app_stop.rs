@@ -2,15 +2,16 @@
 //! should end it.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use http_body_util::Empty;
 use hyper::Request;
-use tokio::sync::{OnceCell, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use crate::config::AfterDrain;
-use crate::drain::control::Outcome;
-use crate::drain::machine::Trigger;
+use crate::drain::control::{Command, Outcome};
+use crate::drain::machine::{Event, Trigger};
 use crate::inject::share;
 use crate::proxy::plane::Plane;
 use crate::readiness;
@@ -40,6 +41,8 @@ pub(super) struct AppStop {
     since: Option<Instant>,
     /// The app's own hook, called once however often the kubelet calls ours.
     own_hook: Arc<OnceCell<()>>,
+    /// It was seen to go: whoever answers on its port is the next one.
+    gone: Arc<AtomicBool>,
 }
 
 /// The app's SIGTERM comes once such a hook has its answer.
@@ -55,8 +58,20 @@ impl AppStop {
         }
     }
 
-    /// Answers who waits; the app's own hook comes first if one of them is the kubelet about to stop the app.
-    pub(super) fn answer(&self, plane: &Arc<Plane>, waiting: Vec<Waiting>, outcome: &Outcome) {
+    /// The app has gone after its SIGTERM.
+    pub(super) fn heard(&self) {
+        self.gone.store(true, Ordering::Relaxed);
+    }
+
+    /// Answers who waits; the app's own hook comes first if one of them is the kubelet about to stop the app. `events`
+    /// hears when that is due.
+    pub(super) fn answer(
+        &self,
+        plane: &Arc<Plane>,
+        events: &mpsc::UnboundedSender<Command>,
+        waiting: Vec<Waiting>,
+        outcome: &Outcome,
+    ) {
         let stops_app = waiting.iter().any(|(trigger, _)| stops_app(*trigger));
         let told = outcome.clone();
         let tell = move || {
@@ -69,16 +84,16 @@ impl AppStop {
         }
         let left =
             plane.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
-        if plane.settings.after_drain.is_none() {
-            tell();
-            tokio::spawn(warn_if_it_lives_on(plane.clone(), outcome.clone(), left));
-            return;
-        }
-        let (plane, own_hook, outcome) = (plane.clone(), self.own_hook.clone(), outcome.clone());
+        let (plane, events, outcome) = (plane.clone(), events.clone(), outcome.clone());
+        let (own_hook, gone) = (self.own_hook.clone(), self.gone.clone());
         tokio::spawn(async move {
-            own_hook.get_or_init(|| call(&plane, left)).await;
+            if plane.settings.after_drain.is_some() {
+                own_hook.get_or_init(|| call(&plane, left)).await;
+            }
             tell();
-            warn_if_it_lives_on(plane, outcome, left).await;
+            own_exec(&plane, left).await;
+            let _ = events.send(Command::Event(Event::AppStops));
+            warn_if_it_lives_on(&plane, &outcome, &gone).await;
         });
     }
 
@@ -122,18 +137,27 @@ async fn call(plane: &Plane, within: Duration) {
     }
 }
 
-async fn warn_if_it_lives_on(plane: Arc<Plane>, outcome: Outcome, left: Duration) {
-    let own_exec = async {
+/// Returns when the app's own preStop exec has ended, or when its time is up.
+async fn own_exec(plane: &Plane, within: Duration) {
+    let ended = async {
         while plane.settings.share_dir.as_deref().is_some_and(share::is_running) {
             tokio::time::sleep(LOOK).await;
         }
     };
-    let _ = tokio::time::timeout(left, own_exec).await;
+    let _ = tokio::time::timeout(within, ended).await;
+}
+
+async fn warn_if_it_lives_on(plane: &Plane, outcome: &Outcome, gone: &AtomicBool) {
     let heard = HEARD.min(plane.settings.drain.reserve / 2);
     tokio::time::sleep(heard).await;
-    // A restart that is over doesn't hold any more, and the port is the next app's.
-    let over = outcome == Outcome::AppMayStop && !plane.gate.holding();
-    if !over && upstream::connect(&plane.upstream.addr()).await.is_ok() {
+    let restarted = match outcome {
+        Outcome::Drained { .. } => false,
+        // A restart that is over doesn't hold any more.
+        Outcome::AppMayStop => gone.load(Ordering::Relaxed) || !plane.gate.holding(),
+        // Nobody looked whether it went.
+        Outcome::Resumed => true,
+    };
+    if !restarted && upstream::connect(&plane.upstream.addr()).await.is_ok() {
         let seconds = heard.as_secs_f64();
         tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {OUTLIVED}");
     }

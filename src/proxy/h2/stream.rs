@@ -73,14 +73,14 @@ pub async fn serve(
             let head_only = parts.method == http::Method::HEAD;
             relay::refuse(&mut respond, reject.status, reject.why, call, head_only);
             worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
-            let (in_flight, totals) = (in_flight.into_tunnel(gate), Totals::default());
+            let (in_flight, totals) = (in_flight.into_owned(gate), Totals::default());
             let ended = Ended::Rejected;
             let ending = Ending { record: None, totals, ended, _in_flight: in_flight, _place: place };
             return connection.ended(id, ending);
         }
     };
     worker.take_in(&mut request, &mut in_flight, since, id == 1);
-    let in_flight = in_flight.into_tunnel(gate);
+    let in_flight = in_flight.into_owned(gate);
     let (method, target) = (&head[request.method.clone()], &head[request.target.clone()]);
     place.begin(method, target, since);
     let long_poll = LongPoll::of(&settings.long_polls, method, target);

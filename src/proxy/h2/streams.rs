@@ -7,7 +7,7 @@ use std::rc::Rc;
 use ::h2::Reason;
 
 use super::wire::Wire;
-use crate::drain::gate::InFlightTunnel;
+use crate::drain::gate::InFlightOwned;
 use crate::drain::ledger::Place;
 use crate::metrics::{Ended, Shard};
 use crate::proxy::record::{Record, Totals};
@@ -132,7 +132,7 @@ pub struct Ending {
     /// How it ended.
     pub ended: Ended,
     /// Counts it.
-    pub _in_flight: InFlightTunnel,
+    pub _in_flight: InFlightOwned,
     /// Its place in the ledger.
     pub _place: Place,
 }
