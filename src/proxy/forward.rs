@@ -28,6 +28,8 @@ use crate::upstream::{Backend, Connection};
 
 /// A request that was sent is kept for a second try up to this size, in bytes.
 const REPLAY: usize = 64 * 1024;
+/// How often one request is sent at most.
+const TRIES: u32 = 5;
 /// Interim (1xx) answers to one request.
 const INTERIM: u32 = 64;
 /// After an early answer the rest of the request is read for so long at most.
@@ -80,17 +82,16 @@ where
     let pool = &exchange.worker.pool;
     // What can't be sent twice is worth one more question to the kernel.
     let mut pooled = if exchange.http2() { None } else { pool.take(!exchange.request.idempotent) };
-    let mut again = false;
+    let (mut tries, mut sent_before) = (0, false);
     loop {
-        // A shared connection is one that was used before.
-        let reused = pooled.is_some() || (exchange.http2() && !again);
+        let reused = pooled.is_some();
         let app = match pooled.take() {
             Some(app) => App::Http1(app),
             None => {
                 let reached = exchange.bounded(exchange.while_watched(client, reach(exchange, &head))).await;
                 reached.map_err(|failure| match failure {
                     // The first try was sent: nobody may say that the app never had it.
-                    Failure::AppDown if again => Failure::AppGone { unanswered: true },
+                    Failure::AppDown if sent_before => Failure::AppGone { unanswered: true },
                     other => other,
                 })?
             }
@@ -112,16 +113,15 @@ where
             }
             (app, Err(failure)) => (app, failure),
         };
-        if again
-            || !exchange
-                .bounded(exchange.while_watched(client, is_safe(exchange, &app, failure, reused)))
-                .await?
-        {
+        tries += 1;
+        let reused = reused || tries == 1 && exchange.http2();
+        let safe = is_safe(exchange, &app, failure, reused, sent_before);
+        if tries == TRIES || !exchange.bounded(exchange.while_watched(client, safe)).await? {
             return Err(failure);
         }
         add(&exchange.worker.shard.retries, 1);
         exchange.client_owes(&exchange.flow.reading, false);
-        again = exchange.http2() || exchange.flow.progress.get() > Progress::Unsent;
+        sent_before |= exchange.flow.progress.get() > Progress::Unsent;
     }
 }
 
@@ -139,31 +139,34 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
     Ok(App::Http1(app))
 }
 
-/// Whether the request may be sent once more after this failure. It may when the app closed a connection that was used
-/// before just as it was used again. It may also when a new connection was closed unread, as by a listening socket that
-/// closes over its queue: it was reset, and nobody listens there any more. An idempotent request may be repeated then
-/// (RFC 9110 §9.2.2) without harm: an app that had read it, and perhaps died of it, would have ended the connection in order.
+/// Whether the request may be sent once more after this failure. It may when nothing of it went out, and when the app
+/// closed a connection that was `reused` just as it was used again. It may also when a new connection was closed unread,
+/// as by a listening socket that closes over its queue: it was reset, and nobody listens there any more. An idempotent
+/// request may be repeated then (RFC 9110 §9.2.2) without harm: an app that had read it, and perhaps died of it, would have
+/// ended the connection in order. So a request that comes to an app just as that is killed waits for the next one,
+/// also if it was sent over a connection that rested before.
 async fn is_safe(
     exchange: &Exchange<'_>,
     app: &App,
     failure: Failure,
     reused: bool,
+    sent_before: bool,
 ) -> Result<bool, Failure> {
-    if let (App::Http2(app), Failure::AppGone { .. }) = (app, failure)
-        && app.is_unprocessed()
-        && exchange.flow.progress.get() < Progress::Answering
-    {
+    let unprocessed = matches!(app, App::Http2(app) if app.is_unprocessed());
+    if unprocessed && !sent_before && exchange.flow.progress.get() == Progress::Sent {
         exchange.flow.progress.set(Progress::Unsent);
     }
     if failure != (Failure::AppGone { unanswered: true }) || !exchange.may_send_again() {
         return Ok(false);
     }
     match app {
-        App::Http1(app) if !reused => {
+        _ if reused || unprocessed || exchange.flow.progress.get() == Progress::Unsent => Ok(true),
+        App::Http1(app) => {
             let serving = exchange.worker.plane.phase() == Phase::Serving;
             Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
         }
-        _ => Ok(reused),
+        // Others share it: it may have been dead already.
+        App::Http2(app) => Ok(!app.is_first()),
     }
 }
 
