@@ -32,8 +32,6 @@ const REPLAY: usize = 64 * 1024;
 const TRIES: u32 = 5;
 /// Interim (1xx) answers to one request.
 const INTERIM: u32 = 64;
-/// After an early answer the rest of the request is read for so long at most.
-const EARLY: Duration = Duration::from_secs(30);
 
 /// How a forwarded request ended.
 pub enum Finish {
@@ -246,7 +244,7 @@ where
 }
 
 /// The app has answered before it had the whole request. It may still want the rest, and closing over unread bytes
-/// would reset the connection and take the answer from the client: so both go on, bounded.
+/// would reset the connection and take the answer from the client: so both go on for as long as something moves.
 async fn finish_upload<W: AsyncWrite + Unpin>(
     exchange: &Exchange<'_>,
     writer: &mut W,
@@ -254,11 +252,11 @@ async fn finish_upload<W: AsyncWrite + Unpin>(
 ) {
     let _ = writer.shutdown().await;
     exchange.answered_early();
-    let rest = poll_fn(|cx| match upload.as_mut().poll(cx) {
+    poll_fn(|cx| match upload.as_mut().poll(cx) {
         Poll::Pending if !exchange.flow.uploaded.get() && !exchange.place.expired() => Poll::Pending,
         _ => Poll::Ready(()),
-    });
-    let _ = tokio::time::timeout(EARLY, rest).await;
+    })
+    .await;
 }
 
 /// The client's side: the rest of the body goes to the app, then the connection is watched for its end.
@@ -273,14 +271,8 @@ async fn upload<R: Source>(
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
     while !body.is_done() {
-        if buf.is_empty() {
-            exchange.client_owes(&flow.reading, true);
-            match buf.fill(reader).await {
-                Ok(0) | Err(_) => return Err(Failure::ClientGone),
-                Ok(_) => {}
-            }
-            // From here on it is the app that takes its time.
-            exchange.client_owes(&flow.reading, false);
+        if buf.is_empty() && !matches!(exchange.read(reader, buf).await, Ok(n) if n > 0) {
+            return Err(Failure::ClientGone);
         }
         let filled = buf.unread().len() == buf.capacity();
         let n = body.take(buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;

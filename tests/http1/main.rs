@@ -11,4 +11,5 @@ mod examples_answer;
 mod heads_pass_untouched;
 mod heads_survive_anything;
 mod limits;
+mod silence_is_timed;
 mod smuggling_is_refused;
