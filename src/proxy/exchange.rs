@@ -21,7 +21,7 @@ use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
 use crate::tls::stream::ONE_RECORD;
-use crate::upstream::{self, Lease};
+use crate::upstream::{self, Backend, Lease};
 
 /// After an early answer nobody may be silent for longer than this: neither the client, which was told that the connection
 /// closes, nor the app, which may want no more of the request.
@@ -82,6 +82,8 @@ pub struct Flow {
     pub reading: Cell<bool>,
     /// The client is waited for to take bytes.
     pub writing: Cell<bool>,
+    /// The app has begun to close its connections.
+    pub app_goes: Cell<bool>,
     /// The answer is whole and the request is not.
     early: Cell<bool>,
 }
@@ -253,14 +255,22 @@ impl Exchange<'_> {
     }
 
     /// What the client's side of this answer is to be.
-    pub fn plan(&self, response: &Response) -> Answer {
+    pub fn plan(&self, response: &Response, backend: &Backend) -> Answer {
         let (request, flow) = (self.request, &self.flow);
+        // A shared connection says it by GOAWAY (RFC 9113 §6.8).
+        match response {
+            _ if self.http2() || response.status < 200 => {}
+            Response { says_close: true, .. } => backend.habit.closes(),
+            Response { keep_alive: true, .. } => backend.habit.keeps(),
+            _ => {}
+        }
+        flow.app_goes.set((response.says_close || self.http2()) && backend.habit.is_going());
         let draining = self.worker.plane.phase() != Phase::Serving && !flow.pipelined.get();
         let endless = !request.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
         let close = !request.keep_alive
             || draining
             || endless
-            || response.says_close
+            || flow.app_goes.get()
             || !flow.uploaded.get()
             || flow.half_closed.get();
         flow.close.set(close);

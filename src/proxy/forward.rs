@@ -331,7 +331,7 @@ where
     let mut out = Vec::with_capacity(SIZE);
     let mut interim = 0;
     let response = loop {
-        let response = answer_head(exchange, app, buf, &mut out, interim == 0).await?;
+        let response = answer_head(exchange, app, backend, buf, &mut out, interim == 0).await?;
         buf.consume(response.len);
         if response.status >= 200 || response.status == 101 {
             break response;
@@ -369,6 +369,7 @@ where
 async fn answer_head<A: AsyncRead + Unpin>(
     exchange: &Exchange<'_>,
     app: &mut A,
+    backend: &Backend,
     buf: &mut Buffer,
     out: &mut Vec<u8>,
     first: bool,
@@ -380,8 +381,9 @@ async fn answer_head<A: AsyncRead + Unpin>(
     loop {
         if !buf.is_empty() && (looked == 0 || headers::ends_within(buf.unread(), looked)) {
             out.clear();
-            let head =
-                headers::response(buf.unread(), request.head_only, out, |response| exchange.plan(response));
+            let head = headers::response(buf.unread(), request.head_only, out, |response| {
+                exchange.plan(response, backend)
+            });
             match head {
                 Ok(Some(response)) if response.status == 101 && request.upgrade == Upgrade::None => {
                     return Err(Failure::AppBroken(

@@ -112,6 +112,8 @@ pub struct Sender<'a> {
     pub subject: Option<&'a str>,
     /// Such a field from the sender itself is left out.
     pub hide_subject: bool,
+    /// The app is asked how long it keeps its connection.
+    pub ask_keep_alive: bool,
 }
 
 /// Fields that are looked at; all others pass.
@@ -402,10 +404,18 @@ fn write_request(
     put_forwarded(out, said, authority.map(str::as_bytes).or(said.host), sender);
     match said.upgrade.filter(|_| upgrade != Upgrade::None) {
         Some(protocol) => put(out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]),
-        None if said.trailers => put(out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
-        None => {}
+        None => put_connection(out, said, sender),
     }
     out.extend_from_slice(b"\r\n");
+}
+
+/// What the app's connection is told where it isn't asked for an upgrade.
+pub(super) fn put_connection(out: &mut Vec<u8>, said: &Said<'_>, sender: Sender<'_>) {
+    match (said.trailers, sender.ask_keep_alive) {
+        (true, _) => put(out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
+        (false, true) => put(out, &[b"Connection: keep-alive\r\n"]),
+        (false, false) => {}
+    }
 }
 
 /// A list of those that a request came from; the `last` of several fields is the one that goes on.

@@ -115,14 +115,15 @@ impl Plane {
         self.booting.load(Ordering::Acquire)
     }
 
-    /// What the app is told of a client whose address is `peer`.
-    pub fn sender<'a>(&self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
+    /// What the app is told of a client whose address is `peer`, and whether it is asked to keep the connection.
+    pub fn sender<'a>(&self, peer: &'a str, channel: &'a Channel, ask_keep_alive: bool) -> Sender<'a> {
         Sender {
             peer,
             forwarded: self.settings.forwarded,
             https: channel.https,
             subject: channel.subject.as_deref(),
             hide_subject: self.asks_for_certificates(),
+            ask_keep_alive,
         }
     }
 

@@ -1,6 +1,7 @@
 //! The app's side: find its servers, connect, keep connections for reuse, and retire them before the app would.
 
 mod backends;
+mod habits;
 mod http2;
 mod pool;
 mod resolve;

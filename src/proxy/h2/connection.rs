@@ -203,7 +203,8 @@ impl<'a> Session<'a> {
     /// Tells the client to go, and closes once nothing runs and nothing is to come.
     fn mind_the_drain(&mut self) {
         let plane = &self.connection.worker.plane;
-        if self.closing || plane.phase() == Phase::Serving || self.is_fresh() {
+        let stays = plane.phase() == Phase::Serving && !self.connection.app_goes.get();
+        if self.closing || stays || self.is_fresh() {
             return;
         }
         if !self.told {

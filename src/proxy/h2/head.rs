@@ -9,8 +9,8 @@ use http::request::Parts;
 use http::{Response, StatusCode};
 
 use crate::proxy::headers::{
-    Field, Framing, Reject, Request, Said, Sender, Upgrade, bad, is_idempotent, parse_length, put, put_field,
-    put_forwarded, put_forwarded_for,
+    Field, Framing, Reject, Request, Said, Sender, Upgrade, bad, is_idempotent, parse_length, put,
+    put_connection, put_field, put_forwarded, put_forwarded_for,
 };
 
 /// Fields of a head or a trailer section at most.
@@ -118,9 +118,7 @@ fn write_fields(
     if framing == Framing::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    if said.trailers {
-        out.extend_from_slice(b"Connection: TE\r\nTE: trailers\r\n");
-    }
+    put_connection(out, said, sender);
     out.extend_from_slice(b"\r\n");
 }
 

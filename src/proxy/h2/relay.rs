@@ -136,6 +136,7 @@ async fn attempt(
     let Client { body, back, reset, grpc } = client;
     let (mut response, mut app) = lease.send(head.clone(), body.is_empty()).map_err(app_failed)?;
     exchange.flow.progress.set(Progress::Sent);
+    exchange.flow.app_goes.set(lease.backend().habit.is_going());
     let ended = {
         let mut upload = pin!(upload(exchange, body, &mut app, reset, *grpc));
         let mut answer = pin!(answer(exchange, &mut response, back, reset, *grpc));
