@@ -355,8 +355,9 @@ pub(super) struct LimitArgs {
     #[arg(long, env = "LAMEDUCK_HEAD_TIMEOUT", value_name = "TIME", default_value = "30s",
           value_parser = values::time_over_zero)]
     pub head_timeout: Duration,
-    /// How long a client may neither send of its body nor take of its answer; past it 408, or a visible cut
-    #[arg(long, env = "LAMEDUCK_BODY_TIMEOUT", value_name = "TIME", default_value = "60s",
+    /// How long nothing may move either way while the client has to send of its body or to take of its answer; past it
+    /// 408, or a visible cut
+    #[arg(long, env = "LAMEDUCK_BODY_TIMEOUT", value_name = "TIME", default_value = "5m",
           value_parser = values::time_over_zero)]
     pub body_timeout: Duration,
     /// How long the app may take to begin its answer, and to go on taking the request; past it 504. 0 is for ever: what

@@ -50,7 +50,7 @@ fn a_proxy_on_a_laptop_has_the_documented_defaults() {
     assert_eq!((s.upstream_wait, s.forwarded, s.access_log), (secs(10), Forwarded::Append, false));
     let l = s.limits;
     assert_eq!((l.head, l.fields, l.connections, l.held), (64 << 10, 2000, 50_000, 1000));
-    assert_eq!((l.head_timeout, l.body_timeout, l.idle_timeout), (secs(30), secs(60), secs(3600)));
+    assert_eq!((l.head_timeout, l.body_timeout, l.idle_timeout), (secs(30), secs(300), secs(3600)));
     assert_eq!((l.uri, l.in_flight, l.answer_timeout, l.tunnel_timeout), (16 << 10, 0, secs(0), secs(0)));
     assert_eq!((s.tcp, s.proxy_protocol_from), (vec![], vec![]));
     assert_eq!((s.threads, s.termination_log), (3, "/dev/termination-log".into()));

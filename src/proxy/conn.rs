@@ -267,7 +267,7 @@ where
             return Err(NoHead::Http2);
         }
         if !is_http2 && (looked == 0 || headers::ends_within(client.buf.unread(), looked)) {
-            let sender = plane.sender(&client.peer, &client.channel);
+            let sender = plane.sender(&client.peer, &client.channel, worker.pool.keep_alive.is_asked());
             head.clear();
             if let Some(request) = headers::request(client.buf.unread(), limits.fields, sender, head)? {
                 if request.len > limits.head || request.target.len() > limits.uri {

@@ -22,9 +22,11 @@ use crate::drain::gate::Streaming;
 use crate::drain::ledger::Place;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
-use crate::upstream::{self, Lease};
+use crate::tls::stream::ONE_RECORD;
+use crate::upstream::{self, Backend, Lease};
 
-/// After an early answer the rest of the request is waited for so long from byte to byte.
+/// After an early answer nobody may be silent for longer than this: neither the client, which was told that the connection
+/// closes, nor the app, which may want no more of the request.
 const EARLY: Duration = Duration::from_secs(5);
 
 /// The client's side of a connection.
@@ -84,6 +86,8 @@ pub struct Flow {
     pub reading: Cell<bool>,
     /// The client is waited for to take bytes.
     pub writing: Cell<bool>,
+    /// The app has begun to close its connections.
+    pub app_goes: Cell<bool>,
     /// The answer is whole and the request is not.
     early: Cell<bool>,
 }
@@ -200,21 +204,36 @@ impl Exchange<'_> {
 
     /// Writes the request's head, and what of its body came with it.
     pub async fn send(&self, app: &mut (impl AsyncWrite + Unpin), head: &[u8]) -> Result<(), Failure> {
-        let mut left = head;
-        while !left.is_empty() {
-            match app.write(left).await {
-                Ok(n) if n > 0 => left = &left[n..],
-                _ => {
-                    self.flow.reset.set(true);
-                    return Err(Failure::AppGone { unanswered: true });
-                }
-            }
-            self.flow.progress.set(Progress::Sent);
-        }
-        Ok(())
+        // HTTP/2 makes frames of it, and needs the head in one piece.
+        let first = if self.http2() { head.len() } else { ONE_RECORD };
+        send(app, head, first, &self.flow.progress).await.map_err(|_| {
+            self.flow.reset.set(true);
+            Failure::AppGone { unanswered: true }
+        })
     }
 
-    /// Writes to the client, which has to take a byte within `--body-timeout`.
+    /// Reads more of the request's body. While the client takes bytes of an answer that the socket still holds, it is not
+    /// silent.
+    pub async fn read<R: Source>(&self, reader: &mut R, buf: &mut Buffer) -> io::Result<usize> {
+        let mut queued = None;
+        self.client_owes(&self.flow.reading, true);
+        let read = poll_fn(|cx| {
+            let read = buf.poll_fill(cx, reader);
+            if read.is_pending() && self.place.expired() {
+                let now = reader.unacknowledged();
+                if now > 0 && !self.flow.writing.get() && queued.replace(now) != Some(now) {
+                    self.client_owes(&self.flow.reading, true);
+                }
+            }
+            read
+        })
+        .await;
+        // From here on it is the app that takes its time.
+        self.client_owes(&self.flow.reading, false);
+        read
+    }
+
+    /// Writes to the client, which has to take a byte within `--body-timeout`, unless something moves the other way.
     pub async fn write<W>(&self, writer: &mut W, bytes: &[u8]) -> Result<(), Failure>
     where
         W: Sink,
@@ -245,14 +264,22 @@ impl Exchange<'_> {
     }
 
     /// What the client's side of this answer is to be.
-    pub fn plan(&self, response: &Response) -> Answer {
+    pub fn plan(&self, response: &Response, backend: &Backend) -> Answer {
         let (request, flow) = (self.request, &self.flow);
+        // A shared connection says it by GOAWAY (RFC 9113 §6.8).
+        match response {
+            _ if self.http2() || response.status < 200 => {}
+            Response { says_close: true, .. } => backend.habit.closes(),
+            Response { keep_alive: true, .. } => backend.habit.keeps(),
+            _ => {}
+        }
+        flow.app_goes.set((response.says_close || self.http2()) && backend.habit.is_going());
         let draining = self.worker.plane.phase() != Phase::Serving && !flow.pipelined.get();
         let endless = !request.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
         let close = !request.keep_alive
             || draining
             || endless
-            || response.says_close
+            || flow.app_goes.get()
             || !flow.uploaded.get()
             || flow.half_closed.get();
         flow.close.set(close);
@@ -275,23 +302,20 @@ impl Exchange<'_> {
         self.flow.received.set(self.flow.received.get() + n as u64);
     }
 
-    /// The client has, or no longer has, to move a byte in this direction within `--body-timeout`.
+    /// The client has, or no longer has, to move a byte in this direction. Something has just moved, so whatever it owes, in
+    /// either direction, has `--body-timeout` again: it is silent only if nothing moves at all.
     pub fn client_owes(&self, direction: &Cell<bool>, owes: bool) {
         direction.set(owes);
-        if self.client_waits() {
-            return self.app_owes();
-        }
         let limits = &self.worker.plane.settings.limits;
-        let patience = if self.flow.early.get() { EARLY } else { limits.body_timeout };
-        self.place.set_deadline(self.worker.deadline(patience));
-    }
-
-    /// It is the app's turn: it has to take the request and begin its answer within `--answer-timeout`. Without that it
-    /// may take the time it wants; what bounds it is the drain.
-    fn app_owes(&self) {
-        let most = self.worker.plane.settings.limits.answer_timeout;
-        let over = most.is_zero() || self.flow.progress.get() == Progress::Answering;
-        self.place.set_deadline(if over { 0 } else { self.worker.deadline(most) });
+        let patience = match (self.client_waits(), self.flow.early.get()) {
+            (_, true) => limits.body_timeout.min(EARLY),
+            (false, false) => limits.body_timeout,
+            // It is the app's turn to take the request and to begin its answer. Without a bound of its own it may take the
+            // time it wants, as with its answer: what bounds it is the drain.
+            (true, false) if self.flow.progress.get() == Progress::Answering => Duration::ZERO,
+            (true, false) => limits.answer_timeout,
+        };
+        self.place.set_deadline(if patience.is_zero() { 0 } else { self.worker.deadline(patience) });
     }
 
     /// The client has nothing to do but wait.
@@ -299,11 +323,36 @@ impl Exchange<'_> {
         !self.flow.reading.get() && !self.flow.writing.get()
     }
 
-    /// The whole answer has gone out before the whole request came in: what is still to come has less time.
+    /// The whole answer has gone out before the whole request came in.
     pub fn answered_early(&self) {
         self.flow.early.set(true);
-        self.client_owes(&self.flow.reading, true);
+        self.client_owes(&self.flow.reading, self.flow.reading.get());
     }
+}
+
+/// Writes the start of a request, of which the `first` bytes alone. `progress` tells at any time, also when this is dropped
+/// half-way, whether the app may have read something of it: with TLS a write of more than [`ONE_RECORD`] is several, and
+/// some of them may be there when it fails.
+///
+/// # Errors
+/// When the app takes no more.
+pub async fn send(
+    app: &mut (impl AsyncWrite + Unpin),
+    bytes: &[u8],
+    first: usize,
+    progress: &Cell<Progress>,
+) -> io::Result<()> {
+    let (first, rest) = bytes.split_at(bytes.len().min(first));
+    for mut left in [first, rest] {
+        while !left.is_empty() {
+            match app.write(left).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => left = &left[n..],
+            }
+            progress.set(progress.get().max(Progress::Sent));
+        }
+    }
+    Ok(())
 }
 
 /// Waits while the app restarts or is replaced; `bytes` is what is kept in memory meanwhile. What the app itself asks

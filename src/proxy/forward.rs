@@ -28,10 +28,10 @@ use crate::upstream::{Backend, Connection};
 
 /// A request that was sent is kept for a second try up to this size, in bytes.
 const REPLAY: usize = 64 * 1024;
+/// How often one request is sent at most.
+const TRIES: u32 = 5;
 /// Interim (1xx) answers to one request.
 const INTERIM: u32 = 64;
-/// After an early answer the rest of the request is read for so long at most.
-const EARLY: Duration = Duration::from_secs(30);
 
 /// How a forwarded request ended.
 pub enum Finish {
@@ -80,17 +80,16 @@ where
     let pool = &exchange.worker.pool;
     // What can't be sent twice is worth one more question to the kernel.
     let mut pooled = if exchange.http2() { None } else { pool.take(!exchange.request.idempotent) };
-    let mut again = false;
+    let (mut tries, mut sent_before) = (0, false);
     loop {
-        // A shared connection is one that was used before.
-        let reused = pooled.is_some() || (exchange.http2() && !again);
+        let reused = pooled.is_some();
         let app = match pooled.take() {
             Some(app) => App::Http1(app),
             None => {
                 let reached = exchange.bounded(exchange.while_watched(client, reach(exchange, &head))).await;
                 reached.map_err(|failure| match failure {
                     // The first try was sent: nobody may say that the app never had it.
-                    Failure::AppDown if again => Failure::AppGone { unanswered: true },
+                    Failure::AppDown if sent_before => Failure::AppGone { unanswered: true },
                     other => other,
                 })?
             }
@@ -113,16 +112,15 @@ where
             }
             (app, Err(failure)) => (app, failure),
         };
-        if again
-            || !exchange
-                .bounded(exchange.while_watched(client, is_safe(exchange, &app, failure, reused)))
-                .await?
-        {
+        tries += 1;
+        let reused = reused || tries == 1 && exchange.http2();
+        let safe = is_safe(exchange, &app, failure, reused, sent_before);
+        if tries == TRIES || !exchange.bounded(exchange.while_watched(client, safe)).await? {
             return Err(failure);
         }
         add(&exchange.worker.shard.retries, 1);
         exchange.client_owes(&exchange.flow.reading, false);
-        again = exchange.http2() || exchange.flow.progress.get() > Progress::Unsent;
+        sent_before |= exchange.flow.progress.get() > Progress::Unsent;
     }
 }
 
@@ -140,31 +138,34 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
     Ok(App::Http1(app))
 }
 
-/// Whether the request may be sent once more after this failure. It may when the app closed a connection that was used
-/// before just as it was used again. It may also when a new connection was closed unread, as by a listening socket that
-/// closes over its queue: it was reset, and nobody listens there any more. An idempotent request may be repeated then
-/// (RFC 9110 §9.2.2) without harm: an app that had read it, and perhaps died of it, would have ended the connection in order.
+/// Whether the request may be sent once more after this failure. It may when nothing of it went out, and when the app
+/// closed a connection that was `reused` just as it was used again. It may also when a new connection was closed unread,
+/// as by a listening socket that closes over its queue: it was reset, and nobody listens there any more. An idempotent
+/// request may be repeated then (RFC 9110 §9.2.2) without harm: an app that had read it, and perhaps died of it, would have
+/// ended the connection in order. So a request that comes to an app just as that is killed waits for the next one,
+/// also if it was sent over a connection that rested before.
 async fn is_safe(
     exchange: &Exchange<'_>,
     app: &App,
     failure: Failure,
     reused: bool,
+    sent_before: bool,
 ) -> Result<bool, Failure> {
-    if let (App::Http2(app), Failure::AppGone { .. }) = (app, failure)
-        && app.is_unprocessed()
-        && exchange.flow.progress.get() < Progress::Answering
-    {
+    let unprocessed = matches!(app, App::Http2(app) if app.is_unprocessed());
+    if unprocessed && !sent_before && exchange.flow.progress.get() == Progress::Sent {
         exchange.flow.progress.set(Progress::Unsent);
     }
     if failure != (Failure::AppGone { unanswered: true }) || !exchange.may_send_again() {
         return Ok(false);
     }
     match app {
-        App::Http1(app) if !reused => {
+        _ if reused || unprocessed || exchange.flow.progress.get() == Progress::Unsent => Ok(true),
+        App::Http1(app) => {
             let serving = exchange.worker.plane.phase() == Phase::Serving;
             Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
         }
-        _ => Ok(reused),
+        // Others share it: it may have been dead already.
+        App::Http2(app) => Ok(!app.is_first()),
     }
 }
 
@@ -263,7 +264,7 @@ where
 }
 
 /// The app has answered before it had the whole request. It may still want the rest, and closing over unread bytes
-/// would reset the connection and take the answer from the client: so both go on, bounded.
+/// would reset the connection and take the answer from the client: so both go on for as long as something moves.
 async fn finish_upload<W: AsyncWrite + Unpin>(
     exchange: &Exchange<'_>,
     writer: &mut W,
@@ -271,11 +272,11 @@ async fn finish_upload<W: AsyncWrite + Unpin>(
 ) {
     let _ = writer.shutdown().await;
     exchange.answered_early();
-    let rest = poll_fn(|cx| match upload.as_mut().poll(cx) {
+    poll_fn(|cx| match upload.as_mut().poll(cx) {
         Poll::Pending if !exchange.flow.uploaded.get() && !exchange.place.expired() => Poll::Pending,
         _ => Poll::Ready(()),
-    });
-    let _ = tokio::time::timeout(EARLY, rest).await;
+    })
+    .await;
 }
 
 /// The client's side: the rest of the body goes to the app, then the connection is watched for its end.
@@ -290,14 +291,8 @@ async fn upload<R: Source>(
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
     while !body.is_done() {
-        if buf.is_empty() {
-            exchange.client_owes(&flow.reading, true);
-            match buf.fill(reader).await {
-                Ok(0) | Err(_) => return Err(Failure::ClientGone),
-                Ok(_) => {}
-            }
-            // From here on it is the app that takes its time.
-            exchange.client_owes(&flow.reading, false);
+        if buf.is_empty() && !matches!(exchange.read(reader, buf).await, Ok(n) if n > 0) {
+            return Err(Failure::ClientGone);
         }
         let filled = buf.unread().len() == buf.capacity();
         let n = body.take(buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
@@ -358,14 +353,14 @@ where
     if let Some(poll) = exchange.long_poll
         && !poll_end::has_news(exchange, app, backend, buf).await?
     {
-        poll_end::answer(exchange, poll, writer, &mut out).await?;
+        poll_end::answer(exchange, backend, poll, writer, &mut out).await?;
         return Ok(Answered::Whole { ended: Ended::PollEnded, reuse: false, keep_alive: None });
     }
     let mut interim = 0;
     let host = &head[request.origin.host.clone()];
     let site = Site { https: request.origin.https, host, app: backend.loopback() };
     let response = loop {
-        let response = answer_head(exchange, site, app, buf, &mut out, interim == 0).await?;
+        let response = answer_head(exchange, site, app, backend, buf, &mut out, interim == 0).await?;
         buf.consume(response.len);
         if response.status >= 200 || response.status == 101 {
             break response;
@@ -408,6 +403,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
     exchange: &Exchange<'_>,
     site: Site<'_>,
     app: &mut A,
+    backend: &Backend,
     buf: &mut Buffer,
     out: &mut Vec<u8>,
     first: bool,
@@ -420,7 +416,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
     loop {
         if !buf.is_empty() && (looked == 0 || headers::ends_within(buf.unread(), looked)) {
             out.clear();
-            let (bytes, plan) = (buf.unread(), |response: &Response| exchange.plan(response));
+            let (bytes, plan) = (buf.unread(), |response: &Response| exchange.plan(response, backend));
             let head = headers::response(bytes, limits.fields, request.head_only, site, out, plan);
             match head {
                 Ok(Some(response)) if response.status == 101 && request.upgrade == Upgrade::None => {

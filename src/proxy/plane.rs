@@ -121,8 +121,8 @@ impl Plane {
         self.booting.load(Ordering::Acquire)
     }
 
-    /// What the app is told of a client whose address is `peer`.
-    pub fn sender<'a>(&'a self, peer: &'a str, channel: &'a Channel) -> Sender<'a> {
+    /// What the app is told of a client whose address is `peer`, and whether it is asked to keep the connection.
+    pub fn sender<'a>(&'a self, peer: &'a str, channel: &'a Channel, ask_keep_alive: bool) -> Sender<'a> {
         Sender {
             peer,
             forwarded: self.settings.forwarded,
@@ -131,6 +131,7 @@ impl Plane {
             hide_subject: self.asks_for_certificates(),
             health_checks: &self.settings.health_checks,
             app: &self.app_host,
+            ask_keep_alive,
         }
     }
 

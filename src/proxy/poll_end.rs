@@ -43,6 +43,7 @@ pub async fn has_news<A: AsyncRead + Unpin>(
 /// Answers for the app.
 pub async fn answer<W: Sink>(
     exchange: &Exchange<'_>,
+    backend: &Backend,
     poll: LongPoll,
     writer: &mut W,
     out: &mut Vec<u8>,
@@ -50,7 +51,7 @@ pub async fn answer<W: Sink>(
     let (request, flow) = (exchange.request, &exchange.flow);
     let (status, body) = poll.answer(&exchange.worker.plane.settings.long_polls.answer);
     let framing = body.map_or(Framing::None, |(_, text)| Framing::Length(text.len() as u64));
-    let side = exchange.plan(&Response::of_ours(status, framing));
+    let side = exchange.plan(&Response::of_ours(status, framing), backend);
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     let mut head = format!("HTTP/1.1 {status} {}\r\nCache-Control: no-store\r\n", reason.unwrap_or_default());
     match body {

@@ -28,6 +28,8 @@ pub trait Source: AsyncRead + Unpin {
     fn has_failed(&self) -> bool;
     /// Returns once it has.
     fn failed(&self) -> impl Future<Output = ()>;
+    /// Bytes that the connection still holds for the client, as far as the kernel says.
+    fn unacknowledged(&self) -> u32;
 }
 
 /// The half that writes the answer, as HTTP/1.1. What it has taken is in the socket.
@@ -209,6 +211,10 @@ impl Source for Reader<'_> {
 
     async fn failed(&self) {
         let _ = self.tcp().ready(Interest::ERROR).await;
+    }
+
+    fn unacknowledged(&self) -> u32 {
+        sendq::unacknowledged(self.tcp())
     }
 }
 

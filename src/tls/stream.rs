@@ -16,6 +16,8 @@ pub use super::session::{Session, Side};
 use super::session::{encrypted, is_plain};
 use super::subject::subject;
 
+/// A write of so many bytes is one record (RFC 8446 §5.1): the peer can read none of it before the socket has all of it.
+pub const ONE_RECORD: usize = 16 * 1024;
 /// Bytes that are taken from a writer at once: what a session holds of them, encrypted, is hardly more.
 const AT_ONCE: usize = 64 * 1024;
 /// The longest record (RFC 8446 §5.2, RFC 5246 §6.2.3). Room for it is there whatever a reader asks for.

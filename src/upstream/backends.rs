@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use tokio::sync::Notify;
 
+use super::habits::Habit;
 use crate::config::UpstreamAddr;
 
 /// One server of the app, under one of the addresses that the app's name has.
@@ -26,6 +27,8 @@ pub struct Backend {
     gone: AtomicBool,
     /// Its streams end, within so many milliseconds; `STAY` while they need not.
     streams_ms: AtomicU64,
+    /// What it does with its connections.
+    pub habit: Habit,
 }
 
 /// Where a server is.
@@ -55,6 +58,7 @@ impl Backend {
             asked: AtomicBool::new(false),
             gone: AtomicBool::new(false),
             streams_ms: AtomicU64::new(STAY),
+            habit: Habit::default(),
         }
     }
 

@@ -183,8 +183,10 @@ impl Connections {
             if takes_streams(&mut sender) {
                 let first = !shared.used.replace(true);
                 shared.streams.set(shared.streams.get() + 1);
+                backend.habit.keeps();
                 return Some(StreamGuard { sender, shared, first });
             }
+            backend.habit.closes();
             open.swap_remove(at);
         }
     }
@@ -236,7 +238,11 @@ impl Connections {
     pub fn retire(&self) {
         self.open.borrow_mut().retain(|it| {
             let rested = it.shared.streams.get() == 0 && it.shared.idle_since.get().elapsed() > KEEP_ALIVE;
-            !it.backend.is_gone() && !rested && it.is_open()
+            let open = it.is_open();
+            if !open {
+                it.backend.habit.closes();
+            }
+            !it.backend.is_gone() && !rested && open
         });
     }
 

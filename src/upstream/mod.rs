@@ -2,6 +2,7 @@
 
 mod attempt;
 mod backends;
+mod habits;
 mod http2;
 mod pool;
 mod resolve;

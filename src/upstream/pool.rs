@@ -12,6 +12,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::attempt::attempt;
 use super::backends::{Backend, ServerGuard, Set, Upstream};
+use super::habits::KeepAlive;
 use super::http2::{Connections, Lease};
 use super::slots::{self, Slot};
 use super::stream::{Reader, Stream, Writer, is_down, is_full, is_lost};
@@ -128,6 +129,8 @@ pub struct Pool {
     /// Where to begin to look, so that equals take turns.
     turn: Cell<usize>,
     http2: Rc<Connections>,
+    /// How it says how long it keeps a connection.
+    pub keep_alive: KeepAlive,
     /// Bytes that the head of an answer may have.
     head: usize,
 }
@@ -145,6 +148,7 @@ impl Pool {
             idle: RefCell::default(),
             turn: Cell::new(thread),
             http2: Rc::default(),
+            keep_alive: KeepAlive::default(),
             head,
         }
     }
@@ -219,6 +223,7 @@ impl Pool {
                 Err(error)
                     if is_down(&error) || is_lost(&error) || (self.several.get() && !is_full(&error)) =>
                 {
+                    backend.habit.forget();
                     failed = error;
                 }
                 Err(error) => return Err(error),
@@ -256,6 +261,7 @@ impl Pool {
 
     /// Keeps a connection whose last answer has been read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
     pub fn put(&self, mut connection: Connection, timeout: Option<Duration>) {
+        self.keep_alive.learn(timeout);
         if connection.server.backend.is_gone() || slots::are_taken() {
             return;
         }

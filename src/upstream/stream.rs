@@ -232,10 +232,14 @@ pub fn is_lost(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut
 }
 
-/// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent.
+/// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent. A reset comes from a listening
+/// socket that closes over a connection which it has not accepted.
 pub fn is_down(error: &io::Error) -> bool {
-    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NotFound};
-    matches!(error.kind(), ConnectionRefused | HostUnreachable | NotFound)
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NotFound};
+    matches!(
+        error.kind(),
+        ConnectionRefused | ConnectionReset | ConnectionAborted | HostUnreachable | NotFound
+    )
 }
 
 #[cfg(test)]
@@ -257,5 +261,17 @@ mod tests {
             assert!(began.elapsed() < Duration::from_secs(20), "the end does not come");
         }
         assert!(stream.is_alive(), "as far as the runtime knows");
+    }
+
+    #[tokio::test]
+    async fn a_connection_that_a_closing_socket_resets_while_it_is_made_was_never_made() {
+        let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let addr = listener.local_addr().unwrap();
+        let mut connecting = std::pin::pin!(open(std::slice::from_ref(&addr)));
+        let begun = connecting.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(begun.is_pending(), "the kernel has made it, and the runtime hasn't heard");
+        drop(listener);
+        let error = connecting.await.unwrap_err();
+        assert!(is_down(&error), "{error}");
     }
 }

@@ -390,6 +390,11 @@ impl Secure {
         }
     }
 
+    /// What was read and not yet asked for.
+    pub fn read(&self) -> &[u8] {
+        &self.buffer
+    }
+
     /// Reads exactly so many bytes.
     pub fn take(&mut self, length: usize) -> Vec<u8> {
         while self.buffer.len() < length {

@@ -13,5 +13,6 @@ mod forwarded_fields;
 mod heads_pass_untouched;
 mod heads_survive_anything;
 mod limits;
+mod silence_is_timed;
 mod smuggling_is_refused;
 mod upgrade_with_a_body;

@@ -6,5 +6,6 @@ mod common;
 mod tls_certificates;
 mod tls_client_certificates;
 mod tls_ends;
+mod tls_start_of_a_request;
 mod tls_terminates;
 mod tls_to_the_app;

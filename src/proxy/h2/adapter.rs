@@ -128,6 +128,11 @@ impl Source for Reader<'_> {
     async fn failed(&self) {
         poll_fn(|cx| self.0.poll_failed(cx)).await;
     }
+
+    /// The connection's, not this stream's: nothing that counts.
+    fn unacknowledged(&self) -> u32 {
+        0
+    }
 }
 
 impl Sink for Writer<'_> {

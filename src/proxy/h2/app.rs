@@ -82,6 +82,11 @@ impl AppStream {
         (Reader(self), Writer(self), self.lease.borrow().backend().clone())
     }
 
+    /// Whether its connection was made for it.
+    pub fn is_first(&self) -> bool {
+        self.lease.borrow().is_first()
+    }
+
     /// Whether it has failed, and the app has done nothing for it.
     pub fn is_unprocessed(&self) -> bool {
         self.unprocessed.get()

@@ -109,7 +109,7 @@ enum Wait {
     Fresh,
     /// Its next request.
     Idle,
-    /// The client has to take a byte; so many it has taken.
+    /// The client has to take a byte; so many have moved, either way.
     Blocked(u64),
     /// The last frames have to be written.
     Close,
@@ -130,6 +130,8 @@ struct Session<'a> {
     wait: Wait,
     /// Since when it waits for that.
     waits_since: Instant,
+    /// What the client had not acknowledged when it was looked at last.
+    unacknowledged: u32,
 }
 
 impl<'a> Session<'a> {
@@ -145,6 +147,7 @@ impl<'a> Session<'a> {
             closing: false,
             wait: Wait::None,
             waits_since: Instant::now(),
+            unacknowledged: 0,
         }
     }
 
@@ -203,7 +206,8 @@ impl<'a> Session<'a> {
     /// Tells the client to go, and closes once nothing runs and nothing is to come.
     fn mind_the_drain(&mut self) {
         let plane = &self.connection.worker.plane;
-        if self.closing || plane.phase() == Phase::Serving || self.is_fresh() {
+        let stays = plane.phase() == Phase::Serving && !self.connection.app_goes.get();
+        if self.closing || stays || self.is_fresh() {
             return;
         }
         if !self.told {
@@ -221,6 +225,13 @@ impl<'a> Session<'a> {
         self.h2.abrupt_shutdown(reason);
     }
 
+    /// Whether it has taken something since the last look. The kernel takes more from us only once a third of its queue is
+    /// free.
+    fn client_takes(&mut self) -> bool {
+        let now = self.connection.wire.unacknowledged();
+        std::mem::replace(&mut self.unacknowledged, now) != now
+    }
+
     /// Bounds what the connection waits for. `None`: it has been idle for long enough.
     fn mind_the_time(&mut self, blocked: bool) -> Poll<Option<Close>> {
         let plane = &self.connection.worker.plane;
@@ -228,7 +239,7 @@ impl<'a> Session<'a> {
         let (wait, time) = if self.closing || plane.forced() {
             (Wait::Close, LAST_WORD)
         } else if blocked || self.connection.is_stuck() {
-            (Wait::Blocked(self.connection.wire.written()), limits.body_timeout)
+            (Wait::Blocked(self.connection.wire.moved()), limits.body_timeout)
         } else if !self.nothing_runs() {
             (Wait::None, Duration::ZERO)
         } else if plane.phase() != Phase::Serving && self.is_fresh() {
@@ -239,6 +250,9 @@ impl<'a> Session<'a> {
         };
         if wait != self.wait {
             (self.wait, self.waits_since) = (wait, Instant::now());
+            if let Wait::Blocked(_) = wait {
+                self.client_takes();
+            }
             let deadline = if wait == Wait::None { 0 } else { self.connection.worker.deadline(time) };
             self.place.set_deadline(deadline);
         } else if self.place.expired() {
@@ -251,6 +265,9 @@ impl<'a> Session<'a> {
                     self.place.set_deadline(self.connection.worker.deadline(left.min(time)));
                 }
                 Wait::Idle => return Poll::Ready(None),
+                Wait::Blocked(_) if self.client_takes() => {
+                    self.place.set_deadline(self.connection.worker.deadline(time));
+                }
                 Wait::Blocked(_) | Wait::Close => return Poll::Ready(Some(Close::Reset)),
             }
         }

@@ -8,7 +8,7 @@ use http::{Response, StatusCode};
 
 use crate::proxy::headers::{
     Field, Framing, Origin, Reject, Request, Room, Said, Sender, TOO_MANY_FIELDS, Upgrade, bad,
-    is_idempotent, parse_length, put, put_field, put_forwarded, put_forwarded_for,
+    is_idempotent, parse_length, put, put_connection, put_field, put_forwarded, put_forwarded_for,
 };
 use crate::proxy::health_check::{Asked, is_health_check};
 
@@ -134,9 +134,7 @@ fn write_fields(
     if framing == Framing::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    if said.trailers {
-        out.extend_from_slice(b"Connection: TE\r\nTE: trailers\r\n");
-    }
+    put_connection(out, said, sender);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -30,8 +30,8 @@ use crate::upstream::{self, Lease};
 
 /// A request that was sent is kept for a second try up to this size, in bytes.
 const REPLAY: usize = 64 * 1024;
-/// How often a request that the app did not look at goes out on another connection.
-const TRIES: usize = 2;
+/// How often one request is sent at most.
+const TRIES: usize = 5;
 /// Interim (1xx) answers to one request.
 const INTERIM: u32 = 64;
 
@@ -91,7 +91,7 @@ async fn forward(exchange: &Exchange<'_>, head: &Request<()>, client: &mut Clien
     let (worker, progress) = (exchange.worker, &exchange.flow.progress);
     exchange.may_begin()?;
     exchange.bounded(client.watched(exchange.held_back(size_of(head)))).await?;
-    let mut tries = 0;
+    let (mut tries, mut sent_before) = (0, false);
     loop {
         let mut lease =
             exchange.bounded(client.watched(exchange.lease())).await.map_err(|failure| match failure {
@@ -107,17 +107,22 @@ async fn forward(exchange: &Exchange<'_>, head: &Request<()>, client: &mut Clien
             Err(failure) => failure,
         };
         tries += 1;
-        let again = match failure {
-            Failure::Unprocessed(_) => progress.get() < Progress::Answering,
-            Failure::AppGone { .. } => exchange.request.idempotent && progress.get() < Progress::Answering,
+        let again = match (failure, progress.get()) {
+            (_, Progress::Answering) => false,
+            (Failure::Unprocessed(_), _) | (Failure::AppGone { .. }, Progress::Unsent) => true,
+            // A connection that others share may have been dead already, one that was just made was not.
+            (Failure::AppGone { .. }, _) => exchange.request.idempotent && (tries == 1 || !lease.is_first()),
             _ => false,
         };
         if !again || tries >= TRIES || !client.body.rewind() {
             return Err(failure);
         }
-        if let Failure::Unprocessed(_) = failure {
+        if let Failure::Unprocessed(_) = failure
+            && !sent_before
+        {
             progress.set(Progress::Unsent);
         }
+        sent_before |= progress.get() > Progress::Unsent;
         add(&worker.shard.retries, 1);
     }
 }
@@ -132,6 +137,7 @@ async fn attempt(
     let Client { body, back, reset, grpc } = client;
     let (mut response, mut app) = lease.send(head.clone(), body.is_empty()).map_err(app_failed)?;
     exchange.flow.progress.set(Progress::Sent);
+    exchange.flow.app_goes.set(lease.backend().habit.is_going());
     let host = match (exchange.request.origin.host.is_empty(), head.uri().authority()) {
         (false, Some(host)) => host.as_str().as_bytes(),
         _ => b"",

@@ -94,6 +94,9 @@ pub async fn serve(
     } else {
         by_http1(&connection, &exchange, body, respond, head).await
     };
+    if exchange.flow.app_goes.get() {
+        connection.app_goes.set(true);
+    }
     let totals = exchange.flow.totals();
     let ending = Ending { record: Some(record), totals, ended, _in_flight: in_flight, _place: place };
     connection.ended(id, ending);
@@ -106,7 +109,11 @@ fn read_head(
     head: &mut Vec<u8>,
 ) -> Result<Request, Reject> {
     let plane = &connection.worker.plane;
-    let sender = plane.sender(&connection.peer_text, &connection.channel);
+    let sender = plane.sender(
+        &connection.peer_text,
+        &connection.channel,
+        connection.worker.pool.keep_alive.is_asked(),
+    );
     head::request(parts, plane.settings.limits.fields, body.is_end_stream(), sender, head)
 }
 

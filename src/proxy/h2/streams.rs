@@ -31,6 +31,8 @@ pub struct Connection {
     accepted: Cell<u32>,
     /// Streams that the client has reset before they were accepted.
     early: RefCell<Vec<u32>>,
+    /// The app has begun to close its connections.
+    pub app_goes: Cell<bool>,
 }
 
 /// A stream until its last frame is in the socket.
@@ -54,6 +56,7 @@ impl Connection {
             streams: RefCell::default(),
             accepted: Cell::new(0),
             early: RefCell::default(),
+            app_goes: Cell::new(false),
         }
     }
 

@@ -13,7 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::frames::{Allowance, Follower, Frame, Sides};
 use crate::proxy::buffer::{Buffer, LARGE, SIZE};
-use crate::proxy::stream::Stream;
+use crate::proxy::stream::{Sink, Stream};
 use crate::proxy::worker::Worker;
 
 /// A client's connection, shared by the task that runs it and by whoever asks how far it has come.
@@ -32,8 +32,8 @@ struct Inner {
     gathered: Vec<u8>,
     /// How much of it has been written.
     written: usize,
-    /// Bytes written in all.
-    total: u64,
+    /// Bytes written and read in all.
+    moved: u64,
     came: Follower,
     went: Follower,
     allowance: Allowance,
@@ -52,7 +52,7 @@ impl Wire {
             read,
             gathered: Vec::new(),
             written: 0,
-            total: 0,
+            moved: 0,
             came: Follower::new(Sides::FromClient),
             went: Follower::new(Sides::ToClient),
             allowance: Allowance::new(worker.ledger.now_ms()),
@@ -84,9 +84,15 @@ impl Wire {
         self.excess.get()
     }
 
-    /// Bytes written in all.
-    pub fn written(&self) -> u64 {
-        self.inner.borrow().total
+    /// Bytes that were written and read in all.
+    pub fn moved(&self) -> u64 {
+        self.inner.borrow().moved
+    }
+
+    /// Bytes that were written and that the client has not acknowledged.
+    pub fn unacknowledged(&self) -> u32 {
+        let mut inner = self.inner.borrow_mut();
+        inner.stream.as_mut().map_or(0, |stream| stream.split().1.unacknowledged())
     }
 
     /// Whether something came that was not read yet, asked of the kernel itself.
@@ -137,7 +143,7 @@ impl Inner {
         if n == 0 {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
         }
-        self.total += n as u64;
+        self.moved += n as u64;
         let mut left = n;
         for part in &parts {
             let taken = left.min(part.len());
@@ -178,6 +184,7 @@ impl AsyncRead for Transport {
             buf.put_slice(&inner.read.unread()[..n]);
             inner.read.consume(n);
         }
+        inner.moved += (buf.filled().len() - before) as u64;
         let (allowance, ended) = (&mut inner.allowance, &mut inner.ended);
         let mut fine = true;
         inner.came.follow(&buf.filled()[before..], |frame| match frame {

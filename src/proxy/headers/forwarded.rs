@@ -19,6 +19,8 @@ pub struct Sender<'a> {
     pub hide_subject: bool,
     /// What is a health check besides those that are known.
     pub health_checks: &'a [HealthCheck],
+    /// The app is asked how long it keeps its connection.
+    pub ask_keep_alive: bool,
     /// The app's own address, as the `Host` of a request that has none.
     pub app: &'a str,
 }

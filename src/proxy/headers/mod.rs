@@ -16,8 +16,8 @@ pub(super) use self::fields::{Field, Said, parse_length};
 pub use self::forwarded::Sender;
 pub(super) use self::forwarded::{put_forwarded, put_forwarded_for};
 pub use self::own_urls::Site;
-pub(super) use self::request::is_idempotent;
 pub use self::request::{Origin, Request, request};
+pub(super) use self::request::{is_idempotent, put_connection};
 pub use self::response::{Answer, Response, response};
 pub(super) use self::room::Room;
 

@@ -193,11 +193,19 @@ fn write_request(
     put_forwarded(out, said, authority.map(str::as_bytes).or(said.host), sender);
     match said.upgrade.filter(|_| upgrade != Upgrade::None) {
         Some(protocol) => put(out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]),
-        None if said.trailers => put(out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
-        None => {}
+        None => put_connection(out, said, sender),
     }
     out.extend_from_slice(b"\r\n");
     host
+}
+
+/// What the app's connection is told where it isn't asked for an upgrade.
+pub(in crate::proxy) fn put_connection(out: &mut Vec<u8>, said: &Said<'_>, sender: Sender<'_>) {
+    match (said.trailers, sender.ask_keep_alive) {
+        (true, _) => put(out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
+        (false, true) => put(out, &[b"Connection: keep-alive\r\n"]),
+        (false, false) => {}
+    }
 }
 
 /// Returns where the value stands.

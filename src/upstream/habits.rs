@@ -1,0 +1,158 @@
+//! What an app does with its connections, learned from its answers.
+
+use std::cell::Cell;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+/// It has kept no connection so far.
+const UNKNOWN: u64 = 0;
+/// It has closed none so far.
+const KEEPS: u64 = 1;
+/// It closes one now and then, and goes on.
+const VARIES: u64 = 2;
+/// An answer that was on its way when an app began to go comes this late at most, in milliseconds.
+const ON_ITS_WAY: u64 = 1000;
+/// An app that was asked so often how long it keeps a connection, and didn't say, never will.
+const ASK: u32 = 1000;
+
+/// Whether a server keeps its connections. `Connection: close` is between the two of us (RFC 9110 §7.6.1), as is GOAWAY.
+/// But one that kept all of them and begins to close them is going.
+#[derive(Debug)]
+pub struct Habit {
+    /// [`UNKNOWN`], [`KEEPS`], [`VARIES`], or since when it closes them: in milliseconds since `began`, and three more.
+    state: AtomicU64,
+    began: Instant,
+}
+
+impl Default for Habit {
+    fn default() -> Self {
+        Self { state: AtomicU64::new(UNKNOWN), began: Instant::now() }
+    }
+}
+
+impl Habit {
+    /// It keeps a connection.
+    pub fn keeps(&self) {
+        match self.state.load(Ordering::Relaxed) {
+            KEEPS | VARIES => {}
+            UNKNOWN => self.state.store(KEEPS, Ordering::Relaxed),
+            since if self.now() < since + ON_ITS_WAY => {}
+            // It goes on after all: it closes a connection after so many requests, or with an error.
+            _ => self.state.store(VARIES, Ordering::Relaxed),
+        }
+    }
+
+    /// It closes a connection.
+    pub fn closes(&self) {
+        if self.state.load(Ordering::Relaxed) == KEEPS {
+            self.state.store(self.now(), Ordering::Relaxed);
+        }
+    }
+
+    /// Whether it has kept its connections and now begins to close them.
+    pub fn is_going(&self) -> bool {
+        self.state.load(Ordering::Relaxed) > VARIES
+    }
+
+    /// It has gone: the next one there may have other habits.
+    pub fn forget(&self) {
+        self.state.store(UNKNOWN, Ordering::Relaxed);
+    }
+
+    fn now(&self) -> u64 {
+        VARIES + 1 + self.began.elapsed().as_millis() as u64
+    }
+}
+
+/// Whether the app says how long it keeps a connection. Some servers do so only in answer to `Connection: keep-alive`:
+/// Tomcat, Apache.
+#[derive(Debug, Default)]
+pub struct KeepAlive(Cell<Says>);
+
+#[derive(Clone, Copy, Debug, Default)]
+enum Says {
+    /// Unasked, as Node, or it keeps none.
+    #[default]
+    Unasked,
+    /// It has kept one without saying so, and so many since.
+    Nothing(u32),
+    /// When it is asked.
+    Asked,
+}
+
+impl KeepAlive {
+    /// Whether a request is to say `Connection: keep-alive`.
+    pub fn is_asked(&self) -> bool {
+        matches!(self.0.get(), Says::Nothing(..ASK) | Says::Asked)
+    }
+
+    /// The app keeps a connection, for so long if it says so.
+    pub fn learn(&self, timeout: Option<Duration>) {
+        match (self.0.get(), timeout) {
+            (Says::Unasked, None) => self.0.set(Says::Nothing(0)),
+            (Says::Nothing(times @ ..ASK), None) => self.0.set(Says::Nothing(times + 1)),
+            (Says::Nothing(_), Some(_)) => self.0.set(Says::Asked),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// As if everything had been so much earlier.
+    fn later(habit: Habit, time: Duration) -> Habit {
+        Habit { began: habit.began.checked_sub(time).unwrap(), ..habit }
+    }
+
+    #[test]
+    fn one_that_never_kept_a_connection_is_not_going() {
+        let habit = Habit::default();
+        habit.closes();
+        assert!(!habit.is_going());
+        habit.keeps();
+        assert!(!habit.is_going());
+        habit.closes();
+        assert!(habit.is_going());
+    }
+
+    #[test]
+    fn what_was_on_its_way_when_it_began_to_go_changes_nothing() {
+        let habit = Habit::default();
+        habit.keeps();
+        habit.closes();
+        habit.keeps();
+        assert!(habit.is_going());
+        habit.closes();
+        assert!(habit.is_going());
+    }
+
+    #[test]
+    fn one_that_goes_on_after_a_close_only_varies_until_it_has_gone() {
+        let habit = Habit::default();
+        habit.keeps();
+        habit.closes();
+        let habit = later(habit, Duration::from_millis(ON_ITS_WAY));
+        habit.keeps();
+        habit.closes();
+        assert!(!habit.is_going());
+        habit.forget();
+        habit.keeps();
+        habit.closes();
+        assert!(habit.is_going());
+    }
+
+    #[test]
+    fn who_says_it_unasked_is_not_asked_and_who_never_says_it_not_for_ever() {
+        let (node, go) = (KeepAlive::default(), KeepAlive::default());
+        node.learn(Some(Duration::from_secs(5)));
+        assert!(!node.is_asked() && !go.is_asked());
+        for _ in 0..ASK {
+            go.learn(None);
+            assert!(go.is_asked());
+        }
+        go.learn(None);
+        assert!(!go.is_asked());
+    }
+}

@@ -1,0 +1,66 @@
+//! What an app with TLS may have read of a request is never called unsent, however little of it the socket took.
+
+use crate::common;
+
+use std::cell::Cell;
+use std::net::{Ipv4Addr, TcpListener};
+use std::sync::Arc;
+use std::thread;
+
+use common::tls::{Authority, Secure};
+use common::{LIMIT, MOMENT, http2::run};
+use lameduck::proxy::error::Progress;
+use lameduck::proxy::exchange::send;
+use lameduck::tls::stream::{ONE_RECORD, Side, Tls};
+use rustls::client::UnbufferedClientConnection;
+use rustls::pki_types::ServerName;
+use socket2::SockRef;
+
+/// A request's start of several records.
+const BYTES: usize = 60_000;
+
+/// Sends a request's start over a socket with room for so many bytes, to an app that reads nothing until it was given up.
+/// What was said of it then, and how much of it the app could read.
+fn given_up(authority: &Authority, room: usize) -> (Progress, usize) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+    SockRef::from(&listener).set_recv_buffer_size(4096).expect("a small buffer");
+    let (addr, config) =
+        (listener.local_addr().expect("its address"), authority.server_config(&["localhost"]));
+    let (go, gone) = std::sync::mpsc::channel::<()>();
+    let app = thread::spawn(move || {
+        let mut app = Secure::accept(listener.accept().expect("accepted").0, config).expect("a handshake");
+        gone.recv_timeout(2 * LIMIT).expect("the request is given up");
+        while let Some(Ok(())) = app.fill(MOMENT) {}
+        app.read().len()
+    });
+    run(async {
+        let tcp = tokio::net::TcpStream::connect(addr).await.expect("connected");
+        SockRef::from(&tcp).set_send_buffer_size(room).expect("a small buffer");
+        let config = Arc::new(authority.client_config(&[&rustls::version::TLS13], None));
+        let name = ServerName::try_from("localhost").expect("a name");
+        let session = UnbufferedClientConnection::new(config, name).expect("a session");
+        let mut tls = Tls::new(tcp, Side::Client(session));
+        std::future::poll_fn(|cx| tls.poll_handshake(cx)).await.expect("a handshake");
+        let progress = Cell::default();
+        let bytes = vec![b'x'; BYTES];
+        let sending = async { send(&mut tls.split().1, &bytes, ONE_RECORD, &progress).await };
+        // The socket takes no more by then, or all of it.
+        let _ = tokio::time::timeout(MOMENT, sending).await;
+        go.send(()).expect("the app waits");
+        // Closed now, it would be reset over what the app has said.
+        (progress.get(), app.join().expect("the app"))
+    })
+}
+
+#[test]
+fn whatever_an_app_could_read_of_a_request_was_called_sent() {
+    let authority = Authority::default();
+    let given_up: Vec<_> =
+        [1, 8_000, 16_000, 24_000, 48_000, 100_000].map(|room| given_up(&authority, room)).into();
+    eprintln!("{given_up:?}");
+    for (said, read) in &given_up {
+        assert_eq!(*said >= Progress::Sent, *read > 0, "{given_up:?}");
+    }
+    assert!(given_up.iter().any(|(_, read)| *read == 0), "the socket takes a whole record: {given_up:?}");
+    assert!(given_up.iter().any(|(_, read)| (1..BYTES).contains(read)), "in part: {given_up:?}");
+}
