@@ -60,7 +60,7 @@ pub(super) enum Sub {
     ///
     /// What the app itself asks for through the proxy goes on. It is told by its address, so whoever shares that counts
     /// as the app; on loopback, by a unix socket or through a published port it can't be told and waits too, as does
-    /// what waits for it. WebSockets and event streams end as in a drain; their clients are held when they come again.
+    /// what waits for it. Streams and long polls end as in a drain; their clients are held when they come again.
     #[command(after_help = EXIT_CODES)]
     Hold(HoldArgs),
     /// Hold new requests, run a command that replaces the app, and let them go once it answers

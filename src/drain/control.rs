@@ -145,8 +145,8 @@ impl Control {
         outcome.await.unwrap_or(Outcome::Drained { verdict: "the proxy has ended".to_owned() })
     }
 
-    /// Lets new requests wait for `most`; with `wait` it returns when nothing runs any more. `keep_streams`: WebSockets
-    /// and event streams stay, and aren't waited for.
+    /// Lets new requests wait for `most`; with `wait` it returns when nothing runs any more. `keep_streams`: WebSockets,
+    /// event streams and long polls stay, and aren't waited for.
     pub async fn hold(&self, most: Duration, keep_streams: bool, wait: bool) -> Held {
         let (done, held) = oneshot::channel();
         let _ = self.commands.send(Command::Hold { most, keep_streams, wait, done });

@@ -77,7 +77,7 @@ pub enum Event {
     Hold {
         /// How long new requests wait at most.
         most: Duration,
-        /// WebSockets and event streams stay, and aren't waited for.
+        /// WebSockets, event streams and long polls stay, and aren't waited for.
         keep_streams: bool,
     },
     /// `lameduck resume`.
@@ -95,7 +95,7 @@ pub enum Event {
 pub struct Counts {
     /// Requests, tunnels and leases in flight that are not held.
     pub running: u64,
-    /// How many of those running are WebSockets and event streams that a hold keeps.
+    /// How many of those running are WebSockets, event streams and long polls that a hold keeps.
     pub kept: u64,
     /// Requests held back.
     pub held: u64,
@@ -124,7 +124,7 @@ pub enum Effect {
     ReleaseHook,
     /// Take what is in the accept queue, then close the listening sockets.
     StopListening,
-    /// WebSockets and event streams end, spread over this time.
+    /// WebSockets, event streams and long polls end, spread over this time.
     EndStreams {
         /// Already clamped to the deadline.
         spread: Duration,
@@ -252,6 +252,7 @@ impl Machine {
         self.hold().is_some_and(|hold| hold.idle)
     }
 
+<<<<<<< ours
     /// Whether the app has heard the SIGTERM of its restart: its port has closed since.
     pub fn app_stopped(&self) -> bool {
         matches!(&self.state, State::Restart(restart) if restart.stops && restart.gone)
@@ -260,6 +261,11 @@ impl Machine {
     /// Whether nothing is under way: no drain, no restart and no hold.
     pub fn rests(&self) -> bool {
         matches!(self.state, State::Serving)
+=======
+    /// Whether a hold keeps streams and isn't idle yet: their number is then to be looked at.
+    pub fn keeps_streams(&self) -> bool {
+        self.hold().is_some_and(|hold| hold.keep_streams && !hold.idle)
+>>>>>>> theirs
     }
 
     /// Feeds one event; returns what is to be done now, in order.

@@ -21,7 +21,7 @@ impl LongPoll {
     /// Status, `Content-Type` and body. engine.io's is the packet "close": its session is in the app's memory and goes
     /// with the app, so its client has to begin another one, which it does at once. (By a "noop" it would ask for the
     /// old session, at an app that doesn't know it.) The app notices that nobody waits any more, and ends it too.
-    pub fn answer<'a>(self, named: &'a LongPollAnswer) -> (u16, Option<(&'a str, &'a str)>) {
+    pub fn answer(self, named: &LongPollAnswer) -> (u16, Option<(&str, &str)>) {
         match self {
             Self::EngineIo(3) => (200, Some(("text/plain; charset=UTF-8", "1:1"))),
             Self::EngineIo(_) => (200, Some(("text/plain; charset=UTF-8", "1"))),

@@ -23,16 +23,20 @@ function talk() {
   if (what === 'wait') return;
   const open = new Set();
   let last = 0;
+  const endIfConfirmed = () => { if (!sending && open.size === 0) process.exit(0); };
   let sending = setInterval(() => {
     const number = ++last;
     open.add(number);
     socket.emit('number', number, (error, confirmed) => {
       open.delete(confirmed);
       if (number === 1) console.log('client: confirmed');
-      if (!sending && open.size === 0) process.exit(0);
+      endIfConfirmed();
     });
-  }, 50);
-  process.on('SIGINT', () => { sending = clearInterval(sending); });
+  }, 250);
+  process.on('SIGINT', () => {
+    sending = clearInterval(sending);
+    endIfConfirmed();
+  });
 }
 
 if (what === 'serve') serve();

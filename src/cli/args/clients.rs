@@ -42,7 +42,7 @@ pub(in crate::cli) struct HowToHold {
     /// Let them go after this time whatever happens
     #[arg(long = "max", value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
     pub most: Duration,
-    /// WebSockets and event streams stay, and aren't waited for
+    /// WebSockets, event streams and long polls stay, and aren't waited for
     #[arg(long)]
     pub keep_streams: bool,
 }
