@@ -242,6 +242,7 @@ async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
 
 /// The same once the first signal has come.
 async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
+    let idle = control.status().in_flight == 0;
     let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
     loop {
         tokio::select! {
@@ -258,9 +259,10 @@ async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
                 control.force();
             }
             () = control.exit() => {
+                // No verdict in time: what ran at the signal may have been cut by now.
                 return match tokio::time::timeout(AT_ONCE, &mut drained).await {
                     Ok(Outcome::Drained { verdict }) => code(verdict == "clean"),
-                    _ => code(control.status().in_flight == 0),
+                    _ => code(idle),
                 };
             }
         }

@@ -252,7 +252,6 @@ impl Machine {
         self.hold().is_some_and(|hold| hold.idle)
     }
 
-<<<<<<< ours
     /// Whether the app has heard the SIGTERM of its restart: its port has closed since.
     pub fn app_stopped(&self) -> bool {
         matches!(&self.state, State::Restart(restart) if restart.stops && restart.gone)
@@ -261,11 +260,6 @@ impl Machine {
     /// Whether nothing is under way: no drain, no restart and no hold.
     pub fn rests(&self) -> bool {
         matches!(self.state, State::Serving)
-=======
-    /// Whether a hold keeps streams and isn't idle yet: their number is then to be looked at.
-    pub fn keeps_streams(&self) -> bool {
-        self.hold().is_some_and(|hold| hold.keep_streams && !hold.idle)
->>>>>>> theirs
     }
 
     /// Feeds one event; returns what is to be done now, in order.

@@ -6,7 +6,8 @@ use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
 use common::http::{Answer, Client};
-use common::process::{Lameduck, Node, Process, TOKEN, free_port, lameduck};
+use common::port::Port;
+use common::process::{Lameduck, Node, Process, TOKEN, lameduck};
 use common::{LIMIT, MOMENT, wait_for};
 use serde_json::{Value, json};
 
@@ -23,7 +24,8 @@ fn phase(proxy: &Lameduck) -> Value {
 
 #[test]
 fn alive_is_not_ready() {
-    let proxy = Lameduck::proxy(([127, 0, 0, 1], free_port()).into(), &[]);
+    let nobody = Port::reserve();
+    let proxy = Lameduck::proxy(nobody.addr, &[]);
     let live = ask(&proxy, "GET /livez", "");
     assert_eq!((live.head.status, live.text().as_str()), (200, "ok\n"));
     assert_eq!(ask(&proxy, "HEAD /livez", "").text(), "");

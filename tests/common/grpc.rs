@@ -1,12 +1,13 @@
 //! A gRPC app and a gRPC client by hand, as Node processes: no packages are needed.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::Path;
 use std::process::Command;
 
 use rustix::process::Signal;
 use serde_json::Value;
 
+use super::port::Port;
 use super::process::Process;
 
 fn script(name: &str, args: &[&str], env: &[(&str, &str)]) -> Process {
@@ -14,25 +15,27 @@ fn script(name: &str, args: &[&str], env: &[(&str, &str)]) -> Process {
     Process::start(name, Command::new("node").arg(script).args(args).envs(env.iter().copied()))
 }
 
-/// `grpc_app.js`: HTTP/2 without TLS; its paths say what it does.
+/// `grpc_app.js`: HTTP/2 without TLS; its paths say what it does. Its port stays its own after its end.
 pub struct App {
     /// The process, which tells what happens to each call.
     pub process: Process,
     /// Where it listens.
     pub addr: SocketAddr,
+    _port: Port,
 }
 
 impl App {
-    /// On a port of its own choice.
+    /// On a port of its own.
     pub fn start() -> Self {
-        Self::start_with(0, "100")
+        Self::start_with(Port::reserve(), "100")
     }
 
     /// On this port, with so many streams per connection.
-    pub fn start_with(port: u16, streams: &str) -> Self {
-        let process = script("grpc_app.js", &[], &[("PORT", &port.to_string()), ("STREAMS", streams)]);
-        let port = process.wait_line("the app's port", |line| line.split_once("on port ")?.1.parse().ok());
-        Self { process, addr: (Ipv4Addr::LOCALHOST, port).into() }
+    pub fn start_with(port: Port, streams: &str) -> Self {
+        let env = [("PORT", &*port.number().to_string()), ("STREAMS", streams)];
+        let process = script("grpc_app.js", &[], &env);
+        process.wait_line("that it listens", |line| line.contains("listens on port ").then_some(()));
+        Self { process, addr: port.addr, _port: port }
     }
 
     /// Waits until it has written this line.

@@ -8,6 +8,7 @@ pub mod grpc;
 pub mod http;
 pub mod http2;
 pub mod pod;
+pub mod port;
 pub mod process;
 pub mod tls;
 pub mod websocket;

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
@@ -17,6 +17,7 @@ use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
 
 use super::http::{Answer, Client};
+use super::port::Port;
 use super::{LIMIT, wait_for};
 
 /// The token that [`Lameduck`]s are started with.
@@ -129,50 +130,58 @@ fn collect(from: impl Read + Send + 'static, into: &Arc<(Mutex<Lines>, Condvar)>
     });
 }
 
-/// A plain Node app.
+/// A plain Node app. Its port stays its own after its end, so another one may take its place there.
 pub struct Node {
     /// The process.
     pub process: Process,
     /// Where it listens.
     pub addr: SocketAddr,
+    port: Option<Port>,
 }
 
 impl Node {
     /// `examples/slow`.
     pub fn slow() -> Self {
-        Self::start(&repository("examples/slow/server.js"), 0)
+        Self::start(&repository("examples/slow/server.js"))
     }
 
     /// The same on a port of the test's choice.
     pub fn slow_at(port: u16) -> Self {
-        Self::start(&repository("examples/slow/server.js"), port)
+        Self::start_at(&repository("examples/slow/server.js"), port)
     }
 
     /// `examples/chat`; its packages are installed first if they aren't yet.
     pub fn chat() -> Self {
         install(&repository("examples/chat"));
-        Self::start(&repository("examples/chat/server.js"), 0)
+        Self::start(&repository("examples/chat/server.js"))
     }
 
     /// `held.js`, whose answers wait for [`Node::release`].
     pub fn held() -> Self {
-        Self::held_at(0)
+        Self::start(&repository("tests/common/held.js"))
     }
 
-    /// `held.js` on a port of the test's choice.
+    /// `held.js` on a port that the test has reserved, or that was another app's.
     pub fn held_at(port: u16) -> Self {
-        Self::start(&repository("tests/common/held.js"), port)
+        Self::start_at(&repository("tests/common/held.js"), port)
     }
 
     /// `polling.js`, whose clients wait for news by long polls.
     pub fn polling() -> Self {
-        Self::start(&repository("tests/common/polling.js"), 0)
+        Self::start(&repository("tests/common/polling.js"))
     }
 
-    fn start(script: &Path, port: u16) -> Self {
+    fn start(script: &Path) -> Self {
+        let port = Port::reserve();
+        let mut node = Self::start_at(script, port.number());
+        node.port = Some(port);
+        node
+    }
+
+    fn start_at(script: &Path, port: u16) -> Self {
         let process = Process::start("node", Command::new("node").arg(script).env("PORT", port.to_string()));
         let port = process.wait_line("the app's port", listens_on);
-        Self { process, addr: (Ipv4Addr::LOCALHOST, port).into() }
+        Self { process, addr: ([127, 0, 0, 1], port).into(), port: None }
     }
 
     /// Asks the app itself, past the proxy, how many requests it is working on.
@@ -225,13 +234,8 @@ fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A port of 127.0.0.1 on which nothing listens.
-pub fn free_port() -> u16 {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    listener.local_addr().expect("its address").port()
-}
-
-/// A running lameduck.
+/// A running lameduck. Each `127.0.0.1:0` in its arguments is a [`Port`] of its own, so that nobody else is met where it
+/// has closed its listener.
 pub struct Lameduck {
     /// The process.
     pub process: Process,
@@ -245,6 +249,7 @@ pub struct Lameduck {
     pub control: PathBuf,
     /// A directory of its own, gone in the end.
     pub dir: PathBuf,
+    _ports: Vec<Port>,
 }
 
 impl Lameduck {
@@ -272,7 +277,7 @@ impl Lameduck {
     pub fn start_as(program: Command, mode: &[&str], args: &[&str], command: &[&str]) -> Self {
         let dir = temporary_directory();
         let control = dir.join("control.sock");
-        let process = spawn(program, &control, mode, args, command);
+        let (process, ports) = spawn(program, &control, mode, args, command);
         let listening = process.wait_line("the proxy's addresses", |line| message(line, "listening"));
         let addrs = |field: &str| -> Vec<SocketAddr> {
             let text = listening[field].as_str().unwrap_or_else(|| panic!("no {field} in {listening}"));
@@ -280,13 +285,13 @@ impl Lameduck {
             text.split(',').map(addr).collect()
         };
         let listens = addrs("listen");
-        Self { listen: listens[0], listens, probe: addrs("probe")[0], process, control, dir }
+        Self { listen: listens[0], listens, probe: addrs("probe")[0], process, control, dir, _ports: ports }
     }
 
     /// `lameduck run` that is expected to end without ever serving: its exit code and all that it wrote.
     pub fn run_to_its_end(args: &[&str], command: &[&str]) -> (i32, String) {
         let dir = temporary_directory();
-        let mut process = spawn(lameduck(), &dir.join("control.sock"), &["run"], args, command);
+        let (mut process, _ports) = spawn(lameduck(), &dir.join("control.sock"), &["run"], args, command);
         let code = process.wait_exit();
         let _ = fs::remove_dir_all(dir);
         (code, process.output())
@@ -419,7 +424,13 @@ impl Drop for Lameduck {
     }
 }
 
-fn spawn(mut lameduck: Command, control: &Path, mode: &[&str], args: &[&str], command: &[&str]) -> Process {
+fn spawn(
+    mut lameduck: Command,
+    control: &Path,
+    mode: &[&str],
+    args: &[&str],
+    command: &[&str],
+) -> (Process, Vec<Port>) {
     let defaults = [
         ["--listen", "127.0.0.1:0"],
         ["--probe-listen", "127.0.0.1:0"],
@@ -436,15 +447,14 @@ fn spawn(mut lameduck: Command, control: &Path, mode: &[&str], args: &[&str], co
         let inherits = flag == "--listen" && set.iter().any(|name| name == "PORT");
         inherits || args.contains(&flag) || set.iter().any(|name| *name == *variable)
     };
+    let mut ports = Vec::new();
     lameduck.args(mode).arg("--control").arg(control);
-    for default in defaults.iter().filter(|default| !is_set(default[0])) {
-        lameduck.args(default);
-    }
-    lameduck.args(args);
+    let defaults = defaults.iter().filter(|default| !is_set(default[0])).flatten();
+    lameduck.args(defaults.chain(args).map(|arg| Port::reserve_in(arg, &mut ports)));
     if !command.is_empty() {
         lameduck.arg("--").args(command);
     }
-    Process::start("lameduck", &mut lameduck)
+    (Process::start("lameduck", &mut lameduck), ports)
 }
 
 /// The built program, with no settings from the environment of whoever runs the tests.

@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use common::app::RawApp;
 use common::http::{Answer, Client};
-use common::process::{Lameduck, Node, Process, TOKEN, free_port};
+use common::port::Port;
+use common::process::{Lameduck, Node, Process, TOKEN};
 use common::{MOMENT, wait_for};
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n";
@@ -107,8 +108,8 @@ fn a_path_alone_is_the_apps_own() {
 #[test]
 fn its_failure_is_told_and_fails_nothing() {
     let app = Node::held();
-    let refused: SocketAddr = ([127, 0, 0, 1], free_port()).into();
-    let gone = proxy(&app, refused, &[]);
+    let nobody = Port::reserve();
+    let gone = proxy(&app, nobody.addr, &[]);
     assert!(app_hook(&gone).answer().text().contains("clean"));
     gone.wait_log("the app's own preStop hook did not answer");
 
@@ -257,7 +258,8 @@ fn an_exec_runs_after_the_drain_as_any_user() {
 
 #[test]
 fn an_exec_runs_though_no_proxy_answers() {
-    let control = format!("--control=127.0.0.1:{}", free_port());
+    let nobody = Port::reserve();
+    let control = format!("--control={}", nobody.addr);
     let hook = |command: &[&str]| {
         let args = [&["drain", "--app-hook", &control, "--"], command].concat();
         common::process::lameduck().args(args).output().expect("lameduck starts")

@@ -4,7 +4,8 @@
 use crate::common;
 
 use common::http::{Client, End};
-use common::process::{Lameduck, Node, free_port};
+use common::port::Port;
+use common::process::{Lameduck, Node};
 use std::time::{Duration, Instant};
 
 /// The deadline is then two seconds after SIGTERM.
@@ -17,8 +18,8 @@ fn expect_unclean_exit(mut proxy: Lameduck) {
 
 #[test]
 fn a_request_that_the_app_never_had_gets_503() {
-    let nobody = ([127, 0, 0, 1], free_port()).into();
-    let proxy = Lameduck::proxy(nobody, &[&SOON[..], &["--upstream-wait", "30s"]].concat());
+    let nobody = Port::reserve();
+    let proxy = Lameduck::proxy(nobody.addr, &[&SOON[..], &["--upstream-wait", "30s"]].concat());
     let mut client = proxy.client();
     client.get("/");
     proxy.wait_in_flight(1);

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread;
 
 use common::http::Client;
-use common::process::{Lameduck, Node, free_port};
+use common::port::Port;
+use common::process::{Lameduck, Node};
 
 /// Clients that come again and again over new connections, until told to stop.
 struct Clients {
@@ -52,7 +53,8 @@ impl Clients {
 #[test]
 fn the_one_that_goes_takes_nothing_with_it() {
     let app = Node::slow();
-    let at = format!("127.0.0.1:{}", free_port());
+    let port = Port::reserve();
+    let at = port.addr.to_string();
     let door = || Lameduck::proxy(app.addr, &["--listen", &at, "--reuseport"]);
     let mut first = door();
     let clients = Clients::start(first.listen);

@@ -53,11 +53,8 @@ fn a_head_in_time_owes_nothing_to_the_heads_bound() {
 
 #[test]
 fn a_head_in_time_may_wait_for_an_app_that_is_down() {
-    let port = common::process::free_port();
-    let proxy = Lameduck::proxy(
-        ([127, 0, 0, 1], port).into(),
-        &["--head-timeout", "1s", "--upstream-wait", "2500ms"],
-    );
+    let nobody = common::port::Port::reserve();
+    let proxy = Lameduck::proxy(nobody.addr, &["--head-timeout", "1s", "--upstream-wait", "2500ms"]);
     let mut client = proxy.client();
     let begun = Instant::now();
     client.send("GET / HTTP/1.1\r\n");

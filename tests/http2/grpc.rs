@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use common::grpc::{App, Call};
 use common::http::Client;
-use common::process::{Lameduck, Node, free_port};
+use common::port::Port;
+use common::process::{Lameduck, Node};
 use common::wait_for;
 use serde_json::Value;
 
@@ -67,8 +68,8 @@ fn messages_pass_while_both_sides_are_open_and_the_ledger_names_the_stream() {
 
 #[test]
 fn an_app_that_is_down_is_unavailable_once_the_wait_is_over() {
-    let nobody = ([127, 0, 0, 1], free_port()).into();
-    let proxy = Lameduck::proxy(nobody, &["--upstream-wait", "200ms"]);
+    let nobody = Port::reserve();
+    let proxy = Lameduck::proxy(nobody.addr, &["--upstream-wait", "200ms"]);
     let began = Instant::now();
     let answer = Call::begin(proxy.listen, "/t.T/Unary", &["hello"]).json("trailers-only");
     assert_eq!((status(&answer), &answer[":status"]), ("14", &200.into()));
@@ -79,8 +80,8 @@ fn an_app_that_is_down_is_unavailable_once_the_wait_is_over() {
 
 #[test]
 fn a_call_waits_for_an_app_that_is_not_there_yet() {
-    let port = free_port();
-    let proxy = Lameduck::proxy(([127, 0, 0, 1], port).into(), &[]);
+    let port = Port::reserve();
+    let proxy = Lameduck::proxy(port.addr, &[]);
     let call = Call::begin(proxy.listen, "/t.T/Unary", &["hello"]);
     proxy.wait_in_flight(1);
     let _app = App::start_with(port, "100");
@@ -193,7 +194,7 @@ fn an_app_that_dies_under_a_stream_ends_it_with_trailers() {
 
 #[test]
 fn another_connection_is_opened_when_the_apps_streams_are_used_up() {
-    let app = App::start_with(0, "1");
+    let app = App::start_with(Port::reserve(), "1");
     let proxy = Lameduck::proxy(app.addr, &ONE);
     let calls: Vec<_> = (0..3).map(|_| Call::begin(proxy.listen, "/t.T/Watch", &[])).collect();
     for call in &calls {

@@ -9,7 +9,8 @@ use std::time::Duration;
 use common::http2::{
     CANCEL, GOAWAY, HEADERS, NO_ERROR, PING, Peer, RST_STREAM, Raw, block, ends_on_a_boundary, run, to, whole,
 };
-use common::process::{Lameduck, Node, Process, free_port};
+use common::port::Port;
+use common::process::{Lameduck, Node, Process};
 use http::Method;
 use rustix::process::Signal;
 
@@ -183,8 +184,8 @@ fn at_the_deadline_a_client_learns_whether_the_app_has_its_request() {
 
 #[test]
 fn at_the_deadline_what_the_app_never_had_gets_503() {
-    let nobody = ([127, 0, 0, 1], free_port()).into();
-    let proxy = Lameduck::proxy(nobody, &[&SOON[..], &["--upstream-wait", "30s"]].concat());
+    let nobody = Port::reserve();
+    let proxy = Lameduck::proxy(nobody.addr, &[&SOON[..], &["--upstream-wait", "30s"]].concat());
     run(async {
         let peer = Peer::connect(proxy.listen).await;
         let answer = peer.send(to(Method::GET, "/"), true).await.0;

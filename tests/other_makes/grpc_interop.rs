@@ -11,7 +11,8 @@ use std::env;
 use std::path::PathBuf;
 use std::process::Command;
 
-use common::process::{Lameduck, Process, free_port};
+use common::port::Port;
+use common::process::{Lameduck, Process};
 use common::tls::Authority;
 use common::wait_for;
 
@@ -43,9 +44,10 @@ fn pass(authority: Option<&Authority>) {
     let Some(programs) = env::var_os("GRPC_INTEROP").map(PathBuf::from) else {
         panic!("GRPC_INTEROP must name the folder with grpc-go's interop client and server");
     };
-    let port = free_port().to_string();
-    let _server = Process::start("server", Command::new(programs.join("server")).args(["--port", &port]));
-    let upstream = format!("127.0.0.1:{port}");
+    let port = Port::reserve();
+    let mut server = Command::new(programs.join("server"));
+    let _server = Process::start("server", server.args(["--port", &port.number().to_string()]));
+    let upstream = port.addr.to_string();
     let (proxy, listen, ca) = match authority {
         None => (Lameduck::proxy_to(&upstream, &[]), None, None),
         Some(authority) => {

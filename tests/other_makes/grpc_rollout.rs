@@ -7,11 +7,11 @@
 
 use crate::common;
 
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::process::{Lameduck, Process, free_port};
+use common::port::Port;
+use common::process::{Lameduck, Process};
 use common::wait_for;
 use rustix::process::Signal;
 
@@ -20,25 +20,24 @@ const ROUNDS: usize = 3;
 /// An app and the proxy in front of it, at the same addresses every time.
 struct Instance {
     program: PathBuf,
-    listen: SocketAddr,
-    app_addr: String,
+    listen: Port,
+    app: Port,
     running: Option<(Process, Lameduck)>,
 }
 
 impl Instance {
     fn new(program: &Path) -> Self {
-        let addr = || SocketAddr::from(([127, 0, 0, 1], free_port()));
-        let (listen, app_addr) = (addr(), addr().to_string());
-        let mut instance = Self { program: program.to_owned(), listen, app_addr, running: None };
+        let (listen, app) = (Port::reserve(), Port::reserve());
+        let mut instance = Self { program: program.to_owned(), listen, app, running: None };
         instance.start();
         instance
     }
 
     fn start(&mut self) {
-        let app = Process::start("the app", Command::new(&self.program).args(["serve", &self.app_addr]));
+        let (listen, app_addr) = (self.listen.addr.to_string(), self.app.addr.to_string());
+        let app = Process::start("the app", Command::new(&self.program).args(["serve", &app_addr]));
         app.wait_line("the app's address", |line| line.starts_with("listens on").then_some(()));
-        let listen = self.listen.to_string();
-        let proxy = Lameduck::proxy_to(&self.app_addr, &["--listen", &listen, "--lame-duck", "1s"]);
+        let proxy = Lameduck::proxy_to(&app_addr, &["--listen", &listen, "--lame-duck", "1s"]);
         self.running = Some((app, proxy));
     }
 
@@ -68,7 +67,7 @@ fn no_call_fails_while_two_instances_are_restarted() {
     assert!(built.expect("go starts: is it installed?").success());
 
     let mut instances = [Instance::new(&program), Instance::new(&program)];
-    let addrs = instances.each_ref().map(|instance| instance.listen.to_string());
+    let addrs = instances.each_ref().map(|instance| instance.listen.addr.to_string());
     let mut call = Command::new(&program);
     call.args(["call", "20", &addrs[0], &addrs[1]]).env("SLOW", "1");
     let mut client = Process::start("the client", &mut call);

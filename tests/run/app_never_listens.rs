@@ -2,7 +2,8 @@
 
 use crate::common;
 
-use common::process::{Lameduck, free_port};
+use common::port::Port;
+use common::process::Lameduck;
 use common::wait_for;
 
 #[test]
@@ -29,8 +30,8 @@ fn an_app_that_cannot_be_started_is_a_clear_error() {
 
 #[test]
 fn behind_a_proxy_requests_are_answered_503_after_the_wait_and_readiness_says_why() {
-    let port = free_port();
-    let proxy = Lameduck::proxy(([127, 0, 0, 1], port).into(), &["--upstream-wait", "500ms"]);
+    let nobody = Port::reserve();
+    let proxy = Lameduck::proxy(nobody.addr, &["--upstream-wait", "500ms"]);
     let ready = wait_for("not ready", || Some(proxy.ready()).filter(|ready| ready.head.status == 503));
     assert!(!ready.text().trim().is_empty());
     let mut client = proxy.client();

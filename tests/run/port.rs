@@ -6,7 +6,8 @@ use std::fs;
 use std::net::TcpListener;
 
 use common::http::Client;
-use common::process::{Lameduck, free_port, lameduck, temporary_directory};
+use common::port::Port;
+use common::process::{Lameduck, lameduck, temporary_directory};
 use common::wait_for;
 use rustix::process::Signal;
 
@@ -59,7 +60,8 @@ fn a_port_of_the_users_choice_is_never_replaced() {
 
 #[test]
 fn an_app_that_listens_elsewhere_is_told_of_long_before_it_is_given_up() {
-    let other = free_port().to_string();
+    let reserved = Port::reserve();
+    let other = reserved.number().to_string();
     let app = "
         const server = require('http').createServer((req, res) => res.end('ok')).listen(process.argv[1], '127.0.0.1');
         process.on('SIGUSR2', () => server.close(() => server.listen(process.env.PORT, '127.0.0.1')));";

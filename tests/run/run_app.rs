@@ -6,7 +6,8 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use common::http::{Client, End};
-use common::process::{Lameduck, free_port, lameduck};
+use common::port::Port;
+use common::process::{Lameduck, lameduck};
 use common::{LIMIT, MOMENT};
 use rustix::process::Signal;
 use serde_json::Value;
@@ -76,7 +77,8 @@ fn a_service_named_lameduck_app_does_not_choose_the_apps_port() {
 
 #[test]
 fn the_inherited_port_is_the_proxys_and_the_app_gets_a_free_one() {
-    let port = free_port();
+    let reserved = Port::reserve();
+    let port = reserved.number();
     let mut program = lameduck();
     program.env("PORT", port.to_string()).env("LAMEDUCK_TOKEN", "a-secret");
     program.env("LIKE_LAMEDUCK_TOKEN", "kept");
@@ -103,7 +105,8 @@ fn the_proxys_settings_and_its_token_stay_out_of_the_apps_environment() {
 
 #[test]
 fn an_app_with_a_port_of_its_own_is_found_there() {
-    let port = free_port().to_string();
+    let reserved = Port::reserve();
+    let port = reserved.number().to_string();
     let run = Lameduck::run(&["--app-port", &port], &["node", "-e", APP, "", &port]);
     assert_eq!(environment(&run)["PORT"], port);
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
+use crate::common;
+
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -9,7 +11,8 @@ use std::path::PathBuf;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use lameduck::supervise::{App, Exit, StartError, free_port};
+use common::port::Port;
+use lameduck::supervise::{App, Exit, StartError};
 use rustix::process::Signal;
 
 /// Longer than anything takes here, even on a busy machine.
@@ -42,12 +45,20 @@ fn in_full(name: &str) -> String {
     format!("{module}::{name}")
 }
 
+/// A port that is this process's to its end, which is its one test's.
+fn reserved() -> u16 {
+    let port = Port::reserve();
+    let number = port.number();
+    std::mem::forget(port);
+    number
+}
+
 async fn start(argv: &[&str]) -> App {
-    App::start(argv, free_port().unwrap()).await.unwrap()
+    App::start(argv, reserved()).await.unwrap()
 }
 
 async fn refused(argv: &[&str]) -> StartError {
-    App::start(argv, free_port().unwrap()).await.unwrap_err()
+    App::start(argv, reserved()).await.unwrap_err()
 }
 
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
@@ -192,7 +203,7 @@ fn an_app_that_exits_before_it_listens_ends_the_wait_with_its_code() {
 #[test]
 fn an_app_that_listens_on_another_port_is_told_which() {
     alone("an_app_that_listens_on_another_port_is_told_which", async || {
-        let (dir, other) = (scratch("other_port"), free_port().unwrap());
+        let (dir, other) = (scratch("other_port"), reserved());
         let (port, up) = (other.to_string(), dir.join("up"));
         // Behind a wrapper, because the server is seldom the process that was started.
         let script = "node -e \"setTimeout(process.exit, 60e3); require('http').createServer() \

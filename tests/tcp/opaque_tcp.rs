@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 
 use common::app::RawApp;
 use common::http::{Client, Fill};
-use common::process::{Lameduck, Process, free_port, temporary_directory};
+use common::port::Port;
+use common::process::{Lameduck, Process, temporary_directory};
 use common::{MOMENT, wait_for};
 use socket2::Socket;
 
@@ -288,13 +289,13 @@ fn a_side_that_does_not_read_is_waited_for_in_little_memory() {
 
 #[test]
 fn a_closed_port_is_tried_again_in_time_and_then_the_client_is_reset() {
-    let addr = SocketAddr::from((Ipv4Addr::LOCALHOST, free_port()));
-    let proxy = proxy(addr, &["--upstream-wait", "2s"]);
+    let port = Port::reserve();
+    let proxy = proxy(port.addr, &["--upstream-wait", "2s"]);
     let mut client = Client::connect(proxy.tcp(0));
     client.send("said before anybody listened");
     proxy.wait_in_flight(1);
     assert!(client.is_quiet_for(MOMENT));
-    let server = Server::at(addr);
+    let server = Server::at(port.addr);
     let mut app = server.accept();
     assert_eq!(app.take(28), b"said before anybody listened");
     app.send("welcome");

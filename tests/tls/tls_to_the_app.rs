@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 
 use common::grpc::Call;
 use common::http::{Client, End};
+use common::port::Port;
 use common::process::{Lameduck, Process};
 use common::tls::{Authority, Secure, TlsEnd};
 use common::{LIMIT, wait_for};
@@ -257,18 +258,18 @@ fn the_name_that_the_certificate_is_for_can_be_given() {
 #[test]
 fn an_app_that_restarts_is_waited_for() {
     let authority = Authority::default();
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let addr = listener.local_addr().expect("its address");
-    drop(listener);
+    let port = Port::reserve();
     let proxy = Lameduck::proxy_to(
-        &format!("https://localhost:{}", addr.port()),
+        &format!("https://localhost:{}", port.number()),
         &["--upstream-ca", &authority.file()],
     );
     let mut client = proxy.client();
     client.get("/");
     proxy.wait_in_flight(1);
-    let app =
-        SecureApp::over(TcpListener::bind(addr).expect("the port"), authority.server_config(&["localhost"]));
+    let app = SecureApp::over(
+        TcpListener::bind(port.addr).expect("the port"),
+        authority.server_config(&["localhost"]),
+    );
     let (mut asked, _) = app.asked();
     asked.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi");
     assert_eq!(client.answer().text(), "hi");

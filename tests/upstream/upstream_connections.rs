@@ -5,13 +5,14 @@ use crate::common;
 
 use std::fs;
 use std::io::Read;
-use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use common::app::{Asked, RawApp};
 use common::http::{Answer, Client, Fill};
-use common::process::{Lameduck, Node, free_port, temporary_directory};
+use common::port::Port;
+use common::process::{Lameduck, Node, temporary_directory};
 use common::{LIMIT, MOMENT, wait_for};
 use socket2::{Domain, SockAddr, Socket, Type};
 
@@ -226,9 +227,9 @@ fn a_new_connection_that_dies_is_not_tried_again() {
 /// A request comes to an app over a new connection, and its port closes: over the unread connection, which resets it,
 /// or after the app has `read` the request. A new app listens there then. The client's answer.
 fn app_is_replaced(request: &str, read: bool) -> Answer {
-    let old = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
-    let addr = old.local_addr().expect("its address");
-    let proxy = Lameduck::proxy(addr, &[]);
+    let port = Port::reserve();
+    let old = TcpListener::bind(port.addr).expect("the port");
+    let proxy = Lameduck::proxy(port.addr, &[]);
     let mut client = proxy.client();
     client.send(request);
     // The proxy's own checks connect too, and say nothing.
@@ -244,7 +245,7 @@ fn app_is_replaced(request: &str, read: bool) -> Answer {
     drop(old);
     drop(stream);
     thread::sleep(MOMENT);
-    let _app = Node::held_at(addr.port());
+    let _app = Node::held_at(port.number());
     client.answer()
 }
 
@@ -263,22 +264,22 @@ fn one_that_the_app_may_have_died_of_is_not() {
 
 #[test]
 fn requests_wait_for_an_app_whose_port_is_closed() {
-    let port = free_port();
-    let proxy = Lameduck::proxy(([127, 0, 0, 1], port).into(), &[]);
+    let port = Port::reserve();
+    let proxy = Lameduck::proxy(port.addr, &[]);
     let mut get = proxy.client();
     get.get("/");
     let mut post = proxy.client();
     post.request("POST", "/", &["Content-Length: 2"]);
     post.send("hi");
     assert!(get.is_quiet_for(MOMENT) && post.is_quiet_for(MOMENT));
-    let _app = Node::held_at(port);
+    let _app = Node::held_at(port.number());
     assert_eq!((get.answer().head.status, post.answer().head.status), (200, 200));
 }
 
 #[test]
 fn a_wait_for_the_app_ends_with_503() {
-    let port = free_port();
-    let proxy = Lameduck::proxy(([127, 0, 0, 1], port).into(), &["--upstream-wait", "500ms"]);
+    let port = Port::reserve();
+    let proxy = Lameduck::proxy(port.addr, &["--upstream-wait", "500ms"]);
     let begun = Instant::now();
     let answer = Client::ask(proxy.listen, "/");
     assert_eq!((answer.head.status, answer.head.header("retry-after")), (503, Some("1")));

@@ -2,7 +2,8 @@
 
 use crate::common;
 
-use common::process::{Lameduck, Node, Process, free_port};
+use common::port::Port;
+use common::process::{Lameduck, Node, Process};
 use common::websocket::WebSocket;
 use common::{MOMENT, http::Client};
 
@@ -37,8 +38,8 @@ fn new_requests_go_to_the_new_one_and_the_old_one_runs_dry() {
 fn one_that_does_not_answer_changes_nothing() {
     let blue = Node::held();
     let proxy = Lameduck::proxy(blue.addr, &[]);
-    let nobody = format!("127.0.0.1:{}", free_port());
-    let failed = proxy.command_output(&["switch", &nobody, "--timeout", "300ms"]);
+    let nobody = Port::reserve();
+    let failed = proxy.command_output(&["switch", &nobody.addr.to_string(), "--timeout", "300ms"]);
     assert_eq!(failed.status.code(), Some(1));
     let told = String::from_utf8_lossy(&failed.stderr).into_owned();
     assert!(told.contains(&format!("{} was kept", blue.addr)), "{told}");
@@ -50,10 +51,9 @@ fn one_that_does_not_answer_changes_nothing() {
 #[test]
 fn the_proxy_itself_is_refused() {
     let blue = Node::held();
-    let listen = format!("127.0.0.1:{}", free_port());
-    let proxy = Lameduck::proxy(blue.addr, &["--listen", &listen]);
-    let port = proxy.listen.port();
-    for own in [listen, format!("localhost:{port}")] {
+    let proxy = Lameduck::proxy(blue.addr, &[]);
+    let (listen, port) = (proxy.listen, proxy.listen.port());
+    for own in [listen.to_string(), format!("localhost:{port}")] {
         let refused = proxy.command_output(&["switch", &own]);
         assert_eq!(refused.status.code(), Some(1));
         let told = String::from_utf8_lossy(&refused.stderr).into_owned();

@@ -12,6 +12,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
 use common::http::Client;
+use common::port::Port;
 use common::process::Process;
 use common::wait_for;
 use lameduck::webhook::server::MAX_BODY;
@@ -31,6 +32,7 @@ struct Webhook {
     probe: SocketAddr,
     dir: PathBuf,
     ca: Made,
+    _port: Port,
 }
 
 impl Webhook {
@@ -46,7 +48,9 @@ impl Webhook {
         let ca = make_ca(now - 3600..now + 3600).expect("a CA");
         write_leaf(&dir, &ca, seconds);
         let mut command = Command::new(env!("CARGO_BIN_EXE_lameduck"));
-        command.args(["webhook", "--listen", "127.0.0.1:0", "--probe-listen", "127.0.0.1:0", "--config", ""]);
+        let port = Port::reserve();
+        let listen = port.addr.to_string();
+        command.args(["webhook", "--listen", &listen, "--probe-listen", "127.0.0.1:0", "--config", ""]);
         command.arg("--tls-dir").arg(&dir).args(["--log-format", "json"]).args(flags);
         command.env_remove("KUBERNETES_SERVICE_HOST");
         let process = Process::start("lameduck webhook", &mut command);
@@ -54,7 +58,7 @@ impl Webhook {
             serde_json::from_str::<Value>(line).ok().filter(|line| line["message"] == "listening")
         });
         let addr = |key: &str| line[key].as_str().expect("an address").parse().expect("an address");
-        let webhook = Self { addr: addr("listen"), probe: addr("probe"), process, dir, ca };
+        let webhook = Self { addr: addr("listen"), probe: addr("probe"), process, dir, ca, _port: port };
         wait_for("ready", || (Client::ask(webhook.probe, "/readyz").head.status == 200).then_some(()));
         webhook
     }
