@@ -3,6 +3,7 @@
 mod addresses;
 mod health_check;
 mod long_poll;
+mod target;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -14,6 +15,7 @@ use hyper::header::{HeaderName, HeaderValue};
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
 pub use self::health_check::HealthCheck;
 pub use self::long_poll::{LongPoll, LongPollAnswer, LongPolls};
+use self::target::is_target;
 
 /// Everything a running proxy needs to know, checked once at start-up.
 #[derive(Clone, Debug)]
@@ -270,10 +272,6 @@ impl FromStr for WarmUp {
         }
         Ok(Self { method: method.to_owned(), path: path.to_owned() })
     }
-}
-
-fn is_target(path: &str) -> bool {
-    path.starts_with('/') && path.bytes().all(|b| b.is_ascii_graphic())
 }
 
 /// `--upstream-protocol`: what the app speaks.

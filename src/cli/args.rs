@@ -1,26 +1,22 @@
 //! What can be typed: clap's types, one struct per heading of `--help`.
 
-mod clients;
-
 use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::builder::BoolishValueParser;
-use clap::{Args, Parser, Subcommand, ValueEnum, value_parser};
+use clap::{Args, Parser, Subcommand, value_parser};
 use hyper::header::{HeaderName, HeaderValue};
-use tracing::Level;
 
+use super::clients::{ControlArgs, DrainArgs, HoldArgs, StatusArgs, SwapArgs, SwitchArgs};
 use super::inject::{self, FileArgs, InjectArgs};
+use super::log::LogArgs;
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
     AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, HealthCheck, Limits, LongPoll,
     LongPollAnswer, ReadyCheck, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
 };
-
-pub(super) use self::clients::{ControlArgs, DrainArgs, HoldArgs, StatusArgs, SwapArgs, SwitchArgs};
 
 const EXIT_CODES: &str = "\
 Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
@@ -421,45 +417,4 @@ impl LimitArgs {
             held_bytes: self.max_held_bytes,
         }
     }
-}
-
-/// How a log line is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum LogFormat {
-    /// human when stdout is a terminal, else json
-    Auto,
-    /// one JSON object per line
-    Json,
-    /// for people
-    Human,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Logging")]
-pub(super) struct LogArgs {
-    /// Log one line per request and --tcp connection
-    #[arg(long, env = "LAMEDUCK_ACCESS_LOG", value_parser = BoolishValueParser::new())]
-    pub access_log: bool,
-    #[command(flatten)]
-    pub lines: LineArgs,
-    /// Where the drain's verdict goes for the kubelet to show, if that file exists
-    #[arg(
-        long,
-        env = "LAMEDUCK_TERMINATION_LOG",
-        value_name = "PATH",
-        default_value = "/dev/termination-log"
-    )]
-    pub termination_log: PathBuf,
-}
-
-#[derive(Debug, Args)]
-#[command(next_help_heading = "Logging")]
-pub(super) struct LineArgs {
-    /// How a line is written
-    #[arg(long, env = "LAMEDUCK_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "auto")]
-    pub log_format: LogFormat,
-    /// error, warn, info, debug or trace
-    #[arg(long, env = "LAMEDUCK_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
-          value_parser = values::level)]
-    pub log_level: Level,
 }

@@ -4,7 +4,6 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::{Cli, Surroundings, mean};
 use crate::inject::Services;
 use crate::inject::Settings;
 use crate::inject::command::{Output, Request};
@@ -84,13 +83,14 @@ pub(super) struct InjectArgs {
 }
 
 impl InjectArgs {
-    pub fn request(self) -> Result<Request, String> {
+    /// What is to be done; `check` says what is wrong with a proxy's command line.
+    pub fn request(self, check: fn(&[String]) -> Result<(), String>) -> Result<Request, String> {
         let settings = Settings {
             image: self.image,
             pull_policy: self.image_pull_policy,
             token: String::new(),
             services: Services::Seen,
-            check: check_proxy,
+            check,
         };
         let (settings, seed) = (Box::new(settings), self.token_seed);
         self.files.request(Task::Inject { settings, seed, namespace: self.namespace })
@@ -111,25 +111,4 @@ impl FileArgs {
         };
         Ok(Request { inputs: self.inputs, task, output, check: self.check })
     }
-}
-
-/// What a sidecar would say of its command line (without the program's name) when it starts in a pod.
-///
-/// # Errors
-/// What is wrong with it.
-pub fn check_proxy(args: &[String]) -> Result<(), String> {
-    use clap::Parser;
-    let around = Surroundings {
-        in_pod: true,
-        control_candidates: vec!["/c".into()],
-        cores: 1,
-        ..Surroundings::default()
-    };
-    let typed = ["lameduck"].into_iter().chain(args.iter().map(String::as_str));
-    let parsed = Cli::try_parse_from(typed).map_err(|error| {
-        let text = error.to_string();
-        let first = text.lines().next().unwrap_or_default();
-        first.strip_prefix("error: ").unwrap_or(first).to_owned()
-    });
-    parsed.and_then(|cli| mean(cli.command, &around)).map(drop)
 }

@@ -1,9 +1,20 @@
 //! What a user types, and what comes of it.
 
+use std::path::Path;
 use std::process::Command as Process;
+use std::time::Duration;
 
+use clap::CommandFactory;
+use tracing::Level;
+
+use super::args::Cli;
+use super::clients::ControlArgs;
+use super::meaning::parse_at;
+use super::surroundings::Surroundings;
 use super::*;
-use crate::config::{ClientAuth, DrainReadiness, Forwarded, ReadyCheck, WarmUp};
+use crate::config::{
+    AfterDrain, ClientAuth, DrainReadiness, Forwarded, ReadyCheck, Settings, Sidecar, UpstreamAddr, WarmUp,
+};
 
 fn laptop() -> Surroundings {
     Surroundings { control_candidates: vec!["/nowhere/c.sock".into()], cores: 3, ..Surroundings::default() }

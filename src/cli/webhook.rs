@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::args::LineArgs;
+use super::log::LineArgs;
 use super::values::{self, Switch};
 use crate::config::parse_listen;
 

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::is_target;
+use super::target::is_target;
 
 /// What tells a health check.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -2,7 +2,7 @@
 
 use std::str::FromStr;
 
-use super::is_target;
+use super::target::is_target;
 
 /// `--long-poll` and what belongs to it.
 #[derive(Clone, Debug, Default)]

@@ -33,7 +33,7 @@ fn a_health_check_keeps_no_gate_open_and_only_so_many_are_exempt() {
     gate.set_phase(Phase::Draining);
     assert!(work.become_health_check(2));
     assert_eq!((gate.in_flight(), told.load(Ordering::Relaxed)), (0, 1), "who waits is told");
-    let check = check.into_tunnel(&gate);
+    let check = check.into_owned(&gate);
     assert!(gate.close());
     drop((check, work));
     assert_eq!(gate.in_flight(), 0);

@@ -3,7 +3,7 @@
 use std::cmp::Ordering;
 use std::time::Duration;
 
-use super::{Reject, Sender, bad, list, starts_with};
+use super::message::{Reject, Sender, bad, list, starts_with};
 use crate::config::Forwarded;
 
 /// Fields that are looked at; all others pass.

@@ -1,29 +1,8 @@
 //! What the app is told of who sent a request.
 
 use super::fields::Said;
-use super::{put, put_field};
-use crate::config::{Forwarded, HealthCheck};
-
-/// Who sent a request, for the forwarded fields, and what is a health check.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Sender<'a> {
-    /// The peer's address as text.
-    pub peer: &'a str,
-    /// What happens to `X-Forwarded-*`.
-    pub forwarded: Forwarded,
-    /// It came by TLS.
-    pub https: bool,
-    /// The subject of its certificate, for `X-Client-Cert-Subject`.
-    pub subject: Option<&'a str>,
-    /// Such a field from the sender itself is left out.
-    pub hide_subject: bool,
-    /// What is a health check besides those that are known.
-    pub health_checks: &'a [HealthCheck],
-    /// The app is asked how long it keeps its connection.
-    pub ask_keep_alive: bool,
-    /// The app's own address, as the `Host` of a request that has none.
-    pub app: &'a str,
-}
+use super::message::{Sender, put, put_field};
+use crate::config::Forwarded;
 
 /// A list of those that a request came from; the `last` of several fields is the one that goes on.
 pub(in crate::proxy) fn put_forwarded_for(

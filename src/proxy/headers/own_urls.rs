@@ -3,7 +3,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::Field;
+use super::fields::Field;
+use super::message::starts_with;
 
 /// Where a request's client finds the app, and where it is in truth.
 #[derive(Clone, Copy, Debug, Default)]
@@ -59,7 +60,7 @@ impl Site<'_> {
     /// The scheme with its slashes and the length with the authority, if this URL names the app.
     fn names_app(&self, url: &[u8]) -> Option<(&'static [u8], usize)> {
         const SCHEMES: [(&[u8], u16); 3] = [(b"http://", 80), (b"https://", 443), (b"//", 80)];
-        let begins = |scheme: &[u8]| super::starts_with(url, scheme);
+        let begins = |scheme: &[u8]| starts_with(url, scheme);
         let (scheme, port) = SCHEMES.into_iter().find(|(scheme, _)| begins(scheme))?;
         let rest = &url[scheme.len()..];
         let end = rest.iter().position(|byte| b"/?#>\"' ".contains(byte)).unwrap_or(rest.len());
@@ -92,7 +93,7 @@ fn first_url(field: Field, value: &[u8]) -> Option<usize> {
                 at + skipped
             };
             let start = after(memchr::memchr2(b';', b',', value)?, b";, \t");
-            let named = super::starts_with(&value[start..], b"url");
+            let named = starts_with(&value[start..], b"url");
             let start = if named { after(start + 3, b"= \t") } else { start };
             Some(after(start, b"\"'"))
         }

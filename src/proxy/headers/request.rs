@@ -3,9 +3,9 @@
 use std::ops::Range;
 
 use super::fields::{Field, Said, is_named, named_in_connection};
-use super::forwarded::{Sender, put_forwarded, put_forwarded_for};
+use super::forwarded::{put_forwarded, put_forwarded_for};
+use super::message::{Framing, Reject, Sender, Upgrade, bad, put, put_field, unreadable, within};
 use super::room::Room;
-use super::{Framing, Reject, Upgrade, bad, put, put_field, unreadable, within};
 use crate::config::Forwarded;
 use crate::proxy::health_check::{Asked, is_health_check};
 

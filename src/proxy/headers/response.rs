@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use super::fields::{Field, Said, is_named, named_in_connection};
+use super::message::{Framing, Reject, bad, put, put_field, unreadable};
+use super::own_urls::Site;
 use super::room::Room;
-use super::{Framing, Reject, Site, bad, put, put_field, unreadable};
 
 /// What the pipeline needs to know of a response.
 #[derive(Clone, Debug)]

@@ -1,169 +1,22 @@
-//! What was typed → what it means. No sockets.
-
-mod args;
-mod inject;
-mod values;
-mod webhook;
-
-#[cfg(test)]
-mod tests;
+//! What was typed, and what it means. No sockets.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches};
+use clap::{CommandFactory, FromArgMatches, Parser};
 use hyper::header::{HeaderName, HeaderValue};
 use rustls::pki_types::ServerName;
-use tracing::Level;
 
-pub use self::args::LogFormat;
-use self::args::{Cli, CommonArgs, ControlArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs};
-pub use self::inject::check_proxy;
-pub use self::webhook::{Cluster, WebhookSettings};
+use super::args::{Cli, CommonArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs};
+use super::command::{AppCommand, Command, LogSettings, StatusView};
+use super::surroundings::Surroundings;
 use crate::config::{
     AfterDrain, DrainSettings, Forwarded, LongPoll, LongPollAnswer, LongPolls, ReadyCheck, ReadySettings,
     Settings, Sidecar, TlsSettings, UpstreamAddr, UpstreamProtocol, parse_listen,
 };
-use crate::inject::command::Request;
 use crate::inject::manifest::Task;
-
-/// What is to be done.
-#[derive(Debug)]
-pub enum Command {
-    /// `lameduck proxy`.
-    Proxy {
-        /// Checked.
-        settings: Box<Settings>,
-        /// For `telemetry`.
-        log: LogSettings,
-    },
-    /// `lameduck run`.
-    Run {
-        /// Checked. The upstream is `localhost` with `--app-port`, or port 0: a free one is still to be chosen.
-        settings: Box<Settings>,
-        /// For `telemetry`.
-        log: LogSettings,
-        /// The app.
-        app: AppCommand,
-    },
-    /// `lameduck drain`.
-    Drain {
-        /// The control socket.
-        control: PathBuf,
-        /// From now to Forcing; none waits for as long as it takes.
-        timeout: Option<Duration>,
-        /// Whether to wait for the drain's end.
-        wait: bool,
-    },
-    /// `lameduck drain --app-hook`.
-    AppHook {
-        /// The control socket, or its address.
-        control: PathBuf,
-        /// The app's own preStop hook; empty if it has none.
-        command: Vec<OsString>,
-    },
-    /// `lameduck resume`.
-    Resume {
-        /// The control socket.
-        control: PathBuf,
-    },
-    /// `lameduck hold`.
-    Hold {
-        /// The control socket.
-        control: PathBuf,
-        /// How.
-        how: Hold,
-        /// Whether to wait until nothing runs any more.
-        until_idle: bool,
-    },
-    /// `lameduck swap`.
-    Swap {
-        /// The control socket.
-        control: PathBuf,
-        /// How requests are held meanwhile.
-        how: Hold,
-        /// How long the app may take to answer once the command has ended.
-        timeout: Duration,
-        /// What replaces the app, and its arguments; at least one.
-        command: Vec<OsString>,
-    },
-    /// `lameduck switch`.
-    Switch {
-        /// The control socket.
-        control: PathBuf,
-        /// Where new requests go; none for `--upstream`.
-        to: Option<UpstreamAddr>,
-        /// How long it may take to answer.
-        timeout: Duration,
-        /// Whether to wait until the old one has run dry.
-        wait: bool,
-    },
-    /// `lameduck status`.
-    Status {
-        /// The control socket.
-        control: PathBuf,
-        /// What to show.
-        view: StatusView,
-    },
-    /// `lameduck inject` and `lameduck uninject`.
-    Inject(Request),
-    /// `lameduck webhook`.
-    Webhook {
-        /// Checked.
-        settings: Box<WebhookSettings>,
-        /// For `telemetry`.
-        log: LogSettings,
-    },
-}
-
-/// How `lameduck hold` and `lameduck swap` hold new requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
-    /// For so long at most.
-    pub most: Duration,
-    /// WebSockets and event streams stay, and aren't waited for.
-    pub keep_streams: bool,
-}
-
-/// The app that `lameduck run` starts.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AppCommand {
-    /// `--app-port`: the app listens there whatever its `PORT` says.
-    pub port: Option<u16>,
-    /// How long it may take until it listens.
-    pub start_timeout: Duration,
-    /// The program and its arguments; at least one.
-    pub command: Vec<OsString>,
-}
-
-/// What `lameduck status` shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum StatusView {
-    /// For people, with the oldest requests in flight.
-    Human {
-        /// Anew each second.
-        watch: bool,
-    },
-    /// One JSON object per line.
-    Json {
-        /// Anew each second.
-        watch: bool,
-    },
-    /// Nothing but the exit code.
-    Ready,
-}
-
-/// How logs are written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct LogSettings {
-    /// `--log-format`.
-    pub format: LogFormat,
-    /// `--log-level`: lines less severe than this are left out.
-    pub level: Level,
-}
 
 /// Reads the command line (program name first) and the environment.
 ///
@@ -177,64 +30,7 @@ where
     parse_at(args, &Surroundings::look())
 }
 
-/// Whether this runs in a pod: Kubernetes gives `KUBERNETES_SERVICE_HOST` to every container.
-pub fn in_pod() -> bool {
-    std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
-}
-
-/// What the defaults depend on.
-#[derive(Clone, Debug, Default)]
-struct Surroundings {
-    in_pod: bool,
-    /// `PORT`, which `run` takes over.
-    port: Option<String>,
-    /// Where the control socket may be, best first.
-    control_candidates: Vec<PathBuf>,
-    /// Cores that this process may use.
-    cores: usize,
-    /// The API server's host and port.
-    api: Option<(String, u16)>,
-}
-
-impl Surroundings {
-    fn look() -> Self {
-        let mut control_candidates = vec![PathBuf::from("/run/lameduck/control.sock")];
-        if let Some(dir) = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty()) {
-            control_candidates.push(Path::new(&dir).join("lameduck.sock"));
-        }
-        let uid = rustix::process::getuid().as_raw();
-        control_candidates.push(format!("/tmp/lameduck-{uid}.sock").into());
-        Self {
-            in_pod: in_pod(),
-            port: std::env::var("PORT").ok().filter(|port| !port.is_empty()),
-            control_candidates,
-            cores: std::thread::available_parallelism().map_or(1, usize::from),
-            api: webhook::api(),
-        }
-    }
-
-    /// The first place where a socket can be made; its directory may still be missing.
-    fn control_to_serve(&self) -> PathBuf {
-        let usable = |path: &&PathBuf| {
-            let dir = path.parent().unwrap_or(Path::new("/"));
-            writable(dir) || (!dir.exists() && dir.parent().is_some_and(writable))
-        };
-        self.control_candidates.iter().find(usable).unwrap_or(&self.control_candidates[0]).clone()
-    }
-
-    /// The first place where there is a socket; else the one where it should be.
-    fn control_to_call(&self, args: ControlArgs) -> PathBuf {
-        let found = || self.control_candidates.iter().find(|path| path.exists()).cloned();
-        args.control.or_else(found).unwrap_or_else(|| self.control_to_serve())
-    }
-}
-
-fn writable(dir: &Path) -> bool {
-    use rustix::fs::Access;
-    dir.is_dir() && rustix::fs::access(dir, Access::WRITE_OK | Access::EXEC_OK).is_ok()
-}
-
-fn parse_at<I, T>(args: I, around: &Surroundings) -> Result<Command, clap::Error>
+pub(super) fn parse_at<I, T>(args: I, around: &Surroundings) -> Result<Command, clap::Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
@@ -306,7 +102,7 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             };
             Command::Status { control: around.control_to_call(args.control), view }
         }
-        Sub::Inject(args) => Command::Inject(args.request()?),
+        Sub::Inject(args) => Command::Inject(args.request(check_proxy)?),
         Sub::Uninject(args) => Command::Inject(args.request(Task::Uninject)?),
         Sub::Webhook(args) => {
             let log = LogSettings { format: args.log.log_format, level: args.log.log_level };
@@ -496,4 +292,24 @@ fn check_upstream(upstream: &UpstreamAddr, ours: &[(&str, SocketAddr)]) -> Resul
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let (ip_a, ip_b) = (a.ip().to_canonical(), b.ip().to_canonical());
     a.port() == b.port() && a.port() != 0 && (ip_a == ip_b || ip_a.is_unspecified() || ip_b.is_unspecified())
+}
+
+/// What a sidecar would say of its command line (without the program's name) when it starts in a pod.
+///
+/// # Errors
+/// What is wrong with it.
+pub fn check_proxy(args: &[String]) -> Result<(), String> {
+    let around = Surroundings {
+        in_pod: true,
+        control_candidates: vec!["/c".into()],
+        cores: 1,
+        ..Surroundings::default()
+    };
+    let typed = ["lameduck"].into_iter().chain(args.iter().map(String::as_str));
+    let parsed = Cli::try_parse_from(typed).map_err(|error| {
+        let text = error.to_string();
+        let first = text.lines().next().unwrap_or_default();
+        first.strip_prefix("error: ").unwrap_or(first).to_owned()
+    });
+    parsed.and_then(|cli| mean(cli.command, &around)).map(drop)
 }

@@ -6,12 +6,12 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::command::Hold;
 use super::values;
-use crate::cli::Hold;
 use crate::config::UpstreamAddr;
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct ControlArgs {
+pub(super) struct ControlArgs {
     /// The proxy's control socket, or its --control-listen address [default: the first of the proxy's own default
     /// sockets that exists]
     #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH", value_parser = values::socket_path)]
@@ -19,7 +19,7 @@ pub(in crate::cli) struct ControlArgs {
 }
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct DrainArgs {
+pub(super) struct DrainArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     /// Cut what still runs after this time. The deadline of a drain that runs already comes forward to it, and is never
@@ -38,7 +38,7 @@ pub(in crate::cli) struct DrainArgs {
 }
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct HowToHold {
+pub(super) struct HowToHold {
     /// Let them go after this time whatever happens
     #[arg(long = "max", value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
     pub most: Duration,
@@ -48,13 +48,13 @@ pub(in crate::cli) struct HowToHold {
 }
 
 impl HowToHold {
-    pub(in crate::cli) fn meant(self) -> Hold {
+    pub(super) fn meant(self) -> Hold {
         Hold { most: self.most, keep_streams: self.keep_streams }
     }
 }
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct HoldArgs {
+pub(super) struct HoldArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     #[command(flatten)]
@@ -65,7 +65,7 @@ pub(in crate::cli) struct HoldArgs {
 }
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct SwapArgs {
+pub(super) struct SwapArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     #[command(flatten)]
@@ -79,7 +79,7 @@ pub(in crate::cli) struct SwapArgs {
 }
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct SwitchArgs {
+pub(super) struct SwitchArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     /// The new upstream: host:port, https://host:port or unix:/path
@@ -97,7 +97,7 @@ pub(in crate::cli) struct SwitchArgs {
 }
 
 #[derive(Debug, Args)]
-pub(in crate::cli) struct StatusArgs {
+pub(super) struct StatusArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     /// Show it anew each second, until Ctrl-C

@@ -1,0 +1,50 @@
+//! What can be typed about the log.
+
+use std::path::PathBuf;
+
+use clap::builder::BoolishValueParser;
+use clap::{Args, ValueEnum};
+use tracing::Level;
+
+use super::values;
+
+/// How a log line is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum LogFormat {
+    /// human when stdout is a terminal, else json
+    Auto,
+    /// one JSON object per line
+    Json,
+    /// for people
+    Human,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(super) struct LogArgs {
+    /// Log one line per request and --tcp connection
+    #[arg(long, env = "LAMEDUCK_ACCESS_LOG", value_parser = BoolishValueParser::new())]
+    pub access_log: bool,
+    #[command(flatten)]
+    pub lines: LineArgs,
+    /// Where the drain's verdict goes for the kubelet to show, if that file exists
+    #[arg(
+        long,
+        env = "LAMEDUCK_TERMINATION_LOG",
+        value_name = "PATH",
+        default_value = "/dev/termination-log"
+    )]
+    pub termination_log: PathBuf,
+}
+
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Logging")]
+pub(super) struct LineArgs {
+    /// How a line is written
+    #[arg(long, env = "LAMEDUCK_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "auto")]
+    pub log_format: LogFormat,
+    /// error, warn, info, debug or trace
+    #[arg(long, env = "LAMEDUCK_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
+          value_parser = values::level)]
+    pub log_level: Level,
+}

@@ -1,0 +1,27 @@
+//! The command line and the environment: what can be typed, and what it means.
+//!
+//! ```text
+//! meaning      what was typed → command
+//! args         the flags of proxy and run; clients, inject, webhook, log: those of the others
+//! values       one value
+//! surroundings the environment, on which the defaults depend
+//! ```
+
+mod args;
+mod clients;
+mod command;
+mod inject;
+mod log;
+mod meaning;
+mod surroundings;
+mod values;
+mod webhook;
+
+#[cfg(test)]
+mod tests;
+
+pub use self::command::{AppCommand, Command, Hold, LogSettings, StatusView};
+pub use self::log::LogFormat;
+pub use self::meaning::{check_proxy, parse};
+pub use self::surroundings::in_pod;
+pub use self::webhook::{Cluster, WebhookSettings};
