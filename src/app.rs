@@ -23,10 +23,10 @@ use crate::drain::runner::control;
 use crate::drain::switch;
 use crate::inject::share;
 use crate::metrics::{self, Now};
-use crate::proxy::listen::{self, Switch};
-use crate::proxy::plane::Plane;
+use crate::proxy::accept::listener::{self, Switch};
+use crate::proxy::accept::prepare::Service;
+use crate::proxy::shared::Plane;
 use crate::proxy::threads;
-use crate::proxy::welcome::Service;
 use crate::readiness::{self, Inputs, Verdict, stale_socket};
 use crate::signal::Signals;
 use crate::supervise;
@@ -145,7 +145,7 @@ impl Bound {
         let tcp = tcp.map(|(number, route)| (route.listen, "--tcp", Service::Tcp(number)));
         let mut listeners = Vec::new();
         for (addr, flag, service) in http.chain(https).chain(tcp) {
-            let bound = listen::bind(addr, settings.reuse_port);
+            let bound = listener::bind(addr, settings.reuse_port);
             let bound = bound.map_err(|error| cannot(&format!("listen on {addr} ({flag})"), &error))?;
             listeners.push((bound, service));
         }

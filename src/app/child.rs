@@ -11,7 +11,7 @@ use crate::cli::AppCommand;
 use crate::config::UpstreamAddr;
 use crate::drain::control::Control;
 use crate::drain::machine::{Phase, Trigger};
-use crate::proxy::plane::Plane;
+use crate::proxy::shared::Plane;
 use crate::signal::{Signals, Taken};
 use crate::supervise::{App, StartError, free_port};
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::proxy::plane::Plane;
+use crate::proxy::shared::Plane;
 use crate::readiness;
 
 /// How often the app is asked whether it is up: until it is, and from then on.

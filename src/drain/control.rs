@@ -10,7 +10,7 @@ use super::ledger::lock;
 use super::machine::{Event, Phase, Trigger};
 use super::switch;
 use crate::config::{Settings, UpstreamAddr};
-use crate::proxy::plane::Plane;
+use crate::proxy::shared::Plane;
 use crate::readiness;
 use crate::upstream::Backend;
 

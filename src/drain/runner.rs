@@ -15,8 +15,8 @@ use super::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
 use super::quiet::LookBack;
 use crate::config::UpstreamAddr;
 use crate::metrics::{self, Ended};
-use crate::proxy::listen::Switch;
-use crate::proxy::plane::Plane;
+use crate::proxy::accept::listener::Switch;
+use crate::proxy::shared::Plane;
 use crate::readiness;
 use crate::upstream;
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::config::{Settings, UpstreamAddr};
-use crate::proxy::plane::Plane;
+use crate::proxy::shared::Plane;
 use crate::readiness;
 use crate::upstream;
 

@@ -7,7 +7,9 @@ use super::edit::edit;
 use super::model::{Plan, Settings};
 use super::names::INJECT;
 use super::patch::patch;
-use super::{restore, service, yaml};
+use super::restore;
+use super::service;
+use super::yaml;
 
 /// A manifest's text.
 #[derive(Clone, Debug, PartialEq, Eq)]

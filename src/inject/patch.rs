@@ -2,14 +2,17 @@
 
 use serde_json::{Map, Value, json};
 
+use super::annotations;
 use super::diff::{Op, Pointer, diff};
+use super::hooks;
 use super::json::{env, list, object, ports as ports_of, probes};
 use super::model::{Annotations, App, Parts, Pid1, Plan, Settings};
 use super::names::{INJECT, INJECTED, SHARE_DIR, SIDECAR, preload_option};
+use super::ports;
 use super::ports::not_taken;
 use super::resources::resources;
 use super::restore::{self, Record};
-use super::{annotations, hooks, ports, sidecar};
+use super::sidecar;
 
 /// Kubernetes' own terminationGracePeriodSeconds, and what it is raised to.
 const GRACE: (u64, u64) = (30, 60);

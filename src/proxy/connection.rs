@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::buffer::Buffer;
-use super::record::{Record, Totals};
+use super::request_log::{Record, Totals};
 use super::stream::{self, Stream};
 use crate::drain::gate::{Connected, InFlightTunnel};
 use crate::drain::ledger::Place;

@@ -1,34 +1,30 @@
 //! The data plane: one thread per core, one task per connection.
+//!
+//! ```text
+//! threads      start what serves a connection, and what it becomes (connection)
+//! accept       listeners, PROXY protocol, TLS handshakes, the last handshakes of a closing listener
+//! downstream   a client's connection: HTTP/1.1, HTTP/2 and its streams
+//! tunnel       bytes both ways: WebSockets, other upgrades, --tcp
+//! request      one request: forward, retry, deadline, relay, failure
+//! http2 http1  the protocols: heads, bodies, frames
+//! worker       what one thread has for itself: parking, pools, ledger
+//! shared       what all threads share: settings, gate, phases
+//! ```
 
-pub mod body;
+pub mod accept;
 pub mod buffer;
-pub mod conn;
+pub mod close;
 pub mod connection;
-mod directions;
-pub mod error;
-pub mod exchange;
-pub mod forward;
-pub mod frames;
-pub mod grpc;
-pub mod h2;
-mod handshake;
-pub mod handshakes;
-pub mod headers;
-mod health_check;
-mod line;
-pub mod linger;
-pub mod listen;
-pub mod long_poll;
-pub mod park;
-pub mod plane;
-pub mod poll_end;
-pub mod proxy_protocol;
-pub mod record;
-pub mod relay;
-pub mod sendq;
+pub mod downstream;
+pub mod hold_queue;
+pub mod http1;
+pub mod http2;
+pub mod parking;
+pub mod request;
+pub mod request_log;
+pub mod shared;
+pub mod socket;
 pub mod stream;
-pub mod tcp;
 pub mod threads;
-pub mod upgrade;
-pub mod welcome;
+pub mod tunnel;
 pub mod worker;

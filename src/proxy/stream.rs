@@ -12,7 +12,7 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, tcp};
 
-use super::sendq;
+use super::socket;
 use crate::tls::stream::{self as tls, Session, Tls};
 
 /// Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
@@ -185,7 +185,7 @@ impl Reader<'_> {
 
     /// Whether something came that was not read yet, asked of the kernel itself.
     pub fn has_unread(&self) -> bool {
-        sendq::has_unread(self.tcp())
+        socket::has_unread(self.tcp())
     }
 
     /// Whether a TLS record has come in part: a request that has begun.
@@ -214,15 +214,15 @@ impl Source for Reader<'_> {
     }
 
     fn unacknowledged(&self) -> u32 {
-        sendq::unacknowledged(self.tcp())
+        socket::unacknowledged(self.tcp())
     }
 }
 
 impl Sink for Writer<'_> {
     fn unacknowledged(&self) -> u32 {
         match self {
-            Self::Tcp(half) => sendq::unacknowledged(half.as_ref()),
-            Self::Tls(half) => sendq::unacknowledged(half.tcp()),
+            Self::Tcp(half) => socket::unacknowledged(half.as_ref()),
+            Self::Tls(half) => socket::unacknowledged(half.tcp()),
         }
     }
 }

@@ -10,16 +10,18 @@ use tokio::runtime::LocalRuntime;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
+use super::accept::listener::{Acceptor, Given, Switch};
+use super::accept::prepare::{Accepted, Service, welcome};
+use super::close::shut;
 use super::connection::{Http2, Idle, Next, Tunnel};
-use super::h2::connection as http2;
-use super::linger::shut;
-use super::listen::{Acceptor, Given, Switch};
-use super::park::Unparked;
-use super::plane::Plane;
+use super::downstream::http1;
+use super::downstream::http2;
+use super::parking::Unparked;
+use super::shared::Plane;
 use super::stream::Stream;
-use super::welcome::{Accepted, Service, welcome};
+use super::tunnel::relay;
+use super::tunnel::tcp;
 use super::worker::Worker;
-use super::{conn, tcp, upgrade};
 use crate::allocator;
 use crate::drain::gate::Connected;
 use crate::drain::machine::Phase;
@@ -136,7 +138,7 @@ async fn serve_accepted(accepted: Accepted<tokio::net::TcpStream>, worker: Rc<Wo
         // A task of its own, which is a fraction of the size of one that serves requests.
         Service::Tcp(route) => drop(spawn_local(serve_tcp(stream, peer, route, connected, worker))),
         Service::Http | Service::Https => {
-            let next = conn::serve(stream, peer, connected, Some(accepted), &worker).await;
+            let next = http1::serve(stream, peer, connected, Some(accepted), &worker).await;
             go_on(next, &worker).await;
         }
     }
@@ -149,7 +151,7 @@ async fn serve_idle(
     accepted: Option<Instant>,
     worker: Rc<Worker>,
 ) {
-    let next = conn::serve(stream, peer, connected, accepted, &worker).await;
+    let next = http1::serve(stream, peer, connected, accepted, &worker).await;
     go_on(next, &worker).await;
 }
 
@@ -167,7 +169,7 @@ async fn serve_tcp(client: Stream, peer: SocketAddr, route: usize, connected: Co
 }
 
 async fn serve_tunnel(tunnel: Box<Tunnel>, worker: Rc<Worker>) {
-    let next = upgrade::run(tunnel, &worker).await;
+    let next = relay::run(tunnel, &worker).await;
     go_on(next, &worker).await;
 }
 
@@ -206,7 +208,7 @@ fn resume(unparked: Unparked, worker: &Rc<Worker>) {
             }
         }
         Unparked::Tunnel(parked) => {
-            if let Some(tunnel) = upgrade::unpark(parked, worker) {
+            if let Some(tunnel) = relay::unpark(parked, worker) {
                 drop(spawn_local(serve_tunnel(tunnel, worker.clone())));
             }
         }

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::headers::Request;
-use super::park::Parking;
-use super::plane::Plane;
+use super::http1::head::Request;
+use super::parking::Parking;
+use super::shared::Plane;
 use crate::drain::gate::InFlight;
 use crate::drain::ledger::Ledger;
 use crate::metrics::{Shard, add};

@@ -29,7 +29,7 @@ use self::kube::Api;
 use self::server::{Listener, serve};
 use self::state::Webhook;
 use crate::cli::WebhookSettings;
-use crate::proxy::listen;
+use crate::proxy::accept::listener;
 
 /// Runs the webhook until `shutdown`; then it serves for `--lame-duck` more, and ends what is under way.
 ///
@@ -37,7 +37,7 @@ use crate::proxy::listen;
 /// When it can't start.
 pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) -> Result<(), String> {
     let bind = |flag: &str, addr: SocketAddr| {
-        let bound = listen::bind(addr, false).and_then(TcpListener::from_std);
+        let bound = listener::bind(addr, false).and_then(TcpListener::from_std);
         bound.map_err(|why| format!("{flag} {addr}: {why}"))
     };
     let listener = bind("--listen", settings.listen)?;

@@ -21,7 +21,7 @@ use tokio_rustls::TlsAcceptor;
 use super::review::{Outcome, Reviewed, allowed_anyway, review};
 use super::state::{Webhook, random_token};
 use crate::answer::{Answer, answer, text, wrong_method};
-use crate::proxy::handshakes::handshakes_end;
+use crate::proxy::accept::syn_drain::handshakes_end;
 
 /// Open connections of each listener; past it callers wait in the kernel's queue.
 const CONNECTIONS: u32 = 256;

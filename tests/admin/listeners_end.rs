@@ -18,8 +18,8 @@ use lameduck::cli::{self, Command};
 use lameduck::drain::control::Control;
 use lameduck::drain::machine::Phase;
 use lameduck::drain::runner::control;
-use lameduck::proxy::listen::Switch;
-use lameduck::proxy::plane::Plane;
+use lameduck::proxy::accept::listener::Switch;
+use lameduck::proxy::shared::Plane;
 use lameduck::readiness::Verdict;
 use tokio::sync::{Notify, oneshot};
 

@@ -2,8 +2,8 @@
 //! read. Each failure names the seed that replays it.
 
 use lameduck::config::Forwarded;
-use lameduck::proxy::body::Body;
-use lameduck::proxy::headers::{self, Answer, Framing, Sender, Site, Upgrade};
+use lameduck::proxy::http1::body::Body;
+use lameduck::proxy::http1::head::{self, Answer, Framing, Sender, Site, Upgrade};
 
 const SEEDS: u64 = 20_000;
 /// Fields of a head.
@@ -145,7 +145,7 @@ fn requests() {
             random.pick(&[Forwarded::Append, Forwarded::IfNone, Forwarded::Replace, Forwarded::Keep]);
         let sender = Sender { peer: "192.0.2.1", forwarded, app: "app:80", ..Sender::default() };
         let mut out = Vec::new();
-        let Ok(Some(read)) = headers::request(&bytes, MOST, sender, &mut out) else { continue };
+        let Ok(Some(read)) = head::request(&bytes, MOST, sender, &mut out) else { continue };
         accepted += 1;
         let what = || {
             let (from, to) = (String::from_utf8_lossy(&bytes), String::from_utf8_lossy(&out));
@@ -160,7 +160,7 @@ fn requests() {
         // The app reads what we read, to the same end, and a second proxy of our kind changes nothing of it.
         let keep = Sender { forwarded: Forwarded::Keep, ..Sender::default() };
         let mut again = Vec::new();
-        let reread = headers::request(&out, MOST, keep, &mut again);
+        let reread = head::request(&out, MOST, keep, &mut again);
         let Ok(Some(reread)) = reread else { panic!("{reread:?}, {}", what()) };
         assert_eq!(reread.len, out.len(), "{}", what());
         assert_eq!((reread.framing, reread.upgrade), (read.framing, read.upgrade), "{}", what());
@@ -179,9 +179,9 @@ fn requests() {
 
         // A head that comes in two parts is noticed when its end comes, and not read before.
         for cut in 0..read.len {
-            assert!(headers::ends_within(&bytes[..read.len], cut), "cut at {cut}, {}", what());
+            assert!(head::ends_within(&bytes[..read.len], cut), "cut at {cut}, {}", what());
         }
-        let part = headers::request(&bytes[..read.len - 1], MOST, sender, &mut Vec::new());
+        let part = head::request(&bytes[..read.len - 1], MOST, sender, &mut Vec::new());
         assert!(matches!(part, Ok(None)), "{part:?}, {}", what());
     }
     assert!(accepted > SEEDS / 10, "only {accepted} of {SEEDS} were of use");
@@ -199,7 +199,7 @@ fn responses() {
         let mut out = Vec::new();
         let app = ["127.0.0.1:3000".parse().unwrap()];
         let site = Site { https: false, host: random.pick(&[&b"a"[..], b""]), app: &app };
-        let read = headers::response(&bytes, MOST, head_only, site, &mut out, |_| answer);
+        let read = head::response(&bytes, MOST, head_only, site, &mut out, |_| answer);
         let Ok(Some(read)) = read else { continue };
         accepted += 1;
         let what = || {
@@ -207,7 +207,7 @@ fn responses() {
             format!("seed {seed}: {from:?} became {to:?}")
         };
         assert!(read.len <= bytes.len(), "{}", what());
-        let reread = headers::response(&out, MOST, head_only, Site::default(), &mut Vec::new(), |_| answer);
+        let reread = head::response(&out, MOST, head_only, Site::default(), &mut Vec::new(), |_| answer);
         let Ok(Some(reread)) = reread else { panic!("{reread:?}, {}", what()) };
         assert_eq!((reread.len, reread.status), (out.len(), read.status), "{}", what());
         // The client is never left with a body that only the connection's end ends.
@@ -228,7 +228,7 @@ fn noise_is_never_a_head() {
     for seed in 0..SEEDS {
         let bytes = noise(&mut Random::new(seed));
         let sender = Sender::default();
-        let request = headers::request(&bytes, MOST, sender, &mut Vec::new());
+        let request = head::request(&bytes, MOST, sender, &mut Vec::new());
         assert!(!matches!(request, Ok(Some(_))), "seed {seed}");
     }
 }

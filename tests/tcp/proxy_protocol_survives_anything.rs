@@ -1,7 +1,7 @@
 //! Whatever bytes come as a PROXY protocol header: no panic, no byte too many taken, the same reading however they are
 //! cut, and an answer within its bound. Each failure names the seed that replays it.
 
-use lameduck::proxy::proxy_protocol::{MAX_V1, MAX_V2, header};
+use lameduck::proxy::accept::proxy_protocol::{MAX_V1, MAX_V2, header};
 
 const SEEDS: u64 = 100_000;
 

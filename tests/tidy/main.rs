@@ -141,7 +141,7 @@ fn every_file_says_first_what_it_is() {
 /// Where unsafe code is allowed, and what was measured for it, or why there is no other way.
 const UNSAFE_FILES: [(&str, &str); 3] = [
     ("src/allocator.rs", "CPU per gRPC call 49 → 28 µs"),
-    ("src/proxy/sendq.rs", "one ioctl; without it a look at 8,000 sockets stopped a data thread for 117 ms"),
+    ("src/proxy/socket.rs", "one ioctl; without it a look at 8,000 sockets stopped a data thread for 117 ms"),
     (
         "src/supervise/spawn.rs",
         "only a child itself can ask for its parent's death signal, between fork and exec",

@@ -1,5 +1,6 @@
-//! Who may use whom: modules use what stands below them.
+//! Who may use whom: modules use what stands below them, and no files use each other in a circle.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{expect_none, files};
@@ -11,7 +12,17 @@ const LAYERS: &[&[&str]] = &[
     &["drain::runner"],
     &["drain::control"],
     &["drain::switch"],
-    &["proxy"],
+    &["proxy::threads"],
+    &["proxy::accept", "proxy::downstream", "proxy::tunnel"],
+    &["proxy::request"],
+    &["proxy::http2"],
+    &["proxy::worker"],
+    &["proxy::parking"],
+    &["proxy::close", "proxy::connection"],
+    &["proxy::shared"],
+    &["proxy::hold_queue", "proxy::request_log", "proxy::stream"],
+    &["proxy::http1"],
+    &["proxy::buffer", "proxy::socket"],
     &["readiness"],
     &["upstream"],
     &["tls"],
@@ -21,6 +32,13 @@ const LAYERS: &[&[&str]] = &[
     &["drain::machine", "drain::quiet"],
     &["cli"],
     &["inject"],
+    &["inject::command"],
+    &["inject::manifest"],
+    &["inject::edit", "inject::patch", "inject::service"],
+    &["inject::emit", "inject::restore", "inject::sidecar"],
+    &["inject::annotations", "inject::hooks", "inject::ports", "inject::resources", "inject::yaml"],
+    &["inject::diff", "inject::json", "inject::model", "inject::share"],
+    &["inject::names"],
     &["allocator", "answer", "config", "descriptors", "drain::atomic", "repeated"],
 ];
 
@@ -32,12 +50,10 @@ const PURE: &[(&str, &[&str])] = &[
     ("drain::quiet", &[]),
     ("drain::gate", &["drain::atomic", "drain::machine"]),
     ("drain::ledger", &[]),
-    ("proxy::health_check", &["config"]),
-    ("proxy::headers", &["config", "proxy::health_check"]),
-    ("proxy::body", &["proxy::headers"]),
+    ("proxy::http1", &["config"]),
     ("proxy::buffer", &[]),
-    ("proxy::frames", &[]),
-    ("proxy::long_poll", &["config"]),
+    ("proxy::tunnel::websocket", &[]),
+    ("proxy::request::long_poll", &["config"]),
     ("tls::certificate", &["tls"]),
     ("tls::subject", &["tls::certificate"]),
     ("client::view", &[]),
@@ -75,9 +91,10 @@ fn uses(module: &str, text: &str) -> Vec<String> {
     let mut uses = Vec::new();
     for (start, base) in [("crate::", ""), ("super::", parent), ("self::", module)] {
         for (at, _) in code.match_indices(start) {
-            // `mycrate::` and the second part of `super::super::` are not what they look like.
-            let before = code[..at].chars().next_back();
-            if before.is_none_or(|c| !c.is_alphanumeric() && c != '_' && c != ':') {
+            // `mycrate::`, the second part of `super::super::` and `pub(in crate::…)` are not what they look like.
+            let before = &code[..at];
+            let inside = before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
+            if !inside && !before.ends_with("(in ") {
                 paths(&code[at + start.len()..], base, &mut uses);
             }
         }
@@ -123,8 +140,8 @@ fn within(path: &str, module: &str) -> bool {
 
 /// The layer's number and the module in it that `path` belongs to.
 fn layer(path: &str) -> Option<(usize, &'static str)> {
-    let mut all = LAYERS.iter().enumerate().flat_map(|(n, names)| names.iter().map(move |name| (n, *name)));
-    all.find(|(_, name)| within(path, name))
+    let all = LAYERS.iter().enumerate().flat_map(|(n, names)| names.iter().map(move |name| (n, *name)));
+    all.filter(|(_, name)| within(path, name)).max_by_key(|(_, name)| name.len())
 }
 
 #[test]
@@ -153,15 +170,47 @@ fn pure_modules_use_nothing_else_of_ours() {
     let modules = modules();
     let mut broken = Vec::new();
     for (pure, may_use) in PURE.iter().copied() {
-        let Some(module) = modules.iter().find(|module| module.name == pure) else {
+        let parts: Vec<_> = modules.iter().filter(|module| within(&module.name, pure)).collect();
+        if parts.is_empty() {
             broken.push(format!("{pure} is gone"));
-            continue;
-        };
+        }
         let allowed =
             |path: &&String| within(path, pure) || may_use.iter().any(|module| within(path, module));
-        broken.extend(
-            module.uses.iter().filter(|path| !allowed(path)).map(|path| format!("{pure} uses {path}")),
-        );
+        let uses = parts.iter().flat_map(|module| &module.uses);
+        broken.extend(uses.filter(|path| !allowed(path)).map(|path| format!("{pure} uses {path}")));
     }
     expect_none("pure modules", &broken);
+}
+
+#[test]
+fn no_files_use_each_other_in_a_circle() {
+    let modules = modules();
+    // The file that a path leads to is the longest module name in it.
+    let file = |path: &str| {
+        let held = modules.iter().filter(|module| within(path, &module.name));
+        held.max_by_key(|module| module.name.len()).map(|module| module.name.as_str())
+    };
+    let mut left: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for module in &modules {
+        let used = module.uses.iter().filter_map(|path| file(path)).filter(|used| *used != module.name);
+        left.insert(&module.name, used.collect());
+    }
+    // What uses nothing that is left is in no circle, and neither is what nothing uses: what remains are the circles.
+    loop {
+        let before = left.len();
+        let names: Vec<_> = left.keys().copied().collect();
+        left.retain(|_, used| used.iter().any(|used| names.contains(used)));
+        let used: Vec<_> = left.values().flatten().copied().collect();
+        left.retain(|name, _| used.contains(name));
+        if left.len() == before {
+            break;
+        }
+    }
+    let arrow = |(name, used): (&&str, &Vec<&str>)| {
+        let mut used: Vec<_> = used.iter().filter(|used| left.contains_key(*used)).copied().collect();
+        used.sort_unstable();
+        used.dedup();
+        format!("{name} → {}", used.join(", "))
+    };
+    expect_none("files in a circle", &left.iter().map(arrow).collect::<Vec<_>>());
 }

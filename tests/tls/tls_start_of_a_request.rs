@@ -9,8 +9,8 @@ use std::thread;
 
 use common::tls::{Authority, Secure};
 use common::{LIMIT, MOMENT, http2::run};
-use lameduck::proxy::error::Progress;
-use lameduck::proxy::exchange::send;
+use lameduck::proxy::request::exchange::send;
+use lameduck::proxy::request::failure::Progress;
 use lameduck::tls::stream::{ONE_RECORD, Side, Tls};
 use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;

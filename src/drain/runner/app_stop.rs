@@ -13,7 +13,7 @@ use crate::config::AfterDrain;
 use crate::drain::control::{Command, Outcome};
 use crate::drain::machine::{Event, Trigger};
 use crate::inject::share;
-use crate::proxy::plane::Plane;
+use crate::proxy::shared::Plane;
 use crate::readiness;
 use crate::upstream;
 

@@ -1,0 +1,102 @@
+//! The TLS handshake of a client's connection: bounded in time, and told of a drain.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::{Context, Poll};
+
+use tokio::io::ReadBuf;
+use tokio::net::TcpStream;
+
+use crate::drain::gate::Connected;
+use crate::drain::ledger::Place;
+use crate::proxy::close::shut;
+use crate::proxy::request::failure;
+use crate::proxy::shared::FIRST_REQUEST;
+use crate::proxy::stream::Stream;
+use crate::proxy::worker::Worker;
+use crate::repeated::Repeated;
+use crate::tls::stream::speaks_no_tls;
+
+/// The connection once its handshake is over; none for one that came to nothing, which is closed.
+pub async fn handshake(
+    tcp: TcpStream,
+    peer: SocketAddr,
+    connected: Connected,
+    worker: &Worker,
+) -> Option<(Stream, Connected)> {
+    let plane = &worker.plane;
+    let termination = plane.tls.as_ref()?;
+    let place = worker.ledger.enter(peer);
+    place.set_deadline(worker.deadline(termination.timeout()));
+    // One that says nothing is bounded as a connection is, and takes no handshake's place from others.
+    let mut byte = [0];
+    let spoke = in_time(worker, &place, |cx| tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)));
+    if !matches!(spoke.await, Ok(n) if n > 0) {
+        return None;
+    }
+    let mut turn = pin!(termination.place());
+    let under_way = in_time(worker, &place, |cx| turn.as_mut().poll(cx)).await.ok()?;
+    let mut tls = match termination.accept(tcp) {
+        Ok(accepted) => accepted,
+        Err(error) => {
+            static FAILED: Repeated = Repeated::new();
+            if let Some(times) = FAILED.due() {
+                tracing::warn!(%error, times, "no TLS session");
+            }
+            return None;
+        }
+    };
+    let shaken = in_time(worker, &place, |cx| tls.poll_handshake(cx)).await;
+    drop((under_way, place));
+    match shaken {
+        Ok(()) => {
+            worker.ledger.assign();
+            return Some((Stream::Tls(tls), connected));
+        }
+        Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+            tracing::debug!(%peer, "a TLS handshake failed: {error}");
+            let tcp = tls.into_tcp();
+            if speaks_no_tls(&error) {
+                // Written to a connection that has had nothing yet: it fits.
+                let _ =
+                    tcp.try_write(&failure::answer(400, "plain HTTP was sent to a port for HTTPS", false));
+            }
+            worker.ledger.assign();
+            // The client reads why before the connection closes.
+            let place = worker.ledger.enter(peer);
+            shut(Stream::Tcp(tcp), connected, plane).await;
+            drop(place);
+        }
+        Err(error) => tracing::debug!(%peer, "a TLS handshake failed: {error}"),
+    }
+    None
+}
+
+/// What `poll` comes to, unless the place's deadline passes before, or the drain has none left.
+async fn in_time<T>(
+    worker: &Worker,
+    place: &Place,
+    mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
+) -> io::Result<T> {
+    let plane = &worker.plane;
+    let mut hurried = false;
+    poll_fn(|cx| {
+        place.register(cx);
+        match poll(cx) {
+            Poll::Ready(done) => return Poll::Ready(done),
+            Poll::Pending if plane.forced() || place.expired() => {
+                return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+            }
+            // As long as a fresh connection has for its first request.
+            Poll::Pending if plane.closing_idle() && !hurried => {
+                hurried = true;
+                place.set_deadline(worker.deadline(FIRST_REQUEST));
+            }
+            Poll::Pending => {}
+        }
+        Poll::Pending
+    })
+    .await
+}

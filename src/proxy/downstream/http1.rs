@@ -1,0 +1,350 @@
+//! One client connection: its requests one after the other, idle times between them, and how it closes.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use crate::config::Limits;
+use crate::drain::gate::{Connected, InFlight, InFlightTunnel};
+use crate::drain::ledger::{Class, Place};
+use crate::metrics::Ended;
+use crate::proxy::buffer::{Buffer, SIZE};
+use crate::proxy::connection::{Http2, Idle, Next, Tunnel, TunnelState};
+use crate::proxy::http1::head::{self, Reject, Request, URI_TOO_LONG, Upgrade};
+use crate::proxy::http2::frames::{PREFACE, begins_http2};
+use crate::proxy::parking;
+use crate::proxy::request::exchange::{Client, Exchange, Flow};
+use crate::proxy::request::failure::{self, Failure};
+use crate::proxy::request::forward::{Finish, forward};
+use crate::proxy::request::long_poll::LongPoll;
+use crate::proxy::request_log::{Record, Totals};
+use crate::proxy::shared::FIRST_REQUEST;
+use crate::proxy::socket::keep_alive;
+use crate::proxy::stream::{Reader, Stream, Writer};
+use crate::proxy::worker::Worker;
+use crate::upstream::Connection;
+
+/// An answer of our own to a failed request may take so long to be written.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How a connection goes on once no request of it is served any more.
+enum Close {
+    /// The peer has gone already.
+    Gone,
+    /// Our end first, then theirs, bounded, so that the last answer isn't lost.
+    Linger,
+    /// At once and visibly: an answer was cut.
+    Reset,
+    /// Not at all: it is parked until its next request.
+    Rests,
+    /// Not yet: it is a tunnel to the app now.
+    Tunnels(Box<Upgraded>),
+    /// Not yet: it speaks HTTP/2, of which this much was read.
+    Http2(Buffer),
+}
+
+/// What a 101 has made of a connection, without its client's side.
+struct Upgraded {
+    app: Connection,
+    app_buf: Buffer,
+    client_buf: Buffer,
+    websocket: bool,
+    in_flight: InFlightTunnel,
+    record: Record,
+    totals: Totals,
+}
+
+/// Why a request's head was not read.
+enum NoHead {
+    /// The client went away.
+    Gone,
+    /// It is none: the connection speaks HTTP/2.
+    Http2,
+    /// It can't be served.
+    Refused(Reject),
+}
+
+impl From<Reject> for NoHead {
+    fn from(reject: Reject) -> Self {
+        Self::Refused(reject)
+    }
+}
+
+/// Serves a connection's requests until there is no more to do for it as HTTP/1.1. `accepted`: when, if its first
+/// request is still to come. Returns what becomes of it.
+pub async fn serve(
+    mut stream: Stream,
+    peer: SocketAddr,
+    connected: Connected,
+    mut accepted: Option<Instant>,
+    worker: &Worker,
+) -> Next {
+    let place = worker.ledger.enter(peer);
+    let close = {
+        let channel = stream.channel();
+        let (reader, writer) = stream.split();
+        let peer = peer.ip().to_canonical().to_string();
+        let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
+        let mut serving = pin!(serve_requests(&mut client, worker, &place, &mut accepted));
+        // Every wake-up by the drain or the sweeper comes by this task's waker.
+        poll_fn(|cx| {
+            place.register(cx);
+            serving.as_mut().poll(cx)
+        })
+        .await
+    };
+    match close {
+        Close::Http2(read) => Next::Http2(Http2 { stream, read, place, connected }),
+        Close::Tunnels(upgraded) => Next::Tunnel(upgraded.tunnel(stream, place, connected, worker)),
+        Close::Rests => match stream.rest() {
+            Ok(stream) => Next::Park(Idle { stream, peer, connected, accepted }),
+            Err(_) => Next::Closed,
+        },
+        Close::Reset => {
+            stream.reset_on_close();
+            Next::Closed
+        }
+        Close::Gone => Next::Closed,
+        Close::Linger => Next::Close(stream, connected),
+    }
+}
+
+impl Upgraded {
+    fn tunnel(self, client: Stream, place: Place, connected: Connected, worker: &Worker) -> Box<Tunnel> {
+        let Self { app, app_buf, client_buf, websocket, in_flight, record, totals } = self;
+        place.set_class(if websocket { Class::WebSocket } else { Class::Tunnel });
+        keep_alive(client.tcp());
+        let moved_at = worker.ledger.now_ms();
+        let state =
+            TunnelState { websocket, unheard: false, in_flight, record, totals, moved_at, place, connected };
+        Box::new(Tunnel { client, app, app_buf, client_buf, state })
+    }
+}
+
+async fn serve_requests(
+    client: &mut Client<Reader<'_>, Writer<'_>>,
+    worker: &Worker,
+    place: &Place,
+    accepted: &mut Option<Instant>,
+) -> Close {
+    loop {
+        if let Some(close) = first_byte(client, worker, place, *accepted).await {
+            return close;
+        }
+        let first = accepted.take().is_some();
+        place.set_deadline(0);
+        let Ok(in_flight) = worker.plane.gate.admit() else {
+            worker.shard.request(503, Ended::Unsent, Duration::ZERO);
+            return refuse(client, 503, "shutting down; the request was not processed, send it again", false)
+                .await;
+        };
+        if let Some(close) = one_request(client, worker, place, in_flight, first).await {
+            return close;
+        }
+        place.end();
+    }
+}
+
+/// Waits for a request's first byte, holding no buffer. `Some`: there will be none.
+async fn first_byte(
+    client: &mut Client<Reader<'_>, Writer<'_>>,
+    worker: &Worker,
+    place: &Place,
+    accepted: Option<Instant>,
+) -> Option<Close> {
+    if !client.buf.is_empty() {
+        return None;
+    }
+    let plane = &worker.plane;
+    let idle_timeout = plane.settings.limits.idle_timeout;
+    let Client { reader, buf, .. } = client;
+    let (mut armed, mut overdue, mut closing_since) = (false, false, None);
+    poll_fn(|cx| {
+        match buf.poll_fill(cx, reader) {
+            Poll::Ready(Ok(n)) if n > 0 => return Poll::Ready(None),
+            Poll::Ready(Ok(_)) => return Poll::Ready(Some(Close::Linger)),
+            Poll::Ready(Err(_)) => return Poll::Ready(Some(Close::Gone)),
+            Poll::Pending => {}
+        }
+        if plane.closing_idle() {
+            let since = *closing_since.get_or_insert_with(Instant::now);
+            let fresh = accepted.is_some_and(|at| at.elapsed() < FIRST_REQUEST);
+            // The part of a TLS record is a request that has begun.
+            let begun = reader.has_partial() && since.elapsed() < FIRST_REQUEST;
+            let waits = (fresh || begun) && !plane.forced();
+            if !waits && !reader.has_unread() {
+                return Poll::Ready(Some(Close::Linger));
+            }
+            place.set_deadline(worker.deadline(FIRST_REQUEST));
+        } else if place.expired() && reader.has_partial() {
+            if overdue {
+                return Poll::Ready(Some(Close::Linger));
+            }
+            overdue = true;
+            place.set_deadline(worker.deadline(plane.settings.limits.head_timeout));
+        } else if place.expired() {
+            return Poll::Ready(Some(if idle_timeout > parking::AFTER {
+                Close::Rests
+            } else {
+                Close::Linger
+            }));
+        } else if !armed {
+            place.set_deadline(worker.deadline(idle_timeout.min(parking::AFTER)));
+            armed = true;
+        }
+        Poll::Pending
+    })
+    .await
+}
+
+/// One request, whose first byte is here, the connection's `first` or a later one. `Some`: the connection closes.
+async fn one_request(
+    client: &mut Client<Reader<'_>, Writer<'_>>,
+    worker: &Worker,
+    place: &Place,
+    mut in_flight: InFlight<'_>,
+    first: bool,
+) -> Option<Close> {
+    let since = Instant::now();
+    let mut head = Vec::with_capacity(SIZE);
+    let mut request = match read_head(client, worker, place, &mut head, first).await {
+        Ok(request) => request,
+        Err(NoHead::Gone) => return Some(Close::Gone),
+        Err(NoHead::Http2) => return Some(Close::Http2(std::mem::take(&mut client.buf))),
+        Err(NoHead::Refused(reject)) => {
+            let ended = if reject.status == 503 { Ended::Unsent } else { Ended::Rejected };
+            worker.shard.request(reject.status, ended, since.elapsed());
+            return Some(refuse(client, reject.status, reject.why, false).await);
+        }
+    };
+    worker.take_in(&mut request, &mut in_flight, since, first);
+    let unread = client.buf.unread();
+    let (method, target) = (&unread[request.method.clone()], &unread[request.target.clone()]);
+    place.begin(method, target, since);
+    let long_poll = LongPoll::of(&worker.plane.settings.long_polls, method, target);
+    let record = Record::new(since, unread, &request, &client.peer, worker.plane.settings.access_log);
+    client.buf.consume(request.len);
+
+    let exchange = Exchange { worker, place, request: &request, long_poll, flow: Flow::default() };
+    let finish = forward(client, &exchange, head).await;
+    let flow = &exchange.flow;
+    let (ended, close) = match finish {
+        Ok(Finish::Answered(ended)) => (ended, flow.close.get().then_some(Close::Linger)),
+        Ok(Finish::Upgraded(app, app_buf)) => {
+            let websocket = request.upgrade == Upgrade::WebSocket;
+            let client_buf = std::mem::take(&mut client.buf);
+            let in_flight = in_flight.into_tunnel(&worker.plane.gate);
+            let totals = flow.totals();
+            let upgraded = Upgraded { app, app_buf, client_buf, websocket, in_flight, record, totals };
+            return Some(Close::Tunnels(Box::new(upgraded)));
+        }
+        Err(failure) => {
+            let (ended, close) = fail(client, &exchange, failure).await;
+            (ended, Some(close))
+        }
+    };
+    record.write(&worker.shard, flow.totals(), ended);
+    close
+}
+
+/// Reads a request's head; the app's version of it stands in `head` then. Instead of the `first` one HTTP/2 may begin.
+async fn read_head<R, W>(
+    client: &mut Client<R, W>,
+    worker: &Worker,
+    place: &Place,
+    head: &mut Vec<u8>,
+    first: bool,
+) -> Result<Request, NoHead>
+where
+    R: AsyncRead + Unpin,
+{
+    let plane = &worker.plane;
+    let limits = &plane.settings.limits;
+    let mut looked = 0;
+    loop {
+        let is_http2 = first && begins_http2(client.buf.unread());
+        if is_http2 && client.buf.unread().len() >= PREFACE.len() {
+            return Err(NoHead::Http2);
+        }
+        if !is_http2 && (looked == 0 || head::ends_within(client.buf.unread(), looked)) {
+            let sender = plane.sender(&client.peer, &client.channel, worker.pool.keep_alive.is_asked());
+            head.clear();
+            if let Some(request) = head::request(client.buf.unread(), limits.fields, sender, head)? {
+                if request.len > limits.head || request.target.len() > limits.uri {
+                    return Err(too_large(client.buf.unread(), limits).into());
+                }
+                place.set_deadline(0);
+                return Ok(request);
+            }
+        }
+        if looked == 0 {
+            place.set_deadline(worker.deadline(limits.head_timeout));
+        }
+        looked = client.buf.unread().len();
+        if looked >= limits.head {
+            return Err(too_large(client.buf.unread(), limits).into());
+        }
+        let Client { reader, buf, .. } = client;
+        let read = poll_fn(|cx| match buf.poll_fill(cx, reader) {
+            Poll::Ready(read) => Poll::Ready(Ok(read)),
+            Poll::Pending if place.expired() => {
+                Poll::Ready(Err(Reject { status: 408, why: "the request's head came too slowly" }))
+            }
+            Poll::Pending if plane.forced() => {
+                Poll::Ready(Err(Reject { status: 503, why: "shutting down; the request was not complete" }))
+            }
+            Poll::Pending => Poll::Pending,
+        });
+        match read.await? {
+            Ok(0) | Err(_) => return Err(NoHead::Gone),
+            Ok(_) => {}
+        }
+    }
+}
+
+/// Which part of a head is too large: the target already, or only all of it (RFC 9110 §15.5.15, RFC 6585 §5).
+fn too_large(head: &[u8], limits: &Limits) -> Reject {
+    let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
+    match target.len() > limits.uri {
+        true => URI_TOO_LONG,
+        false => Reject { status: 431, why: "the request's head is too large (--max-head)" },
+    }
+}
+
+/// Ends a request that failed: with an answer where one is still possible, else with a visible cut.
+async fn fail<R, W: AsyncWrite + Unpin>(
+    client: &mut Client<R, W>,
+    exchange: &Exchange<'_>,
+    failure: Failure,
+) -> (Ended, Close) {
+    let verdict = failure.verdict(exchange.flow.progress.get());
+    let close = match verdict.status {
+        // Half of an interim answer is out: nothing can be told apart from its rest.
+        Some(_) if exchange.flow.writing.get() => Close::Reset,
+        Some(status) => {
+            exchange.flow.status.set(status);
+            refuse(client, status, verdict.why, exchange.request.head_only).await
+        }
+        None if failure == Failure::ClientGone => Close::Gone,
+        None => Close::Reset,
+    };
+    (verdict.ended, close)
+}
+
+/// Writes an answer of our own, after which the connection closes.
+async fn refuse<R, W: AsyncWrite + Unpin>(
+    client: &mut Client<R, W>,
+    status: u16,
+    why: &str,
+    head_only: bool,
+) -> Close {
+    let answer = failure::answer(status, why, head_only);
+    match tokio::time::timeout(LAST_WORD, client.writer.write_all(&answer)).await {
+        Ok(Ok(())) => Close::Linger,
+        _ => Close::Reset,
+    }
+}

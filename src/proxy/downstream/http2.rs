@@ -1,0 +1,276 @@
+//! One HTTP/2 connection from a client (RFC 9113): a task that runs it, and one for each of its streams, which are
+//! requests like any others.
+//!
+//! The `h2` crate is the protocol's engine. A drain tells a client by GOAWAY to go: first without an end (2^31-1), so
+//! that what is on its way is served, then, when the client has answered a ping, with the last stream's number.
+
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::rc::Rc;
+use std::task::{Context, Poll};
+use std::time::{Duration, Instant};
+
+use ::h2::Reason;
+use ::h2::server::{self, Builder};
+use bytes::Bytes;
+use tokio::task::spawn_local;
+
+use super::stream;
+use super::streams::Connection;
+use crate::drain::ledger::Place;
+use crate::drain::machine::Phase;
+use crate::proxy::connection::{Http2, Next};
+use crate::proxy::http2::adapter;
+use crate::proxy::http2::wire::{Transport, Wire};
+use crate::proxy::shared::{CROWDED, FIRST_REQUEST};
+use crate::proxy::socket::keep_alive;
+use crate::proxy::worker::Worker;
+
+/// What a stream's client may send before the app takes it: 20 MB/s at a round trip of 12 ms.
+const STREAM_WINDOW: u32 = 256 * 1024;
+/// The same for a connection: eight uploads that the app doesn't take leave room for the others.
+const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW;
+/// The last frames may take so long to be written.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+/// How a connection closes.
+enum Close {
+    /// The peer has gone already.
+    Gone,
+    /// Our end first, then theirs, bounded.
+    Linger,
+    /// At once and visibly.
+    Reset,
+}
+
+/// Serves an HTTP/2 connection until it closes. Returns what becomes of it.
+pub async fn serve(http2: Http2, worker: &Rc<Worker>) -> Next {
+    let Http2 { stream, read, place, connected } = http2;
+    // A call may be silent for hours: a client that vanished would hold it, and a drain.
+    keep_alive(stream.tcp());
+    let channel = stream.channel();
+    let wire = Rc::new(Wire::new(stream, read, worker.clone()));
+    let connection = Rc::new(Connection::new(wire.clone(), place.peer, channel, worker.clone()));
+    let close = run(&connection, &place).await;
+    connection.abandon();
+    match (wire.take(), close) {
+        (Some(stream), Close::Linger) => return Next::Close(stream, connected),
+        (Some(stream), Close::Reset) => stream.reset_on_close(),
+        _ => {}
+    }
+    Next::Closed
+}
+
+async fn run(connection: &Rc<Connection>, place: &Place) -> Close {
+    let limits = &connection.worker.plane.settings.limits;
+    let mut builder = Builder::new();
+    builder
+        .initial_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_concurrent_streams(limits.streams)
+        .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
+        .max_send_buffer_size(adapter::QUEUED);
+    let mut handshake = pin!(builder.handshake(Transport(connection.wire.clone())));
+    let began = Instant::now();
+    place.set_deadline(connection.worker.deadline(limits.head_timeout));
+    let shaken = poll_fn(|cx| {
+        place.register(cx);
+        if let Poll::Ready(shaken) = handshake.as_mut().poll(cx) {
+            return Poll::Ready(shaken.map_err(|_| Close::Linger));
+        }
+        if let Poll::Ready(Err(_)) = connection.wire.poll_drain(cx) {
+            return Poll::Ready(Err(Close::Gone));
+        }
+        let (plane, age) = (&connection.worker.plane, began.elapsed());
+        let idle = plane.closing_idle() && age >= FIRST_REQUEST && !connection.wire.has_unread();
+        if idle || plane.forced() || age >= limits.head_timeout {
+            return Poll::Ready(Err(Close::Linger));
+        }
+        if plane.closing_idle() || place.expired() {
+            place.set_deadline(connection.worker.deadline(FIRST_REQUEST));
+        }
+        Poll::Pending
+    });
+    match shaken.await {
+        Ok(h2) => {
+            let mut session = Session::new(connection.clone(), place, h2);
+            poll_fn(|cx| session.poll(cx)).await
+        }
+        Err(close) => close,
+    }
+}
+
+/// What a connection waits for no longer than for a while.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Wait {
+    /// Nothing.
+    None,
+    /// Its first request; a drain has begun.
+    Fresh,
+    /// Its next request.
+    Idle,
+    /// The client has to take a byte; so many have moved, either way.
+    Blocked(u64),
+    /// The last frames have to be written.
+    Close,
+}
+
+/// A connection's own task.
+struct Session<'a> {
+    connection: Rc<Connection>,
+    place: &'a Place,
+    h2: server::Connection<Transport, Bytes>,
+    began: Instant,
+    /// A stream has been accepted.
+    used: bool,
+    /// The client was told to go.
+    told: bool,
+    /// It closes once the last frames are written.
+    closing: bool,
+    wait: Wait,
+    /// Since when it waits for that.
+    waits_since: Instant,
+    /// What the client had not acknowledged when it was looked at last.
+    unacknowledged: u32,
+}
+
+impl<'a> Session<'a> {
+    fn new(connection: Rc<Connection>, place: &'a Place, h2: server::Connection<Transport, Bytes>) -> Self {
+        place.set_deadline(0);
+        Self {
+            connection,
+            place,
+            h2,
+            began: Instant::now(),
+            used: false,
+            told: false,
+            closing: false,
+            wait: Wait::None,
+            waits_since: Instant::now(),
+            unacknowledged: 0,
+        }
+    }
+
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        self.mind_the_drain();
+        loop {
+            if let Poll::Ready(close) = self.poll_streams(cx) {
+                return Poll::Ready(close);
+            }
+            let drained = self.connection.wire.poll_drain(cx);
+            self.connection.settle();
+            // What was unread a moment ago may have been nothing.
+            let before = (self.told, self.closing);
+            self.mind_the_drain();
+            if before != (self.told, self.closing) {
+                continue;
+            }
+            match drained {
+                Poll::Ready(Err(_)) => return Poll::Ready(Close::Gone),
+                _ if self.connection.wire.excess() && !self.closing => self.close(Reason::ENHANCE_YOUR_CALM),
+                _ => match self.mind_the_time(drained.is_pending()) {
+                    // Its GOAWAY is still to be written.
+                    Poll::Ready(None) => self.close(Reason::NO_ERROR),
+                    Poll::Ready(Some(close)) => return Poll::Ready(close),
+                    Poll::Pending => return Poll::Pending,
+                },
+            }
+        }
+    }
+
+    fn poll_streams(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+        loop {
+            match self.h2.poll_accept(cx) {
+                Poll::Ready(Some(Ok((request, respond)))) => {
+                    self.used = true;
+                    let id = respond.stream_id().as_u32();
+                    self.connection.begun(id);
+                    spawn_local(stream::serve(self.connection.clone(), id, request, respond));
+                }
+                Poll::Ready(Some(Err(error))) if error.is_io() => return Poll::Ready(Close::Gone),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Close::Linger),
+                Poll::Pending => return Poll::Pending,
+            }
+        }
+    }
+
+    fn nothing_runs(&self) -> bool {
+        self.connection.is_idle()
+    }
+
+    /// Told at once, a client would come again and again without ever asking for anything.
+    fn is_fresh(&self) -> bool {
+        !self.used && self.began.elapsed() < FIRST_REQUEST && !self.connection.worker.plane.forced()
+    }
+
+    /// Tells the client to go, and closes once nothing runs and nothing is to come.
+    fn mind_the_drain(&mut self) {
+        let plane = &self.connection.worker.plane;
+        let stays = plane.phase() == Phase::Serving && !self.connection.app_goes.get();
+        if self.closing || stays || self.is_fresh() {
+            return;
+        }
+        if !self.told {
+            self.told = true;
+            self.h2.graceful_shutdown();
+        }
+        if plane.closing_idle() && self.nothing_runs() && !self.connection.wire.has_unread() {
+            self.close(Reason::NO_ERROR);
+        }
+    }
+
+    /// Sends the final GOAWAY; the connection ends when it is written.
+    fn close(&mut self, reason: Reason) {
+        self.closing = true;
+        self.h2.abrupt_shutdown(reason);
+    }
+
+    /// Whether it has taken something since the last look. The kernel takes more from us only once a third of its queue is
+    /// free.
+    fn client_takes(&mut self) -> bool {
+        let now = self.connection.wire.unacknowledged();
+        std::mem::replace(&mut self.unacknowledged, now) != now
+    }
+
+    /// Bounds what the connection waits for. `None`: it has been idle for long enough.
+    fn mind_the_time(&mut self, blocked: bool) -> Poll<Option<Close>> {
+        let plane = &self.connection.worker.plane;
+        let limits = &plane.settings.limits;
+        let (wait, time) = if self.closing || plane.forced() {
+            (Wait::Close, LAST_WORD)
+        } else if blocked || self.connection.is_stuck() {
+            (Wait::Blocked(self.connection.wire.moved()), limits.body_timeout)
+        } else if !self.nothing_runs() {
+            (Wait::None, Duration::ZERO)
+        } else if plane.phase() != Phase::Serving && self.is_fresh() {
+            (Wait::Fresh, FIRST_REQUEST)
+        } else {
+            // It may be asked for its place before.
+            (Wait::Idle, limits.idle_timeout / CROWDED)
+        };
+        if wait != self.wait {
+            (self.wait, self.waits_since) = (wait, Instant::now());
+            if let Wait::Blocked(_) = wait {
+                self.client_takes();
+            }
+            let deadline = if wait == Wait::None { 0 } else { self.connection.worker.deadline(time) };
+            self.place.set_deadline(deadline);
+        } else if self.place.expired() {
+            match wait {
+                Wait::None => {}
+                // The sweeper's clock is coarse: it may have woken us a little early.
+                Wait::Fresh => self.place.set_deadline(self.connection.worker.deadline(time)),
+                Wait::Idle if self.waits_since.elapsed() < plane.idle_timeout() => {
+                    let left = plane.idle_timeout().saturating_sub(self.waits_since.elapsed());
+                    self.place.set_deadline(self.connection.worker.deadline(left.min(time)));
+                }
+                Wait::Idle => return Poll::Ready(None),
+                Wait::Blocked(_) if self.client_takes() => {
+                    self.place.set_deadline(self.connection.worker.deadline(time));
+                }
+                Wait::Blocked(_) | Wait::Close => return Poll::Ready(Some(Close::Reset)),
+            }
+        }
+        Poll::Pending
+    }
+}

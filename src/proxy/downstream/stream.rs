@@ -1,0 +1,162 @@
+//! One stream: a request like any other, from its fields to its last frame.
+
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use ::h2::server::SendResponse;
+use ::h2::{Reason, RecvStream};
+use bytes::Bytes;
+use http::request::Parts;
+use tokio::io::AsyncWriteExt;
+
+use super::streams::{Connection, Ending};
+use crate::config::UpstreamProtocol;
+use crate::metrics::Ended;
+use crate::proxy::buffer::{Buffer, SIZE};
+use crate::proxy::http1::head::{Reject, Request, URI_TOO_LONG};
+use crate::proxy::http2::adapter::Adapter;
+use crate::proxy::http2::grpc;
+use crate::proxy::http2::head;
+use crate::proxy::http2::head::reason;
+use crate::proxy::request::exchange::{Client, Exchange, Flow};
+use crate::proxy::request::failure::{self, Failure};
+use crate::proxy::request::forward::{Finish, forward};
+use crate::proxy::request::long_poll::LongPoll;
+use crate::proxy::request::relay_http2;
+use crate::proxy::request_log::{Record, Totals};
+
+/// An answer of our own to a failed request may take so long to be handed over.
+const LAST_WORD: Duration = Duration::from_secs(1);
+
+const NO_GRPC: Reject =
+    Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which carries no gRPC" };
+
+/// Serves a stream that was just accepted.
+pub async fn serve(
+    connection: Rc<Connection>,
+    id: u32,
+    request: http::Request<RecvStream>,
+    mut respond: SendResponse<Bytes>,
+) {
+    let (worker, since) = (&*connection.worker, Instant::now());
+    let (gate, ledger) = (&worker.plane.gate, &worker.ledger);
+    let Ok(mut in_flight) = gate.admit() else {
+        worker.shard.request(0, Ended::Unsent, Duration::ZERO);
+        connection.forget(id);
+        return respond.send_reset(Reason::REFUSED_STREAM);
+    };
+    ledger.assign();
+    let place = ledger.enter(connection.peer);
+    // Every wake-up by the drain or the sweeper comes by this task's waker.
+    poll_fn(|cx| {
+        place.register(cx);
+        Poll::Ready(())
+    })
+    .await;
+
+    let (parts, body) = request.into_parts();
+    let mut head = Vec::with_capacity(SIZE);
+    let call = grpc::is_call_by(&parts.headers);
+    let settings = &worker.plane.settings;
+    let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {
+        // A call needs trailers and both directions at once.
+        let refused = call && settings.upstream_protocol == UpstreamProtocol::Http1;
+        match request.target.len() > settings.limits.uri {
+            true => Err(URI_TOO_LONG),
+            false if refused => Err(NO_GRPC),
+            false => Ok(request),
+        }
+    });
+    let mut request = match read {
+        Ok(request) => request,
+        Err(reject) => {
+            let head_only = parts.method == http::Method::HEAD;
+            relay_http2::refuse(&mut respond, reject.status, reject.why, call, head_only);
+            worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
+            let (in_flight, totals) = (in_flight.into_owned(gate), Totals::default());
+            let ended = Ended::Rejected;
+            let ending = Ending { record: None, totals, ended, _in_flight: in_flight, _place: place };
+            return connection.ended(id, ending);
+        }
+    };
+    worker.take_in(&mut request, &mut in_flight, since, id == 1);
+    let in_flight = in_flight.into_owned(gate);
+    let (method, target) = (&head[request.method.clone()], &head[request.target.clone()]);
+    place.begin(method, target, since);
+    let long_poll = LongPoll::of(&settings.long_polls, method, target);
+    let record = Record::new(since, &head, &request, &connection.peer_text, settings.access_log);
+
+    let exchange = Exchange { worker, place: &place, request: &request, long_poll, flow: Flow::default() };
+    // How an event stream and a long poll end is what the other way knows.
+    let by_itself = !request.reopens && long_poll.is_none();
+    let ended = if call || exchange.http2() && by_itself {
+        relay_http2::relay(&exchange, head, call, body, respond).await
+    } else {
+        by_http1(&connection, &exchange, body, respond, head).await
+    };
+    if exchange.flow.app_goes.get() {
+        connection.app_goes.set(true);
+    }
+    let totals = exchange.flow.totals();
+    let ending = Ending { record: Some(record), totals, ended, _in_flight: in_flight, _place: place };
+    connection.ended(id, ending);
+}
+
+fn read_head(
+    connection: &Connection,
+    parts: &Parts,
+    body: &RecvStream,
+    head: &mut Vec<u8>,
+) -> Result<Request, Reject> {
+    let plane = &connection.worker.plane;
+    let sender = plane.sender(
+        &connection.peer_text,
+        &connection.channel,
+        connection.worker.pool.keep_alive.is_asked(),
+    );
+    head::request(parts, plane.settings.limits.fields, body.is_end_stream(), sender, head)
+}
+
+/// Sends the request to the app by HTTP/1.1, and the answer to the client.
+async fn by_http1(
+    connection: &Connection,
+    exchange: &Exchange<'_>,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+    head: Vec<u8>,
+) -> Ended {
+    let adapter = Adapter::new(exchange.request.framing, exchange.request.head_only, body, respond);
+    let (reader, writer) = adapter.split();
+    let peer = connection.peer_text.clone();
+    let channel = connection.channel.clone();
+    let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
+    let ended = match forward(&mut client, exchange, head).await {
+        Ok(Finish::Answered(ended)) => ended,
+        // Never: no stream asks for an upgrade.
+        Ok(Finish::Upgraded(..)) => Ended::AppBroken,
+        Err(failure) => fail(&adapter, exchange, failure).await,
+    };
+    if !adapter.is_whole() && ended != Ended::ClientGone {
+        adapter.reset(reason(ended));
+    }
+    ended
+}
+
+/// Ends a request that failed: with an answer where one is still possible.
+async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
+    let verdict = failure.verdict(exchange.flow.progress.get());
+    if let Some(status) = verdict.status {
+        exchange.flow.status.set(status);
+        refuse(adapter, status, verdict.why).await;
+    }
+    verdict.ended
+}
+
+/// Writes an answer of our own.
+async fn refuse(adapter: &Adapter, status: u16, why: &str) {
+    let answer = failure::answer(status, why, adapter.head_only());
+    // A client that takes nothing finds its stream reset.
+    let _ = tokio::time::timeout(LAST_WORD, adapter.split().1.write_all(&answer)).await;
+}

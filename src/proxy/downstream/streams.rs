@@ -1,0 +1,154 @@
+//! A connection as its streams see it: which of them run. A stream counts until its last frame is in the socket.
+
+use std::cell::{Cell, RefCell};
+use std::net::SocketAddr;
+use std::rc::Rc;
+
+use crate::drain::gate::InFlightOwned;
+use crate::drain::ledger::Place;
+use crate::metrics::{Ended, Shard};
+use crate::proxy::http2::wire::Wire;
+use crate::proxy::request_log::{Record, Totals};
+use crate::proxy::stream::Channel;
+use crate::proxy::worker::Worker;
+
+/// A connection as its streams see it.
+pub struct Connection {
+    /// The thread that serves it.
+    pub worker: Rc<Worker>,
+    /// The client.
+    pub peer: SocketAddr,
+    /// Its address as text.
+    pub peer_text: String,
+    /// What an app is told of the connection.
+    pub channel: Channel,
+    /// Its bytes.
+    pub wire: Rc<Wire>,
+    streams: RefCell<Vec<Running>>,
+    /// The last stream that was accepted.
+    accepted: Cell<u32>,
+    /// Streams that the client has reset before they were accepted.
+    early: RefCell<Vec<u32>>,
+    /// The app has begun to close its connections.
+    pub app_goes: Cell<bool>,
+}
+
+/// A stream until its last frame is in the socket.
+struct Running {
+    id: u32,
+    /// Its last frame has been written, or the client has reset it.
+    written: bool,
+    /// Its request has ended, with this to be told once its last frame has been written.
+    ending: Option<Ending>,
+}
+
+impl Connection {
+    /// Of a client, with no stream yet.
+    pub fn new(wire: Rc<Wire>, peer: SocketAddr, channel: Channel, worker: Rc<Worker>) -> Self {
+        Self {
+            worker,
+            peer,
+            peer_text: peer.ip().to_canonical().to_string(),
+            channel,
+            wire,
+            streams: RefCell::default(),
+            accepted: Cell::new(0),
+            early: RefCell::default(),
+            app_goes: Cell::new(false),
+        }
+    }
+
+    /// Whether no stream runs.
+    pub fn is_idle(&self) -> bool {
+        self.streams.borrow().is_empty()
+    }
+
+    /// A request has ended: it is over once its last frame is in the socket.
+    pub fn ended(&self, id: u32, ending: Ending) {
+        if !self.streams.borrow().iter().any(|stream| stream.id == id) {
+            // Its connection has ended before it.
+            return ending.cut(self.how_cut()).write(&self.worker.shard);
+        }
+        self.update(id, |stream| stream.ending = Some(ending));
+    }
+
+    fn how_cut(&self) -> Ended {
+        if self.worker.plane.forced() { Ended::Cut } else { Ended::ClientGone }
+    }
+
+    /// A stream has begun.
+    pub fn begun(&self, id: u32) {
+        self.accepted.set(id);
+        let mut early = self.early.borrow_mut();
+        self.streams.borrow_mut().push(Running { id, written: early.contains(&id), ending: None });
+        // The engine takes them in order and leaves out those that were reset in time.
+        early.retain(|other| *other > id);
+    }
+
+    /// Whether the last of an answer waits for the client's window.
+    pub fn is_stuck(&self) -> bool {
+        self.streams.borrow().iter().any(|stream| stream.ending.is_some() && !stream.written)
+    }
+
+    /// A stream was refused.
+    pub fn forget(&self, id: u32) {
+        self.streams.borrow_mut().retain(|stream| stream.id != id);
+    }
+
+    /// Ends the requests whose last frame is in the socket.
+    pub fn settle(&self) {
+        self.wire.ended(|id| match id > self.accepted.get() {
+            true => self.early.borrow_mut().push(id),
+            false => self.update(id, |stream| stream.written = true),
+        });
+    }
+
+    fn update(&self, id: u32, change: impl FnOnce(&mut Running)) {
+        let mut streams = self.streams.borrow_mut();
+        let Some(at) = streams.iter().position(|stream| stream.id == id) else { return };
+        change(&mut streams[at]);
+        if streams[at].written && streams[at].ending.is_some() {
+            let ended = streams.swap_remove(at);
+            ended.ending.into_iter().for_each(|ending| ending.write(&self.worker.shard));
+        }
+    }
+
+    /// The connection is over: what was not written will not be.
+    pub fn abandon(&self) {
+        self.settle();
+        for stream in self.streams.take() {
+            if let Some(ending) = stream.ending {
+                ending.cut(self.how_cut()).write(&self.worker.shard);
+            }
+        }
+    }
+}
+
+/// What is told of a request once its last frame is in the socket. Until then it counts.
+pub struct Ending {
+    /// None for a request that could not be read.
+    pub record: Option<Record>,
+    /// What it moved.
+    pub totals: Totals,
+    /// How it ended.
+    pub ended: Ended,
+    /// Counts it.
+    pub _in_flight: InFlightOwned,
+    /// Its place in the ledger.
+    pub _place: Place,
+}
+
+impl Ending {
+    /// Its last frame never got there.
+    fn cut(self, ended: Ended) -> Self {
+        let whole = self.ended == Ended::Complete;
+        Self { ended: if whole { ended } else { self.ended }, ..self }
+    }
+
+    /// It has ended.
+    fn write(self, shard: &Shard) {
+        if let Some(record) = self.record {
+            record.write(shard, self.totals, self.ended);
+        }
+    }
+}

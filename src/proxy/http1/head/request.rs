@@ -1,0 +1,223 @@
+//! A request's head, and the one that the app gets.
+
+use std::ops::Range;
+
+use super::fields::{Field, Said, is_named, named_in_connection};
+use super::forwarded::{put_forwarded, put_forwarded_for};
+use super::message::{Framing, Reject, Sender, Upgrade, bad, put, put_field, unreadable, within};
+use super::room::Room;
+use crate::config::Forwarded;
+use crate::proxy::http1::health_check::{Asked, is_health_check};
+
+/// What the pipeline needs to know of a request.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// Bytes of the head in the buffer that it was read from.
+    pub len: usize,
+    /// The method, in that buffer.
+    pub method: Range<usize>,
+    /// The target, in that buffer.
+    pub target: Range<usize>,
+    /// The body that follows.
+    pub framing: Framing,
+    /// HTTP/1.1 rather than 1.0.
+    pub http11: bool,
+    /// The client would send another request over this connection.
+    pub keep_alive: bool,
+    /// The answer has no body whatever its fields say.
+    pub head_only: bool,
+    /// Sending it twice does what sending it once does (RFC 9110 §9.2.2).
+    pub idempotent: bool,
+    /// Upgrade asked for.
+    pub upgrade: Upgrade,
+    /// A GET that accepts an event stream: its client can reopen it.
+    pub reopens: bool,
+    /// From the kubelet, a load balancer or a monitor: neither work nor an arrival.
+    pub health_check: bool,
+    /// What its client's URLs of the app begin with.
+    pub origin: Origin,
+}
+
+/// What a client's URLs of the app begin with.
+#[derive(Clone, Debug, Default)]
+pub struct Origin {
+    /// `https:` rather than `http:`, as the app is told.
+    pub https: bool,
+    /// The `Host`, in the app's version of the head; empty if the client said none.
+    pub host: Range<usize>,
+}
+
+/// Reads a request's head of `most` fields from the start of `buf` and appends to `out` the one for the app.
+/// `None`: it isn't complete yet.
+pub fn request(
+    buf: &[u8],
+    most: usize,
+    sender: Sender<'_>,
+    out: &mut Vec<u8>,
+) -> Result<Option<Request>, Reject> {
+    let mut room = Room::new();
+    let Some((head, len)) = room.request(buf, most).map_err(unreadable)? else { return Ok(None) };
+    let (method, target) = (head.method.unwrap_or_default(), head.path.unwrap_or_default());
+    let http11 = head.version == Some(1);
+    if !ends_lines_in_crlf(&buf[..len], head.headers) {
+        return Err(bad("a line does not end in CRLF"));
+    }
+    let said = Said::read(head.headers)?;
+    let framing = request_framing(&said, http11)?;
+    let (authority, path) = split_target(method, target)?;
+    if http11 && said.host.is_none() {
+        return Err(bad("an HTTP/1.1 request needs a Host field"));
+    }
+    let upgrade = match said.upgrade {
+        // HTTP/2 by upgrade is obsolete (RFC 9113 §3.1), and hop by hop besides.
+        Some(_) if said.h2c => Upgrade::None,
+        Some(protocol) if http11 && said.upgrade_listed => {
+            // The opening of a WebSocket has no body (RFC 6455 §4.1); that of another protocol may.
+            let websocket = protocol.eq_ignore_ascii_case(b"websocket") && framing == Framing::None;
+            if websocket { Upgrade::WebSocket } else { Upgrade::Other }
+        }
+        _ => Upgrade::None,
+    };
+    let reopens = method == "GET" && said.accepts_events;
+    let asked = Asked {
+        method,
+        path,
+        agent: said.agent,
+        hostless: said.host.is_none(),
+        bodiless: framing == Framing::None,
+        lasts: reopens || upgrade != Upgrade::None,
+    };
+    let health_check = is_health_check(&asked, sender.health_checks);
+    let host = write_request(out, method, path, authority, head.headers, &said, sender, upgrade);
+    Ok(Some(Request {
+        len,
+        method: within(buf, method),
+        target: within(buf, target),
+        framing,
+        http11,
+        keep_alive: said.persists(http11),
+        head_only: method == "HEAD",
+        idempotent: is_idempotent(method),
+        upgrade,
+        reopens,
+        health_check,
+        origin: Origin { https: said.https(sender), host },
+    }))
+}
+
+/// Sending it twice does what sending it once does (RFC 9110 §9.2.2).
+pub(in crate::proxy) fn is_idempotent(method: &str) -> bool {
+    matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE")
+}
+
+/// A message whose length two readers could see differently is refused (RFC 9112 §6.3, §11.2).
+fn request_framing(said: &Said<'_>, http11: bool) -> Result<Framing, Reject> {
+    match (said.codings, said.length) {
+        (0, None | Some(0)) => Ok(Framing::None),
+        (0, Some(length)) => Ok(Framing::Length(length)),
+        (_, Some(_)) => Err(bad("both Transfer-Encoding and Content-Length")),
+        (1, None) if said.chunked && http11 => Ok(Framing::Chunked),
+        (1, None) if said.chunked => Err(bad("Transfer-Encoding in an HTTP/1.0 request")),
+        (1, None) => Err(Reject { status: 501, why: "a Transfer-Encoding other than chunked" }),
+        _ => Err(bad("more than one Transfer-Encoding field")),
+    }
+}
+
+/// Splits an absolute-form target into authority and path (RFC 9112 §3.2.2); other forms pass as they are.
+fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &'b str), Reject> {
+    if method == "CONNECT" {
+        return Err(Reject { status: 501, why: "CONNECT is for forward proxies" });
+    }
+    if target.starts_with('/') || (target == "*" && method == "OPTIONS") {
+        return Ok((None, target));
+    }
+    let rest = match target.split_once("://") {
+        Some((scheme, rest))
+            if scheme.eq_ignore_ascii_case("http") || scheme.eq_ignore_ascii_case("https") =>
+        {
+            rest
+        }
+        _ => return Err(bad("the request's target is no path")),
+    };
+    let end = rest.find(['/', '?']).unwrap_or(rest.len());
+    let (authority, path) = rest.split_at(end);
+    match path {
+        _ if authority.is_empty() || authority.contains('@') => {
+            Err(bad("the request's target names no host"))
+        }
+        // A whole server is asked for its options by `*` (RFC 9112 §3.2.4).
+        "" if method == "OPTIONS" => Ok((Some(authority), "*")),
+        path => Ok((Some(authority), path)),
+    }
+}
+
+/// Returns where the client's `Host` stands in `out`.
+#[expect(clippy::too_many_arguments, reason = "the parts of one head, written in one go")]
+fn write_request(
+    out: &mut Vec<u8>,
+    method: &str,
+    path: &str,
+    authority: Option<&str>,
+    fields: &[httparse::Header<'_>],
+    said: &Said<'_>,
+    sender: Sender<'_>,
+    upgrade: Upgrade,
+) -> Range<usize> {
+    // An absolute target may have no path, or begin with its query.
+    let slash: &[u8] = if path.starts_with(['/', '*']) { b"" } else { b"/" };
+    put(out, &[method.as_bytes(), b" ", slash, path.as_bytes(), b" HTTP/1.1\r\n"]);
+    let replace = sender.forwarded == Forwarded::Replace;
+    let named = named_in_connection(fields, said);
+    let (mut host, mut lists_left) = (0..0, said.forwarded_for);
+    for field in fields {
+        match Field::of(field.name) {
+            Field::Connection | Field::KeepAlive | Field::ProxyConnection | Field::Te | Field::Upgrade => {}
+            Field::Host if authority.is_some() => {}
+            Field::Host => host = put_host(out, field.name, field.value),
+            Field::ForwardedFor => {
+                lists_left -= 1;
+                put_forwarded_for(out, field.name, field.value, lists_left == 0, sender);
+            }
+            known if replace && known.is_forwarded() => {}
+            Field::ClientCertSubject if sender.hide_subject => {}
+            known if is_named(&named, field.name, known) => {}
+            _ => put_field(out, field.name, field.value),
+        }
+    }
+    match (authority, said.host) {
+        (Some(authority), _) => host = put_host(out, "Host", authority.as_bytes()),
+        // HTTP/1.0 knows no Host, but HTTP/1.1 asks for one (RFC 9112 §3.2), and apps make URLs of it.
+        (None, None) => put_field(out, "Host", sender.app.as_bytes()),
+        (None, Some(_)) => {}
+    }
+    put_forwarded(out, said, authority.map(str::as_bytes).or(said.host), sender);
+    match said.upgrade.filter(|_| upgrade != Upgrade::None) {
+        Some(protocol) => put(out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]),
+        None => put_connection(out, said, sender),
+    }
+    out.extend_from_slice(b"\r\n");
+    host
+}
+
+/// What the app's connection is told where it isn't asked for an upgrade.
+pub(in crate::proxy) fn put_connection(out: &mut Vec<u8>, said: &Said<'_>, sender: Sender<'_>) {
+    match (said.trailers, sender.ask_keep_alive) {
+        (true, _) => put(out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
+        (false, true) => put(out, &[b"Connection: keep-alive\r\n"]),
+        (false, false) => {}
+    }
+}
+
+/// Returns where the value stands.
+fn put_host(out: &mut Vec<u8>, name: &str, value: &[u8]) -> Range<usize> {
+    put_field(out, name, value);
+    let end = out.len() - b"\r\n".len();
+    end - value.len()..end
+}
+
+/// A bare LF, which the tokeniser lets pass, is no line end to everybody (RFC 9112 §2.2). A line ends where the next
+/// field begins, the last one where the head does.
+fn ends_lines_in_crlf(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
+    head.ends_with(b"\r\n\r\n")
+        && fields.iter().all(|field| head[..within(head, field.name).start].ends_with(b"\r\n"))
+}

@@ -1,0 +1,352 @@
+//! Heads between HTTP/2 and HTTP/1.1: a client's request as the app gets it, and the app's answer as fields
+//! (RFC 9113 §8). Pure; no sockets.
+
+use ::h2::Reason;
+use bytes::Bytes;
+use http::header::{self, HeaderMap, HeaderName, HeaderValue};
+use http::request::Parts;
+use http::{Response, StatusCode};
+
+use crate::metrics::Ended;
+use crate::proxy::http1::head::{
+    Field, Framing, Origin, Reject, Request, Room, Said, Sender, TOO_MANY_FIELDS, Upgrade, bad,
+    is_idempotent, parse_length, put, put_connection, put_field, put_forwarded, put_forwarded_for,
+};
+use crate::proxy::http1::health_check::{Asked, is_health_check};
+
+/// Appends the request's head for the app to `out`, which is empty; `ended` when no body follows. What is left of a
+/// request that the protocol's engine has let pass: what HTTP/1.1 could read differently is refused here, and more than
+/// `most` fields.
+///
+/// # Errors
+/// The status that the client gets.
+pub fn request(
+    parts: &Parts,
+    most: usize,
+    ended: bool,
+    sender: Sender<'_>,
+    out: &mut Vec<u8>,
+) -> Result<Request, Reject> {
+    let method = parts.method.as_str();
+    if method == "CONNECT" {
+        return Err(Reject { status: 501, why: "CONNECT is for forward proxies" });
+    }
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    if !(path.starts_with('/') || (path == "*" && method == "OPTIONS")) {
+        return Err(bad("the request's target is no path"));
+    }
+    if parts.headers.len() > most {
+        return Err(TOO_MANY_FIELDS);
+    }
+    let said = read_fields(&parts.headers)?;
+    let framing = match said.length {
+        Some(0) => Framing::None,
+        Some(_) if ended => return Err(bad("Content-Length of a request without a body")),
+        Some(length) => Framing::Length(length),
+        None if ended => Framing::None,
+        None => Framing::Chunked,
+    };
+    // The authority is what the client asked for; a Host field may only stand in for it (RFC 9113 §8.3.1).
+    // Neither is there where the request began as one of HTTP/1.0.
+    let host = parts.uri.authority().map(|authority| authority.as_str().as_bytes()).or(said.host);
+    if host.is_some_and(|host| host.is_empty() || host.contains(&b'@')) {
+        return Err(bad("the request names no host"));
+    }
+    put(out, &[method.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nHost: "]);
+    let (start, length) = (out.len(), host.unwrap_or_default().len());
+    put(out, &[host.unwrap_or(sender.app.as_bytes()), b"\r\n"]);
+    write_fields(&parts.headers, &said, framing, host, sender, out);
+    let target = method.len() + 1..method.len() + 1 + path.len();
+    let reopens = method == "GET" && said.accepts_events;
+    let asked = Asked {
+        method,
+        path,
+        agent: said.agent,
+        hostless: false,
+        bodiless: framing == Framing::None,
+        lasts: reopens,
+    };
+    Ok(Request {
+        len: out.len(),
+        method: 0..method.len(),
+        target,
+        framing,
+        http11: true,
+        keep_alive: true,
+        head_only: method == "HEAD",
+        idempotent: is_idempotent(method),
+        upgrade: Upgrade::None,
+        reopens,
+        health_check: is_health_check(&asked, sender.health_checks),
+        origin: Origin { https: said.https(sender), host: start..start + length },
+    })
+}
+
+fn read_fields(fields: &HeaderMap) -> Result<Said<'_>, Reject> {
+    let mut said = Said::default();
+    for (name, value) in fields {
+        let value = value.as_bytes();
+        if value.trim_ascii().len() != value.len() {
+            return Err(bad("a field's value begins or ends with a space"));
+        }
+        match Field::of(name.as_str()) {
+            // Specific to a connection, of which HTTP/2 has none (RFC 9113 §8.2.2).
+            Field::Connection
+            | Field::KeepAlive
+            | Field::ProxyConnection
+            | Field::TransferEncoding
+            | Field::Upgrade => return Err(bad("a field that HTTP/2 does not have")),
+            field => said.field(field, value)?,
+        }
+    }
+    Ok(said)
+}
+
+fn write_fields(
+    fields: &HeaderMap,
+    said: &Said<'_>,
+    framing: Framing,
+    host: Option<&[u8]>,
+    sender: Sender<'_>,
+    out: &mut Vec<u8>,
+) {
+    let mut lists_left = said.forwarded_for;
+    let replace = sender.forwarded == crate::config::Forwarded::Replace;
+    for (name, value) in fields {
+        match Field::of(name.as_str()) {
+            Field::Host | Field::Te => {}
+            Field::ForwardedFor => {
+                lists_left -= 1;
+                put_forwarded_for(out, name.as_str(), value.as_bytes(), lists_left == 0, sender);
+            }
+            known if replace && known.is_forwarded() => {}
+            Field::ClientCertSubject if sender.hide_subject => {}
+            _ if *name == header::COOKIE => {}
+            _ => put_field(out, name.as_str(), value.as_bytes()),
+        }
+    }
+    // HTTP/1.1 has one Cookie field (RFC 9113 §8.2.3).
+    for (n, crumb) in fields.get_all(header::COOKIE).iter().enumerate() {
+        put(out, &[if n == 0 { b"Cookie: " } else { b"; " }, crumb.as_bytes()]);
+    }
+    if fields.contains_key(header::COOKIE) {
+        out.extend_from_slice(b"\r\n");
+    }
+    put_forwarded(out, said, host, sender);
+    if framing == Framing::Chunked {
+        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+    }
+    put_connection(out, said, sender);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// An answer's head.
+pub struct Head {
+    /// Its bytes.
+    pub len: usize,
+    /// As HTTP/2 has it.
+    pub response: Response<()>,
+    /// The body that follows.
+    pub framing: Framing,
+}
+
+/// Reads an answer's head, as it was written for an HTTP/1.1 client, from the start of `bytes`. `None` when it isn't
+/// complete, or says what no HTTP/2 client can be told.
+pub fn response(bytes: &[u8], head_only: bool) -> Option<Head> {
+    let mut room = Room::new();
+    let (head, len) = room.response(bytes, usize::MAX).ok()??;
+    let status = StatusCode::from_u16(head.code?).ok()?;
+    let mut response = Response::new(());
+    *response.status_mut() = status;
+    let mut framing = Framing::None;
+    let bodiless = head_only || status.is_informational() || matches!(status.as_u16(), 204 | 304);
+    // One copy for all values.
+    let all = Bytes::copy_from_slice(&bytes[..len]);
+    let out = response.headers_mut();
+    out.reserve(head.headers.len());
+    for field in head.headers.iter() {
+        match Field::of(field.name) {
+            Field::Connection | Field::KeepAlive | Field::ProxyConnection | Field::Upgrade => continue,
+            Field::TransferEncoding => {
+                framing = Framing::Chunked;
+                continue;
+            }
+            Field::ContentLength => framing = Framing::Length(parse_length(field.value)?),
+            _ => {}
+        }
+        let start = field.value.as_ptr() as usize - bytes.as_ptr() as usize;
+        let value = HeaderValue::from_maybe_shared(all.slice(start..start + field.value.len())).ok()?;
+        out.append(HeaderName::from_bytes(field.name.as_bytes()).ok()?, value);
+    }
+    if bodiless || framing == Framing::Length(0) {
+        framing = Framing::None;
+    }
+    Some(Head { len, response, framing })
+}
+
+/// Trailers of a chunked body: `coded` is what follows its last content, from the last chunk's size on.
+pub fn trailers(coded: &[u8]) -> Option<HeaderMap> {
+    let coded = coded.strip_prefix(b"\r\n").unwrap_or(coded);
+    let section = &coded[memchr::memchr(b'\n', coded)? + 1..];
+    if section == b"\r\n" {
+        return None;
+    }
+    let mut fields = vec![httparse::EMPTY_HEADER; memchr::memchr_iter(b'\n', section).count()];
+    let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields) else {
+        return None;
+    };
+    let mut trailers = HeaderMap::with_capacity(fields.len());
+    for field in fields {
+        if is_framing(Field::of(field.name)) {
+            continue;
+        }
+        let (name, value) =
+            (HeaderName::from_bytes(field.name.as_bytes()), HeaderValue::from_bytes(field.value));
+        trailers.append(name.ok()?, value.ok()?);
+    }
+    Some(trailers)
+}
+
+/// A chunked body's end, with these trailers.
+pub fn last_chunk(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
+    out.extend_from_slice(b"0\r\n");
+    for (name, value) in trailers.into_iter().flatten() {
+        if !is_framing(Field::of(name.as_str())) {
+            put_field(out, name.as_str(), value.as_bytes());
+        }
+    }
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Fields that are no trailers in any version: a reader that merges them would frame or route by them (RFC 9110 §6.5.1).
+fn is_framing(field: Field) -> bool {
+    matches!(
+        field,
+        Field::Connection
+            | Field::ContentLength
+            | Field::Host
+            | Field::KeepAlive
+            | Field::ProxyConnection
+            | Field::Te
+            | Field::TransferEncoding
+            | Field::Upgrade
+    )
+}
+
+/// What a client is told of an answer that was cut (RFC 9113 §7).
+pub fn reason(ended: Ended) -> Reason {
+    match ended {
+        Ended::Cut | Ended::TimedOut | Ended::Unanswered | Ended::EventsEnded => Reason::CANCEL,
+        Ended::Unsent | Ended::Refused => Reason::REFUSED_STREAM,
+        _ => Reason::INTERNAL_ERROR,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Forwarded;
+
+    fn converted(request: http::request::Builder, ended: bool) -> Result<(Request, String), Reject> {
+        let (parts, ()) = request.body(()).unwrap().into_parts();
+        let sender =
+            Sender { peer: "10.0.0.1", forwarded: Forwarded::Append, app: "app:80", ..Sender::default() };
+        let mut out = vec![];
+        let request = super::request(&parts, 9, ended, sender, &mut out)?;
+        assert_eq!(&out[request.method.clone()], parts.method.as_str().as_bytes());
+        Ok((request, String::from_utf8(out).unwrap()))
+    }
+
+    #[test]
+    fn a_request_becomes_one_of_http_1_1() {
+        let asked = http::Request::get("http://shop.example:81/a?b=c")
+            .header("cookie", "a=1")
+            .header("accept", "text/event-stream")
+            .header("cookie", "b=2")
+            .header("host", "other.example")
+            .header("te", "trailers")
+            .header("x-forwarded-for", "192.0.2.1");
+        let (request, head) = converted(asked, true).unwrap();
+        assert_eq!(
+            head,
+            "GET /a?b=c HTTP/1.1\r\nHost: shop.example:81\r\naccept: text/event-stream\r\n\
+             x-forwarded-for: 192.0.2.1, 10.0.0.1\r\nCookie: a=1; b=2\r\nX-Forwarded-Proto: http\r\n\
+             X-Forwarded-Host: shop.example:81\r\nX-Forwarded-Port: 81\r\nConnection: TE\r\nTE: trailers\r\n\r\n"
+        );
+        assert!(request.reopens && request.idempotent && request.framing == Framing::None);
+        assert_eq!(&head[request.target], "/a?b=c");
+        assert_eq!(&head[request.origin.host], "shop.example:81");
+    }
+
+    #[test]
+    fn a_request_that_names_no_host_gets_the_apps_own_and_no_other_word_of_it() {
+        let (request, head) = converted(http::Request::get("/only/a/path"), true).unwrap();
+        assert_eq!(
+            head,
+            "GET /only/a/path HTTP/1.1\r\nHost: app:80\r\nX-Forwarded-For: 10.0.0.1\r\n\
+             X-Forwarded-Proto: http\r\n\r\n"
+        );
+        assert!(request.origin.host.is_empty());
+        let (request, head) = converted(http::Request::get("/").header("host", "a"), true).unwrap();
+        assert_eq!(&head[request.origin.host], "a");
+    }
+
+    #[test]
+    fn more_fields_than_may_be_are_refused() {
+        let many = |n| (0..n).fold(http::Request::get("http://a/"), |get, _| get.header("a", "b"));
+        assert!(converted(many(9), true).is_ok());
+        assert_eq!(converted(many(10), true).unwrap_err().status, 431);
+    }
+
+    #[test]
+    fn a_body_of_unknown_length_is_chunked() {
+        let post = || http::Request::post("http://a/");
+        let (request, head) = converted(post(), false).unwrap();
+        assert_eq!(request.framing, Framing::Chunked);
+        assert!(head.contains("\r\nTransfer-Encoding: chunked\r\n"), "{head}");
+        let (request, head) = converted(post().header("content-length", "5"), false).unwrap();
+        assert_eq!(request.framing, Framing::Length(5));
+        assert!(!head.contains("Transfer-Encoding"), "{head}");
+    }
+
+    #[test]
+    fn what_two_readers_could_see_differently_is_refused() {
+        let get = || http::Request::get("http://a/");
+        for (asked, status) in [
+            (http::Request::get("/").header("host", ""), 400),
+            (http::Request::get("http://user@a/"), 400),
+            (get().header("transfer-encoding", "chunked"), 400),
+            (get().header("connection", "close"), 400),
+            (get().header("content-length", "1").header("content-length", "1"), 400),
+            (get().header("content-length", "+1"), 400),
+            (get().header("content-length", "1"), 400),
+            (get().header("x", "a "), 400),
+            (get().header("host", "a").header("host", "b"), 400),
+            (http::Request::connect("a:443"), 501),
+        ] {
+            assert_eq!(converted(asked, true).map_err(|reject| reject.status).err(), Some(status));
+        }
+    }
+
+    #[test]
+    fn an_answer_loses_what_belongs_to_a_connection() {
+        let bytes = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\nX-A: 2\r\n\r\n5\r\n";
+        let head = response(bytes, false).unwrap();
+        assert_eq!((head.len, head.framing), (bytes.len() - 3, Framing::Chunked));
+        let fields: Vec<_> =
+            head.response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+        assert_eq!(fields, [("x-a", &b"1"[..]), ("x-a", b"2")]);
+        assert_eq!(response(bytes, true).unwrap().framing, Framing::None);
+    }
+
+    #[test]
+    fn trailers_are_found_behind_the_last_chunk() {
+        assert_eq!(trailers(b"\r\n0\r\n\r\n"), None);
+        let found = trailers(b"\r\n0;ext\r\nGrpc-Status: 0\r\nContent-Length: 7\r\n\r\n").unwrap();
+        assert_eq!(found.len(), 1);
+        assert_eq!(found["grpc-status"], "0");
+        let mut out = vec![];
+        last_chunk(Some(&found), &mut out);
+        assert_eq!(out, b"0\r\ngrpc-status: 0\r\n\r\n");
+    }
+}

@@ -1,0 +1,16 @@
+//! HTTP/2 (RFC 9113) on either side, around the `h2` crate, which is the protocol's engine.
+//!
+//! ```text
+//! wire, frames  what goes over a client's connection, followed frame by frame
+//! head          heads and trailers between HTTP/2 and HTTP/1.1
+//! adapter       a client's stream as the HTTP/1.1 side of a request
+//! app           a stream to an app that speaks HTTP/2, likewise
+//! grpc          which requests are calls, and how one is answered
+//! ```
+
+pub mod adapter;
+pub mod app;
+pub mod frames;
+pub mod grpc;
+pub mod head;
+pub mod wire;

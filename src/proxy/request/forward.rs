@@ -1,0 +1,442 @@
+//! One request, from its head to the last byte of its answer, top to bottom.
+//!
+//! The request's body and the answer move side by side in the connection's own task: nothing is spawned, boxed or
+//! locked. Phase changes and passed deadlines reach it by a wake-up of that task ([`crate::drain::ledger`]), so no
+//! timer and no channel is armed per request.
+
+use std::future::{Future, pending, poll_fn};
+use std::pin::{Pin, pin};
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+
+use super::exchange::{Client, Exchange};
+use super::failure::{Failure, Progress};
+use super::poll_end;
+use super::relay::{relay, relay_compressed_events, relay_events};
+use crate::drain::ledger::Class;
+use crate::drain::machine::Phase;
+use crate::metrics::{Ended, add};
+use crate::proxy::buffer::{Buffer, SIZE};
+use crate::proxy::http1::body::{Body, Broken};
+use crate::proxy::http1::head::{self, Framing, Request, Response, Site, Upgrade};
+use crate::proxy::http2::app::{AppStream, request as app_head};
+use crate::proxy::stream::{Sink, Source};
+use crate::upstream::{Backend, Connection};
+
+/// A request that was sent is kept for a second try up to this size, in bytes.
+const REPLAY: usize = 64 * 1024;
+/// How often one request is sent at most.
+const TRIES: u32 = 5;
+/// Interim (1xx) answers to one request.
+const INTERIM: u32 = 64;
+
+/// How a forwarded request ended.
+pub enum Finish {
+    /// The answer is whole.
+    Answered(Ended),
+    /// The connection is a tunnel to the app now; with what the app sent already.
+    Upgraded(Connection, Buffer),
+}
+
+/// The app's side of a try.
+enum App {
+    /// A connection of its own.
+    Http1(Connection),
+    /// A stream on a shared one.
+    Http2(Box<AppStream>),
+}
+
+/// What came of the answer.
+enum Answered {
+    /// Whole; the app's connection may be used again for so long.
+    Whole { ended: Ended, reuse: bool, keep_alive: Option<Duration> },
+    /// 101.
+    Upgraded,
+}
+
+/// Sends the request to the app and the answer to the client. `head` is the request's head for the app; its bytes in
+/// the client's buffer have been consumed.
+pub async fn forward<R, W>(
+    client: &mut Client<R, W>,
+    exchange: &Exchange<'_>,
+    mut head: Vec<u8>,
+) -> Result<Finish, Failure>
+where
+    R: Source,
+    W: Sink,
+{
+    let (mut body, mut more) = (Body::new(exchange.request.framing), Vec::new());
+    let here = body.take(client.buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
+    head.extend_from_slice(&client.buf.unread()[..here]);
+    client.buf.consume(here);
+    exchange.received(here);
+    exchange.flow.replayable.set(true);
+
+    exchange.may_begin()?;
+    exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
+    let pool = &exchange.worker.pool;
+    // What can't be sent twice is worth one more question to the kernel.
+    let mut pooled = if exchange.http2() { None } else { pool.take(!exchange.request.idempotent) };
+    let (mut tries, mut sent_before) = (0, false);
+    loop {
+        let reused = pooled.is_some();
+        let app = match pooled.take() {
+            Some(app) => App::Http1(app),
+            None => {
+                let reached = exchange.bounded(exchange.while_watched(client, reach(exchange, &head))).await;
+                reached.map_err(|failure| match failure {
+                    // The first try was sent: nobody may say that the app never had it.
+                    Failure::AppDown if sent_before => Failure::AppGone { unanswered: true },
+                    other => other,
+                })?
+            }
+        };
+        let mut app_buf = Buffer::default();
+        let attempt = attempt(client, exchange, &head, (&mut body, &mut more), app, &mut app_buf);
+        let (app, failure) = match attempt.await {
+            (app, Ok(Answered::Whole { ended, reuse, keep_alive })) => {
+                app_buf.release();
+                match app {
+                    App::Http1(app) if reuse && app_buf.is_empty() => pool.put(app, keep_alive),
+                    App::Http1(_) => {}
+                    App::Http2(app) => app.finish(),
+                }
+                return Ok(Finish::Answered(ended));
+            }
+            (App::Http1(app), Ok(Answered::Upgraded)) => return Ok(Finish::Upgraded(app, app_buf)),
+            (App::Http2(_), Ok(Answered::Upgraded)) => {
+                return Err(Failure::AppBroken("the app answers 101 over HTTP/2, which has no upgrades"));
+            }
+            (app, Err(failure)) => (app, failure),
+        };
+        tries += 1;
+        let reused = reused || tries == 1 && exchange.http2();
+        let safe = is_safe(exchange, &app, failure, reused, sent_before);
+        if tries == TRIES || !exchange.bounded(exchange.while_watched(client, safe)).await? {
+            return Err(failure);
+        }
+        add(&exchange.worker.shard.retries, 1);
+        exchange.client_owes(&exchange.flow.reading, false);
+        sent_before |= exchange.flow.progress.get() > Progress::Unsent;
+    }
+}
+
+/// A connection to the app, or a place for a stream on one.
+async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
+    let pool = &exchange.worker.pool;
+    if exchange.http2() {
+        let request = app_head(head).ok_or(Failure::BadHead)?;
+        let lease = exchange.lease().await?;
+        let Request { framing, head_only, .. } = *exchange.request;
+        return Ok(App::Http2(Box::new(AppStream::new(lease, request, framing, head_only))));
+    }
+    let app = exchange.reach(async || pool.connect().await).await?;
+    add(&exchange.worker.shard.connects, 1);
+    Ok(App::Http1(app))
+}
+
+/// Whether the request may be sent once more after this failure. It may when nothing of it went out, and when the app
+/// closed a connection that was `reused` just as it was used again. It may also when a new connection was closed unread,
+/// as by a listening socket that closes over its queue: it was reset, and nobody listens there any more. An idempotent
+/// request may be repeated then (RFC 9110 §9.2.2) without harm: an app that had read it, and perhaps died of it, would have
+/// ended the connection in order. So a request that comes to an app just as that is killed waits for the next one,
+/// also if it was sent over a connection that rested before.
+async fn is_safe(
+    exchange: &Exchange<'_>,
+    app: &App,
+    failure: Failure,
+    reused: bool,
+    sent_before: bool,
+) -> Result<bool, Failure> {
+    let unprocessed = matches!(app, App::Http2(app) if app.is_unprocessed());
+    if unprocessed && !sent_before && exchange.flow.progress.get() == Progress::Sent {
+        exchange.flow.progress.set(Progress::Unsent);
+    }
+    if failure != (Failure::AppGone { unanswered: true }) || !exchange.may_send_again() {
+        return Ok(false);
+    }
+    match app {
+        _ if reused || unprocessed || exchange.flow.progress.get() == Progress::Unsent => Ok(true),
+        App::Http1(app) => {
+            let serving = exchange.worker.plane.phase() == Phase::Serving;
+            Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
+        }
+        // Others share it: it may have been dead already.
+        App::Http2(app) => Ok(!app.is_first()),
+    }
+}
+
+/// Sends the request to this server and relays the answer, within what bounds a request.
+async fn attempt<R, W>(
+    client: &mut Client<R, W>,
+    exchange: &Exchange<'_>,
+    head: &[u8],
+    body: (&mut Body, &mut Vec<u8>),
+    mut app: App,
+    app_buf: &mut Buffer,
+) -> (App, Result<Answered, Failure>)
+where
+    R: Source,
+    W: Sink,
+{
+    let answered = match &mut app {
+        App::Http1(app) => {
+            exchange.bounded(both_ways(client, exchange, head, body, app.split(), app_buf)).await
+        }
+        App::Http2(app) => {
+            let (reader, writer, backend) = app.split();
+            let halves = (reader, writer, &backend);
+            // Apart, so that a connection's task has the room of HTTP/1.1 only.
+            exchange.bounded(Box::pin(both_ways(client, exchange, head, body, halves, app_buf))).await
+        }
+    };
+    (app, answered)
+}
+
+/// Sends the request over this connection and relays the answer, both side by side. `head` is the request's, with what
+/// of the body came with it; the body has the rest of it, and what of that was sent by an earlier try.
+async fn both_ways<R, W>(
+    client: &mut Client<R, W>,
+    exchange: &Exchange<'_>,
+    head: &[u8],
+    (body, more): (&mut Body, &mut Vec<u8>),
+    (mut app_reader, mut app_writer, backend): (
+        impl AsyncRead + Unpin,
+        impl AsyncWrite + Unpin,
+        &Arc<Backend>,
+    ),
+    app_buf: &mut Buffer,
+) -> Result<Answered, Failure>
+where
+    R: Source,
+    W: Sink,
+{
+    let flow = &exchange.flow;
+    exchange.send(&mut app_writer, head).await?;
+    if !more.is_empty() {
+        exchange.send(&mut app_writer, more).await?;
+    }
+    let Client { reader, writer, buf, .. } = client;
+    let kept = (head.len(), more);
+    let mut upload = pin!(upload(exchange, reader, buf, body, &mut app_writer, kept));
+    let mut uploading = true;
+    let answered = {
+        let mut answer = pin!(answer(exchange, head, &mut app_reader, backend, app_buf, writer));
+        poll_fn(|cx| {
+            if uploading && let Poll::Ready(over) = upload.as_mut().poll(cx) {
+                over?;
+                uploading = false;
+            }
+            if flow.half_closed.get() && flow.events.get() {
+                return Poll::Ready(Err(Failure::ClientGone)); // nobody reads a stream of events half-closed
+            }
+            answer.as_mut().poll(cx)
+        })
+        .await?
+    };
+    // The new protocol begins behind the request, in either direction (RFC 9110 §7.8).
+    if matches!(answered, Answered::Upgraded) && !flow.uploaded.get() {
+        if uploading {
+            poll_fn(|cx| match upload.as_mut().poll(cx) {
+                Poll::Pending if !flow.uploaded.get() => Poll::Pending,
+                Poll::Pending => Poll::Ready(Ok(())),
+                Poll::Ready(over) => Poll::Ready(over),
+            })
+            .await?;
+        }
+        if !flow.uploaded.get() {
+            return Err(Failure::AppGone { unanswered: false });
+        }
+    }
+    // An upload that ended without being whole is one that the app takes no more of.
+    if uploading && !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
+        finish_upload(exchange, writer, upload).await;
+    }
+    Ok(match answered {
+        Answered::Whole { ended, reuse, keep_alive } => {
+            Answered::Whole { ended, reuse: reuse && flow.uploaded.get(), keep_alive }
+        }
+        upgraded => upgraded,
+    })
+}
+
+/// The app has answered before it had the whole request. It may still want the rest, and closing over unread bytes
+/// would reset the connection and take the answer from the client: so both go on for as long as something moves.
+async fn finish_upload<W: AsyncWrite + Unpin>(
+    exchange: &Exchange<'_>,
+    writer: &mut W,
+    mut upload: Pin<&mut impl Future<Output = Result<(), Failure>>>,
+) {
+    let _ = writer.shutdown().await;
+    exchange.answered_early();
+    poll_fn(|cx| match upload.as_mut().poll(cx) {
+        Poll::Pending if !exchange.flow.uploaded.get() && !exchange.place.expired() => Poll::Pending,
+        _ => Poll::Ready(()),
+    })
+    .await;
+}
+
+/// The client's side: the rest of the body goes to the app, then the connection is watched for its end.
+/// Returns early when the app takes no more.
+async fn upload<R: Source>(
+    exchange: &Exchange<'_>,
+    reader: &mut R,
+    buf: &mut Buffer,
+    body: &mut Body,
+    app: &mut (impl AsyncWrite + Unpin),
+    (sent_before, more): (usize, &mut Vec<u8>),
+) -> Result<(), Failure> {
+    let flow = &exchange.flow;
+    while !body.is_done() {
+        if buf.is_empty() && !matches!(exchange.read(reader, buf).await, Ok(n) if n > 0) {
+            return Err(Failure::ClientGone);
+        }
+        let filled = buf.unread().len() == buf.capacity();
+        let n = body.take(buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
+        exchange.received(n);
+        let again = flow.replayable.get()
+            && (exchange.request.idempotent || exchange.http2())
+            && sent_before + more.len() + n <= REPLAY;
+        let sent = if again {
+            let mark = more.len();
+            more.extend_from_slice(&buf.unread()[..n]);
+            buf.consume(n);
+            app.write_all(&more[mark..]).await
+        } else {
+            flow.replayable.set(false);
+            let sent = app.write_all(&buf.unread()[..n]).await;
+            buf.consume(n);
+            sent
+        };
+        if sent.is_err() {
+            return Ok(());
+        }
+        if filled {
+            buf.grow();
+        }
+    }
+    flow.uploaded.set(true);
+    exchange.client_owes(&flow.reading, false);
+    if !buf.is_empty() || buf.fill(reader).await.map_err(|_| Failure::ClientGone)? > 0 {
+        flow.pipelined.set(true);
+        return pending().await;
+    }
+    flow.half_closed.set(true);
+    half_closed(exchange, reader).await
+}
+
+/// The client has ended its side: it may have gone, or still wait for its answer.
+async fn half_closed(exchange: &Exchange<'_>, client: &impl Source) -> Result<(), Failure> {
+    exchange.nudge(client)?;
+    client.failed().await;
+    Err(Failure::ClientGone)
+}
+
+/// The app's side: interim answers, the head, the body.
+async fn answer<A, W>(
+    exchange: &Exchange<'_>,
+    head: &[u8],
+    app: &mut A,
+    backend: &Backend,
+    buf: &mut Buffer,
+    writer: &mut W,
+) -> Result<Answered, Failure>
+where
+    A: AsyncRead + Unpin,
+    W: Sink,
+{
+    let (request, flow) = (exchange.request, &exchange.flow);
+    let mut out = Vec::with_capacity(SIZE);
+    if let Some(poll) = exchange.long_poll
+        && !poll_end::has_news(exchange, app, backend, buf).await?
+    {
+        poll_end::answer(exchange, backend, poll, writer, &mut out).await?;
+        return Ok(Answered::Whole { ended: Ended::PollEnded, reuse: false, keep_alive: None });
+    }
+    let mut interim = 0;
+    let host = &head[request.origin.host.clone()];
+    let site = Site { https: request.origin.https, host, app: backend.loopback() };
+    let response = loop {
+        let response = answer_head(exchange, site, app, backend, buf, &mut out, interim == 0).await?;
+        buf.consume(response.len);
+        if response.status >= 200 || response.status == 101 {
+            break response;
+        }
+        interim += 1;
+        if interim > INTERIM {
+            return Err(Failure::AppBroken("the app sends interim answers without end"));
+        }
+        if request.http11 {
+            exchange.write(writer, &out).await?;
+        }
+    };
+    flow.status.set(response.status);
+    flow.progress.set(Progress::Answering);
+    if response.status == 101 {
+        exchange.write(writer, &out).await?;
+        return Ok(Answered::Upgraded);
+    }
+    let ended = if response.events
+        && request.reopens
+        && matches!(response.framing, Framing::Chunked | Framing::UntilClose)
+    {
+        flow.events.set(true);
+        exchange.place.set_class(Class::EventStream);
+        let _streaming = exchange.streaming();
+        match response.compressed {
+            true => relay_compressed_events(exchange, app, backend, buf, writer, &mut out, &response).await?,
+            false => relay_events(exchange, app, backend, buf, writer, &mut out, &response).await?,
+        }
+    } else {
+        relay(exchange, app, buf, writer, &mut out, &response).await?;
+        Ended::Complete
+    };
+    let reuse = response.keep_alive && ended == Ended::Complete;
+    Ok(Answered::Whole { ended, reuse, keep_alive: response.keep_alive_timeout })
+}
+
+/// Reads until a head is whole, the `first` of this answer or one after interim ones. The client's version of it stands in `out` then.
+async fn answer_head<A: AsyncRead + Unpin>(
+    exchange: &Exchange<'_>,
+    site: Site<'_>,
+    app: &mut A,
+    backend: &Backend,
+    buf: &mut Buffer,
+    out: &mut Vec<u8>,
+    first: bool,
+) -> Result<Response, Failure> {
+    const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
+    let (request, flow) = (exchange.request, &exchange.flow);
+    let limits = &exchange.worker.plane.settings.limits;
+    let most = limits.head;
+    let mut looked = 0;
+    loop {
+        if !buf.is_empty() && (looked == 0 || head::ends_within(buf.unread(), looked)) {
+            out.clear();
+            let (bytes, plan) = (buf.unread(), |response: &Response| exchange.plan(response, backend));
+            let head = head::response(bytes, limits.fields, request.head_only, site, out, plan);
+            match head {
+                Ok(Some(response)) if response.status == 101 && request.upgrade == Upgrade::None => {
+                    return Err(Failure::AppBroken(
+                        "the app answers 101 to a request that asks for no upgrade",
+                    ));
+                }
+                Ok(Some(response)) if response.len > most => return Err(TOO_LARGE),
+                Ok(Some(response)) => return Ok(response),
+                Ok(None) => {}
+                Err(reject) => return Err(Failure::AppBroken(reject.why)),
+            }
+        }
+        looked = buf.unread().len();
+        if looked >= most {
+            return Err(TOO_LARGE);
+        }
+        match buf.fill(app).await {
+            Ok(n) if n > 0 => {}
+            ended => return Err(flow.app_ended(&ended, looked == 0 && first)),
+        }
+    }
+}

@@ -1,0 +1,9 @@
+//! One request on its way to the app, and its answer back: the same for HTTP/1.1 and HTTP/2.
+
+pub mod exchange;
+pub mod failure;
+pub mod forward;
+pub mod long_poll;
+mod poll_end;
+pub mod relay;
+pub mod relay_http2;

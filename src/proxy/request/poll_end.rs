@@ -1,0 +1,77 @@
+//! The end of a long poll that still waits when streams are to end: it is answered for the app, as it would hold up a drain
+//! or a hold for as long as it may.
+
+use std::future::poll_fn;
+use std::task::Poll;
+
+use http::StatusCode;
+use tokio::io::AsyncRead;
+
+use super::exchange::Exchange;
+use super::failure::{Failure, Progress};
+use super::long_poll::LongPoll;
+use crate::drain::ledger::Class;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::http1::head::{Framing, Response};
+use crate::proxy::stream::Sink;
+use crate::upstream::Backend;
+
+/// Waits for the first bytes of the app's answer, which stand in `buf` then. False: the poll is to end before.
+pub async fn has_news<A: AsyncRead + Unpin>(
+    exchange: &Exchange<'_>,
+    app: &mut A,
+    backend: &Backend,
+    buf: &mut Buffer,
+) -> Result<bool, Failure> {
+    exchange.place.set_class(Class::LongPoll);
+    let _streaming = exchange.streaming();
+    let uploaded = poll_fn(|_| if exchange.flow.uploaded.get() { Poll::Ready(()) } else { Poll::Pending });
+    let end = async {
+        exchange.worker.plane.stream_end(backend).await;
+        uploaded.await;
+    };
+    tokio::select! {
+        biased;
+        read = buf.fill(app) => match read {
+            Ok(n) if n > 0 => Ok(true),
+            ended => Err(exchange.flow.app_ended(&ended, true)),
+        },
+        () = end => Ok(false),
+    }
+}
+
+/// Answers for the app.
+pub async fn answer<W: Sink>(
+    exchange: &Exchange<'_>,
+    backend: &Backend,
+    poll: LongPoll,
+    writer: &mut W,
+    out: &mut Vec<u8>,
+) -> Result<(), Failure> {
+    let (request, flow) = (exchange.request, &exchange.flow);
+    let (status, body) = poll.answer(&exchange.worker.plane.settings.long_polls.answer);
+    let framing = body.map_or(Framing::None, |(_, text)| Framing::Length(text.len() as u64));
+    let side = exchange.plan(&Response::of_ours(status, framing), backend);
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
+    let mut head = format!("HTTP/1.1 {status} {}\r\nCache-Control: no-store\r\n", reason.unwrap_or_default());
+    match body {
+        Some((kind, text)) => {
+            head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", text.len());
+        }
+        None if matches!(status, 204 | 304) => {}
+        None => head += "Content-Length: 0\r\n",
+    }
+    match (side.close, side.http11) {
+        (true, _) => head += "Connection: close\r\n",
+        (false, false) => head += "Connection: keep-alive\r\n",
+        (false, true) => {}
+    }
+    head += "\r\n";
+    if let Some((_, text)) = body.filter(|_| !request.head_only) {
+        head += text;
+    }
+    flow.status.set(status);
+    flow.progress.set(Progress::Answering);
+    out.extend_from_slice(head.as_bytes());
+    exchange.write(writer, out).await
+}

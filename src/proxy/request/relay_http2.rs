@@ -1,0 +1,454 @@
+//! One request of an HTTP/2 client that goes to the app over HTTP/2, from its head to the last frame of its answer, top
+//! to bottom.
+//!
+//! Both directions move side by side in the stream's own task. A chunk is taken from one side only as the other has
+//! room for it, and given back to the sender's window once it was passed on: what waits here is bounded by the two
+//! windows.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::pin::{Pin, pin};
+use std::task::Poll;
+
+use ::h2::client::ResponseFuture;
+use ::h2::server::SendResponse;
+use ::h2::{Reason, RecvStream, SendStream};
+use bytes::Bytes;
+use http::header::{CONTENT_LOCATION, HeaderMap, HeaderValue, LINK, LOCATION, REFRESH};
+use http::{Request, Response};
+
+use super::exchange::Exchange;
+use super::failure::{self, Failure, Progress};
+use crate::drain::ledger::Class;
+use crate::metrics::{Ended, add};
+use crate::proxy::http1::head::{Field, Site};
+use crate::proxy::http2::app;
+use crate::proxy::http2::grpc::{self, Code};
+use crate::proxy::http2::head;
+use crate::proxy::http2::head::reason;
+use crate::upstream::{self, Lease};
+
+/// A request that was sent is kept for a second try up to this size, in bytes.
+const REPLAY: usize = 64 * 1024;
+/// How often one request is sent at most.
+const TRIES: usize = 5;
+/// Interim (1xx) answers to one request.
+const INTERIM: u32 = 64;
+
+/// The client's side of the stream.
+struct Client {
+    body: Body,
+    back: Back,
+    /// How the client has ended the stream.
+    reset: Cell<Option<Reason>>,
+    grpc: bool,
+}
+
+/// Where the answer goes.
+struct Back {
+    respond: SendResponse<Bytes>,
+    /// Once the head of the answer has gone out.
+    answer: Option<SendStream<Bytes>>,
+}
+
+/// The request's body, of which a part is kept for a second try.
+struct Body {
+    from: RecvStream,
+    /// What was sent; none once it was too much.
+    kept: Option<Vec<Bytes>>,
+    kept_bytes: usize,
+    /// How many of those kept have gone out in this try.
+    sent: usize,
+    trailers: Option<HeaderMap>,
+}
+
+/// Passes the request on and the answer back; where that fails, answers itself. `head` is the app's version of the
+/// request's head.
+pub async fn relay(
+    exchange: &Exchange<'_>,
+    head: Vec<u8>,
+    grpc: bool,
+    body: RecvStream,
+    respond: SendResponse<Bytes>,
+) -> Ended {
+    let back = Back { respond, answer: None };
+    let mut client = Client { body: Body::new(body), back, reset: Cell::new(None), grpc };
+    let done = match app::request(&head) {
+        Some(request) => {
+            // A call may last: what the fields were made from goes before it.
+            drop(head);
+            forward(exchange, &request, &mut client).await
+        }
+        None => Err(Failure::BadHead),
+    };
+    match done {
+        Ok(()) => Ended::Complete,
+        Err(failure) => fail(exchange, &mut client, failure),
+    }
+}
+
+async fn forward(exchange: &Exchange<'_>, head: &Request<()>, client: &mut Client) -> Result<(), Failure> {
+    let (worker, progress) = (exchange.worker, &exchange.flow.progress);
+    exchange.may_begin()?;
+    exchange.bounded(client.watched(exchange.held_back(size_of(head)))).await?;
+    let (mut tries, mut sent_before) = (0, false);
+    loop {
+        let mut lease =
+            exchange.bounded(client.watched(exchange.lease())).await.map_err(|failure| match failure {
+                // The first try was sent: nobody may say that the app never had it.
+                Failure::AppDown if progress.get() > Progress::Unsent => {
+                    Failure::AppGone { unanswered: true }
+                }
+                other => other,
+            })?;
+        let attempt = attempt(exchange, head, client, &mut lease);
+        let failure = match exchange.bounded(attempt).await {
+            Ok(()) => return Ok(()),
+            Err(failure) => failure,
+        };
+        tries += 1;
+        let again = match (failure, progress.get()) {
+            (_, Progress::Answering) => false,
+            (Failure::Unprocessed(_), _) | (Failure::AppGone { .. }, Progress::Unsent) => true,
+            // A connection that others share may have been dead already, one that was just made was not.
+            (Failure::AppGone { .. }, _) => exchange.request.idempotent && (tries == 1 || !lease.is_first()),
+            _ => false,
+        };
+        if !again || tries >= TRIES || !client.body.rewind() {
+            return Err(failure);
+        }
+        if let Failure::Unprocessed(_) = failure
+            && !sent_before
+        {
+            progress.set(Progress::Unsent);
+        }
+        sent_before |= progress.get() > Progress::Unsent;
+        add(&worker.shard.retries, 1);
+    }
+}
+
+/// Sends the request over this connection and relays the answer, both side by side.
+async fn attempt(
+    exchange: &Exchange<'_>,
+    head: &Request<()>,
+    client: &mut Client,
+    lease: &mut Lease,
+) -> Result<(), Failure> {
+    let Client { body, back, reset, grpc } = client;
+    let (mut response, mut app) = lease.send(head.clone(), body.is_empty()).map_err(app_failed)?;
+    exchange.flow.progress.set(Progress::Sent);
+    exchange.flow.app_goes.set(lease.backend().habit.is_going());
+    let host = match (exchange.request.origin.host.is_empty(), head.uri().authority()) {
+        (false, Some(host)) => host.as_str().as_bytes(),
+        _ => b"",
+    };
+    let site = Site { https: exchange.request.origin.https, host, app: lease.backend().loopback() };
+    let ended = {
+        let mut upload = pin!(upload(exchange, body, &mut app, reset, *grpc));
+        let mut answer = pin!(answer(exchange, site, &mut response, back, reset, *grpc));
+        let mut uploading = true;
+        poll_fn(|cx| {
+            if uploading && let Poll::Ready(over) = upload.as_mut().poll(cx) {
+                over?;
+                uploading = false;
+            }
+            answer.as_mut().poll(cx)
+        })
+        .await
+    };
+    if let Some(reason) = reset.get() {
+        app.send_reset(reason);
+    }
+    ended
+}
+
+/// The client's side: body and trailers go to the app. Returns early when the app takes no more.
+async fn upload(
+    exchange: &Exchange<'_>,
+    body: &mut Body,
+    app: &mut SendStream<Bytes>,
+    reset: &Cell<Option<Reason>>,
+    grpc: bool,
+) -> Result<(), Failure> {
+    let flow = &exchange.flow;
+    if body.is_empty() {
+        flow.uploaded.set(true);
+        exchange.client_owes(&flow.reading, false);
+        return Ok(());
+    }
+    loop {
+        // A call may be silent for as long as its own deadline allows.
+        exchange.client_owes(&flow.reading, !grpc);
+        let next = body.next(flow.progress.get() < Progress::Answering).await;
+        exchange.client_owes(&flow.reading, false);
+        let next = next.map_err(|error| {
+            reset.set(error.reason());
+            Failure::ClientGone
+        })?;
+        let Some((chunk, fresh)) = next else { break };
+        let (length, last) = (chunk.len(), body.is_whole());
+        if fresh {
+            exchange.received(length);
+        }
+        if pass_on(chunk, app, last).await.is_err() {
+            return Ok(());
+        }
+        if fresh {
+            body.took(length);
+        }
+        if last {
+            flow.uploaded.set(true);
+            return Ok(());
+        }
+    }
+    // A failure here shows on the app's side too.
+    let _ = end(app, body.trailers.clone());
+    flow.uploaded.set(true);
+    Ok(())
+}
+
+/// The app's side: interim answers, the head, the body, the trailers.
+async fn answer(
+    exchange: &Exchange<'_>,
+    site: Site<'_>,
+    response: &mut ResponseFuture,
+    back: &mut Back,
+    reset: &Cell<Option<Reason>>,
+    grpc: bool,
+) -> Result<(), Failure> {
+    let flow = &exchange.flow;
+    let (mut head, mut body) = answer_head(response, back, reset).await?.into_parts();
+    if head.headers.len() > exchange.worker.plane.settings.limits.fields {
+        return Err(Failure::AppBroken("the head of the app's answer has too many fields (--max-fields)"));
+    }
+    rename_app(&mut head.headers, site);
+    let whole = body.is_end_stream();
+    flow.status.set(head.status.as_u16());
+    flow.progress.set(Progress::Answering);
+    let sent = back.respond.send_response(Response::from_parts(head, ()), whole);
+    let client = back.answer.insert(sent.map_err(|_| Failure::ClientGone)?);
+    if whole {
+        return Ok(());
+    }
+    exchange.place.set_class(if grpc { Class::GrpcStream } else { Class::Finite });
+    loop {
+        let chunk = poll_fn(|cx| {
+            if let Poll::Ready(gone) = client.poll_reset(cx) {
+                return Poll::Ready(Some(Err(client_gone(gone, reset))));
+            }
+            body.poll_data(cx).map_err(app_failed)
+        });
+        let Some(chunk) = chunk.await.transpose()? else { break };
+        let (length, last) = (chunk.len(), body.is_end_stream());
+        exchange.client_owes(&flow.writing, !grpc);
+        let passed = pass_on(chunk, client, last).await;
+        exchange.client_owes(&flow.writing, false);
+        passed.map_err(|error| client_gone(Err(error), reset))?;
+        flow.sent.set(flow.sent.get() + length as u64);
+        let _ = body.flow_control().release_capacity(length);
+        if last {
+            return Ok(());
+        }
+    }
+    let trailers = poll_fn(|cx| body.poll_trailers(cx)).await.map_err(app_failed)?;
+    end(client, trailers).map_err(|_| Failure::ClientGone)
+}
+
+/// URLs that name the app at its own address get what its client knows it by.
+fn rename_app(fields: &mut HeaderMap, site: Site<'_>) {
+    let urls = [
+        (LOCATION, Field::Location),
+        (CONTENT_LOCATION, Field::ContentLocation),
+        (REFRESH, Field::Refresh),
+        (LINK, Field::Link),
+    ];
+    for (name, field) in urls {
+        let http::header::Entry::Occupied(mut values) = fields.entry(name) else { continue };
+        for value in values.iter_mut() {
+            let mut changed = Vec::new();
+            if site.put(field, value.as_bytes(), &mut changed)
+                && let Ok(changed) = HeaderValue::from_maybe_shared(Bytes::from(changed))
+            {
+                *value = changed;
+            }
+        }
+    }
+}
+
+/// Waits for the head of the answer; what comes before it goes to the client at once.
+async fn answer_head(
+    response: &mut ResponseFuture,
+    back: &mut Back,
+    reset: &Cell<Option<Reason>>,
+) -> Result<Response<RecvStream>, Failure> {
+    let mut interim = 0;
+    poll_fn(|cx| {
+        if let Poll::Ready(gone) = back.respond.poll_reset(cx) {
+            return Poll::Ready(Err(client_gone(gone, reset)));
+        }
+        while let Poll::Ready(Some(informational)) = response.poll_informational(cx) {
+            interim += 1;
+            if interim > INTERIM {
+                return Poll::Ready(Err(Failure::AppBroken("the app sends interim answers without end")));
+            }
+            let sent = back.respond.send_informational(informational.map_err(app_failed)?);
+            sent.map_err(|_| Failure::ClientGone)?;
+        }
+        Pin::new(&mut *response).poll(cx).map_err(app_failed)
+    })
+    .await
+}
+
+/// Sends a chunk piece by piece as the other side's window allows. `last`: nothing follows.
+async fn pass_on(mut chunk: Bytes, to: &mut SendStream<Bytes>, last: bool) -> Result<(), ::h2::Error> {
+    while !chunk.is_empty() {
+        to.reserve_capacity(chunk.len());
+        let room = match poll_fn(|cx| to.poll_capacity(cx)).await {
+            Some(room) => room?,
+            None => return Err(Reason::STREAM_CLOSED.into()),
+        };
+        let piece = chunk.split_to(room.min(chunk.len()));
+        to.send_data(piece, last && chunk.is_empty())?;
+        if last && chunk.is_empty() {
+            return Ok(());
+        }
+    }
+    if last { to.send_data(Bytes::new(), true) } else { Ok(()) }
+}
+
+/// Ends a stream whose last chunk has been sent already.
+fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), ::h2::Error> {
+    match trailers {
+        Some(trailers) => to.send_trailers(trailers),
+        None => to.send_data(Bytes::new(), true),
+    }
+}
+
+/// Ends a request that failed: with an answer where one is still possible, else so that the client can tell a cut from
+/// an end. A call's trailers can always be sent, and say that it may come again.
+fn fail(exchange: &Exchange<'_>, client: &mut Client, failure: Failure) -> Ended {
+    let verdict = failure.verdict(exchange.flow.progress.get());
+    let Client { back, grpc, .. } = client;
+    let reset = match failure {
+        Failure::ClientGone => return verdict.ended,
+        Failure::AppReset(reason) | Failure::Unprocessed(reason) => Some(reason),
+        _ => None,
+    };
+    let reason = reset.unwrap_or_else(|| reason(verdict.ended));
+    match (&mut back.answer, verdict.status) {
+        (Some(answer), _) if *grpc && reset.is_none() => {
+            // Whoever has gone needs no end.
+            let _ = answer.send_trailers(grpc::trailers(Code::Unavailable, verdict.why));
+        }
+        (Some(answer), _) => answer.send_reset(reason),
+        (None, Some(status)) if reset.is_none() => {
+            exchange.flow.status.set(status);
+            refuse(&mut back.respond, status, verdict.why, *grpc, exchange.request.head_only);
+        }
+        (None, _) => back.respond.send_reset(reason),
+    }
+    verdict.ended
+}
+
+/// A whole answer of our own.
+pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: bool, head_only: bool) {
+    // Whoever has gone needs no answer.
+    if grpc {
+        let _ = respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true);
+        return;
+    }
+    let answer = Bytes::from(failure::answer(status, why, head_only));
+    let Some(head) = head::response(&answer, head_only) else { return };
+    if let Ok(mut sent) = respond.send_response(head.response, head_only)
+        && !head_only
+    {
+        let _ = sent.send_data(answer.slice(head.len..), true);
+    }
+}
+
+impl Client {
+    /// Runs `work`, in which nobody reads from the client, and ends it when the client has reset the stream: what
+    /// nobody waits for any more must not be sent to the app.
+    async fn watched<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+        let mut work = pin!(work);
+        poll_fn(|cx| match work.as_mut().poll(cx) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => self.back.respond.poll_reset(cx).map(|gone| Err(client_gone(gone, &self.reset))),
+        })
+        .await
+    }
+}
+
+impl Body {
+    fn new(from: RecvStream) -> Self {
+        Self { from, kept: Some(Vec::new()), kept_bytes: 0, sent: 0, trailers: None }
+    }
+
+    /// There is nothing to send, and never was.
+    fn is_empty(&self) -> bool {
+        self.kept_bytes == 0 && self.is_whole()
+    }
+
+    /// Nothing follows what was taken last.
+    fn is_whole(&self) -> bool {
+        let all_sent = self.kept.as_ref().is_none_or(|kept| kept.len() == self.sent);
+        all_sent && self.from.is_end_stream() && self.trailers.is_none()
+    }
+
+    /// The next chunk, and whether it just came. At the end, the trailers are here.
+    async fn next(&mut self, keep: bool) -> Result<Option<(Bytes, bool)>, ::h2::Error> {
+        if let Some(chunk) = self.kept.as_ref().and_then(|kept| kept.get(self.sent)) {
+            self.sent += 1;
+            return Ok(Some((chunk.clone(), false)));
+        }
+        let Some(chunk) = poll_fn(|cx| self.from.poll_data(cx)).await.transpose()? else {
+            if self.trailers.is_none() {
+                self.trailers = poll_fn(|cx| self.from.poll_trailers(cx)).await?;
+            }
+            return Ok(None);
+        };
+        // However small, each costs something to keep.
+        self.kept_bytes += chunk.len().max(1024);
+        self.kept = self.kept.take().filter(|_| keep && self.kept_bytes <= REPLAY);
+        if let Some(kept) = &mut self.kept {
+            // A copy: the chunk itself keeps all of what was read with it.
+            kept.push(Bytes::copy_from_slice(&chunk));
+            self.sent += 1;
+        }
+        Ok(Some((chunk, true)))
+    }
+
+    /// The client may send so many bytes more.
+    fn took(&mut self, bytes: usize) {
+        // A stream that has ended meanwhile has no window.
+        let _ = self.from.flow_control().release_capacity(bytes);
+    }
+
+    /// To the start, for another try; false when not all of it is here any more.
+    fn rewind(&mut self) -> bool {
+        self.sent = 0;
+        self.kept.is_some()
+    }
+}
+
+/// How the client has ended the stream, for the app to hear the same.
+fn client_gone(how: Result<Reason, ::h2::Error>, reset: &Cell<Option<Reason>>) -> Failure {
+    reset.set(how.map_or_else(|error| error.reason(), Some));
+    Failure::ClientGone
+}
+
+/// What an error on the app's side means.
+fn app_failed(error: ::h2::Error) -> Failure {
+    match error.reason() {
+        _ if upstream::was_unprocessed(&error) => Failure::Unprocessed(Reason::REFUSED_STREAM),
+        Some(reason) if error.is_reset() && error.is_remote() => Failure::AppReset(reason),
+        Some(_) => Failure::AppBroken("the app breaks the rules of HTTP/2"),
+        None => Failure::AppGone { unanswered: true },
+    }
+}
+
+/// About what a head takes up while it waits, in bytes.
+fn size_of(head: &Request<()>) -> usize {
+    head.uri().path().len()
+        + head.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
+}

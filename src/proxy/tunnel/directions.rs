@@ -1,0 +1,255 @@
+//! The two directions of a tunnel: what they pass on, what they know of each other, and how a WebSocket's end between two
+//! messages.
+
+use std::cell::Cell;
+use std::future::{Future, poll_fn};
+use std::task::Poll;
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, Interest};
+use tokio::sync::Notify;
+
+use super::websocket::Frames;
+use crate::metrics::Ended;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::stream;
+use crate::upstream;
+
+/// One direction of a tunnel.
+#[derive(Default)]
+pub struct Direction {
+    /// Bytes that it has passed on.
+    pub moved: Cell<u64>,
+    /// It waits for a message's first byte.
+    pub rests: Cell<bool>,
+    /// A message has begun to pass, and its end is still to come.
+    inside: Cell<bool>,
+    /// Its source has sent a Close of its own.
+    closed: Cell<bool>,
+    /// How far it has come in ending.
+    stage: Cell<Stage>,
+}
+
+/// How far a direction of a WebSocket that is told to end has come.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Stage {
+    /// It passes on what comes.
+    #[default]
+    Passes,
+    /// The same, and since it was told to end it has stood between two messages.
+    Reached,
+    /// It stands between two messages and passes nothing more.
+    Stopped,
+    /// Its sink has been sent a Close, or its source has ended.
+    Closed,
+}
+
+/// Which end of a direction failed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failed {
+    /// The one that is read from.
+    Source,
+    /// The one that is written to.
+    Sink,
+}
+
+/// What the two directions know of each other.
+#[derive(Default)]
+pub struct Ends {
+    /// From the client to the app.
+    pub up: Direction,
+    /// From the app to the client.
+    pub down: Direction,
+    /// The tunnel is to end.
+    pub told: Cell<bool>,
+    /// Nothing has moved for too long.
+    pub quiet: Cell<bool>,
+    /// A direction got its Close from us.
+    ours: Cell<bool>,
+    /// A direction has come to another stage, which the rest has to look at.
+    pub news: Cell<bool>,
+    /// One direction has ended.
+    half: Cell<bool>,
+    whole: Notify,
+}
+
+/// The half of a connection that is read from.
+pub trait Half: AsyncRead + Unpin {
+    /// Returns once the connection has failed, also after its orderly end.
+    fn failed(&self) -> impl Future<Output = ()>;
+}
+
+impl Half for stream::Reader<'_> {
+    fn failed(&self) -> impl Future<Output = ()> {
+        stream::Source::failed(self)
+    }
+}
+
+impl Half for upstream::Reader<'_> {
+    async fn failed(&self) {
+        let _ = match self {
+            Self::Tcp(half) => half.as_ref().ready(Interest::ERROR).await,
+            Self::Tls(half) => half.tcp().ready(Interest::ERROR).await,
+            Self::Unix(half) => half.as_ref().ready(Interest::ERROR).await,
+        };
+    }
+}
+
+/// Returns once this holds. It is asked whenever the tunnel's task is awake.
+pub fn when(holds: impl Fn() -> bool) -> impl Future<Output = ()> {
+    poll_fn(move |_| if holds() { Poll::Ready(()) } else { Poll::Pending })
+}
+
+impl Direction {
+    /// Whether it has come so far in ending.
+    pub fn is(&self, stage: Stage) -> bool {
+        self.stage.get() >= stage
+    }
+}
+
+impl Ends {
+    /// Nothing is under way in either direction.
+    pub fn rest(&self) -> bool {
+        self.up.rests.get() && self.down.rests.get() && !self.told.get()
+    }
+
+    /// A direction has come so far in ending.
+    fn advance(&self, direction: &Direction, to: Stage) {
+        if !direction.is(to) {
+            direction.stage.set(to);
+            self.news.set(true);
+        }
+    }
+
+    /// Whether a direction that stands between two messages stops there. Not while the other one is still in the middle of
+    /// its first: whoever hears a Close gives up on what it sends itself after a while, so both are to hear it together.
+    fn stops(&self, (own, other): (&Direction, &Direction)) -> bool {
+        if !self.told.get() {
+            return false;
+        }
+        self.advance(own, Stage::Reached);
+        self.quiet.get() || other.is(Stage::Reached)
+    }
+
+    /// How the tunnel has ended. `Err`: a direction failed, at the app's end if true.
+    pub fn verdict(&self, ended: Result<(), bool>, websocket: bool) -> Ended {
+        // Who has said goodbye may leave in the middle of what the other sends.
+        let cut = |direction: &Direction, back: &Direction| direction.inside.get() && !back.closed.get();
+        let (from_client, from_app) = (cut(&self.up, &self.down), cut(&self.down, &self.up));
+        match ended {
+            _ if self.quiet.get() => Ended::TimedOut,
+            Ok(()) | Err(true) if from_app => Ended::AppGone,
+            Err(true) if from_client || !websocket => Ended::AppGone,
+            Ok(()) if from_client => Ended::ClientGone,
+            _ if self.ours.get() => Ended::WebSocketEnded,
+            Err(_) => Ended::ClientGone,
+            Ok(()) => Ended::Complete,
+        }
+    }
+
+    /// One direction has ended: waits for the other one, unless this one's source goes away for sure.
+    async fn other_half(&self, source: &impl Half) -> Result<(), Failed> {
+        if self.half.replace(true) {
+            self.whole.notify_one();
+            return Ok(());
+        }
+        tokio::select! {
+            biased;
+            () = self.whole.notified() => Ok(()),
+            () = source.failed() => Err(Failed::Source),
+        }
+    }
+}
+
+/// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, it stops between two
+/// messages and says goodbye.
+pub async fn direction<S, D>(
+    ends: &Ends,
+    source: &mut S,
+    buf: &mut Buffer,
+    sink: &mut D,
+    close: Option<&[u8]>,
+    (own, other): (&Direction, &Direction),
+) -> Result<(), Failed>
+where
+    S: Half,
+    D: AsyncWrite + Unpin,
+{
+    let mut frames = Frames::default();
+    loop {
+        let unread = buf.unread();
+        own.moved.set(own.moved.get() + unread.len() as u64);
+        let n = unread.len();
+        if let Some(close) = close {
+            let boundary = frames.follow(unread);
+            own.closed.set(frames.closed());
+            if (boundary > 0 || frames.at_boundary()) && ends.stops((own, other)) {
+                // What follows the last message is dropped.
+                let last = &unread[..boundary];
+                own.inside.set(boundary > 0);
+                sink.write_all(last).await.map_err(|_| Failed::Sink)?;
+                own.inside.set(false);
+                buf.consume(n);
+                return say_goodbye(ends, source, buf, sink, close, (own, other), frames).await;
+            }
+            own.inside.set(n > 0);
+        }
+        sink.write_all(unread).await.map_err(|_| Failed::Sink)?;
+        own.inside.set(!frames.at_boundary());
+        let filled = n > 0 && n == buf.capacity();
+        buf.consume(n);
+        if filled {
+            buf.grow();
+        }
+        let between = close.is_some() && frames.at_boundary();
+        let read = poll_fn(|cx| match buf.poll_fill(cx, source) {
+            Poll::Ready(read) => Poll::Ready(read.map_err(|_| Failed::Source)),
+            Poll::Pending if between && ends.stops((own, other)) => Poll::Ready(Ok(usize::MAX)),
+            Poll::Pending => Poll::Pending,
+        });
+        own.rests.set(frames.at_boundary() && !frames.closed());
+        let read = read.await?;
+        own.rests.set(false);
+        if read == 0 {
+            ends.advance(own, Stage::Closed);
+            let _ = sink.shutdown().await;
+            if close.is_some() {
+                return Ok(());
+            }
+            return ends.other_half(source).await;
+        }
+    }
+}
+
+/// The end of a direction that has stopped between two messages. Its sink gets our Close once the other direction has
+/// stopped too; what the source still sends is read and dropped until it closes as well.
+async fn say_goodbye<S, D>(
+    ends: &Ends,
+    source: &mut S,
+    buf: &mut Buffer,
+    sink: &mut D,
+    close: &[u8],
+    (own, other): (&Direction, &Direction),
+    mut frames: Frames,
+) -> Result<(), Failed>
+where
+    S: Half,
+    D: AsyncWrite + Unpin,
+{
+    ends.advance(own, Stage::Stopped);
+    when(|| ends.quiet.get() || other.is(Stage::Stopped)).await;
+    if !frames.closed() {
+        ends.ours.set(true);
+        sink.write_all(close).await.map_err(|_| Failed::Sink)?;
+    }
+    ends.advance(own, Stage::Closed);
+    while !(frames.closed() && frames.at_boundary()) {
+        if buf.fill(source).await.map_err(|_| Failed::Source)? == 0 {
+            let _ = sink.shutdown().await;
+            break;
+        }
+        frames.follow(buf.unread());
+        let n = buf.unread().len();
+        buf.consume(n);
+    }
+    Ok(())
+}

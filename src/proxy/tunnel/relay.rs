@@ -1,0 +1,196 @@
+//! Tunnels: an upgraded connection or one of `--tcp`, bytes both ways until both sides have ended. A WebSocket is told to
+//! go by a Close frame between two messages; any other tunnel can only run on until the deadline, and what resets one
+//! side of it resets the other.
+
+use std::future::{Future, pending, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use socket2::SockRef;
+
+use super::directions::{Ends, Failed, Stage, direction, when};
+use super::websocket::{close_to_app, close_to_client};
+use crate::metrics::Ended;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::connection::{Next, ParkedTunnel, Tunnel, TunnelState};
+use crate::proxy::parking;
+use crate::proxy::stream::Stream;
+use crate::proxy::worker::Worker;
+use crate::upstream::{self, Connection};
+
+/// Both sides have so long to answer a Close of ours.
+const CLOSING: Duration = Duration::from_secs(2);
+
+/// Relays until both sides have ended, or the drain ends it; or until nothing has moved for a while. Returns what
+/// becomes of the client's connection.
+pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
+    let Tunnel { mut client, mut app, mut app_buf, mut client_buf, mut state } = *tunnel;
+    let (ends, mut watch) = (Ends::default(), Watch::new(&state, worker));
+    let websocket = state.websocket;
+    let backend = app.backend().clone();
+    let ended = {
+        let sides =
+            Sides { client: &mut client, client_buf: &mut client_buf, app: &mut app, app_buf: &mut app_buf };
+        let mut relaying = pin!(relay(sides, websocket, worker, &ends));
+        let place = &state.place;
+        poll_fn(|cx| {
+            place.register(cx);
+            if let Poll::Ready(ended) = relaying.as_mut().poll(cx) {
+                return Poll::Ready(Some(ended));
+            }
+            if worker.plane.forced() {
+                return Poll::Ready(Some(Ended::Cut));
+            }
+            if watch.is_over(&ends, worker) && !ends.quiet.replace(true) {
+                return match websocket {
+                    true => relaying.as_mut().poll(cx).map(Some),
+                    false => Poll::Ready(Some(Ended::TimedOut)),
+                };
+            }
+            if place.expired() && ends.rest() && !worker.plane.ends_tunnel(websocket, &backend) {
+                return Poll::Ready(None);
+            }
+            place.set_deadline(worker.deadline(watch.look));
+            Poll::Pending
+        })
+        .await
+    };
+    state.totals.sent += ends.down.moved.get();
+    state.totals.received += ends.up.moved.get();
+    (state.unheard, state.moved_at) = (watch.unheard, watch.moved_at);
+    let Some(ended) = ended else { return park(client, app, state) };
+    state.record.write(&worker.shard, state.totals, ended);
+    let reset = match ended {
+        Ended::Cut => true,
+        Ended::ClientGone | Ended::AppGone | Ended::TimedOut => !websocket,
+        _ => false,
+    };
+    if reset {
+        client.reset_on_close();
+        reset_on_close(&mut app);
+        return Next::Closed;
+    }
+    Next::Close(client, state.connected)
+}
+
+/// Nothing of it is lost: both directions stand between two messages, and no byte is buffered.
+fn park(client: Stream, app: Connection, state: TunnelState) -> Next {
+    match (client.rest(), app.park()) {
+        (Ok(client), Ok(app)) => Next::ParkTunnel(ParkedTunnel { client, app, state }),
+        _ => Next::Closed,
+    }
+}
+
+/// A parked tunnel as a task can use it again; none if the runtime doesn't take its sockets, which are closed by then.
+pub fn unpark(parked: ParkedTunnel, worker: &Worker) -> Option<Box<Tunnel>> {
+    let ParkedTunnel { client, app, state } = parked;
+    match (client.go_on(), app.unpark()) {
+        (Ok(client), Ok(app)) => {
+            let (app_buf, client_buf) = (Buffer::default(), Buffer::default());
+            Some(Box::new(Tunnel { client, app, app_buf, client_buf, state }))
+        }
+        _ => {
+            state.record.write(&worker.shard, state.totals, Ended::Cut);
+            None
+        }
+    }
+}
+
+/// A tunnel's two connections, and what was read from each and not yet passed on.
+struct Sides<'a> {
+    client: &'a mut Stream,
+    client_buf: &'a mut Buffer,
+    app: &'a mut Connection,
+    app_buf: &'a mut Buffer,
+}
+
+async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) -> Ended {
+    let Sides { client, client_buf, app, app_buf } = sides;
+    let (mut app_reader, mut app_writer, backend) = app.split();
+    let (mut reader, mut writer) = client.split();
+    let (to_app, to_client) = (close_to_app(), close_to_client());
+    let to_app = websocket.then_some(&to_app[..]);
+    let to_client = websocket.then_some(&to_client[..]);
+    let up = direction(ends, &mut reader, client_buf, &mut app_writer, to_app, (&ends.up, &ends.down));
+    let down = direction(ends, &mut app_reader, app_buf, &mut writer, to_client, (&ends.down, &ends.up));
+    // A direction that fails takes the other with it: nobody is left to read that one.
+    let both = async {
+        let up = async { up.await.map_err(|failed| failed == Failed::Sink) };
+        let down = async { down.await.map_err(|failed| failed == Failed::Source) };
+        tokio::try_join!(up, down).map(drop)
+    };
+    let told = async {
+        if !websocket {
+            return pending().await;
+        }
+        tokio::select! {
+            () = worker.plane.stream_end(backend) => {}
+            () = when(|| ends.quiet.get()) => {}
+        }
+        ends.told.set(true);
+        // One that was too quiet in the middle of a message isn't waited for again.
+        let closed = when(|| ends.up.is(Stage::Closed) && ends.down.is(Stage::Closed));
+        match ends.quiet.get() {
+            true => drop(tokio::time::timeout(CLOSING, closed).await),
+            false => closed.await,
+        }
+        tokio::time::sleep(CLOSING).await;
+        Ok(())
+    };
+    let mut relaying = pin!(async {
+        // `told` first: it sets what the directions look at in the same poll.
+        tokio::select! {
+            biased;
+            ended = told => ended,
+            ended = both => ended,
+        }
+    });
+    let ended = poll_fn(|cx| {
+        let ended = relaying.as_mut().poll(cx);
+        if ended.is_pending() && ends.news.take() {
+            cx.waker().wake_by_ref();
+        }
+        ended
+    });
+    ends.verdict(ended.await, websocket)
+}
+
+/// Looks after each poll what has come of a tunnel.
+struct Watch {
+    unheard: bool,
+    moved: u64,
+    moved_at: u64,
+    /// How often it is looked at.
+    look: Duration,
+}
+
+impl Watch {
+    fn new(tunnel: &TunnelState, worker: &Worker) -> Self {
+        let timeout = worker.plane.settings.limits.tunnel_timeout;
+        let look = if timeout.is_zero() { parking::AFTER } else { parking::AFTER.min(timeout) };
+        Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, look }
+    }
+
+    /// Whether nothing has moved for `--tunnel-timeout`.
+    fn is_over(&mut self, ends: &Ends, worker: &Worker) -> bool {
+        if self.unheard && ends.up.moved.get() > 0 {
+            self.unheard = false;
+            worker.arrival(Instant::now(), true);
+        }
+        let moved = ends.up.moved.get() + ends.down.moved.get();
+        if moved != self.moved {
+            (self.moved, self.moved_at) = (moved, worker.ledger.now_ms());
+        }
+        worker.too_quiet(self.moved_at)
+    }
+}
+
+/// Resets the connection to the app when it is closed. A unix socket has no reset: it ends.
+fn reset_on_close(app: &mut Connection) {
+    let _ = match app.split().1 {
+        upstream::Writer::Tcp(half) => SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO)),
+        upstream::Writer::Tls(half) => SockRef::from(half.tcp()).set_linger(Some(Duration::ZERO)),
+        upstream::Writer::Unix(_) => Ok(()),
+    };
+}

@@ -1,0 +1,95 @@
+//! `--tcp`: connections that are passed on byte for byte. Each is work in flight from its accept to its close, and a
+//! tunnel once its upstream has taken it.
+
+use std::future::{Future, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Instant;
+
+use crate::drain::gate::Connected;
+use crate::drain::ledger::{Class, Place};
+use crate::metrics::add;
+use crate::proxy::buffer::Buffer;
+use crate::proxy::connection::{Next, Tunnel, TunnelState};
+use crate::proxy::request::exchange::{held_back, reach};
+use crate::proxy::request::failure::{Failure, Progress};
+use crate::proxy::request_log::{Record, Totals};
+use crate::proxy::socket::keep_alive;
+use crate::proxy::stream::{Source, Stream};
+use crate::proxy::worker::Worker;
+use crate::upstream::Connection;
+
+/// Connects a client to its upstream; `route` is the number of its `--tcp`. Returns the tunnel that it becomes.
+pub async fn serve(
+    mut client: Stream,
+    peer: SocketAddr,
+    route: usize,
+    connected: Connected,
+    worker: &Worker,
+) -> Next {
+    let since = Instant::now();
+    let (plane, place) = (&worker.plane, worker.ledger.enter(peer));
+    let upstream = plane.settings.tcp[route].upstream.to_string();
+    let ip = peer.ip().to_canonical().to_string();
+    let record = Record::tcp(since, &upstream, &ip, plane.settings.access_log);
+    let admitted = plane.gate.admit().map(|in_flight| in_flight.into_owned(&plane.gate));
+    place.begin(b"TCP", upstream.as_bytes(), since);
+    place.set_class(Class::Tcp);
+    keep_alive(client.tcp());
+    let reached = match &admitted {
+        Ok(_) if plane.past_in_flight() => Err(Failure::TooManyInFlight),
+        Ok(_) => reached(&mut client, route, &place, worker).await,
+        Err(_) => Err(Failure::Forced),
+    };
+    match (reached, admitted) {
+        (Ok(app), Ok(in_flight)) => {
+            let state = TunnelState {
+                websocket: false,
+                unheard: true,
+                in_flight: in_flight.into_tunnel(),
+                record,
+                totals: Totals::default(),
+                moved_at: worker.ledger.now_ms(),
+                place,
+                connected,
+            };
+            let (app_buf, client_buf) = (Buffer::default(), Buffer::default());
+            Next::Tunnel(Box::new(Tunnel { client, app, app_buf, client_buf, state }))
+        }
+        (reached, _in_flight) => {
+            let failure = reached.err().unwrap_or(Failure::Forced);
+            record.write(&worker.shard, Totals::default(), failure.verdict(Progress::Unsent).ended);
+            // Nobody may take it for an end of what it asked for.
+            client.reset_on_close();
+            Next::Closed
+        }
+    }
+}
+
+/// A connection to the upstream, once it may be made. Not a byte of the client's is read before: they stay where they are.
+async fn reached(
+    client: &mut Stream,
+    route: usize,
+    place: &Place,
+    worker: &Worker,
+) -> Result<Connection, Failure> {
+    let (reader, _) = client.split();
+    let mut work = pin!(async {
+        held_back(&worker.plane, place, 0).await?;
+        let app = reach(worker, async || worker.tcp[route].connect().await).await?;
+        add(&worker.shard.connects, 1);
+        Ok(app)
+    });
+    // One that has only ended its side may still wait for an answer.
+    let mut gone = pin!(reader.failed());
+    poll_fn(|cx| {
+        place.register(cx);
+        match work.as_mut().poll(cx) {
+            Poll::Ready(reached) => Poll::Ready(reached),
+            Poll::Pending if worker.plane.forced() => Poll::Ready(Err(Failure::Forced)),
+            Poll::Pending => gone.as_mut().poll(cx).map(|()| Err(Failure::ClientGone)),
+        }
+    })
+    .await
+}
