@@ -1,6 +1,7 @@
 //! The only place that wires: build → bound (addresses known) → run until the drain is over.
 
 mod child;
+mod files;
 mod state;
 
 use std::fmt::Display;
@@ -12,11 +13,12 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use self::files::share_files;
 use self::state::AppState;
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
-use crate::descriptors::{self, Shares};
+use crate::descriptors;
 use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::Trigger;
 use crate::drain::runner::control;
@@ -369,23 +371,6 @@ fn url(listener: &TcpListener, service: &Service) -> Option<String> {
         ip if ip.is_unspecified() => format!("{scheme}://localhost:{}", addr.port()),
         ip => format!("{scheme}://{}", SocketAddr::new(ip, addr.port())),
     })
-}
-
-/// Each connection is an open file: nobody may take the last of them, or `/readyz` would be silent.
-fn share_files(settings: &mut Settings) -> Shares {
-    let limit = descriptors::raise();
-    let shares = descriptors::divide(limit, descriptors::open(), settings.threads as u64);
-    let (wanted, most) = (settings.limits.connections, descriptors::most_of_one_side(shares.data));
-    if most < wanted {
-        tracing::warn!(
-            open_files = limit,
-            max_connections = most,
-            "--max-connections is {wanted}, but this process may not open so many files (ulimit -n)"
-        );
-    }
-    settings.limits.connections = wanted.min(most);
-    settings.limits.files = shares.data;
-    shares
 }
 
 fn cannot(what: &str, error: &dyn Display) -> u8 {

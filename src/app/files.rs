@@ -1,0 +1,25 @@
+//! Who may have how many of the files that this process may open.
+
+use crate::config::Settings;
+use crate::descriptors::{self, Shares};
+
+/// Fewer connections than this are worth a warning.
+const FEW: u64 = 1000;
+
+/// Each connection is an open file: nobody may take the last of them, or `/readyz` would be silent.
+pub fn share_files(settings: &mut Settings) -> Shares {
+    let limit = descriptors::raise();
+    let shares = descriptors::divide(limit, descriptors::open(), settings.threads as u64);
+    let (wanted, most) = (settings.limits.connections, descriptors::most_of_one_side(shares.data));
+    if most < wanted {
+        let why =
+            format!("--max-connections is {wanted}, but this process may not open so many files (ulimit -n)");
+        match most < FEW {
+            true => tracing::warn!(open_files = limit, max_connections = most, "{why}"),
+            false => tracing::info!(open_files = limit, max_connections = most, "{why}"),
+        }
+    }
+    settings.limits.connections = wanted.min(most);
+    settings.limits.files = shares.data;
+    shares
+}
