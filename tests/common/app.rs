@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use lameduck::proxy::sendq;
 use socket2::{SockRef, Socket};
 
-use super::LIMIT;
+use super::{LIMIT, wait_for};
 
 /// A listening app; its threads end with the test's process.
 pub struct RawApp {
@@ -217,6 +218,15 @@ impl Asked {
     /// Ends the app's side and goes on reading.
     pub fn shutdown(&mut self) {
         let _ = self.stream.socket().shutdown(Shutdown::Write);
+    }
+
+    /// Ends the connection, and waits until the proxy's kernel has acknowledged that: on a busy machine a later packet of
+    /// another connection may overtake an end.
+    pub fn close(mut self) {
+        self.shutdown();
+        wait_for("the end to be delivered", || {
+            (sendq::unacknowledged(&*self.stream.socket()) == 0).then_some(())
+        });
     }
 
     /// Ends the connection by a reset.

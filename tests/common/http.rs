@@ -331,7 +331,7 @@ impl Client {
         }
     }
 
-    /// Reads a sized body piece by piece with a pause before each, and keeps `read` up to date.
+    /// Reads a sized body piece by piece with a pause before each; `read` is how much the kernel holds no longer.
     pub fn body_slowly(&mut self, head: Head, piece: usize, pause: Duration, read: &AtomicUsize) -> Answer {
         let length: usize = head.header("content-length").expect("a sized body").parse().expect("a length");
         let mut answer = Answer { head, body: Vec::new(), trailers: Vec::new(), end: End::Whole };
@@ -339,7 +339,7 @@ impl Client {
             std::thread::sleep(pause);
             let until = length.min(answer.body.len() + piece);
             self.up_to(until - answer.body.len(), &mut answer.body).expect("no cut");
-            read.store(answer.body.len(), Ordering::Release);
+            read.store(answer.body.len() + self.buffer.len(), Ordering::Release);
         }
         answer
     }

@@ -22,17 +22,18 @@ pub const LIMIT: Duration = Duration::from_secs(20);
 /// Long enough to see that something does *not* happen.
 pub const MOMENT: Duration = Duration::from_millis(300);
 
-/// Asks every few milliseconds until there is an answer.
+/// Asks again and again until there is an answer, less often the longer it takes.
 ///
 /// # Panics
 /// After [`LIMIT`], saying `what` never came.
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
-    let end = Instant::now() + LIMIT;
+    let begun = Instant::now();
     loop {
         if let Some(answer) = ask() {
             return answer;
         }
-        assert!(Instant::now() < end, "{what}: not within {LIMIT:?}");
-        thread::sleep(Duration::from_millis(5));
+        let waited = begun.elapsed();
+        assert!(waited < LIMIT, "{what}: not within {LIMIT:?}");
+        thread::sleep((waited / 16).clamp(Duration::from_millis(2), Duration::from_millis(50)));
     }
 }

@@ -1,7 +1,7 @@
 //! On a real cluster, nothing that clients asked for is lost while pods come and go.
 //!
 //! ```text
-//! LAMEDUCK_CLUSTER=path/to/cluster cargo test --test kubernetes -- --ignored --nocapture
+//! LAMEDUCK_CLUSTER=path/to/cluster cargo test --test kubernetes -- --ignored --nocapture --test-threads 2
 //! ```
 //!
 //! The engine is a program with `up`, `load` and `run`; an `image` that makes image archives stands beside it.
