@@ -3,10 +3,11 @@
 //! It lives on a thread of its own, so that it answers while the data plane is saturated, and closes last.
 
 mod app_probe;
+mod control_socket;
 mod serve;
 mod sockets;
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -126,12 +127,15 @@ impl Admin {
             status: Status,
             ready: bool,
             reasons: Vec<String>,
+            /// Where the probe listener is.
+            probe: Option<SocketAddr>,
         }
         let (ready, reasons) = match (self.ready)() {
             Verdict::Ready => (true, vec![]),
             Verdict::NotReady(reasons) => (false, reasons.iter().map(ToString::to_string).collect()),
         };
-        json(StatusCode::OK, &Reply { status: self.control.status(), ready, reasons })
+        let probe = self.control.settings().probe_listen;
+        json(StatusCode::OK, &Reply { status: self.control.status(), ready, reasons, probe })
     }
 
     /// The blocking preStop hook. The kubelet ignores the answer's status, so a refusal is loud in the log instead.

@@ -6,7 +6,6 @@ mod state;
 
 use std::fmt::Display;
 use std::net::{SocketAddr, TcpListener};
-use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -104,7 +103,7 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
             Err(error) => return cannot("find a free port for the app", &error),
         }
     }
-    let bound = match Bound::bind(settings) {
+    let bound = match Bound::bind(settings, app.is_some()) {
         Ok(bound) => bound,
         Err(code) => return code,
     };
@@ -129,7 +128,8 @@ struct Bound {
 }
 
 impl Bound {
-    fn bind(settings: Settings) -> Result<Self, u8> {
+    /// `run`: it is about an app of our own, which is not to die for a listener beside it.
+    fn bind(mut settings: Settings, run: bool) -> Result<Self, u8> {
         if let Some(dir) = &settings.share_dir {
             let written = share::write(dir);
             written.map_err(|error| cannot(&format!("write to {} (--share-dir)", dir.display()), &error))?;
@@ -151,8 +151,12 @@ impl Bound {
             let bound = bound.map_err(|error| cannot(&format!("listen on {addr} ({flag})"), &error))?;
             listeners.push((bound, service));
         }
-        let admin =
-            admin::bind(&settings).map_err(|error| cannot("open the probe and control listeners", &error))?;
+        let admin = admin::bind(&settings, run);
+        let admin = admin.map_err(|error| cannot("open the probe and control listeners", &error))?;
+        settings.probe_listen = admin.probe_addr();
+        settings.control_listen = admin.control_addr();
+        // The app of `run` is this process's own child: nobody has switched to it before, or will find it after.
+        settings.switched = switch::file(admin.control()).filter(|_| !run);
         Ok(Self { settings, listeners, tls, admin })
     }
 
@@ -171,10 +175,7 @@ impl Bound {
         if let Some(tls) = plane.tls.clone() {
             tokio::spawn(tls.watch());
         }
-        // The app of `run` is this process's own child: nobody has switched to it.
-        if app.is_none()
-            && let Some(chosen) = switch::remembered(&plane.settings.control)
-        {
+        if let Some(chosen) = plane.settings.switched.as_deref().and_then(switch::remembered) {
             tracing::info!(upstream = %chosen, "a switch before this start outranks --upstream");
             plane.upstream.switch(chosen, &[]);
         }
@@ -352,7 +353,7 @@ fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Service)], admi
         upstream = %settings.upstream,
         tcp = (!tcp.is_empty()).then(|| tcp.join(",")),
         probe = admin.probe_addr().as_ref().map(SocketAddr::to_string),
-        control = %Path::display(&settings.control),
+        control = %admin.control(),
         control_tcp = admin.control_addr().as_ref().map(SocketAddr::to_string),
         version = env!("CARGO_PKG_VERSION"),
         "listening"

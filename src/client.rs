@@ -1,14 +1,13 @@
 //! `lameduck drain`, `resume`, `status` and others: they talk to a running proxy over its control socket, or by TCP.
 
+mod reach;
 mod swap;
 mod view;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
@@ -23,9 +22,8 @@ use serde::Deserialize;
 pub use self::swap::{hold, swap, switch};
 use self::view::{Row, State};
 use crate::cli::StatusView;
-use crate::config::UpstreamAddr;
+use crate::config::{ControlAddr, ControlPlaces};
 use crate::inject::share;
-use crate::upstream;
 
 /// Something was cut by the drain.
 const CUT: u8 = 3;
@@ -40,7 +38,8 @@ const REFRESH: Duration = Duration::from_secs(1);
 type Failure = String;
 
 /// `lameduck drain`: 0 when nothing was cut (or, without `wait`, when it began), 3 when something was, 1 when it failed.
-pub fn drain(control: &Path, timeout: Option<Duration>, wait: bool) -> ExitCode {
+pub fn drain(places: &ControlPlaces, timeout: Option<Duration>, wait: bool) -> ExitCode {
+    let control = &reach::locate(places, true);
     let mut target = format!("/drain?wait={wait}");
     if let Some(timeout) = timeout {
         target += &format!("&timeout={}ms", timeout.as_millis().max(1));
@@ -72,7 +71,7 @@ pub fn drain(control: &Path, timeout: Option<Duration>, wait: bool) -> ExitCode 
 }
 
 /// A drain that runs already may cut what still runs before this `timeout`.
-async fn tell_of_sooner_deadline(control: &Path, timeout: Duration) {
+async fn tell_of_sooner_deadline(control: &ControlAddr, timeout: Duration) {
     let left = state(control).await.ok().and_then(|state| state.time_left());
     if let Some(left) = left.filter(|left| *left < timeout) {
         let left = left.as_secs_f64();
@@ -82,7 +81,8 @@ async fn tell_of_sooner_deadline(control: &Path, timeout: Duration) {
 
 /// `lameduck drain --app-hook`: waits until the app may stop, and becomes the app's own hook, if it has one. That one
 /// must run whatever came of the drain, and the exit code is its own.
-pub fn app_hook(control: &Path, command: &[OsString]) -> ExitCode {
+pub fn app_hook(places: &ControlPlaces, command: &[OsString]) -> ExitCode {
+    let control = &reach::locate(places, false);
     // The app's SIGTERM comes only after its own hook, whose end the proxy sees by this.
     let _running = share::mark_running();
     let waited = run(async {
@@ -97,7 +97,8 @@ pub fn app_hook(control: &Path, command: &[OsString]) -> ExitCode {
 }
 
 /// `lameduck resume`: 0 when the proxy serves again, 1 when it failed.
-pub fn resume(control: &Path) -> ExitCode {
+pub fn resume(places: &ControlPlaces) -> ExitCode {
+    let control = &reach::locate(places, true);
     run(async {
         in_time(control, call(control, Method::POST, "/resume")).await?;
         say("resumed");
@@ -106,7 +107,8 @@ pub fn resume(control: &Path) -> ExitCode {
 }
 
 /// `lameduck status`: 0 when it was shown; with `Ready` 0 when ready, else 1 and not a word.
-pub fn status(control: &Path, view: StatusView) -> ExitCode {
+pub fn status(places: &ControlPlaces, view: StatusView) -> ExitCode {
+    let control = &reach::locate(places, view != StatusView::Ready);
     run(async {
         match view {
             StatusView::Ready => {
@@ -179,7 +181,7 @@ async fn show(watch: bool, look: impl AsyncFn() -> Result<String, Failure>) -> R
 
 /// Waits for the drain's end, and shows on stderr meanwhile how far it is.
 async fn beside_progress(
-    control: &Path,
+    control: &ControlAddr,
     end: impl Future<Output = Result<Bytes, Failure>>,
 ) -> Result<Bytes, Failure> {
     let start = Instant::now();
@@ -202,26 +204,26 @@ async fn beside_progress(
     answer
 }
 
-async fn state(control: &Path) -> Result<State, Failure> {
+async fn state(control: &ControlAddr) -> Result<State, Failure> {
     parse(&get(control, "/status").await?)
 }
 
-async fn get(control: &Path, target: &str) -> Result<Bytes, Failure> {
+async fn get(control: &ControlAddr, target: &str) -> Result<Bytes, Failure> {
     in_time(control, call(control, Method::GET, target)).await
 }
 
 async fn in_time(
-    control: &Path,
+    control: &ControlAddr,
     call: impl Future<Output = Result<Bytes, Failure>>,
 ) -> Result<Bytes, Failure> {
-    let late = |_| format!("lameduck on {} gave no answer within {} s", control.display(), ANSWER.as_secs());
+    let late = |_| format!("lameduck on {control} gave no answer within {} s", ANSWER.as_secs());
     tokio::time::timeout(ANSWER, call).await.map_err(late)?
 }
 
 /// One request on a connection of its own; the answer's body when it is one of success.
-async fn call(control: &Path, method: Method, target: &str) -> Result<Bytes, Failure> {
-    let stream = upstream::connect(&addr(control)).await.map_err(|why| no_connection(control, &why))?;
-    let broken = |why: hyper::Error| format!("lameduck on {} hung up: {why}", control.display());
+async fn call(control: &ControlAddr, method: Method, target: &str) -> Result<Bytes, Failure> {
+    let stream = reach::connect(control).await?;
+    let broken = |why: hyper::Error| format!("lameduck on {control} hung up: {why}");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let request = Request::builder().method(method).uri(target).header(header::HOST, "localhost");
     let request = request.header("Lameduck-Control", env!("CARGO_PKG_VERSION"));
@@ -240,27 +242,6 @@ async fn call(control: &Path, method: Method, target: &str) -> Result<Bytes, Fai
     }
 }
 
-/// Any user of a pod may ask by TCP; the socket is its owner's.
-fn addr(control: &Path) -> UpstreamAddr {
-    match control.to_str().and_then(|text| text.parse::<SocketAddr>().ok()) {
-        Some(addr) => UpstreamAddr::Tcp { host: addr.ip().to_string(), port: addr.port() },
-        None => UpstreamAddr::Unix(control.to_owned()),
-    }
-}
-
-fn no_connection(control: &Path, why: &io::Error) -> Failure {
-    let path = control.display();
-    match why.kind() {
-        ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
-            format!("no lameduck answers on {path}: is it running? give its --control path")
-        }
-        ErrorKind::PermissionDenied => {
-            format!("{path}: {why}: only the user that lameduck runs as may use it")
-        }
-        _ => format!("{path}: {why}"),
-    }
-}
-
 #[derive(Deserialize)]
 struct End {
     outcome: String,
@@ -269,21 +250,4 @@ struct End {
 
 fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
     serde_json::from_slice(answer).map_err(|why| format!("an answer of another lameduck version? {why}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[tokio::test]
-    async fn a_socket_without_a_lameduck_is_told_with_what_to_do() {
-        let missing = std::env::temp_dir().join(format!("lameduck-none-{}.sock", std::process::id()));
-        let missing_told = get(&missing, "/status").await.unwrap_err();
-        assert!(missing_told.contains(": is it running? give its --control path"), "{missing_told}");
-        assert!(missing_told.starts_with(&format!("no lameduck answers on {}", missing.display())));
-        // A socket that was left behind.
-        drop(std::os::unix::net::UnixListener::bind(&missing).unwrap());
-        assert_eq!(get(&missing, "/status").await.unwrap_err(), missing_told);
-        std::fs::remove_file(&missing).unwrap();
-    }
 }

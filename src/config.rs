@@ -1,6 +1,7 @@
 //! Validated settings, limits and deadlines. Nothing else reads the environment.
 
 mod addresses;
+mod control;
 mod health_check;
 mod long_poll;
 mod target;
@@ -13,6 +14,7 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
+pub use self::control::{ControlAddr, ControlPlaces, SOCKETS};
 pub use self::health_check::HealthCheck;
 pub use self::long_poll::{LongPoll, LongPollAnswer, LongPolls};
 use self::target::is_target;
@@ -36,8 +38,10 @@ pub struct Settings {
     pub upstream_ca: Option<PathBuf>,
     /// `/livez`, `/readyz`, `/metrics`, `/drain`; none when switched off.
     pub probe_listen: Option<SocketAddr>,
-    /// The control socket's path.
-    pub control: PathBuf,
+    /// Where the control socket may be.
+    pub control: ControlPlaces,
+    /// The file that remembers which upstream `switch` has chosen; without one the choice ends with the process.
+    pub switched: Option<PathBuf>,
     /// Control over TCP, for the other containers of a pod; loopback only.
     pub control_listen: Option<SocketAddr>,
     /// What `GET /drain` on the probe port must show; none refuses every such call.

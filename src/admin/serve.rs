@@ -9,10 +9,12 @@ use std::time::Duration;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use rustix::process::geteuid;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
+use super::control_socket::ControlSocket;
 use super::{Admin, Bound, Door};
 use crate::descriptors::Shares;
 use crate::repeated::Repeated;
@@ -41,7 +43,8 @@ impl Bound {
         shares: Shares,
         shutdown: impl Future<Output = ()>,
     ) -> io::Result<()> {
-        let Self { probe, control, control_tcp, token, file } = self;
+        let Self { probe, control, control_tcp, token } = self;
+        let ControlSocket { listener: control, file, .. } = control;
         let admin = Arc::new(admin);
         let stop = watch::Sender::new(false);
         let tcp = async |listener: Option<std::net::TcpListener>, limit, door| {
@@ -51,9 +54,15 @@ impl Bound {
             serve_all(accept, limit, door, Arc::clone(&admin), stop.subscribe()).await;
             Ok(())
         };
+        let anybody_connects = file.is_none();
         let unix = async |listener| {
             let listener = UnixListener::from_std(listener)?;
-            let accept = async move || listener.accept().await.map(|(stream, _)| stream);
+            let accept = async move || loop {
+                let stream = listener.accept().await?.0;
+                if !anybody_connects || is_ours(&stream) {
+                    return Ok(stream);
+                }
+            };
             let (admin, stop) = (Arc::clone(&admin), stop.subscribe());
             serve_all(accept, shares.control, Door::ControlSocket, admin, stop).await;
             Ok(())
@@ -72,6 +81,11 @@ impl Bound {
         drop(file);
         served.map(|_| ())
     }
+}
+
+/// Whether this user or root has connected. Without a file no mode keeps the others out.
+fn is_ours(stream: &UnixStream) -> bool {
+    stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
 }
 
 async fn serve_all<S>(

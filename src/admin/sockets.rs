@@ -1,46 +1,44 @@
-//! The probe and control sockets: bound before anything is served, so that a clash is known at start-up.
+//! The probe and control listeners: bound before anything is served, so that a clash is known at start-up.
 
-use std::fs::{self, DirBuilder};
 use std::io::{self, ErrorKind};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
-use std::os::unix::fs::{DirBuilderExt, FileTypeExt, MetadataExt};
-use std::os::unix::net::UnixListener;
-use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
-use socket2::{Domain, SockAddr, Socket, Type};
+use socket2::{Domain, Socket, Type};
 
-use crate::config::Settings;
+use super::control_socket::{self, ControlSocket};
+use crate::config::{ControlAddr, Settings};
 
-/// Connections that may wait in the kernel's queue of each socket.
-const BACKLOG: i32 = 128;
+/// Connections that may wait in the kernel's queue of each listener.
+pub(super) const BACKLOG: i32 = 128;
+/// How often another port is asked for: one is in use already if the kernel gives the app's own.
+const TRIES: u32 = 3;
 
-/// The probe and control sockets, listening; callers wait in the kernel's queue until `serve`.
+/// The probe and control listeners; callers wait in the kernel's queue until `serve`.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) probe: Option<TcpListener>,
-    pub(super) control: UnixListener,
+    pub(super) control: ControlSocket,
     pub(super) control_tcp: Option<TcpListener>,
     pub(super) token: Option<String>,
-    pub(super) file: SocketFile,
 }
 
-/// Binds what the settings name.
+/// Binds what the settings name. With `elsewhere` a listener that can't be where they say is somewhere else, or left out,
+/// and the log says so: the app of `run` matters more.
 ///
 /// # Errors
 /// Names the flag and says what to do: the address or the control socket is in use, or may not be made.
-pub fn bind(settings: &Settings) -> io::Result<Bound> {
+pub fn bind(settings: &Settings, elsewhere: bool) -> io::Result<Bound> {
     let tcp = |flag: &str, addr: Option<SocketAddr>| {
-        let listener =
-            addr.map(|addr| bind_tcp(addr).map_err(|why| explain(&format!("{flag} {addr}"), &why)));
-        listener.transpose()
+        let Some(addr) = addr else { return Ok(None) };
+        match bind_tcp(addr).map_err(|why| explain(&format!("{flag} {addr}"), &why)) {
+            Err(why) if elsewhere => Ok(bind_elsewhere(addr, settings, &why)),
+            bound => bound.map(Some),
+        }
     };
     let probe = tcp("--probe-listen", settings.probe_listen)?;
     let control_tcp = tcp("--control-listen", settings.control_listen)?;
-    let path = &settings.control;
-    let control = bind_unix(path).map_err(|why| explain(&format!("--control {}", path.display()), &why))?;
-    let file = SocketFile::of(path)?;
-    Ok(Bound { probe, control, control_tcp, token: settings.token.clone(), file })
+    let control = control_socket::bind(&settings.control, elsewhere)?;
+    Ok(Bound { probe, control, control_tcp, token: settings.token.clone() })
 }
 
 impl Bound {
@@ -53,15 +51,35 @@ impl Bound {
     pub fn control_addr(&self) -> Option<SocketAddr> {
         self.control_tcp.as_ref().and_then(|listener| listener.local_addr().ok())
     }
+
+    /// Where the control socket is.
+    pub fn control(&self) -> &ControlAddr {
+        &self.control.at
+    }
 }
 
-fn explain(what: &str, why: &io::Error) -> io::Error {
+pub(super) fn explain(what: &str, why: &io::Error) -> io::Error {
     let help = match why.kind() {
         ErrorKind::AddrInUse => ": give another one",
         ErrorKind::PermissionDenied => ": give one that this user may use",
         _ => "",
     };
     io::Error::new(why.kind(), format!("{what}: {why}{help}"))
+}
+
+/// Another port of the same address; none if it has none, either.
+fn bind_elsewhere(addr: SocketAddr, settings: &Settings, why: &io::Error) -> Option<TcpListener> {
+    let app = settings.upstream.host_and_port().map(|(_, port)| port);
+    for _ in 0..TRIES {
+        let Ok(listener) = bind_tcp(SocketAddr::new(addr.ip(), 0)) else { break };
+        let Ok(instead) = listener.local_addr() else { break };
+        if Some(instead.port()) != app {
+            tracing::warn!(%instead, "{why}; listening on another port, which `lameduck status` shows");
+            return Some(listener);
+        }
+    }
+    tracing::warn!("{why}; this listener is left out");
+    None
 }
 
 fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
@@ -88,66 +106,4 @@ fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
 fn no_ipv6(why: &io::Error) -> bool {
     let code = why.raw_os_error().map(rustix::io::Errno::from_raw_os_error);
     matches!(code, Some(rustix::io::Errno::AFNOSUPPORT | rustix::io::Errno::ADDRNOTAVAIL))
-}
-
-fn bind_unix(path: &Path) -> io::Result<UnixListener> {
-    if let Some(dir) = path.parent().filter(|dir| !dir.as_os_str().is_empty()) {
-        DirBuilder::new().recursive(true).mode(0o700).create(dir)?;
-    }
-    let addr = SockAddr::unix(path)?;
-    let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Before the bind: the file takes the socket's own mode (unix_bind in Linux), so it is never open to others.
-    rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
-    match socket.bind(&addr) {
-        Err(why) if why.kind() == ErrorKind::AddrInUse => {
-            remove_stale(path, &addr)?;
-            socket.bind(&addr)?;
-        }
-        bound => bound?,
-    }
-    socket.set_nonblocking(true)?;
-    socket.listen(BACKLOG)?;
-    Ok(socket.into())
-}
-
-/// Removes a socket that a process left behind; one on which somebody answers is an error.
-fn remove_stale(path: &Path, addr: &SockAddr) -> io::Result<()> {
-    if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "there is a file, and it is no socket"));
-    }
-    let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Else a full queue would block; then somebody listens, and the error is another one than "refused".
-    caller.set_nonblocking(true)?;
-    match caller.connect(addr) {
-        Err(why) if why.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
-        Err(why) if why.kind() == ErrorKind::PermissionDenied => Err(why),
-        Ok(()) | Err(_) => {
-            Err(io::Error::new(ErrorKind::AddrInUse, "another lameduck runs with this control socket"))
-        }
-    }
-}
-
-/// The control socket's file, removed in the end unless somebody else's has taken its place.
-#[derive(Debug)]
-pub(super) struct SocketFile {
-    path: PathBuf,
-    identity: (u64, u64),
-}
-
-impl SocketFile {
-    fn of(path: &Path) -> io::Result<Self> {
-        Ok(Self { path: path.to_owned(), identity: identity(path)? })
-    }
-}
-
-impl Drop for SocketFile {
-    fn drop(&mut self) {
-        if identity(&self.path).is_ok_and(|now| now == self.identity) {
-            let _ = fs::remove_file(&self.path);
-        }
-    }
-}
-
-fn identity(path: &Path) -> io::Result<(u64, u64)> {
-    fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }

@@ -14,8 +14,9 @@ use super::log::LogArgs;
 use super::values::{self, PortOrLink, Switch};
 use super::webhook::{self, WebhookArgs};
 use crate::config::{
-    AfterDrain, AppProbe, Cidr, ClientAuth, DrainReadiness, Forwarded, HealthCheck, Limits, LongPoll,
-    LongPollAnswer, ReadyCheck, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp, parse_listen,
+    AfterDrain, AppProbe, Cidr, ClientAuth, ControlAddr, DrainReadiness, Forwarded, HealthCheck, Limits,
+    LongPoll, LongPollAnswer, ReadyCheck, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, WarmUp,
+    parse_listen,
 };
 
 const EXIT_CODES: &str = "\
@@ -65,7 +66,8 @@ pub(super) enum Sub {
     /// Send new requests to another upstream once it answers, and wait until the old one has run dry
     ///
     /// Only the app of --listen moves; what comes by --tcp stays where it is. It outranks --upstream until it is undone
-    /// by --back, and is remembered beside the control socket: put that into a volume to keep it.
+    /// by --back, and is remembered beside the control socket: put that into a volume to keep it. The app of run is its
+    /// own child, so there a switch ends with the process.
     #[command(after_help = EXIT_CODES)]
     Switch(SwitchArgs),
     /// End a drain or a hold: serve on
@@ -192,14 +194,17 @@ pub(super) struct AddressArgs {
     /// Another lameduck of the same user may listen there too, so that one front door takes over from another
     #[arg(long, env = "LAMEDUCK_REUSEPORT")]
     pub reuseport: bool,
-    /// Where the kubelet and Prometheus ask: /livez, /readyz, /metrics and /drain; or 'off'
+    /// Where the kubelet and Prometheus ask: /livez, /readyz, /metrics and /drain; or 'off'. run takes another port when
+    /// this one is in use
     #[arg(long, env = "LAMEDUCK_PROBE_LISTEN", value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off)]
     pub probe_listen: Switch,
-    /// The control socket, which drain, resume and status talk to
-    /// [default: /run/lameduck/control.sock, else $XDG_RUNTIME_DIR/lameduck.sock, else /tmp/lameduck-UID.sock]
-    #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH", value_parser = values::socket_path)]
-    pub control: Option<PathBuf>,
+    /// The control socket, which the commands drain, resume, status and so on
+    /// talk to; @NAME is one without a file. Its default is the first of these folders that belongs to this user alone, or
+    /// else @lameduck-UID. run takes the next free one, as in control-2.sock
+    /// [default: control.sock in /run/lameduck, $XDG_RUNTIME_DIR/lameduck or /tmp/lameduck-UID]
+    #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH")]
+    pub control: Option<ControlAddr>,
     /// Control by TCP for the pod's other containers, on loopback only; or 'off'
     /// [default: 127.0.0.1:4882 in a pod, else off]
     #[arg(long, env = "LAMEDUCK_CONTROL_LISTEN", value_name = "ADDR", value_parser = values::loopback_or_off)]

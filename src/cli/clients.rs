@@ -1,21 +1,20 @@
 //! What the commands that talk to a running proxy take.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
 
 use super::command::Hold;
 use super::values;
-use crate::config::UpstreamAddr;
+use crate::config::{ControlAddr, UpstreamAddr};
 
 #[derive(Debug, Args)]
 pub(super) struct ControlArgs {
     /// The proxy's control socket, or its --control-listen address [default: the first of the proxy's own default
-    /// sockets that exists]
-    #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH", value_parser = values::socket_path)]
-    pub control: Option<PathBuf>,
+    /// sockets on which one answers]
+    #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH")]
+    pub control: Option<ControlAddr>,
 }
 
 #[derive(Debug, Args)]

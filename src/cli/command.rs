@@ -1,14 +1,13 @@
 //! What a command line asks for: the outcome of reading it.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use tracing::Level;
 
 use super::log::LogFormat;
 use super::webhook::WebhookSettings;
-use crate::config::{Settings, UpstreamAddr};
+use crate::config::{ControlPlaces, Settings, UpstreamAddr};
 use crate::inject::command::Request;
 
 /// What is to be done.
@@ -32,8 +31,8 @@ pub enum Command {
     },
     /// `lameduck drain`.
     Drain {
-        /// The control socket.
-        control: PathBuf,
+        /// Where the proxy is.
+        control: ControlPlaces,
         /// From now to Forcing; none waits for as long as it takes.
         timeout: Option<Duration>,
         /// Whether to wait for the drain's end.
@@ -41,20 +40,20 @@ pub enum Command {
     },
     /// `lameduck drain --app-hook`.
     AppHook {
-        /// The control socket, or its address.
-        control: PathBuf,
+        /// Where the proxy is.
+        control: ControlPlaces,
         /// The app's own preStop hook; empty if it has none.
         command: Vec<OsString>,
     },
     /// `lameduck resume`.
     Resume {
-        /// The control socket.
-        control: PathBuf,
+        /// Where the proxy is.
+        control: ControlPlaces,
     },
     /// `lameduck hold`.
     Hold {
-        /// The control socket.
-        control: PathBuf,
+        /// Where the proxy is.
+        control: ControlPlaces,
         /// How.
         how: Hold,
         /// Whether to wait until nothing runs any more.
@@ -62,8 +61,8 @@ pub enum Command {
     },
     /// `lameduck swap`.
     Swap {
-        /// The control socket.
-        control: PathBuf,
+        /// Where the proxy is.
+        control: ControlPlaces,
         /// How requests are held meanwhile.
         how: Hold,
         /// How long the app may take to answer once the command has ended.
@@ -73,8 +72,8 @@ pub enum Command {
     },
     /// `lameduck switch`.
     Switch {
-        /// The control socket.
-        control: PathBuf,
+        /// Where the proxy is.
+        control: ControlPlaces,
         /// Where new requests go; none for `--upstream`.
         to: Option<UpstreamAddr>,
         /// How long it may take to answer.
@@ -84,8 +83,8 @@ pub enum Command {
     },
     /// `lameduck status`.
     Status {
-        /// The control socket.
-        control: PathBuf,
+        /// Where the proxy is.
+        control: ControlPlaces,
         /// What to show.
         view: StatusView,
     },

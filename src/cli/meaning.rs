@@ -13,8 +13,8 @@ use super::args::{Cli, CommonArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs};
 use super::command::{AppCommand, Command, LogSettings, StatusView};
 use super::surroundings::Surroundings;
 use crate::config::{
-    AfterDrain, DrainSettings, Forwarded, LongPoll, LongPollAnswer, LongPolls, ReadyCheck, ReadySettings,
-    Settings, Sidecar, TlsSettings, UpstreamAddr, UpstreamProtocol, parse_listen,
+    AfterDrain, ControlAddr, DrainSettings, Forwarded, LongPoll, LongPollAnswer, LongPolls, ReadyCheck,
+    ReadySettings, Settings, Sidecar, TlsSettings, UpstreamAddr, UpstreamProtocol, parse_listen,
 };
 use crate::inject::manifest::Task;
 
@@ -69,27 +69,27 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
         }
         Sub::Run(args) => run(*args, around)?,
         Sub::Drain(args) if args.app_hook => {
-            Command::AppHook { control: around.control_to_call(args.control), command: args.command }
+            Command::AppHook { control: around.places(args.control.control), command: args.command }
         }
         Sub::Drain(args) => Command::Drain {
-            control: around.control_to_call(args.control),
+            control: around.places(args.control.control),
             timeout: args.timeout,
             wait: !args.no_wait,
         },
-        Sub::Resume(args) => Command::Resume { control: around.control_to_call(args) },
+        Sub::Resume(args) => Command::Resume { control: around.places(args.control) },
         Sub::Hold(args) => Command::Hold {
-            control: around.control_to_call(args.control),
+            control: around.places(args.control.control),
             how: args.hold.meant(),
             until_idle: args.until_idle,
         },
         Sub::Swap(args) => Command::Swap {
-            control: around.control_to_call(args.control),
+            control: around.places(args.control.control),
             how: args.hold.meant(),
             timeout: args.timeout,
             command: args.command,
         },
         Sub::Switch(args) => Command::Switch {
-            control: around.control_to_call(args.control),
+            control: around.places(args.control.control),
             to: args.to,
             timeout: args.timeout,
             wait: !args.no_wait,
@@ -100,7 +100,7 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
                 (false, true) => StatusView::Json { watch: args.watch },
                 (false, false) => StatusView::Human { watch: args.watch },
             };
-            Command::Status { control: around.control_to_call(args.control), view }
+            Command::Status { control: around.places(args.control.control), view }
         }
         Sub::Inject(args) => Command::Inject(args.request(check_proxy)?),
         Sub::Uninject(args) => Command::Inject(args.request(Task::Uninject)?),
@@ -172,7 +172,8 @@ fn settings(
         proxy_protocol_from: addresses.proxy_protocol_from,
         upstream_ca: None,
         probe_listen: addresses.probe_listen.0,
-        control: addresses.control.unwrap_or_else(|| around.control_to_serve()),
+        control: around.places(addresses.control),
+        switched: None,
         control_listen: addresses.control_listen.map_or(control_listen, |switch| switch.0),
         token: addresses.token,
         sidecar,
@@ -258,8 +259,11 @@ fn check_protocol(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses one port for two of our addresses, and an app that is this proxy itself.
+/// Refuses one port for two of our addresses, a control socket that is none, and an app that is this proxy itself.
 fn check_addresses(settings: &Settings) -> Result<(), String> {
+    if let Some(ControlAddr::Tcp(addr)) = settings.control.given {
+        return Err(format!("--control {addr} is no socket's path: give the address to --control-listen"));
+    }
     let ours: Vec<_> = settings.own_addresses().collect();
     for (n, (flag, addr)) in ours.iter().enumerate() {
         if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| overlap(*earlier, *addr)) {
@@ -299,12 +303,7 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 /// # Errors
 /// What is wrong with it.
 pub fn check_proxy(args: &[String]) -> Result<(), String> {
-    let around = Surroundings {
-        in_pod: true,
-        control_candidates: vec!["/c".into()],
-        cores: 1,
-        ..Surroundings::default()
-    };
+    let around = Surroundings { in_pod: true, control: vec![], cores: 1, ..Surroundings::default() };
     let typed = ["lameduck"].into_iter().chain(args.iter().map(String::as_str));
     let parsed = Cli::try_parse_from(typed).map_err(|error| {
         let text = error.to_string();

@@ -1,6 +1,5 @@
 //! What a user types, and what comes of it.
 
-use std::path::Path;
 use std::process::Command as Process;
 use std::time::Duration;
 
@@ -8,16 +7,16 @@ use clap::CommandFactory;
 use tracing::Level;
 
 use super::args::Cli;
-use super::clients::ControlArgs;
 use super::meaning::parse_at;
 use super::surroundings::Surroundings;
 use super::*;
 use crate::config::{
-    AfterDrain, ClientAuth, DrainReadiness, Forwarded, ReadyCheck, Settings, Sidecar, UpstreamAddr, WarmUp,
+    AfterDrain, ClientAuth, ControlAddr, ControlPlaces, DrainReadiness, Forwarded, ReadyCheck, Settings,
+    Sidecar, UpstreamAddr, WarmUp,
 };
 
 fn laptop() -> Surroundings {
-    Surroundings { control_candidates: vec!["/nowhere/c.sock".into()], cores: 3, ..Surroundings::default() }
+    Surroundings { control: ControlPlaces::defaults(None, 7), cores: 3, ..Surroundings::default() }
 }
 
 fn pod() -> Surroundings {
@@ -51,7 +50,9 @@ fn a_proxy_on_a_laptop_has_the_documented_defaults() {
     assert_eq!(s.listen, ["[::]:4880".parse().unwrap()]);
     assert_eq!(s.upstream.to_string(), "127.0.0.1:3000");
     assert_eq!(s.probe_listen, Some("[::]:4881".parse().unwrap()));
-    assert_eq!(s.control, Path::new("/nowhere/c.sock"));
+    assert_eq!(s.control, laptop().places(None));
+    let places: Vec<_> = s.control.defaults.iter().map(ToString::to_string).collect();
+    assert_eq!(places, ["/run/lameduck/control.sock", "/tmp/lameduck-7/control.sock", "@lameduck-7"]);
     assert_eq!((s.control_listen, s.token, s.sidecar), (None, None, Sidecar::None));
     let d = s.drain;
     assert_eq!((d.lame_duck, d.grace, d.reserve), (secs(0), secs(30), secs(5)));
@@ -111,7 +112,7 @@ fn typed_values_reach_the_settings() {
     let warm = |method: &str, path: &str| WarmUp { method: method.into(), path: path.into() };
     assert_eq!((s.ready.warm_up, s.ready.warm_up_count), (vec![warm("GET", "/"), warm("HEAD", "/x")], 3));
     assert_eq!((s.forwarded, s.access_log, s.limits.head), (Forwarded::Replace, true, 1 << 20));
-    assert_eq!((s.threads, s.control), (7, "/c.sock".into()));
+    assert_eq!((s.threads, s.control), (7, laptop().places(Some(ControlAddr::Path("/c.sock".into())))));
 }
 
 #[test]
@@ -239,14 +240,19 @@ fn a_wrong_setting_shows_the_usage_of_its_command() {
 #[test]
 fn the_clients_know_what_to_do() {
     let parsed = |line: &str| format!("{:?}", parse_at(words(line), &laptop()).unwrap());
-    let control = "control: \"/c\"";
+    let control = format!("control: {:?}", laptop().places(Some(ControlAddr::Path("/c".into()))));
     assert_eq!(
         parsed("lameduck drain --control /c --timeout 30s --no-wait"),
         format!("Drain {{ {control}, timeout: Some(30s), wait: false }}")
     );
-    assert!(parsed("lameduck drain").contains("\"/nowhere/c.sock\", timeout: None, wait: true"));
+    let control_nowhere = format!("control: {:?}", laptop().places(None));
+    assert_eq!(parsed("lameduck drain"), format!("Drain {{ {control_nowhere}, timeout: None, wait: true }}"));
     let hook = parsed("lameduck drain --app-hook --control 127.0.0.1:4882 -- sh -c x");
-    assert_eq!(hook, r#"AppHook { control: "127.0.0.1:4882", command: ["sh", "-c", "x"] }"#);
+    assert!(
+        hook.starts_with("AppHook { control: ControlPlaces { given: Some(Tcp(127.0.0.1:4882))"),
+        "{hook}"
+    );
+    assert!(hook.ends_with(r#"command: ["sh", "-c", "x"] }"#), "{hook}");
     assert!(parsed("lameduck drain --app-hook").ends_with("command: [] }"));
     assert!(refusal("lameduck drain -- x").contains("--app-hook"));
     assert!(refusal("lameduck drain --app-hook --no-wait").contains("cannot be used with"));
@@ -268,6 +274,7 @@ fn a_wrong_value_is_told_what_to_write_instead() {
         ("--ready-timeout 0", "must be over 0"),
         ("--listen nowhere", "write :4880"),
         ("--probe-listen no", "or off"),
+        ("--control 127.0.0.1:4882", "give the address to --control-listen"),
         ("--control-listen 0.0.0.0:4882", "write 127.0.0.1:4882"),
         ("--max-head 5", "8KiB"),
         ("--max-head 64KB", "write 64KiB"),
@@ -289,20 +296,6 @@ fn a_wrong_value_is_told_what_to_write_instead() {
     assert!(refusal(&format!("lameduck resume --control /{}", "x".repeat(107))).contains("108 bytes"));
     // The same port on another machine is none of ours.
     settings_of("lameduck proxy --upstream 192.0.2.1:4880", &laptop());
-}
-
-#[test]
-fn the_control_socket_goes_where_it_can_be_made_and_is_called_where_it_is() {
-    let dir = std::env::temp_dir().join(format!("lameduck-cli-{}", std::process::id()));
-    std::fs::create_dir_all(&dir).unwrap();
-    let (missing, here) = (dir.join("a/b/c.sock"), dir.join("new/c.sock"));
-    let around = Surroundings { control_candidates: vec![missing, here.clone()], ..laptop() };
-    assert_eq!(around.control_to_serve(), here);
-    let last = dir.join("last.sock");
-    std::fs::write(&last, "").unwrap();
-    let around = Surroundings { control_candidates: vec![here, last.clone()], ..laptop() };
-    assert_eq!(around.control_to_call(ControlArgs { control: None }), last);
-    std::fs::remove_dir_all(&dir).unwrap();
 }
 
 #[test]
@@ -409,7 +402,7 @@ fn reads_its_environment() {
     assert_eq!(s.listen.iter().map(|a| a.port()).collect::<Vec<_>>(), [81, 82]);
     assert_eq!((s.ready.warm_up.len(), s.access_log), (2, true));
     assert_eq!((s.drain.grace, s.drain.reserve, s.drain.lame_duck), (secs(60), secs(8), secs(5)));
-    assert_eq!(Surroundings::look().control_candidates[1], Path::new("/run/user/1/lameduck.sock"));
+    assert_eq!(Surroundings::look().control[1].to_string(), "/run/user/1/lameduck/control.sock");
 }
 
 #[test]

@@ -1,7 +1,6 @@
 //! One value that was typed → what it means, or an error that says what to write instead.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use hyper::header::{HeaderName, HeaderValue};
@@ -53,15 +52,6 @@ pub(super) fn loopback_or_off(text: &str) -> Result<Switch, String> {
             ))
         }
         _ => Ok(switch),
-    }
-}
-
-pub(super) fn socket_path(text: &str) -> Result<PathBuf, String> {
-    // `sun_path` holds 108 bytes with its closing NUL (unix(7)).
-    match text.len() {
-        0 => Err("is empty: give the control socket's path".to_owned()),
-        n if n > 107 => Err(format!("the path has {n} bytes; a unix socket's may have 107")),
-        _ => Ok(text.into()),
     }
 }
 

@@ -2,7 +2,6 @@
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
-use std::path::Path;
 use std::process::{Command, ExitCode, ExitStatus};
 use std::time::{Duration, Instant};
 
@@ -11,10 +10,11 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::reach::locate;
 use super::view::{self, State};
 use super::{Failure, call, get, in_time, parse, run, say, show_line, state};
 use crate::cli::Hold;
-use crate::config::UpstreamAddr;
+use crate::config::{ControlAddr, ControlPlaces, UpstreamAddr};
 
 /// Between two questions whether the app answers.
 const ASK_APP: Duration = Duration::from_millis(50);
@@ -26,7 +26,8 @@ const PROGRESS_LINE: Duration = Duration::from_secs(2);
 const INTERRUPTED: u8 = 130;
 
 /// `lameduck hold`: 0 when new requests wait, with `until_idle` when nothing runs any more; 1 when it failed.
-pub fn hold(control: &Path, how: Hold, until_idle: bool) -> ExitCode {
+pub fn hold(places: &ControlPlaces, how: Hold, until_idle: bool) -> ExitCode {
+    let control = &locate(places, true);
     run(async {
         let held = call_hold(control, how, until_idle);
         match until_idle {
@@ -40,7 +41,8 @@ pub fn hold(control: &Path, how: Hold, until_idle: bool) -> ExitCode {
 
 /// `lameduck switch`: 0 when new requests go to `to`, or back to `--upstream`, and the old one has run dry; 1 when
 /// nothing was changed.
-pub fn switch(control: &Path, to: Option<&UpstreamAddr>, timeout: Duration, wait: bool) -> ExitCode {
+pub fn switch(places: &ControlPlaces, to: Option<&UpstreamAddr>, timeout: Duration, wait: bool) -> ExitCode {
+    let control = &locate(places, true);
     run(async {
         let to = to.map(|to| format!("&to={to}")).unwrap_or_default();
         let target = format!("/switch?timeout={}ms&wait={wait}{to}", timeout.as_millis());
@@ -54,7 +56,8 @@ pub fn switch(control: &Path, to: Option<&UpstreamAddr>, timeout: Duration, wait
 
 /// `lameduck swap`: 0 when the app was replaced and answers; 130 when interrupted; else 1. Whatever happens, the held
 /// requests are let go at the end.
-pub fn swap(control: &Path, how: Hold, timeout: Duration, command: &[OsString]) -> ExitCode {
+pub fn swap(places: &ControlPlaces, how: Hold, timeout: Duration, command: &[OsString]) -> ExitCode {
+    let control = &locate(places, true);
     run(async {
         let replaced = tokio::select! {
             replaced = replace(control, how, timeout, command) => replaced,
@@ -80,7 +83,7 @@ pub fn swap(control: &Path, how: Hold, timeout: Duration, command: &[OsString]) 
 
 /// Holds, replaces the app and waits for the new one. What was done, or why not, in words.
 async fn replace(
-    control: &Path,
+    control: &ControlAddr,
     how: Hold,
     timeout: Duration,
     command: &[OsString],
@@ -121,7 +124,7 @@ async fn replace(
     ))
 }
 
-async fn call_hold(control: &Path, how: Hold, until_idle: bool) -> Result<Bytes, Failure> {
+async fn call_hold(control: &ControlAddr, how: Hold, until_idle: bool) -> Result<Bytes, Failure> {
     #[derive(Deserialize)]
     struct Came {
         outcome: String,
@@ -140,11 +143,11 @@ fn keep(streams: bool) -> &'static str {
 }
 
 /// A drain that has begun meanwhile goes on.
-async fn release(control: &Path) -> Result<(), Failure> {
+async fn release(control: &ControlAddr) -> Result<(), Failure> {
     in_time(control, call(control, Method::POST, "/resume?only=hold")).await.map(drop)
 }
 
-async fn answers(control: &Path) -> Result<bool, Failure> {
+async fn answers(control: &ControlAddr) -> Result<bool, Failure> {
     #[derive(Deserialize)]
     struct App {
         answers: bool,
@@ -176,7 +179,7 @@ async fn interrupted() {
 /// Runs `work` and shows meanwhile how far it is: on a terminal in one line that is written over, else in a line
 /// whenever something has changed.
 async fn beside_progress(
-    control: &Path,
+    control: &ControlAddr,
     what: &str,
     start: Instant,
     work: impl Future<Output = Result<Bytes, Failure>>,

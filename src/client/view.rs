@@ -1,6 +1,7 @@
 //! What `lameduck status` and a drain's progress look like. Pure.
 
 use std::fmt::Write;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use serde::Deserialize;
@@ -26,6 +27,7 @@ pub(super) struct State {
     switched: bool,
     #[serde(default)]
     servers: Vec<Server>,
+    probe: Option<SocketAddr>,
     pub(super) ready: bool,
     reasons: Vec<String>,
 }
@@ -110,6 +112,9 @@ pub(super) fn table(state: &State, mut rows: Vec<Row>) -> String {
             let down = if *down { ", down" } else { "" };
             let _ = writeln!(text, "             {address}: {in_flight} in flight{down}");
         }
+    }
+    if let Some(probe) = state.probe {
+        let _ = writeln!(text, "probe        {probe}");
     }
     if let Some(verdict) = &state.verdict {
         let _ = writeln!(text, "verdict      {verdict}");

@@ -1,15 +1,23 @@
 //! `lameduck switch`: new requests go to another upstream, and the one that was left runs dry.
 
-use std::io;
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::config::{Settings, UpstreamAddr};
+use rustix::fs::{Mode, OFlags};
+use rustix::io::Errno;
+use rustix::process::geteuid;
+
+use crate::config::{ControlAddr, Settings, UpstreamAddr};
 use crate::proxy::shared::Plane;
 use crate::readiness;
 use crate::upstream;
 
+/// The most bytes that a remembered upstream can have: a path or a host's name, and more.
+const LONGEST: u64 = 4096;
 /// Between two questions to the new upstream, and between two looks at the old one.
 const LOOK: Duration = Duration::from_millis(50);
 
@@ -25,9 +33,11 @@ pub async fn switch(plane: &Plane, to: Option<UpstreamAddr>, timeout: Duration) 
     let to = to.unwrap_or_else(|| plane.upstream.own());
     let addrs = once_ready(plane, &to, timeout).await?;
     let chosen = (!back && to != plane.upstream.own()).then_some(&to);
-    let file = file(&settings.control);
-    remember(&file, chosen)
-        .map_err(|error| format!("can't remember the choice in {}: {error}", file.display()))?;
+    match &settings.switched {
+        Some(file) => remember(file, chosen)
+            .map_err(|error| format!("can't remember the choice in {}: {error}", file.display()))?,
+        None => tracing::info!("the choice lasts until this process ends: there is no file for it"),
+    }
     tracing::info!(upstream = %to, "new requests go to another upstream");
     let old = plane.upstream.switch(to, &addrs);
     old.iter().for_each(|server| plane.end_streams_of(server, settings.drain.stream_spread));
@@ -88,8 +98,15 @@ impl Left {
 }
 
 /// The upstream that was chosen before this start, if one was.
-pub fn remembered(control: &Path) -> Option<UpstreamAddr> {
-    let text = std::fs::read_to_string(file(control)).ok()?;
+pub fn remembered(file: &Path) -> Option<UpstreamAddr> {
+    let text = match read(file) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return None,
+        Err(error) => {
+            tracing::warn!(file = %file.display(), "the remembered upstream is left aside: {error}");
+            return None;
+        }
+    };
     match text.trim().parse() {
         Ok(addr) => Some(addr),
         Err(error) => {
@@ -99,9 +116,34 @@ pub fn remembered(control: &Path) -> Option<UpstreamAddr> {
     }
 }
 
-/// Beside the control socket, since that is in a folder of ours.
-fn file(control: &Path) -> PathBuf {
-    control.with_extension("upstream")
+/// Beside the control socket; none for one without a file.
+pub fn file(control: &ControlAddr) -> Option<PathBuf> {
+    match control {
+        ControlAddr::Path(path) => Some(path.with_extension("upstream")),
+        ControlAddr::Abstract(_) | ControlAddr::Tcp(_) => None,
+    }
+}
+
+/// A file of this user's or of root's, and no link to one: whoever else could write it would steer our requests.
+fn read(path: &Path) -> io::Result<String> {
+    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let mut file = match rustix::fs::open(path, flags, Mode::empty()) {
+        Err(Errno::LOOP) => return Err(io::Error::other("it is a link")),
+        opened => File::from(opened?),
+    };
+    let found = file.metadata()?;
+    if !found.is_file() {
+        return Err(io::Error::other("it is no file"));
+    }
+    if found.uid() != 0 && found.uid() != geteuid().as_raw() {
+        return Err(io::Error::other(format!("it belongs to another user (uid {})", found.uid())));
+    }
+    if found.mode() & 0o022 != 0 {
+        return Err(io::Error::other("other users can write to it"));
+    }
+    let mut text = String::new();
+    (&mut file).take(LONGEST).read_to_string(&mut text)?;
+    Ok(text)
 }
 
 fn remember(file: &Path, chosen: Option<&UpstreamAddr>) -> io::Result<()> {
@@ -111,9 +153,11 @@ fn remember(file: &Path, chosen: Option<&UpstreamAddr>) -> io::Result<()> {
             _ => Ok(()),
         };
     };
-    // Whole or not at all, whenever the machine stops.
+    // Whole or not at all, whenever the machine stops. A link that somebody put there would lead to another file.
     let new = file.with_extension("new");
-    std::fs::write(&new, format!("{addr}\n"))?;
-    std::fs::File::open(&new)?.sync_all()?;
+    let _ = std::fs::remove_file(&new);
+    let mut written = File::options().write(true).create_new(true).mode(0o600).open(&new)?;
+    writeln!(written, "{addr}")?;
+    written.sync_all()?;
     std::fs::rename(new, file)
 }

@@ -44,7 +44,7 @@ impl Server {
             "lameduck proxy --upstream :1 --probe-listen 127.0.0.1:0 --token s3cret --lame-duck 0s --control";
         let args = fixed.split(' ').chain([path]);
         let Ok(Command::Proxy { settings, .. }) = cli::parse(args) else { panic!("usage") };
-        let bound = admin::bind(&settings).expect("bound");
+        let bound = admin::bind(&settings, false).expect("bound");
         let probe = bound.probe_addr().expect("an address");
         let idle = Arc::new(Notify::new());
         let wake = idle.clone();

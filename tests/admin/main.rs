@@ -5,6 +5,7 @@ mod common;
 
 mod cli_clients;
 mod control_socket;
+mod control_socket_is_our_own;
 mod listeners_end;
 mod open_files;
 mod probe_listener;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use lameduck::proxy::sendq;
+use lameduck::proxy::socket;
 use socket2::{SockRef, Socket};
 
 use super::{LIMIT, wait_for};
@@ -225,7 +225,7 @@ impl Asked {
     pub fn close(mut self) {
         self.shutdown();
         wait_for("the end to be delivered", || {
-            (sendq::unacknowledged(&*self.stream.socket()) == 0).then_some(())
+            (socket::unacknowledged(&*self.stream.socket()) == 0).then_some(())
         });
     }
 

@@ -11,6 +11,7 @@ pub mod pod;
 pub mod port;
 pub mod process;
 pub mod tls;
+pub mod users;
 pub mod websocket;
 
 use std::thread;

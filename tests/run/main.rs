@@ -4,6 +4,7 @@
 mod common;
 
 mod app_never_listens;
+mod listeners_may_be_elsewhere;
 mod port;
 mod run_app;
 mod run_pid1;

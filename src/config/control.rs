@@ -1,0 +1,118 @@
+//! Where a proxy's control socket may be, and where its clients look for it.
+
+use std::fmt;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+/// How many proxies of one user find a control socket of their own at each of the default places.
+pub const SOCKETS: u32 = 8;
+
+/// `--control`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ControlAddr {
+    /// A unix socket with a file.
+    Path(PathBuf),
+    /// `@name`: a unix socket in Linux's abstract namespace, which needs no file (unix(7)).
+    Abstract(String),
+    /// The proxy's `--control-listen` address; only a client can use it.
+    Tcp(SocketAddr),
+}
+
+/// All places where the control socket may be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ControlPlaces {
+    /// By `--control`.
+    pub given: Option<ControlAddr>,
+    /// The default places, best first.
+    pub defaults: Vec<ControlAddr>,
+}
+
+impl ControlAddr {
+    /// The address at this place for the proxy with this number, from 1: `control.sock`, `control-2.sock` and so on.
+    pub fn numbered(&self, number: u32) -> Self {
+        match self {
+            _ if number == 1 => self.clone(),
+            Self::Path(path) => {
+                let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+                let extension = path.extension().unwrap_or_default().to_string_lossy();
+                Self::Path(path.with_file_name(format!("{stem}-{number}.{extension}")))
+            }
+            Self::Abstract(name) => Self::Abstract(format!("{name}-{number}")),
+            Self::Tcp(_) => self.clone(),
+        }
+    }
+
+    /// The path as the kernel's unix sockets take it; none for TCP. An abstract name begins with a zero byte.
+    pub fn unix_path(&self) -> Option<PathBuf> {
+        match self {
+            Self::Path(path) => Some(path.clone()),
+            Self::Abstract(name) => Some(format!("\0{name}").into()),
+            Self::Tcp(_) => None,
+        }
+    }
+}
+
+impl ControlPlaces {
+    /// `/run/lameduck`, a folder in `$XDG_RUNTIME_DIR`, one in `/tmp`, and a name that needs no folder.
+    pub fn defaults(runtime_dir: Option<&Path>, uid: u32) -> Vec<ControlAddr> {
+        let mut folders = vec![PathBuf::from("/run/lameduck")];
+        folders.extend(runtime_dir.map(|dir| dir.join("lameduck")));
+        folders.push(format!("/tmp/lameduck-{uid}").into());
+        let sockets = folders.into_iter().map(|folder| ControlAddr::Path(folder.join("control.sock")));
+        sockets.chain([ControlAddr::Abstract(format!("lameduck-{uid}"))]).collect()
+    }
+}
+
+impl FromStr for ControlAddr {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        // `sun_path` holds 108 bytes: a path's closing NUL, or the first of an abstract name, is one of them (unix(7)).
+        match text.len() {
+            0 => return Err("is empty: give the control socket's path".to_owned()),
+            n if n > 107 => return Err(format!("the path has {n} bytes; a unix socket's may have 107")),
+            _ => {}
+        }
+        match (text.parse(), text.strip_prefix('@')) {
+            (Ok(addr), _) => Ok(Self::Tcp(addr)),
+            (Err(_), Some("")) => Err("'@' needs a name: write @lameduck, say".to_owned()),
+            (Err(_), Some(name)) => Ok(Self::Abstract(name.to_owned())),
+            (Err(_), None) => Ok(Self::Path(text.into())),
+        }
+    }
+}
+
+impl fmt::Display for ControlAddr {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Path(path) => write!(f, "{}", path.display()),
+            Self::Abstract(name) => write!(f, "@{name}"),
+            Self::Tcp(addr) => write!(f, "{addr}"),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_is_read_as_it_is_shown() {
+        for text in ["/run/lameduck/control.sock", "c.sock", "@lameduck-7", "127.0.0.1:4882", "[::1]:4882"] {
+            assert_eq!(text.parse::<ControlAddr>().unwrap().to_string(), text);
+        }
+        assert_eq!("127.0.0.1:4882".parse::<ControlAddr>().unwrap().unix_path(), None);
+        for bad in ["", "@", &"x".repeat(108)] {
+            assert!(bad.parse::<ControlAddr>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn several_proxies_at_one_place_have_numbers() {
+        let numbered = |text: &str, number| text.parse::<ControlAddr>().unwrap().numbered(number).to_string();
+        assert_eq!(numbered("/run/a.b/control.sock", 1), "/run/a.b/control.sock");
+        assert_eq!(numbered("/run/a.b/control.sock", 2), "/run/a.b/control-2.sock");
+        assert_eq!(numbered("@lameduck-0", 3), "@lameduck-0-3");
+    }
+}

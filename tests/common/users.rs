@@ -1,0 +1,45 @@
+//! Programs that are run as other users.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use super::process::{lameduck, temporary_directory};
+
+/// A copy of a program that every user may run, wherever the original is; gone in the end.
+pub struct ForAll(PathBuf);
+
+impl ForAll {
+    /// The built lameduck.
+    pub fn lameduck() -> Self {
+        Self::copy(Path::new(env!("CARGO_BIN_EXE_lameduck")))
+    }
+
+    /// Any program.
+    pub fn copy(program: &Path) -> Self {
+        let dir = temporary_directory();
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("ours");
+        fs::copy(program, dir.join("program")).expect("copied");
+        Self(dir)
+    }
+
+    /// The program as this user, with no settings of lameduck's; none is whoever runs the tests.
+    pub fn command(&self, user: Option<u32>) -> Command {
+        let mut command = Command::new(self.0.join("program"));
+        for (name, _) in lameduck().get_envs() {
+            command.env_remove(name);
+        }
+        if let Some(id) = user {
+            command.uid(id).gid(id);
+        }
+        command
+    }
+}
+
+impl Drop for ForAll {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
