@@ -10,9 +10,10 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{getegid, geteuid};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use super::sockets::{BACKLOG, explain};
 use crate::config::{ControlAddr, ControlPlaces, SOCKETS};
 
+/// Connections that may wait in the kernel's queue of each listener.
+pub(super) const BACKLOG: i32 = 128;
 /// A control socket that listens; its file is removed in the end.
 #[derive(Debug)]
 pub(super) struct ControlSocket {
@@ -179,4 +180,14 @@ impl Drop for SocketFile {
 
 fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
+}
+
+/// The same error with what was tried, and what would help.
+pub(super) fn explain(what: &str, why: &io::Error) -> io::Error {
+    let help = match why.kind() {
+        ErrorKind::AddrInUse => ": give another one",
+        ErrorKind::PermissionDenied => ": give one that this user may use",
+        _ => "",
+    };
+    io::Error::new(why.kind(), format!("{what}: {why}{help}"))
 }

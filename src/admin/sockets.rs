@@ -1,15 +1,13 @@
 //! The probe and control listeners: bound before anything is served, so that a clash is known at start-up.
 
-use std::io::{self, ErrorKind};
+use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use socket2::{Domain, Socket, Type};
 
-use super::control_socket::{self, ControlSocket};
+use super::control_socket::{self, BACKLOG, ControlSocket, explain};
 use crate::config::{ControlAddr, Settings};
 
-/// Connections that may wait in the kernel's queue of each listener.
-pub(super) const BACKLOG: i32 = 128;
 /// How often another port is asked for: one is in use already if the kernel gives the app's own.
 const TRIES: u32 = 3;
 
@@ -56,15 +54,6 @@ impl Bound {
     pub fn control(&self) -> &ControlAddr {
         &self.control.at
     }
-}
-
-pub(super) fn explain(what: &str, why: &io::Error) -> io::Error {
-    let help = match why.kind() {
-        ErrorKind::AddrInUse => ": give another one",
-        ErrorKind::PermissionDenied => ": give one that this user may use",
-        _ => "",
-    };
-    io::Error::new(why.kind(), format!("{what}: {why}{help}"))
 }
 
 /// Another port of the same address; none if it has none, either.

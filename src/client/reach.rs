@@ -10,7 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{Failure, show_line};
+use super::terminal::{Failure, show_line};
 use crate::config::{ControlAddr, ControlPlaces, SOCKETS};
 
 /// A connection to a proxy's control.

@@ -10,9 +10,10 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 use tokio::signal::unix::{SignalKind, signal};
 
+use super::call::{call, get, in_time, parse, state};
 use super::reach::locate;
+use super::terminal::{Failure, run, say, show_line};
 use super::view::{self, State};
-use super::{Failure, call, get, in_time, parse, run, say, show_line, state};
 use crate::cli::Hold;
 use crate::config::{ControlAddr, ControlPlaces, UpstreamAddr};
 

@@ -1,41 +1,33 @@
 //! `lameduck drain`, `resume`, `status` and others: they talk to a running proxy over its control socket, or by TCP.
 
+mod call;
 mod reach;
 mod swap;
+mod terminal;
 mod view;
 
 use std::ffi::OsString;
 use std::io::{self, ErrorKind, IsTerminal, Write};
-use std::os::fd::AsFd;
 use std::os::unix::process::CommandExt;
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
-use http_body_util::{BodyExt, Empty, Limited};
+use hyper::Method;
 use hyper::body::Bytes;
-use hyper::client::conn::http1;
-use hyper::{Method, Request, StatusCode, header};
-use hyper_util::rt::TokioIo;
-use rustix::termios::tcgetwinsize;
 use serde::Deserialize;
 
+use self::call::{call, get, in_time, parse, state};
 pub use self::swap::{hold, swap, switch};
-use self::view::{Row, State};
+use self::terminal::{Failure, run, say, show_line, size};
+use self::view::Row;
 use crate::cli::StatusView;
 use crate::config::{ControlAddr, ControlPlaces};
 use crate::inject::share;
 
 /// Something was cut by the drain.
 const CUT: u8 = 3;
-/// For an answer that isn't waited for on purpose.
-const ANSWER: Duration = Duration::from_secs(5);
-/// Bytes of an answer: 50,000 requests in the ledger fit.
-const ANSWER_BYTES: usize = 64 << 20;
 /// Between two looks of `--watch` and of a drain's progress.
 const REFRESH: Duration = Duration::from_secs(1);
-
-/// What the user is told on stderr.
-type Failure = String;
 
 /// `lameduck drain`: 0 when nothing was cut (or, without `wait`, when it began), 3 when something was, 1 when it failed.
 pub fn drain(places: &ControlPlaces, timeout: Option<Duration>, wait: bool) -> ExitCode {
@@ -139,32 +131,6 @@ pub fn status(places: &ControlPlaces, view: StatusView) -> ExitCode {
     })
 }
 
-/// A line on stderr.
-fn show_line(line: &str) {
-    let _ = writeln!(io::stderr(), "{line}");
-}
-
-fn run(work: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
-    let done = runtime.map_err(|why| why.to_string()).and_then(|runtime| runtime.block_on(work));
-    done.unwrap_or_else(|why| {
-        let _ = writeln!(io::stderr(), "lameduck: {why}");
-        ExitCode::FAILURE
-    })
-}
-
-/// A terminal's columns and rows; none for anything else.
-fn size(out: &impl AsFd) -> Option<(usize, usize)> {
-    // One that doesn't know its size says 0.
-    let known = |n: u16| if n == 0 { usize::MAX } else { n.into() };
-    tcgetwinsize(out).ok().map(|size| (known(size.ws_col), known(size.ws_row)))
-}
-
-/// A line on stdout. Whoever closed it doesn't want to know.
-fn say(line: &str) {
-    let _ = writeln!(io::stdout(), "{line}");
-}
-
 /// Prints what `look` returns: once, or each second until it fails or stdout is closed.
 async fn show(watch: bool, look: impl AsyncFn() -> Result<String, Failure>) -> Result<ExitCode, Failure> {
     loop {
@@ -204,50 +170,8 @@ async fn beside_progress(
     answer
 }
 
-async fn state(control: &ControlAddr) -> Result<State, Failure> {
-    parse(&get(control, "/status").await?)
-}
-
-async fn get(control: &ControlAddr, target: &str) -> Result<Bytes, Failure> {
-    in_time(control, call(control, Method::GET, target)).await
-}
-
-async fn in_time(
-    control: &ControlAddr,
-    call: impl Future<Output = Result<Bytes, Failure>>,
-) -> Result<Bytes, Failure> {
-    let late = |_| format!("lameduck on {control} gave no answer within {} s", ANSWER.as_secs());
-    tokio::time::timeout(ANSWER, call).await.map_err(late)?
-}
-
-/// One request on a connection of its own; the answer's body when it is one of success.
-async fn call(control: &ControlAddr, method: Method, target: &str) -> Result<Bytes, Failure> {
-    let stream = reach::connect(control).await?;
-    let broken = |why: hyper::Error| format!("lameduck on {control} hung up: {why}");
-    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
-    let request = Request::builder().method(method).uri(target).header(header::HOST, "localhost");
-    let request = request.header("Lameduck-Control", env!("CARGO_PKG_VERSION"));
-    let request = request.body(Empty::<Bytes>::new()).map_err(|why| why.to_string())?;
-    let exchange = async move {
-        let answer = sender.send_request(request).await.map_err(broken)?;
-        let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
-        Ok::<_, Failure>((status, body.map_err(|why| why.to_string())?.to_bytes()))
-    };
-    // Both in this task: the connection ends once the exchange has dropped its sender.
-    let (status, body) = tokio::join!(exchange, connection).0?;
-    match status {
-        StatusCode::OK | StatusCode::ACCEPTED => Ok(body),
-        refused => Err(format!("{refused}: {}", String::from_utf8_lossy(&body).trim_end())),
-    }
-}
-
 #[derive(Deserialize)]
 struct End {
     outcome: String,
     verdict: Option<String>,
-}
-
-fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
-    serde_json::from_slice(answer).map_err(|why| format!("an answer of another lameduck version? {why}"))
 }

@@ -1,0 +1,65 @@
+//! One request to a running proxy.
+
+use std::time::Duration;
+
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+
+use super::reach;
+use super::terminal::Failure;
+use super::view::State;
+use crate::config::ControlAddr;
+
+/// For an answer that isn't waited for on purpose.
+const ANSWER: Duration = Duration::from_secs(5);
+/// Bytes of an answer: 50,000 requests in the ledger fit.
+const ANSWER_BYTES: usize = 64 << 20;
+/// The proxy's state.
+pub async fn state(control: &ControlAddr) -> Result<State, Failure> {
+    parse(&get(control, "/status").await?)
+}
+
+/// The answer to a GET, which has to come within a few seconds.
+pub async fn get(control: &ControlAddr, target: &str) -> Result<Bytes, Failure> {
+    in_time(control, call(control, Method::GET, target)).await
+}
+
+/// What `call` comes to, unless it takes more than a few seconds.
+pub async fn in_time(
+    control: &ControlAddr,
+    call: impl Future<Output = Result<Bytes, Failure>>,
+) -> Result<Bytes, Failure> {
+    let late = |_| format!("lameduck on {control} gave no answer within {} s", ANSWER.as_secs());
+    tokio::time::timeout(ANSWER, call).await.map_err(late)?
+}
+
+/// One request on a connection of its own; the answer's body when it is one of success.
+pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result<Bytes, Failure> {
+    let stream = reach::connect(control).await?;
+    let broken = |why: hyper::Error| format!("lameduck on {control} hung up: {why}");
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+    let request = Request::builder().method(method).uri(target).header(header::HOST, "localhost");
+    let request = request.header("Lameduck-Control", env!("CARGO_PKG_VERSION"));
+    let request = request.body(Empty::<Bytes>::new()).map_err(|why| why.to_string())?;
+    let exchange = async move {
+        let answer = sender.send_request(request).await.map_err(broken)?;
+        let status = answer.status();
+        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+        Ok::<_, Failure>((status, body.map_err(|why| why.to_string())?.to_bytes()))
+    };
+    // Both in this task: the connection ends once the exchange has dropped its sender.
+    let (status, body) = tokio::join!(exchange, connection).0?;
+    match status {
+        StatusCode::OK | StatusCode::ACCEPTED => Ok(body),
+        refused => Err(format!("{refused}: {}", String::from_utf8_lossy(&body).trim_end())),
+    }
+}
+
+/// Reads an answer's JSON.
+pub fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
+    serde_json::from_slice(answer).map_err(|why| format!("an answer of another lameduck version? {why}"))
+}
