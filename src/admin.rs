@@ -20,10 +20,10 @@ use subtle::ConstantTimeEq;
 pub use self::sockets::{Bound, bind};
 use crate::answer::{Answer, answer, text, wrong_method};
 use crate::config::UpstreamAddr;
-use crate::drain::control::{Control, Held, Outcome, Status};
+use crate::drain::control::{Control, HoldAnswer, Outcome, Status};
 use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Trigger;
-use crate::readiness::Verdict;
+use crate::readiness::Readiness;
 use crate::repeated::ByReason;
 
 /// What the listeners show and steer. The functions run on the admin thread only.
@@ -31,7 +31,7 @@ pub struct Admin {
     /// The drain.
     pub control: Control,
     /// What `/readyz` answers now.
-    pub ready: Box<dyn Fn() -> Verdict + Send + Sync>,
+    pub ready: Box<dyn Fn() -> Readiness + Send + Sync>,
     /// Who is in flight now.
     pub ledger: Box<dyn Fn() -> Vec<LedgerRow> + Send + Sync>,
     /// Prometheus' text format, 0.0.4.
@@ -40,7 +40,7 @@ pub struct Admin {
 
 /// Where a request came in.
 #[derive(Clone, Debug)]
-enum Door {
+enum Listener {
     /// Anybody may ask; `/drain` wants the token.
     Probe { token: Option<String> },
     /// The socket's mode says who may ask.
@@ -58,17 +58,17 @@ const CONTROL: HeaderName = HeaderName::from_static("lameduck-control");
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Admin {
-    async fn answer(&self, door: &Door, ask: &Ask) -> Answer {
-        match door {
-            Door::Probe { token } => self.probe(token.as_deref(), ask).await,
-            Door::ControlTcp if !from_this_machine(ask.headers()) => {
+    async fn answer(&self, which: &Listener, ask: &Ask) -> Answer {
+        match which {
+            Listener::Probe { token } => self.probe(token.as_deref(), ask).await,
+            Listener::ControlTcp if !from_this_machine(ask.headers()) => {
                 text(StatusCode::FORBIDDEN, "control answers only to a loopback Host and to no web page")
             }
             // An app that can be made to post to any address can't be made to say this.
-            Door::ControlTcp if !ask.method().is_safe() && !ask.headers().contains_key(CONTROL) => {
+            Listener::ControlTcp if !ask.method().is_safe() && !ask.headers().contains_key(CONTROL) => {
                 text(StatusCode::FORBIDDEN, "by TCP a change needs the header Lameduck-Control, of any value")
             }
-            Door::ControlSocket | Door::ControlTcp => self.control(ask).await,
+            Listener::ControlSocket | Listener::ControlTcp => self.control(ask).await,
         }
     }
 
@@ -107,8 +107,8 @@ impl Admin {
 
     fn readyz(&self) -> Answer {
         match (self.ready)() {
-            Verdict::Ready => text(StatusCode::OK, "ok"),
-            Verdict::NotReady(reasons) => {
+            Readiness::Ready => text(StatusCode::OK, "ok"),
+            Readiness::NotReady(reasons) => {
                 let lines: Vec<String> = reasons.iter().map(ToString::to_string).collect();
                 text(StatusCode::SERVICE_UNAVAILABLE, &lines.join("\n"))
             }
@@ -131,8 +131,8 @@ impl Admin {
             probe: Option<SocketAddr>,
         }
         let (ready, reasons) = match (self.ready)() {
-            Verdict::Ready => (true, vec![]),
-            Verdict::NotReady(reasons) => (false, reasons.iter().map(ToString::to_string).collect()),
+            Readiness::Ready => (true, vec![]),
+            Readiness::NotReady(reasons) => (false, reasons.iter().map(ToString::to_string).collect()),
         };
         let probe = self.control.settings().probe_listen;
         json(StatusCode::OK, &Reply { status: self.control.status(), ready, reasons, probe })
@@ -172,10 +172,10 @@ impl Admin {
             _ => return text(StatusCode::BAD_REQUEST, "streams is keep or end, wait is true or false"),
         };
         let outcome = match self.control.hold(most, keep, wait).await {
-            Held::Begun => "holding",
-            Held::Idle => "idle",
-            Held::Released => "released",
-            Held::Refused => return text(StatusCode::CONFLICT, "a drain or a restart is under way"),
+            HoldAnswer::Begun => "holding",
+            HoldAnswer::Idle => "idle",
+            HoldAnswer::Released => "released",
+            HoldAnswer::Refused => return text(StatusCode::CONFLICT, "a drain or a restart is under way"),
         };
         json(StatusCode::OK, &json!({ "outcome": outcome }))
     }

@@ -26,9 +26,9 @@ use crate::inject::share;
 use crate::metrics::{self, Now};
 use crate::proxy::accept::listener::{self, Switch};
 use crate::proxy::accept::prepare::Service;
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::proxy::threads;
-use crate::readiness::{self, Inputs, Verdict, stale_socket};
+use crate::readiness::{self, Inputs, Readiness, stale_socket};
 use crate::signal::Signals;
 use crate::supervise;
 use crate::telemetry;
@@ -171,30 +171,30 @@ impl Bound {
         let url = listeners.first().and_then(|(listener, service)| url(listener, service));
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
-        let plane = Arc::new(Plane::new(settings, tls, move || wake.notify_one()));
-        if let Some(tls) = plane.tls.clone() {
+        let shared = Arc::new(Shared::new(settings, tls, move || wake.notify_one()));
+        if let Some(tls) = shared.tls.clone() {
             tokio::spawn(tls.watch());
         }
-        if let Some(chosen) = plane.settings.switched.as_deref().and_then(switch::remembered) {
+        if let Some(chosen) = shared.settings.switched.as_deref().and_then(switch::remembered) {
             tracing::info!(upstream = %chosen, "a switch before this start outranks --upstream");
-            plane.upstream.switch(chosen, &[]);
+            shared.upstream.switch(chosen, &[]);
         }
-        look_up(&plane);
-        let (control, runner) = control(plane.clone(), switch.clone(), idle.clone());
+        look_up(&shared);
+        let (control, runner) = control(shared.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
 
-        let warm = plane.settings.ready.warm_up.is_empty();
+        let warm = shared.settings.ready.warm_up.is_empty();
         let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
-        tokio::spawn(app_state.clone().watch(plane.clone()));
-        let upstream = plane.upstream.clone();
+        tokio::spawn(app_state.clone().watch(shared.clone()));
+        let upstream = shared.upstream.clone();
         tokio::spawn(stale_socket::keep_away(move || upstream.addr()));
         let closing = Arc::new(Notify::new());
-        let (served, close) = (admin_state(&plane, &control, &app_state), closing.clone());
+        let (served, close) = (admin_state(&shared, &control, &app_state), closing.clone());
         let admin = tokio::spawn(admin.serve(served, shares, async move { close.notified().await }));
 
         let closed = move || idle.notify_one();
         let serve = || {
-            threads::start(&plane, listeners, switch, closed)
+            threads::start(&shared, listeners, switch, closed)
                 .map_err(|error| cannot("start a thread", &error))
         };
         let code = match app {
@@ -202,7 +202,7 @@ impl Bound {
                 Ok(()) => {
                     let code = drain_by_signals(&control, &mut signals).await;
                     tokio::select! {
-                        () = linger(&plane, linger_most(&plane, &control)) => {}
+                        () = linger(&shared, linger_most(&shared, &control)) => {}
                         signal = signals.next() => tracing::warn!(signal, "asked to go at once"),
                     }
                     code
@@ -211,7 +211,7 @@ impl Bound {
             },
             Some(command) => {
                 let mut life =
-                    child::Life { command, plane: &plane, control: &control, signals: &mut signals, url };
+                    child::Life { command, shared: &shared, control: &control, signals: &mut signals, url };
                 life.run(serve).await
             }
         };
@@ -222,16 +222,16 @@ impl Bound {
 }
 
 /// Keeps every upstream's addresses up to date for as long as the process lives.
-fn look_up(plane: &Plane) {
-    let ReadySettings { check, timeout, .. } = plane.settings.ready.clone();
+fn look_up(shared: &Shared) {
+    let ReadySettings { check, timeout, .. } = shared.settings.ready.clone();
     let answers = |check: ReadyCheck| {
         move |addr| {
             let check = check.clone();
             async move { readiness::check_app(&addr, &check, timeout).await }
         }
     };
-    tokio::spawn(upstream::keep_up_to_date(plane.upstream.clone(), answers(check)));
-    for upstream in &plane.tcp {
+    tokio::spawn(upstream::keep_up_to_date(shared.upstream.clone(), answers(check)));
+    for upstream in &shared.tcp {
         tokio::spawn(upstream::keep_up_to_date(upstream.clone(), answers(ReadyCheck::Connect)));
     }
 }
@@ -277,8 +277,8 @@ fn code(clean: bool) -> u8 {
 }
 
 /// What the platform's grace leaves for lingering.
-fn linger_most(plane: &Plane, control: &Control) -> Duration {
-    let settings = &plane.settings;
+fn linger_most(shared: &Shared, control: &Control) -> Duration {
+    let settings = &shared.settings;
     if settings.sidecar == Sidecar::Native {
         return TAILS;
     }
@@ -287,48 +287,48 @@ fn linger_most(plane: &Plane, control: &Control) -> Duration {
 }
 
 /// Waits for closed connections whose peers still read.
-async fn linger(plane: &Plane, most: Duration) {
+async fn linger(shared: &Shared, most: Duration) {
     let began = Instant::now();
-    while plane.lingering.load(Ordering::Acquire) > 0 && began.elapsed() < most {
+    while shared.lingering.load(Ordering::Acquire) > 0 && began.elapsed() < most {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-fn admin_state(plane: &Arc<Plane>, control: &Control, app: &Arc<AppState>) -> Admin {
+fn admin_state(shared: &Arc<Shared>, control: &Control, app: &Arc<AppState>) -> Admin {
     let ready = {
-        let (plane, control, app) = (plane.clone(), control.clone(), app.clone());
+        let (shared, control, app) = (shared.clone(), control.clone(), app.clone());
         move || {
             let published = control.published();
             readiness::verdict(&Inputs {
-                phase: plane.phase(),
+                phase: shared.phase(),
                 trigger: published.trigger,
                 in_pod: cli::in_pod(),
-                sidecar: plane.settings.sidecar,
+                sidecar: shared.settings.sidecar,
                 app_up: app.up.load(Ordering::Relaxed),
                 warmed_up: app.warm.load(Ordering::Relaxed),
-                drain_readiness: plane.settings.drain.readiness,
+                drain_readiness: shared.settings.drain.readiness,
                 restarting: published.restarting,
             })
         }
     };
     let metrics = {
-        let (plane, control, ready) = (plane.clone(), control.clone(), ready.clone());
+        let (shared, control, ready) = (shared.clone(), control.clone(), ready.clone());
         move || {
             let published = control.published();
             let now = Now {
-                in_flight: plane.gate.in_flight(),
-                held: plane.gate.held(),
-                connections: plane.gate.connections(),
-                phase: plane.phase() as u64,
-                ready: ready() == Verdict::Ready,
+                in_flight: shared.gate.in_flight(),
+                held: shared.gate.held(),
+                connections: shared.gate.connections(),
+                phase: shared.phase() as u64,
+                ready: ready() == Readiness::Ready,
                 drains: published.drains,
                 last_drain: published.last.map(|last| last.as_secs_f64()),
                 log_dropped: telemetry::dropped(),
             };
-            metrics::render(&plane.shards, &now)
+            metrics::render(&shared.shards, &now)
         }
     };
-    let ledger = plane.clone();
+    let ledger = shared.clone();
     Admin {
         control: control.clone(),
         ready: Box::new(ready),

@@ -103,7 +103,7 @@ pub struct Shard {
     pub arrivals: AtomicU64,
     /// Those of them that were their connection's first.
     pub newcomers: AtomicU64,
-    /// When the last of them arrived, in microseconds of the plane's clock; 0 for never.
+    /// When the last of them arrived, in microseconds of the clock of `proxy::shared`; 0 for never.
     pub last_arrival_us: AtomicU64,
     /// Client connections accepted.
     pub accepted: AtomicU64,

@@ -42,7 +42,7 @@ pub struct Inputs {
 
 /// What `/readyz` answers.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum Readiness {
     /// 200.
     Ready,
     /// 503, with all that stands in the way.
@@ -80,7 +80,7 @@ impl fmt::Display for Reason {
 
 /// The verdict. While a pod is deleted it stays ready until Draining, since kube-proxy falls back to pods that are
 /// terminating but ready when no others are left (Kubernetes: "ProxyTerminatingEndpoints", stable since 1.28).
-pub fn verdict(inputs: &Inputs) -> Verdict {
+pub fn verdict(inputs: &Inputs) -> Readiness {
     let mut reasons = Vec::new();
     match inputs.phase {
         Phase::Serving => {}
@@ -97,7 +97,7 @@ pub fn verdict(inputs: &Inputs) -> Verdict {
     if !inputs.warmed_up {
         reasons.push(Reason::WarmingUp);
     }
-    if reasons.is_empty() { Verdict::Ready } else { Verdict::NotReady(reasons) }
+    if reasons.is_empty() { Readiness::Ready } else { Readiness::NotReady(reasons) }
 }
 
 fn stays_ready(inputs: &Inputs) -> bool {
@@ -204,14 +204,14 @@ mod tests {
 
     fn reasons(inputs: &Inputs) -> Vec<String> {
         match verdict(inputs) {
-            Verdict::Ready => vec![],
-            Verdict::NotReady(reasons) => reasons.iter().map(ToString::to_string).collect(),
+            Readiness::Ready => vec![],
+            Readiness::NotReady(reasons) => reasons.iter().map(ToString::to_string).collect(),
         }
     }
 
     #[test]
     fn serving_with_the_app_up_and_warm_is_ready() {
-        assert_eq!(verdict(&SERVING), Verdict::Ready);
+        assert_eq!(verdict(&SERVING), Readiness::Ready);
         assert_eq!(reasons(&Inputs { app_up: false, ..SERVING }), ["the app does not answer"]);
         assert_eq!(reasons(&Inputs { warmed_up: false, ..SERVING }), ["warm-up is not done"]);
         let restarting = Inputs { restarting: true, app_up: false, ..SERVING };
@@ -223,7 +223,7 @@ mod tests {
         let ordinary = Inputs { sidecar: Sidecar::Ordinary, ..lame_duck(Trigger::Signal) };
         let wrapped = Inputs { in_pod: true, ..lame_duck(Trigger::Signal) };
         for inputs in HOOKS.map(lame_duck).into_iter().chain([ordinary, wrapped]) {
-            assert_eq!(verdict(&inputs), Verdict::Ready, "{inputs:?}");
+            assert_eq!(verdict(&inputs), Readiness::Ready, "{inputs:?}");
             for phase in [Phase::Draining, Phase::Forcing, Phase::Drained] {
                 let why = format!("{}: new connections are refused", phase.name());
                 assert_eq!(reasons(&Inputs { phase, ..inputs }), [why]);
@@ -243,7 +243,7 @@ mod tests {
     fn drain_readiness_overrides_the_lame_duck_and_nothing_else() {
         for trigger in HOOKS.into_iter().chain([OPERATOR, Trigger::Signal]) {
             let choose = |choice| Inputs { drain_readiness: Some(choice), ..lame_duck(trigger) };
-            assert_eq!(verdict(&choose(DrainReadiness::Keep)), Verdict::Ready);
+            assert_eq!(verdict(&choose(DrainReadiness::Keep)), Readiness::Ready);
             assert_eq!(reasons(&choose(DrainReadiness::Fail)).len(), 1);
             let draining = Inputs { phase: Phase::Draining, ..choose(DrainReadiness::Keep) };
             assert_eq!(reasons(&draining).len(), 1);

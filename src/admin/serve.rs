@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::control_socket::ControlSocket;
-use super::{Admin, Bound, Door};
+use super::{Admin, Bound, Listener};
 use crate::descriptors::Shares;
 use crate::repeated::Repeated;
 
@@ -47,11 +47,11 @@ impl Bound {
         let ControlSocket { listener: control, file, .. } = control;
         let admin = Arc::new(admin);
         let stop = watch::Sender::new(false);
-        let tcp = async |listener: Option<std::net::TcpListener>, limit, door| {
+        let tcp = async |listener: Option<std::net::TcpListener>, limit, which| {
             let Some(listener) = listener else { return Ok(()) };
             let listener = TcpListener::from_std(listener)?;
             let accept = async move || listener.accept().await.map(|(stream, _)| stream);
-            serve_all(accept, limit, door, Arc::clone(&admin), stop.subscribe()).await;
+            serve_all(accept, limit, which, Arc::clone(&admin), stop.subscribe()).await;
             Ok(())
         };
         let anybody_connects = file.is_none();
@@ -64,7 +64,7 @@ impl Bound {
                 }
             };
             let (admin, stop) = (Arc::clone(&admin), stop.subscribe());
-            serve_all(accept, shares.control, Door::ControlSocket, admin, stop).await;
+            serve_all(accept, shares.control, Listener::ControlSocket, admin, stop).await;
             Ok(())
         };
         let end = async {
@@ -73,8 +73,8 @@ impl Bound {
             Ok::<_, io::Error>(())
         };
         let served = tokio::try_join!(
-            tcp(probe, shares.probe, Door::Probe { token }),
-            tcp(control_tcp, shares.control, Door::ControlTcp),
+            tcp(probe, shares.probe, Listener::Probe { token }),
+            tcp(control_tcp, shares.control, Listener::ControlTcp),
             unix(control),
             end,
         );
@@ -91,7 +91,7 @@ fn is_ours(stream: &UnixStream) -> bool {
 async fn serve_all<S>(
     accept: impl AsyncFn() -> io::Result<S>,
     limit: u32,
-    door: Door,
+    which: Listener,
     admin: Arc<Admin>,
     mut stop: watch::Receiver<bool>,
 ) where
@@ -103,8 +103,8 @@ async fn serve_all<S>(
         while let Ok(place) = Arc::clone(&places).acquire_owned().await {
             match accept().await {
                 Ok(stream) => {
-                    let (door, admin, stop) = (door.clone(), Arc::clone(&admin), connection_stop.clone());
-                    tokio::spawn(serve_one(stream, door, admin, stop, place));
+                    let (which, admin, stop) = (which.clone(), Arc::clone(&admin), connection_stop.clone());
+                    tokio::spawn(serve_one(stream, which, admin, stop, place));
                 }
                 Err(error) => {
                     static FAILED: Repeated = Repeated::new();
@@ -127,7 +127,7 @@ async fn serve_all<S>(
 
 async fn serve_one<S>(
     stream: S,
-    door: Door,
+    which: Listener,
     admin: Arc<Admin>,
     mut stop: watch::Receiver<bool>,
     _place: OwnedSemaphorePermit,
@@ -136,7 +136,7 @@ async fn serve_one<S>(
 {
     let answered = Notify::new();
     let service = service_fn(async |ask| {
-        let answer = admin.answer(&door, &ask).await;
+        let answer = admin.answer(&which, &ask).await;
         answered.notify_one();
         Ok::<_, Infallible>(answer)
     });

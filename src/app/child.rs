@@ -11,7 +11,7 @@ use crate::cli::AppCommand;
 use crate::config::UpstreamAddr;
 use crate::drain::control::Control;
 use crate::drain::machine::{Phase, Trigger};
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::signal::{Signals, Taken};
 use crate::supervise::{App, StartError, free_port};
 
@@ -25,7 +25,7 @@ const BY_SIGTERM: u8 = 128 + 15;
 /// One app's life, and what it needs.
 pub struct Life<'a> {
     pub command: AppCommand,
-    pub plane: &'a Plane,
+    pub shared: &'a Shared,
     pub control: &'a Control,
     pub signals: &'a mut Signals,
     /// Where the app is served.
@@ -45,7 +45,7 @@ impl Life<'_> {
         tokio::spawn(pass_on(self.signals.others(), app.clone()));
         let listens = self.serve_once_listening(&app, serve).await;
         if let Err(failed) = listens {
-            let most = if failed.is_some() { Duration::ZERO } else { linger_most(self.plane, self.control) };
+            let most = if failed.is_some() { Duration::ZERO } else { linger_most(self.shared, self.control) };
             let ended = self.end(&app, most).await;
             return failed.unwrap_or(ended);
         }
@@ -57,7 +57,7 @@ impl Life<'_> {
         tokio::select! {
             code = exited => self.exited_by_itself(&app, code).await,
             _ = drain_by_signals(self.control, self.signals) => {
-                self.end(&app, linger_most(self.plane, self.control)).await
+                self.end(&app, linger_most(self.shared, self.control)).await
             }
         }
     }
@@ -89,7 +89,7 @@ impl Life<'_> {
     }
 
     fn port(&self) -> u16 {
-        self.plane.upstream.own().host_and_port().map_or(0, |(_, port)| port)
+        self.shared.upstream.own().host_and_port().map_or(0, |(_, port)| port)
     }
 
     /// Whether there is another port to try: not where the user has named it.
@@ -98,7 +98,7 @@ impl Life<'_> {
             return false;
         };
         tracing::warn!(taken = self.port(), port, "somebody else took the app's port: it gets another one");
-        self.plane.upstream.be_at(UpstreamAddr::Tcp { host: "localhost".to_owned(), port });
+        self.shared.upstream.be_at(UpstreamAddr::Tcp { host: "localhost".to_owned(), port });
         true
     }
 
@@ -129,12 +129,12 @@ impl Life<'_> {
                     serve.take().map_or(Ok(()), |serve| serve().map_err(Some))?;
                     // Who waits is served if the app listens before the deadline; where nobody does, nothing is waited
                     // for.
-                    self.plane.set_booting(true);
+                    self.shared.set_booting(true);
                     let boots = async {
                         if let Err(error) = listening.as_mut().await {
                             tracing::error!("{error}");
                         }
-                        self.plane.set_booting(false);
+                        self.shared.set_booting(false);
                         pending::<()>().await;
                     };
                     tokio::select! {
@@ -144,7 +144,7 @@ impl Life<'_> {
                     return Err(None);
                 }
                 // Only who serves can drain: what waits in the queue gets its answer, and the listeners close.
-                () = drain_began(self.plane), if serve.is_some() => {
+                () = drain_began(self.shared), if serve.is_some() => {
                     if let Some(serve) = serve.take() {
                         serve().map_err(Some)?;
                     }
@@ -155,7 +155,7 @@ impl Life<'_> {
 
     /// Nobody of us has asked it to.
     async fn exited_by_itself(&mut self, app: &App, code: u8) -> u8 {
-        let reserve = self.plane.settings.drain.reserve;
+        let reserve = self.shared.settings.drain.reserve;
         if app.has_terminal() {
             tracing::info!(code, "the app ended in its terminal");
         } else if code == BY_SIGTERM || code == 0 && self.signals.first().is_some() {
@@ -176,9 +176,9 @@ impl Life<'_> {
     /// The app's own SIGTERM and the tails of the last answers, side by side: the reserve is for both. Whoever signals
     /// once more doesn't want to wait for either.
     async fn end(&mut self, app: &App, most: Duration) -> u8 {
-        let reserve = self.plane.settings.drain.reserve;
+        let reserve = self.shared.settings.drain.reserve;
         let asked = self.signals.first().unwrap_or(Signal::TERM);
-        let both = async { tokio::join!(stop(app, asked, reserve), linger(self.plane, most)).0 };
+        let both = async { tokio::join!(stop(app, asked, reserve), linger(self.shared, most)).0 };
         tokio::select! {
             code = both => code,
             () = asked_once_more(self.signals, app) => stop(app, asked, Duration::ZERO).await,
@@ -229,8 +229,8 @@ async fn pass_on(mut signals: Taken, app: App) {
     }
 }
 
-async fn drain_began(plane: &Plane) {
-    while plane.phase() == Phase::Serving {
+async fn drain_began(shared: &Shared) {
+    while shared.phase() == Phase::Serving {
         tokio::time::sleep(ASK_AT_START).await;
     }
 }

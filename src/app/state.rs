@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::readiness;
 
 /// How often the app is asked whether it is up: until it is, and from then on.
@@ -21,10 +21,10 @@ pub struct AppState {
 
 impl AppState {
     /// Asks the app for as long as the process lives, and warms it up once.
-    pub async fn watch(self: Arc<Self>, plane: Arc<Plane>) {
-        let ready = &plane.settings.ready;
+    pub async fn watch(self: Arc<Self>, shared: Arc<Shared>) {
+        let ready = &shared.settings.ready;
         loop {
-            let upstream = &plane.upstream.addr();
+            let upstream = &shared.upstream.addr();
             let up = readiness::check_app(upstream, &ready.check, ready.timeout).await;
             if self.up.swap(up, Ordering::Relaxed) != up {
                 tracing::info!(up, %upstream, "the app {}", if up { "answers" } else { "does not answer" });

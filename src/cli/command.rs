@@ -8,7 +8,7 @@ use tracing::Level;
 use super::log::LogFormat;
 use super::webhook::WebhookSettings;
 use crate::config::{ControlPlaces, Settings, UpstreamAddr};
-use crate::inject::command::Request;
+use crate::inject::command::FileTask;
 
 /// What is to be done.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ pub enum Command {
         view: StatusView,
     },
     /// `lameduck inject` and `lameduck uninject`.
-    Inject(Request),
+    Inject(FileTask),
     /// `lameduck webhook`.
     Webhook {
         /// Checked.

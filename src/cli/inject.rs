@@ -6,7 +6,7 @@ use clap::Args;
 
 use crate::inject::Services;
 use crate::inject::Settings;
-use crate::inject::command::{Output, Request};
+use crate::inject::command::{FileTask, Output};
 use crate::inject::manifest::Task;
 
 /// For `inject` alone: what a pod's owner can say.
@@ -84,7 +84,7 @@ pub(super) struct InjectArgs {
 
 impl InjectArgs {
     /// What is to be done; `check` says what is wrong with a proxy's command line.
-    pub fn request(self, check: fn(&[String]) -> Result<(), String>) -> Result<Request, String> {
+    pub fn request(self, check: fn(&[String]) -> Result<(), String>) -> Result<FileTask, String> {
         let settings = Settings {
             image: self.image,
             pull_policy: self.image_pull_policy,
@@ -98,7 +98,7 @@ impl InjectArgs {
 }
 
 impl FileArgs {
-    pub fn request(self, task: Task) -> Result<Request, String> {
+    pub fn request(self, task: Task) -> Result<FileTask, String> {
         let stdin = self.inputs.iter().filter(|path| *path == Path::new("-")).count();
         if stdin > 1 || (stdin == 1 && self.in_place) {
             return Err("- (stdin) can be read once, and not changed in place".to_owned());
@@ -109,6 +109,6 @@ impl FileArgs {
             Self { check: true, .. } => Output::Nothing,
             Self { .. } => Output::Stdout,
         };
-        Ok(Request { inputs: self.inputs, task, output, check: self.check })
+        Ok(FileTask { inputs: self.inputs, task, output, check: self.check })
     }
 }

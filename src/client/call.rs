@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::reach;
 use super::terminal::Failure;
-use super::view::State;
+use super::view::ProxyState;
 use crate::config::ControlAddr;
 
 /// For an answer that isn't waited for on purpose.
@@ -19,7 +19,7 @@ const ANSWER: Duration = Duration::from_secs(5);
 /// Bytes of an answer: 50,000 requests in the ledger fit.
 const ANSWER_BYTES: usize = 64 << 20;
 /// The proxy's state.
-pub async fn state(control: &ControlAddr) -> Result<State, Failure> {
+pub async fn state(control: &ControlAddr) -> Result<ProxyState, Failure> {
     parse(&get(control, "/status").await?)
 }
 

@@ -13,7 +13,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::call::{call, get, in_time, parse, state};
 use super::reach::locate;
 use super::terminal::{Failure, run, say, show_line};
-use super::view::{self, State};
+use super::view::{self, ProxyState};
 use crate::cli::Hold;
 use crate::config::{ControlAddr, ControlPlaces, UpstreamAddr};
 
@@ -190,7 +190,7 @@ async fn beside_progress(
         let mut last = None;
         loop {
             if let Ok(state) = state(control).await {
-                let State { in_flight, running, held, .. } = state;
+                let ProxyState { in_flight, running, held, .. } = state;
                 if terminal || last != Some((running, held)) {
                     let line = view::swapping(what, in_flight - held.min(in_flight), held, start.elapsed());
                     match terminal {

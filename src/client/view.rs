@@ -11,7 +11,7 @@ const SHOWN: usize = 10;
 
 /// `GET /status`.
 #[derive(Deserialize)]
-pub(super) struct State {
+pub(super) struct ProxyState {
     phase: String,
     trigger: Option<String>,
     pub(super) in_flight: u64,
@@ -32,7 +32,7 @@ pub(super) struct State {
     reasons: Vec<String>,
 }
 
-impl State {
+impl ProxyState {
     /// Until a drain cuts what still runs; none without a drain, a deadline or anything to cut.
     pub(super) fn time_left(&self) -> Option<Duration> {
         let running = self.phase != "serving" && self.phase != "drained";
@@ -66,7 +66,7 @@ pub(super) struct Row {
 }
 
 /// `draining: 3 in flight, 12s`.
-pub(super) fn progress(state: &State, elapsed: Duration) -> String {
+pub(super) fn progress(state: &ProxyState, elapsed: Duration) -> String {
     let left = deadline(state).map(|left| format!(", {left}")).unwrap_or_default();
     format!("{}: {} in flight, {}s{left}", state.phase, state.in_flight, elapsed.as_secs())
 }
@@ -77,14 +77,14 @@ pub(super) fn swapping(what: &str, running: u64, held: u64, elapsed: Duration) -
 }
 
 /// What is over has no deadline any more.
-fn deadline(state: &State) -> Option<String> {
+fn deadline(state: &ProxyState) -> Option<String> {
     let left = state.deadline_ms.filter(|_| state.phase != "drained")?;
     let time = seconds(left.unsigned_abs());
     Some(if left < 0 { format!("{time} past the deadline") } else { format!("{time} until the deadline") })
 }
 
 /// The state, then the oldest in flight; a newline at the end.
-pub(super) fn table(state: &State, mut rows: Vec<Row>) -> String {
+pub(super) fn table(state: &ProxyState, mut rows: Vec<Row>) -> String {
     let mut phase = state.phase.clone();
     if let Some(trigger) = &state.trigger {
         let _ = write!(phase, ", by {trigger}");
@@ -100,7 +100,7 @@ pub(super) fn table(state: &State, mut rows: Vec<Row>) -> String {
         let _ = write!(phase, ", holds new requests ({what}) for {} more at most", seconds(*left_ms));
     }
     let ready = if state.ready { "yes".to_owned() } else { format!("no: {}", state.reasons.join("; ")) };
-    let State { in_flight, running, held, connections, .. } = state;
+    let ProxyState { in_flight, running, held, connections, .. } = state;
     let mut text = format!(
         "phase        {phase}\nready        {ready}\n\
          in flight    {in_flight} ({running} running, {held} held)\nconnections  {connections}\n"
@@ -153,7 +153,7 @@ fn printable(text: &str) -> String {
 mod tests {
     use super::*;
 
-    fn state(more: &str) -> State {
+    fn state(more: &str) -> ProxyState {
         let known = r#""in_flight":3,"running":2,"held":1,"connections":7"#;
         serde_json::from_str(&format!("{{{known},{more}}}")).unwrap()
     }

@@ -10,7 +10,7 @@ use super::ledger::lock;
 use super::machine::{Event, Phase, Trigger};
 use super::switch;
 use crate::config::{Settings, UpstreamAddr};
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream::Backend;
 
@@ -30,7 +30,7 @@ pub enum Outcome {
 
 /// What came of a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Held {
+pub enum HoldAnswer {
     /// New requests wait from now on.
     Begun,
     /// New requests wait, and nothing runs any more.
@@ -74,7 +74,7 @@ pub struct Status {
     pub in_flight: u64,
     /// In flight and not held.
     pub running: u64,
-    /// Held because the app restarts or is replaced.
+    /// HoldAnswer because the app restarts or is replaced.
     pub held: u64,
     /// An operator's hold.
     pub hold: Option<HoldStatus>,
@@ -115,14 +115,14 @@ pub struct Published {
     pub last: Option<Duration>,
 }
 
-pub(super) enum Command {
+pub(super) enum Order {
     Begin(Trigger, oneshot::Sender<Outcome>),
     Hold {
         most: Duration,
         keep_streams: bool,
         /// Until nothing runs any more.
         wait: bool,
-        done: oneshot::Sender<Held>,
+        done: oneshot::Sender<HoldAnswer>,
     },
     Resume(oneshot::Sender<()>),
     Event(Event),
@@ -131,9 +131,9 @@ pub(super) enum Command {
 /// A running proxy's drain, as its callers see it.
 #[derive(Clone)]
 pub struct Control {
-    pub(super) commands: mpsc::UnboundedSender<Command>,
+    pub(super) commands: mpsc::UnboundedSender<Order>,
     pub(super) published: Arc<Mutex<Published>>,
-    pub(super) plane: Arc<Plane>,
+    pub(super) shared: Arc<Shared>,
     pub(super) exit: watch::Receiver<bool>,
 }
 
@@ -141,16 +141,16 @@ impl Control {
     /// Begins a drain, or joins the one that runs, and waits for its end.
     pub async fn drain(&self, trigger: Trigger) -> Outcome {
         let (done, outcome) = oneshot::channel();
-        let _ = self.commands.send(Command::Begin(trigger, done));
+        let _ = self.commands.send(Order::Begin(trigger, done));
         outcome.await.unwrap_or(Outcome::Drained { verdict: "the proxy has ended".to_owned() })
     }
 
     /// Lets new requests wait for `most`; with `wait` it returns when nothing runs any more. `keep_streams`: WebSockets,
     /// event streams and long polls stay, and aren't waited for.
-    pub async fn hold(&self, most: Duration, keep_streams: bool, wait: bool) -> Held {
+    pub async fn hold(&self, most: Duration, keep_streams: bool, wait: bool) -> HoldAnswer {
         let (done, held) = oneshot::channel();
-        let _ = self.commands.send(Command::Hold { most, keep_streams, wait, done });
-        held.await.unwrap_or(Held::Released)
+        let _ = self.commands.send(Order::Hold { most, keep_streams, wait, done });
+        held.await.unwrap_or(HoldAnswer::Released)
     }
 
     /// Sends new requests to `to`, or back to `--upstream`, once it answers; `wait`s until the old one has run dry.
@@ -163,7 +163,7 @@ impl Control {
         timeout: Duration,
         wait: bool,
     ) -> Result<(), String> {
-        let left = switch::switch(&self.plane, to, timeout).await?;
+        let left = switch::switch(&self.shared, to, timeout).await?;
         if wait {
             left.run_dry().await;
         }
@@ -172,25 +172,25 @@ impl Control {
 
     /// Asks the app now whether it answers.
     pub async fn app_answers(&self) -> bool {
-        let ready = &self.plane.settings.ready;
-        readiness::check_app(&self.plane.upstream.addr(), &ready.check, ready.timeout).await
+        let ready = &self.shared.settings.ready;
+        readiness::check_app(&self.shared.upstream.addr(), &ready.check, ready.timeout).await
     }
 
     /// Serves again; returns once it does.
     pub async fn resume(&self) {
         let (done, resumed) = oneshot::channel();
-        let _ = self.commands.send(Command::Resume(done));
+        let _ = self.commands.send(Order::Resume(done));
         let _ = resumed.await;
     }
 
     /// Ends a hold, and nothing else.
     pub fn release(&self) {
-        let _ = self.commands.send(Command::Event(Event::Release));
+        let _ = self.commands.send(Order::Event(Event::Release));
     }
 
     /// Doesn't wait any longer for what runs.
     pub fn force(&self) {
-        let _ = self.commands.send(Command::Event(Event::Force));
+        let _ = self.commands.send(Order::Event(Event::Force));
     }
 
     /// Returns when the process is to end at once.
@@ -205,18 +205,18 @@ impl Control {
 
     /// What the proxy was started with.
     pub fn settings(&self) -> &Settings {
-        &self.plane.settings
+        &self.shared.settings
     }
 
     /// The app's address, as it was given or as `switch` chose it.
     pub fn upstream(&self) -> UpstreamAddr {
-        self.plane.upstream.addr()
+        self.shared.upstream.addr()
     }
 
     /// Where the drain stands now.
     pub fn status(&self) -> Status {
         let published = self.published();
-        let gate = &self.plane.gate;
+        let gate = &self.shared.gate;
         let (in_flight, held) = (gate.in_flight(), gate.held());
         let now = Instant::now();
         let until = |at: Instant| match at.checked_duration_since(now) {
@@ -227,7 +227,7 @@ impl Control {
             let left_ms = until.saturating_duration_since(now).as_millis() as u64;
             HoldStatus { left_ms, idle }
         });
-        let (upstream, servers) = (self.plane.upstream.addr(), self.plane.upstream.servers());
+        let (upstream, servers) = (self.shared.upstream.addr(), self.shared.upstream.servers());
         let server = |server: &Arc<Backend>| ServerStatus {
             address: server.at.to_string(),
             in_flight: server.in_flight(),
@@ -241,7 +241,7 @@ impl Control {
             running: in_flight.saturating_sub(held),
             held,
             hold,
-            switched: upstream != self.plane.upstream.own(),
+            switched: upstream != self.shared.upstream.own(),
             upstream: upstream.to_string(),
             servers: servers.iter().map(server).collect(),
             connections: gate.connections(),

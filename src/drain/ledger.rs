@@ -175,13 +175,13 @@ impl Drop for Assigned {
 
 /// A connection's place in its ledger, given back when it is dropped.
 #[derive(Debug)]
-pub struct Place {
+pub struct LedgerEntry {
     ledger: Arc<Ledger>,
     key: usize,
     entry: Arc<Entry>,
 }
 
-impl std::ops::Deref for Place {
+impl std::ops::Deref for LedgerEntry {
     type Target = Entry;
 
     fn deref(&self) -> &Entry {
@@ -189,17 +189,17 @@ impl std::ops::Deref for Place {
     }
 }
 
-impl Place {
+impl LedgerEntry {
     /// A place with the same work for another task, which registers anew.
     pub fn hand_over(self) -> Self {
         self.ledger.assign();
-        let place = self.ledger.enter(self.peer);
-        *lock(&place.work) = std::mem::take(&mut *lock(&self.work));
-        place
+        let entry = self.ledger.enter(self.peer);
+        *lock(&entry.work) = std::mem::take(&mut *lock(&self.work));
+        entry
     }
 }
 
-impl Drop for Place {
+impl Drop for LedgerEntry {
     fn drop(&mut self) {
         lock(&self.ledger.entries).remove(self.key);
         self.ledger.open.fetch_sub(1, Ordering::Relaxed);
@@ -224,7 +224,7 @@ impl Ledger {
     }
 
     /// Enters a new connection, which was assigned before.
-    pub fn enter(self: &Arc<Self>, peer: SocketAddr) -> Place {
+    pub fn enter(self: &Arc<Self>, peer: SocketAddr) -> LedgerEntry {
         let entry = Arc::new(Entry {
             peer,
             waker: OnceLock::new(),
@@ -233,7 +233,7 @@ impl Ledger {
             work: Mutex::default(),
         });
         let key = lock(&self.entries).insert(entry.clone());
-        Place { ledger: self.clone(), key, entry }
+        LedgerEntry { ledger: self.clone(), key, entry }
     }
 
     /// Coarse time, a quarter of a second exact, for deadlines.
@@ -302,19 +302,19 @@ mod tests {
     fn rows_show_what_runs_without_its_query() {
         let ledger = Arc::new(Ledger::default());
         ledger.assign();
-        let place = ledger.enter(([127, 0, 0, 1], 9).into());
+        let entry = ledger.enter(([127, 0, 0, 1], 9).into());
         let mut rows = Vec::new();
         ledger.collect(&mut rows);
         assert!(rows.is_empty(), "an idle connection is no work");
-        place.begin(b"GET", b"/a?secret=1", Instant::now());
-        place.set_class(Class::WebSocket);
+        entry.begin(b"GET", b"/a?secret=1", Instant::now());
+        entry.set_class(Class::WebSocket);
         ledger.collect(&mut rows);
         assert_eq!(
             (rows[0].method.as_str(), rows[0].path.as_str(), rows[0].class),
             ("GET", "/a", "websocket")
         );
-        place.end();
-        drop(place);
+        entry.end();
+        drop(entry);
         assert!(lock(&ledger.entries).is_empty());
     }
 
@@ -326,9 +326,9 @@ mod tests {
         drop(lost);
         assert_eq!(ledger.open(), 1);
         there.arrived();
-        let place = ledger.enter(([127, 0, 0, 1], 9).into());
+        let entry = ledger.enter(([127, 0, 0, 1], 9).into());
         assert_eq!(ledger.open(), 1);
-        drop(place);
+        drop(entry);
         assert_eq!(ledger.open(), 0);
     }
 
@@ -336,12 +336,12 @@ mod tests {
     fn a_passed_deadline_is_seen_by_the_sweep_only_once() {
         let ledger = Arc::new(Ledger::default());
         ledger.assign();
-        let place = ledger.enter(([127, 0, 0, 1], 9).into());
-        place.set_deadline(1);
+        let entry = ledger.enter(([127, 0, 0, 1], 9).into());
+        entry.set_deadline(1);
         ledger.sweep();
-        assert!(place.expired());
-        place.set_deadline(0);
+        assert!(entry.expired());
+        entry.set_deadline(0);
         ledger.sweep();
-        assert!(!place.expired());
+        assert!(!entry.expired());
     }
 }

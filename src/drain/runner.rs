@@ -9,14 +9,14 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use self::app_stop::{AppStop, Waiting};
-use super::control::{Command, Control, Held, Outcome, Published, trigger_name};
+use super::control::{Control, HoldAnswer, Order, Outcome, Published, trigger_name};
 use super::ledger::lock;
 use super::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
 use super::quiet::LookBack;
 use crate::config::UpstreamAddr;
 use crate::metrics::{self, Ended};
 use crate::proxy::accept::listener::Switch;
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream;
 
@@ -37,12 +37,12 @@ const TAKEN: Duration = Duration::from_millis(100);
 /// The task behind [`Control`].
 pub struct Runner {
     machine: Machine,
-    plane: Arc<Plane>,
+    shared: Arc<Shared>,
     switch: Switch,
     idle: Arc<Notify>,
-    commands: mpsc::UnboundedReceiver<Command>,
+    commands: mpsc::UnboundedReceiver<Order>,
     /// For the task that watches a restarting app.
-    events: mpsc::UnboundedSender<Command>,
+    events: mpsc::UnboundedSender<Order>,
     published: Arc<Mutex<Published>>,
     exit: watch::Sender<bool>,
     waiting: Vec<Waiting>,
@@ -50,7 +50,7 @@ pub struct Runner {
     /// Watches the app's restart.
     watch: Option<AbortHandle>,
     /// Those who wait for a hold to be idle.
-    holders: Vec<oneshot::Sender<Held>>,
+    holders: Vec<oneshot::Sender<HoldAnswer>>,
     /// The app's hook was answered; another one has nothing to wait for.
     hook_released: bool,
     arrivals: LookBack,
@@ -59,20 +59,20 @@ pub struct Runner {
 }
 
 /// A control and the task that has to run for it. `idle` is told whenever the counts may matter.
-pub fn control(plane: Arc<Plane>, switch: Switch, idle: Arc<Notify>) -> (Control, Runner) {
+pub fn control(shared: Arc<Shared>, switch: Switch, idle: Arc<Notify>) -> (Control, Runner) {
     let (events, commands) = mpsc::unbounded_channel();
     let published = Arc::<Mutex<Published>>::default();
     let exit = watch::Sender::new(false);
     let control = Control {
         commands: events.clone(),
         published: published.clone(),
-        plane: plane.clone(),
+        shared: shared.clone(),
         exit: exit.subscribe(),
     };
-    let machine = Machine::new(plane.settings.drain.clone(), plane.settings.sidecar);
+    let machine = Machine::new(shared.settings.drain.clone(), shared.settings.sidecar);
     let runner = Runner {
         machine,
-        plane,
+        shared,
         switch,
         idle,
         commands,
@@ -101,12 +101,12 @@ impl Runner {
             let event = tokio::select! {
                 biased;
                 command = self.commands.recv() => match command {
-                    Some(Command::Begin(trigger, done)) => {
+                    Some(Order::Begin(trigger, done)) => {
                         self.stop.note(trigger);
                         self.waiting.push((trigger, done));
                         Event::Begin(trigger)
                     }
-                    Some(Command::Resume(done)) => {
+                    Some(Order::Resume(done)) => {
                         self.step(Event::Resume);
                         let switch = self.switch.clone();
                         tokio::spawn(async move {
@@ -115,17 +115,17 @@ impl Runner {
                         });
                         continue;
                     }
-                    Some(Command::Hold { most, keep_streams, wait, done }) => {
+                    Some(Order::Hold { most, keep_streams, wait, done }) => {
                         self.hold(most, keep_streams, wait, done);
                         continue;
                     }
-                    Some(Command::Event(event)) => event,
+                    Some(Order::Event(event)) => event,
                     None => return,
                 },
                 () = idle.notified() => Event::Tick,
                 () = sleep_until(wake) => Event::Tick,
                 _ = seconds.tick() => {
-                    self.arrivals.note(Instant::now(), self.plane.arrivals().0);
+                    self.arrivals.note(Instant::now(), self.shared.arrivals().0);
                     continue;
                 }
             };
@@ -133,15 +133,15 @@ impl Runner {
         }
     }
 
-    fn hold(&mut self, most: Duration, keep_streams: bool, wait: bool, done: oneshot::Sender<Held>) {
+    fn hold(&mut self, most: Duration, keep_streams: bool, wait: bool, done: oneshot::Sender<HoldAnswer>) {
         self.step(Event::Hold { most, keep_streams });
         match self.machine.held_until() {
-            None => drop(done.send(Held::Refused)),
+            None => drop(done.send(HoldAnswer::Refused)),
             Some(_) if wait => self.holders.push(done),
-            Some(_) => drop(done.send(Held::Begun)),
+            Some(_) => drop(done.send(HoldAnswer::Begun)),
         }
         if self.machine.held_until().is_some() {
-            self.plane.hold(most + LET_GO);
+            self.shared.hold(most + LET_GO);
         }
     }
 
@@ -173,31 +173,31 @@ impl Runner {
             Effect::Enter(phase) => self.enter(phase),
             Effect::Hold => {
                 self.hook_released = false;
-                let in_flight = self.plane.gate.in_flight();
-                let settings = &self.plane.settings;
+                let in_flight = self.shared.gate.in_flight();
+                let settings = &self.shared.settings;
                 if self.machine.held_until().is_some() {
                     tracing::info!(in_flight, "new requests wait: the app is replaced");
-                    if !self.plane.upstream.tells_app() {
+                    if !self.shared.upstream.tells_app() {
                         tracing::info!(
                             "an app on loopback or a unix socket can't be told: what it asks for itself waits too"
                         );
                     }
                 } else {
                     tracing::info!(in_flight, "only the app restarts: new requests wait");
-                    self.plane.hold(settings.drain.grace + settings.upstream_wait);
-                    let watch = tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
+                    self.shared.hold(settings.drain.grace + settings.upstream_wait);
+                    let watch = tokio::spawn(watch_app(self.shared.clone(), self.events.clone()));
                     self.watch = Some(watch.abort_handle());
                 }
             }
             Effect::Idle => {
                 tracing::info!(
-                    held = self.plane.gate.held(),
+                    held = self.shared.gate.held(),
                     "nothing runs any more: the app may be replaced"
                 );
-                self.answer_holders(Held::Idle);
+                self.answer_holders(HoldAnswer::Idle);
             }
             Effect::Release => {
-                tracing::info!(held = self.plane.gate.held(), "the held requests go on");
+                tracing::info!(held = self.shared.gate.held(), "the held requests go on");
                 self.hook_released = false;
                 if let Some(watch) = self.watch.take() {
                     watch.abort();
@@ -206,21 +206,21 @@ impl Runner {
                 if self.machine.rests() {
                     self.stop = AppStop::default();
                 }
-                self.plane.release();
-                self.answer_holders(Held::Released);
+                self.shared.release();
+                self.answer_holders(HoldAnswer::Released);
             }
             Effect::ReleaseHook => {
-                let running = self.plane.gate.in_flight().saturating_sub(self.plane.gate.held());
+                let running = self.shared.gate.in_flight().saturating_sub(self.shared.gate.held());
                 tracing::info!(running, "the app may stop");
                 self.hook_released = true;
                 self.answer(&Outcome::AppMayStop);
             }
             Effect::StopListening => self.switch.close(),
             Effect::Listen => self.switch.listen(),
-            Effect::EndStreams { spread } => self.plane.end_streams(spread),
-            Effect::CloseIdle => self.plane.close_idle(),
+            Effect::EndStreams { spread } => self.shared.end_streams(spread),
+            Effect::CloseIdle => self.shared.close_idle(),
             Effect::Exit => {
-                self.stop.warn_if_killed(&self.plane);
+                self.stop.warn_if_killed(&self.shared);
                 self.switch.close();
                 self.exit.send_replace(true);
             }
@@ -228,9 +228,9 @@ impl Runner {
     }
 
     fn enter(&mut self, phase: Phase) {
-        let (in_flight, connections) = (self.plane.gate.in_flight(), self.plane.gate.connections());
-        if self.plane.phase() == Phase::Serving {
-            self.ended_before = metrics::ended(&self.plane.shards);
+        let (in_flight, connections) = (self.shared.gate.in_flight(), self.shared.gate.connections());
+        if self.shared.phase() == Phase::Serving {
+            self.ended_before = metrics::ended(&self.shared.shards);
         }
         match phase {
             Phase::Serving => {
@@ -238,7 +238,7 @@ impl Runner {
                 self.still = None;
                 self.hook_released = false;
                 lock(&self.published).verdict = None;
-                self.plane.set_phase(phase);
+                self.shared.set_phase(phase);
                 self.answer(&Outcome::Resumed);
                 self.stop = AppStop::default();
                 return;
@@ -259,16 +259,16 @@ impl Runner {
             }
             Phase::Drained => {}
         }
-        self.plane.set_phase(phase);
+        self.shared.set_phase(phase);
     }
 
     fn drained(&mut self) {
         // Refusing comes first; then nothing that ends later belongs to this drain.
-        if !self.plane.gate.close() {
-            self.plane.set_phase(Phase::Drained);
+        if !self.shared.gate.close() {
+            self.shared.set_phase(Phase::Drained);
         }
-        self.plane.close_idle();
-        let after = metrics::ended(&self.plane.shards);
+        self.shared.close_idle();
+        let after = metrics::ended(&self.shared.shards);
         let ended: Vec<(Ended, u64)> = Ended::ALL
             .iter()
             .map(|way| (*way, after[*way as usize] - self.ended_before[*way as usize]))
@@ -300,7 +300,7 @@ impl Runner {
     /// The kubelet shows the file's content as the container's termination message. It makes the file; where there
     /// is none, nobody would read it.
     fn write_termination_log(&self, line: &str) {
-        let path = &self.plane.settings.termination_log;
+        let path = &self.shared.settings.termination_log;
         if path.is_file()
             && let Err(error) = std::fs::write(path, line)
         {
@@ -310,10 +310,10 @@ impl Runner {
 
     fn answer(&mut self, outcome: &Outcome) {
         let waiting = std::mem::take(&mut self.waiting);
-        self.stop.answer(&self.plane, &self.events, waiting, outcome);
+        self.stop.answer(&self.shared, &self.events, waiting, outcome);
     }
 
-    fn answer_holders(&mut self, held: Held) {
+    fn answer_holders(&mut self, held: HoldAnswer) {
         for holder in self.holders.drain(..) {
             let _ = holder.send(held);
         }
@@ -340,7 +340,7 @@ impl Runner {
     }
 
     fn log_still(&mut self) {
-        let rows = self.plane.ledger();
+        let rows = self.shared.ledger();
         let name = |row: &super::ledger::LedgerRow| {
             format!("{} {} {}s {} {}", row.method, row.path, row.age_ms / 1000, row.class, row.peer)
         };
@@ -348,7 +348,7 @@ impl Runner {
         let phase = self.machine.phase().name();
         tracing::info!(
             phase,
-            in_flight = self.plane.gate.in_flight(),
+            in_flight = self.shared.gate.in_flight(),
             oldest = oldest.join(", "),
             "still draining"
         );
@@ -367,7 +367,7 @@ impl Runner {
     }
 
     fn counts(&self) -> Counts {
-        let gate = &self.plane.gate;
+        let gate = &self.shared.gate;
         // The listener first and the requests last: what came in by one is seen in the next.
         let listening = self.switch.is_listening();
         let connections = gate.connections();
@@ -375,7 +375,7 @@ impl Runner {
         let before = gate.held();
         let (in_flight, streams) = gate.in_flight_and_streams();
         let held = gate.held().min(before);
-        let (arrived, last_arrival) = self.plane.arrivals();
+        let (arrived, last_arrival) = self.shared.arrivals();
         Counts {
             running: in_flight.saturating_sub(held),
             kept: streams,
@@ -403,16 +403,16 @@ fn verdict(ended: &[(Ended, u64)]) -> String {
 
 /// While the app restarts: tells whenever it has gone and whenever it is back. Which time was its restart is for the
 /// machine to say.
-async fn watch_app(plane: Arc<Plane>, events: mpsc::UnboundedSender<Command>) {
-    let ready = &plane.settings.ready;
-    let addr = &plane.upstream.addr();
+async fn watch_app(shared: Arc<Shared>, events: mpsc::UnboundedSender<Order>) {
+    let ready = &shared.settings.ready;
+    let addr = &shared.upstream.addr();
     loop {
         gone(addr).await;
-        let _ = events.send(Command::Event(Event::AppGone));
+        let _ = events.send(Order::Event(Event::AppGone));
         while !readiness::check_app(addr, &ready.check, ready.timeout).await {
             tokio::time::sleep(ASK_APP).await;
         }
-        let _ = events.send(Command::Event(Event::AppBack));
+        let _ = events.send(Order::Event(Event::AppBack));
     }
 }
 

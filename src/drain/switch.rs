@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use rustix::process::geteuid;
 
 use crate::config::{ControlAddr, Settings, UpstreamAddr};
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream;
 
@@ -27,29 +27,33 @@ const LOOK: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// Why nothing was changed, in words.
-pub async fn switch(plane: &Plane, to: Option<UpstreamAddr>, timeout: Duration) -> Result<Left, String> {
-    let settings = &plane.settings;
+pub async fn switch(shared: &Shared, to: Option<UpstreamAddr>, timeout: Duration) -> Result<Left, String> {
+    let settings = &shared.settings;
     let back = to.is_none();
-    let to = to.unwrap_or_else(|| plane.upstream.own());
-    let addrs = once_ready(plane, &to, timeout).await?;
-    let chosen = (!back && to != plane.upstream.own()).then_some(&to);
+    let to = to.unwrap_or_else(|| shared.upstream.own());
+    let addrs = once_ready(shared, &to, timeout).await?;
+    let chosen = (!back && to != shared.upstream.own()).then_some(&to);
     match &settings.switched {
         Some(file) => remember(file, chosen)
             .map_err(|error| format!("can't remember the choice in {}: {error}", file.display()))?,
         None => tracing::info!("the choice lasts until this process ends: there is no file for it"),
     }
     tracing::info!(upstream = %to, "new requests go to another upstream");
-    let old = plane.upstream.switch(to, &addrs);
-    old.iter().for_each(|server| plane.end_streams_of(server, settings.drain.stream_spread));
-    while !plane.upstream.is_seen_by_all() {
+    let old = shared.upstream.switch(to, &addrs);
+    old.iter().for_each(|server| shared.end_streams_of(server, settings.drain.stream_spread));
+    while !shared.upstream.is_seen_by_all() {
         tokio::time::sleep(LOOK).await;
     }
     Ok(Left(old))
 }
 
 /// What `to` resolves to, once it answers.
-async fn once_ready(plane: &Plane, to: &UpstreamAddr, timeout: Duration) -> Result<Vec<SocketAddr>, String> {
-    let (settings, kept, began) = (&plane.settings, plane.upstream.addr(), Instant::now());
+async fn once_ready(
+    shared: &Shared,
+    to: &UpstreamAddr,
+    timeout: Duration,
+) -> Result<Vec<SocketAddr>, String> {
+    let (settings, kept, began) = (&shared.settings, shared.upstream.addr(), Instant::now());
     let ready = &settings.ready;
     loop {
         let found = tokio::time::timeout(ready.timeout, upstream::locate(to)).await;

@@ -7,11 +7,11 @@ use std::process::ExitCode;
 
 use similar::TextDiff;
 
-use super::manifest::{Line, Outcome, Source, Task, transform};
+use super::manifest::{Manifest, Outcome, ReportLine, Task, transform};
 
 /// What was asked for.
 #[derive(Clone, Debug)]
-pub struct Request {
+pub struct FileTask {
     /// Files, folders, or `-` for stdin.
     pub inputs: Vec<PathBuf>,
     /// Inject or uninject.
@@ -40,7 +40,7 @@ const FAILED: u8 = 2;
 
 /// Does it. The exit code is 0; 1 when `check` found something to change; 2 when a file could not be read, understood
 /// or written.
-pub fn run(request: &Request) -> ExitCode {
+pub fn run(request: &FileTask) -> ExitCode {
     match go(request) {
         Ok(code) => code.into(),
         // Whoever read our output has heard enough.
@@ -52,7 +52,7 @@ pub fn run(request: &Request) -> ExitCode {
     }
 }
 
-fn go(request: &Request) -> io::Result<u8> {
+fn go(request: &FileTask) -> io::Result<u8> {
     let mut sources = Vec::new();
     for input in &request.inputs {
         read(input, true, &mut sources)?;
@@ -82,7 +82,7 @@ fn go(request: &Request) -> io::Result<u8> {
 }
 
 /// Reads a file, or every manifest in and under a folder by name; hidden ones are left out.
-fn read(path: &Path, named: bool, sources: &mut Vec<Source>) -> io::Result<()> {
+fn read(path: &Path, named: bool, sources: &mut Vec<Manifest>) -> io::Result<()> {
     let name = path.display().to_string();
     if named && name == "-" {
         let mut bytes = Vec::new();
@@ -108,9 +108,9 @@ fn read(path: &Path, named: bool, sources: &mut Vec<Source>) -> io::Result<()> {
     text(name, bytes).map(|source| sources.push(source))
 }
 
-fn text(name: String, bytes: Vec<u8>) -> io::Result<Source> {
+fn text(name: String, bytes: Vec<u8>) -> io::Result<Manifest> {
     match String::from_utf8(bytes) {
-        Ok(text) => Ok(Source { name, text }),
+        Ok(text) => Ok(Manifest { name, text }),
         Err(_) => Err(at(&name, &io::Error::from(io::ErrorKind::InvalidData))),
     }
 }
@@ -134,7 +134,7 @@ fn joined(texts: &[String]) -> String {
     all
 }
 
-fn told(report: &[Line], request: &Request) -> String {
+fn told(report: &[ReportLine], request: &FileTask) -> String {
     let mut text = String::new();
     let (workload, service) = match request.task {
         Task::Inject { .. } => ("injected", "leads to the port by its name"),

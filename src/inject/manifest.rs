@@ -13,7 +13,7 @@ use super::yaml;
 
 /// A manifest's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Source {
+pub struct Manifest {
     /// For the report.
     pub name: String,
     /// YAML or JSON.
@@ -38,7 +38,7 @@ pub enum Task {
 
 /// What became of one object or document.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub struct ReportLine {
     /// The source's name.
     pub source: String,
     /// `deployment/web`, or which document.
@@ -63,7 +63,7 @@ pub enum Outcome {
 }
 
 /// The new texts in the order of the sources, and the report. Nothing but the injected places is another byte.
-pub fn transform(sources: &[Source], task: &Task) -> (Vec<String>, Vec<Line>) {
+pub fn transform(sources: &[Manifest], task: &Task) -> (Vec<String>, Vec<ReportLine>) {
     let mut documents: Vec<Document> = Vec::new();
     for (n, source) in sources.iter().enumerate() {
         documents
@@ -150,11 +150,11 @@ impl<'a> Document<'a> {
     }
 
     /// Its new text, and what there is to say of it.
-    fn finish(&self, mut objects: Vec<&mut Object>, sources: &[Source]) -> (String, Vec<Line>) {
+    fn finish(&self, mut objects: Vec<&mut Object>, sources: &[Manifest]) -> (String, Vec<ReportLine>) {
         let source = sources[self.source].name.clone();
         let failed = |why: &String| {
             let (what, outcome) = (format!("document {}", self.number), Outcome::Failed(why.clone()));
-            vec![Line { source: source.clone(), what, outcome, warnings: vec![] }]
+            vec![ReportLine { source: source.clone(), what, outcome, warnings: vec![] }]
         };
         let before = match &self.value {
             Err(why) => return (self.text.to_owned(), failed(why)),
@@ -176,7 +176,7 @@ impl<'a> Document<'a> {
             }
             self.text.to_owned()
         });
-        let lines = objects.into_iter().map(|object| Line {
+        let lines = objects.into_iter().map(|object| ReportLine {
             source: source.clone(),
             what: object.what.clone(),
             outcome: object.outcome.clone(),

@@ -80,14 +80,14 @@ pub enum Services {
 
 /// Where the app listens from now on.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum App {
+pub enum AppAddr {
     /// A port of its own.
     Port(u16),
     /// A unix socket; `PORT` is its path.
     Socket(String),
 }
 
-impl App {
+impl AppAddr {
     /// The proxy's `--upstream`.
     pub fn upstream(&self) -> String {
         match self {
@@ -121,7 +121,7 @@ pub struct Plan {
     /// Where the kubelet asks.
     pub probe: u16,
     /// Where the app listens from now on.
-    pub app: App,
+    pub app: AppAddr,
     /// The container port's number before the injection.
     pub was: u16,
     /// The container port's name.

@@ -6,12 +6,12 @@ use super::annotations;
 use super::diff::{Op, Pointer, diff};
 use super::hooks;
 use super::json::{env, list, object, ports as ports_of, probes};
-use super::model::{Annotations, App, Parts, Pid1, Plan, Settings};
+use super::model::{Annotations, AppAddr, Parts, Pid1, Plan, Settings};
 use super::names::{INJECT, INJECTED, SHARE_DIR, SIDECAR, preload_option};
 use super::ports;
 use super::ports::not_taken;
 use super::resources::resources;
-use super::restore::{self, Record};
+use super::restore::{self, Undo};
 use super::sidecar;
 
 /// Kubernetes' own terminationGracePeriodSeconds, and what it is raised to.
@@ -87,7 +87,7 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
         user,
         resources,
     };
-    let mut record = Record::of(app, &plan, grace);
+    let mut record = Undo::of(app, &plan, grace);
     let mut changed = app.clone();
     let app_probes = change_app(&mut changed, &parts, &mut record, &mut warnings)?;
     let args = sidecar::arguments(&parts, &app_probes);
@@ -284,7 +284,7 @@ fn annotate(
 fn change_app(
     app: &mut Map<String, Value>,
     parts: &Parts,
-    record: &mut Record,
+    record: &mut Undo,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<String>, String> {
     let plan = parts.plan;
@@ -305,7 +305,7 @@ fn change_app(
         let options = format!("{options} {}", preload_option()).trim_start().to_owned();
         set_env(app, "NODE_OPTIONS", options)?;
     }
-    let socket = matches!(plan.app, App::Socket(_));
+    let socket = matches!(plan.app, AppAddr::Socket(_));
     if parts.shares() || socket {
         if mounted(app) {
             return Err(format!(
@@ -322,7 +322,7 @@ fn change_app(
 fn change_probes(
     app: &mut Map<String, Value>,
     parts: &Parts,
-    record: &mut Record,
+    record: &mut Undo,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<String>, String> {
     let plan = parts.plan;
@@ -334,13 +334,13 @@ fn change_probes(
         }
         let (port, path) = (port.clone(), handler.get("path").cloned());
         match &plan.app {
-            App::Port(app) => {
+            AppAddr::Port(app) => {
                 handler.insert("port".to_owned(), json!(app));
                 if port != json!(app) {
                     record.probes.insert(place, port);
                 }
             }
-            App::Socket(_) => {
+            AppAddr::Socket(_) => {
                 let target = hooks::to_app_probe(&place, handler, plan)?;
                 if place.starts_with("lifecycle.") {
                     warnings.push(hooks::post_start(&place, parts.annotations)?);

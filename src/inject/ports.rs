@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::json::{env, ports};
-use super::model::{Annotations, App, Plan, Services};
+use super::model::{Annotations, AppAddr, Plan, Services};
 use super::names::{CONTROL_ADDR, PROBE_PORT, PROXY_PORT};
 use crate::config::{TcpRoute, parse_listen};
 
@@ -25,7 +25,7 @@ pub fn plan(app: &Map<String, Value>, annotations: &Annotations, services: Servi
     let moved = |warning| Plan {
         listen: proxy,
         probe,
-        app: App::Port(was),
+        app: AppAddr::Port(was),
         was,
         name: name.clone(),
         moved: true,
@@ -33,12 +33,12 @@ pub fn plan(app: &Map<String, Value>, annotations: &Annotations, services: Servi
     };
     let asked = match (annotations.app_port, &annotations.app_socket) {
         (Some(_), Some(_)) => return Err("lameduck.dev/app-port and app-socket are both there".to_owned()),
-        (port, socket) => port.map(App::Port).or_else(|| socket.clone().map(App::Socket)),
+        (port, socket) => port.map(AppAddr::Port).or_else(|| socket.clone().map(AppAddr::Socket)),
     };
     let plan = match (asked, &name, has_port, services) {
         (Some(app), ..) => taken(app),
         (None, Some(_), _, Services::Seen) => moved(None),
-        (None, _, true, _) => taken(App::Port(SHIFTED)),
+        (None, _, true, _) => taken(AppAddr::Port(SHIFTED)),
         (None, Some(name), false, Services::Unseen) => moved(Some(format!(
             "a Service whose targetPort is the number {was} goes past the proxy: give it the name '{name}'"
         ))),

@@ -13,7 +13,7 @@ use super::names::{INJECTED, SIDECAR, preload_option};
 /// What an injection changed, as it was before. It stands in the pod's `lameduck.dev/injected` annotation.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Record {
+pub struct Undo {
     /// The app.
     pub container: String,
     /// The number of the port that was moved to the proxy, and the proxy's.
@@ -44,7 +44,7 @@ pub struct Record {
     pub shared: Option<bool>,
 }
 
-impl Record {
+impl Undo {
     /// Of an app that is still as its owner wrote it.
     pub fn of(app: &Map<String, Value>, plan: &Plan, grace: Option<u64>) -> Self {
         let pre_stop = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
@@ -70,7 +70,7 @@ impl Record {
 pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
     let mut new = pod.as_object().ok_or("it is no object")?.clone();
     let Some(text) = pod["metadata"]["annotations"][INJECTED].as_str() else { return Ok(new) };
-    let record: Record = serde_json::from_str(text)
+    let record: Undo = serde_json::from_str(text)
         .map_err(|error| format!("annotation {INJECTED} can't be read: {error}"))?;
     annotations(object(&mut new, "metadata")?, &record)?;
     if new.get("metadata") == Some(&json!({})) {
@@ -104,7 +104,7 @@ fn sidecar_grace(spec: &Map<String, Value>) -> Option<u64> {
     grace.strip_suffix('s')?.parse().ok()
 }
 
-fn annotations(metadata: &mut Map<String, Value>, record: &Record) -> Result<(), String> {
+fn annotations(metadata: &mut Map<String, Value>, record: &Undo) -> Result<(), String> {
     let annotations = object(metadata, "annotations")?;
     annotations.remove(INJECTED);
     for (key, was) in &record.annotations {
@@ -116,7 +116,7 @@ fn annotations(metadata: &mut Map<String, Value>, record: &Record) -> Result<(),
     Ok(())
 }
 
-fn restore_app(app: &mut Map<String, Value>, record: &Record) {
+fn restore_app(app: &mut Map<String, Value>, record: &Undo) {
     if let Some((was, now)) = record.moved {
         let ports = app.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten();
         for port in
@@ -150,7 +150,7 @@ fn restore_app(app: &mut Map<String, Value>, record: &Record) {
     restore_env(app, record);
 }
 
-fn restore_env(app: &mut Map<String, Value>, record: &Record) {
+fn restore_env(app: &mut Map<String, Value>, record: &Undo) {
     let Some(vars) = app.get_mut("env").and_then(Value::as_array_mut) else { return };
     let text = record.port.as_ref().map(|(set, _)| set.as_str().map_or(set.to_string(), str::to_owned));
     let text = text.unwrap_or_default();

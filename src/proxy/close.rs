@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::io::AsyncWriteExt;
 
 use super::buffer::Buffer;
-use super::shared::Plane;
+use super::shared::Shared;
 use super::socket;
 use super::stream::Stream;
 use crate::drain::gate::Connected;
@@ -26,8 +26,8 @@ const LOOK: Duration = Duration::from_millis(250);
 const SENDING: Duration = Duration::from_secs(5);
 
 /// Ends our side, then waits for the client's end; counted as lingering meanwhile.
-pub async fn shut(mut stream: Stream, connected: Connected, plane: &Plane) {
-    plane.lingering.fetch_add(1, Ordering::AcqRel);
+pub async fn shut(mut stream: Stream, connected: Connected, shared: &Shared) {
+    shared.lingering.fetch_add(1, Ordering::AcqRel);
     // A client that has much to read yet is not counted any more while it does.
     let mut connected = Some(connected);
     let ended = {
@@ -42,7 +42,7 @@ pub async fn shut(mut stream: Stream, connected: Connected, plane: &Plane) {
     if ended.is_ok() {
         linger(stream).await;
     }
-    plane.lingering.fetch_sub(1, Ordering::AcqRel);
+    shared.lingering.fetch_sub(1, Ordering::AcqRel);
 }
 
 /// Reads and discards until the peer closes, has had everything for a while, or the bound is over.

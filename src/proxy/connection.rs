@@ -5,11 +5,11 @@ use std::net::SocketAddr;
 use std::time::Instant;
 
 use super::buffer::Buffer;
-use super::request_log::{Record, Totals};
+use super::request_log::{RequestLog, Totals};
 use super::stream::{self, Stream};
 use crate::drain::gate::{Connected, InFlightTunnel};
-use crate::drain::ledger::Place;
-use crate::upstream::{Connection, Parked};
+use crate::drain::ledger::LedgerEntry;
+use crate::upstream::{Connection, ParkedConnection};
 
 /// What becomes of a client's connection.
 pub enum Next {
@@ -46,7 +46,7 @@ pub struct Http2 {
     /// What was read from it.
     pub read: Buffer,
     /// Its place in the ledger.
-    pub place: Place,
+    pub entry: LedgerEntry,
     /// Counts it.
     pub connected: Connected,
 }
@@ -74,13 +74,13 @@ pub struct TunnelState {
     /// Counted until the tunnel closes.
     pub in_flight: InFlightTunnel,
     /// Written once it has closed.
-    pub record: Record,
+    pub log: RequestLog,
     /// Of the handshake, and of what has passed since.
     pub totals: Totals,
     /// When something moved last, in milliseconds of the ledger's clock.
     pub moved_at: u64,
     /// Its place in the ledger.
-    pub place: Place,
+    pub entry: LedgerEntry,
     /// Counts the client's connection.
     pub connected: Connected,
 }
@@ -90,7 +90,7 @@ pub struct ParkedTunnel {
     /// The client's connection.
     pub client: stream::Resting,
     /// The app's connection.
-    pub app: Parked,
+    pub app: ParkedConnection,
     /// What else is known of it.
     pub state: TunnelState,
 }

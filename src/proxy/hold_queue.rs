@@ -9,7 +9,7 @@ use crate::drain::gate::Gate;
 
 /// Those who wait. It moves on one by one, so that they reach the app in order.
 #[derive(Debug, Default)]
-pub struct Line(Mutex<Waiting>);
+pub struct HoldQueue(Mutex<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
@@ -22,13 +22,13 @@ struct Waiting {
 
 /// A place in the line.
 struct Ticket<'l> {
-    line: &'l Line,
+    queue: &'l HoldQueue,
     gate: &'l Gate,
     number: u64,
     bytes: usize,
 }
 
-impl Line {
+impl HoldQueue {
     /// Stops, or moves on: newcomers wait until all who were there before them have gone.
     pub fn hold(&self, gate: &Gate, on: bool) {
         let mut waiting = self.waiting();
@@ -52,7 +52,7 @@ impl Line {
             waiting.next += 1;
             let number = waiting.next;
             waiting.people.insert(number, None);
-            Ticket { line: self, gate, number, bytes }
+            Ticket { queue: self, gate, number, bytes }
         };
         poll_fn(|cx| {
             let mut waiting = self.waiting();
@@ -85,7 +85,7 @@ impl Waiting {
 
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
-        let mut waiting = self.line.waiting();
+        let mut waiting = self.queue.waiting();
         waiting.people.remove(&self.number);
         waiting.bytes -= self.bytes;
         if waiting.moving {
@@ -103,15 +103,15 @@ mod tests {
 
     #[test]
     fn who_came_first_goes_first_and_newcomers_wait_behind_them() {
-        let (line, gate) = (Line::default(), Gate::new(|| ()));
+        let (queue, gate) = (HoldQueue::default(), Gate::new(|| ()));
         let cx = &mut Context::from_waker(Waker::noop());
-        line.hold(&gate, true);
-        let mut first = pin!(line.wait(&gate, 1, 9));
-        let mut second = Box::pin(line.wait(&gate, 1, 9));
+        queue.hold(&gate, true);
+        let mut first = pin!(queue.wait(&gate, 1, 9));
+        let mut second = Box::pin(queue.wait(&gate, 1, 9));
         assert!(first.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
-        line.hold(&gate, false);
+        queue.hold(&gate, false);
         assert!(gate.holding(), "a newcomer would overtake");
-        let mut third = pin!(line.wait(&gate, 1, 9));
+        let mut third = pin!(queue.wait(&gate, 1, 9));
         assert!(third.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
         assert_eq!(first.as_mut().poll(cx), Poll::Ready(true));
         // One that gives up leaves no gap.
@@ -122,11 +122,11 @@ mod tests {
 
     #[test]
     fn bytes_are_bounded_but_one_request_always_fits() {
-        let (line, gate) = (Line::default(), Gate::new(|| ()));
+        let (queue, gate) = (HoldQueue::default(), Gate::new(|| ()));
         let cx = &mut Context::from_waker(Waker::noop());
-        line.hold(&gate, true);
-        let mut large = pin!(line.wait(&gate, 100, 10));
+        queue.hold(&gate, true);
+        let mut large = pin!(queue.wait(&gate, 100, 10));
         assert!(large.as_mut().poll(cx).is_pending());
-        assert_eq!(pin!(line.wait(&gate, 1, 10)).poll(cx), Poll::Ready(false));
+        assert_eq!(pin!(queue.wait(&gate, 1, 10)).poll(cx), Poll::Ready(false));
     }
 }

@@ -16,7 +16,7 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::connection::{Idle, ParkedTunnel};
-use super::shared::Plane;
+use super::shared::Shared;
 use super::stream;
 use crate::drain::gate::Connected;
 use crate::drain::ledger::Ledger;
@@ -103,8 +103,8 @@ impl Parking {
     }
 
     /// Closes those that were idle in all for as long as may be now, and forgets those that were closed long enough ago.
-    pub fn expire(&self, plane: &Plane) {
-        let (now, rest) = (Instant::now(), plane.idle_timeout().saturating_sub(AFTER));
+    pub fn expire(&self, shared: &Shared) {
+        let (now, rest) = (Instant::now(), shared.idle_timeout().saturating_sub(AFTER));
         let over: Vec<_> = self
             .parked
             .borrow()
@@ -114,12 +114,12 @@ impl Parking {
             })
             .map(|(key, _)| key)
             .collect();
-        over.into_iter().for_each(|key| self.close(plane, key));
+        over.into_iter().for_each(|key| self.close(shared, key));
     }
 
     /// Takes out the tunnels over which nothing has moved for `--tunnel-timeout`: they end.
-    pub fn expire_tunnels(&self, plane: &Plane, ledger: &Ledger, start: impl FnMut(Unparked)) {
-        let most = plane.settings.limits.tunnel_timeout;
+    pub fn expire_tunnels(&self, shared: &Shared, ledger: &Ledger, start: impl FnMut(Unparked)) {
+        let most = shared.settings.limits.tunnel_timeout;
         if !most.is_zero() {
             let now = ledger.now_ms();
             let quiet =
@@ -129,11 +129,11 @@ impl Parking {
     }
 
     /// The first time closes our side and waits for the client's, the second time lets go.
-    fn close(&self, plane: &Plane, key: usize) {
+    fn close(&self, shared: &Shared, key: usize) {
         let mut all = self.parked.borrow_mut();
         let Some(parked) = all.get_mut(key) else { return };
         if parked.connected.is_some() && parked.stream.close().is_ok() {
-            plane.lingering.fetch_add(1, Ordering::AcqRel);
+            shared.lingering.fetch_add(1, Ordering::AcqRel);
             parked.since = Instant::now();
             parked.connected = None;
             return;
@@ -142,12 +142,12 @@ impl Parking {
         let parked = all.remove(key);
         parked.stream.discard();
         if parked.connected.is_none() {
-            plane.lingering.fetch_sub(1, Ordering::AcqRel);
+            shared.lingering.fetch_sub(1, Ordering::AcqRel);
         }
     }
 
     /// Closes all, but for those whose next request is here already: they are served.
-    fn close_all(&self, plane: &Plane, start: &mut impl FnMut(Unparked)) {
+    fn close_all(&self, shared: &Shared, start: &mut impl FnMut(Unparked)) {
         let open: Vec<_> = self
             .parked
             .borrow()
@@ -160,9 +160,9 @@ impl Parking {
         let mut ended = Vec::new();
         for few in open.chunks(32) {
             while self.unpark_ready(&mut ended, start).is_ok_and(|ready| ready == EVENTS) {}
-            few.iter().for_each(|key| self.close(plane, *key));
+            few.iter().for_each(|key| self.close(shared, *key));
         }
-        ended.into_iter().for_each(|key| self.close(plane, key));
+        ended.into_iter().for_each(|key| self.close(shared, key));
     }
 
     /// Takes out those of which the kernel says that something has come; returns how many. Those that we have closed and
@@ -211,7 +211,7 @@ impl Parking {
     ///
     /// # Errors
     /// When the runtime or the kernel refuses the epoll set.
-    pub async fn watch_all(&self, plane: &Plane, mut start: impl FnMut(Unparked)) -> io::Result<()> {
+    pub async fn watch_all(&self, shared: &Shared, mut start: impl FnMut(Unparked)) -> io::Result<()> {
         #[expect(
             deprecated,
             reason = "unsound only for types that lie about their file descriptor; an OwnedFd doesn't"
@@ -225,13 +225,13 @@ impl Parking {
                     if self.unpark_ready(&mut ended, &mut start)? < EVENTS {
                         ready.clear_ready();
                     }
-                    ended.into_iter().for_each(|key| self.close(plane, key));
+                    ended.into_iter().for_each(|key| self.close(shared, key));
                 }
                 () = self.wake.notified() => {
-                    if plane.closing_idle() {
-                        self.close_all(plane, &mut start);
+                    if shared.closing_idle() {
+                        self.close_all(shared, &mut start);
                     }
-                    let ends = |tunnel: &ParkedTunnel| plane.ends_tunnel(tunnel.state.websocket, tunnel.app.backend());
+                    let ends = |tunnel: &ParkedTunnel| shared.ends_tunnel(tunnel.state.websocket, tunnel.app.backend());
                     self.unpark_tunnels(ends, &mut start);
                 }
             }

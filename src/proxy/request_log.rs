@@ -6,15 +6,15 @@ use super::http1::head::Request;
 use crate::metrics::{Ended, Shard, add};
 
 /// What is known of a request from its head.
-pub struct Record {
+pub struct RequestLog {
     since: Instant,
     head: usize,
     health_check: bool,
-    line: Option<Box<Line>>,
+    line: Option<Box<AccessLine>>,
 }
 
 /// What only the access log needs.
-struct Line {
+struct AccessLine {
     method: String,
     path: String,
     peer: String,
@@ -31,14 +31,14 @@ pub struct Totals {
     pub sent: u64,
 }
 
-impl Record {
+impl RequestLog {
     /// `head` is what the request was read from; `log` whether there is an access log.
     pub fn new(since: Instant, head: &[u8], request: &Request, peer: &str, log: bool) -> Self {
         let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&head[range]).into_owned();
         let line = log.then(|| {
             let mut path = text(request.target.clone());
             path.truncate(path.find('?').unwrap_or(path.len()));
-            Box::new(Line { method: text(request.method.clone()), path, peer: peer.to_owned() })
+            Box::new(AccessLine { method: text(request.method.clone()), path, peer: peer.to_owned() })
         });
         Self { since, head: request.len, health_check: request.health_check, line }
     }
@@ -46,7 +46,11 @@ impl Record {
     /// Of a connection that is passed on byte for byte to `upstream`.
     pub fn tcp(since: Instant, upstream: &str, peer: &str, log: bool) -> Self {
         let line = log.then(|| {
-            Box::new(Line { method: "TCP".to_owned(), path: upstream.to_owned(), peer: peer.to_owned() })
+            Box::new(AccessLine {
+                method: "TCP".to_owned(),
+                path: upstream.to_owned(),
+                peer: peer.to_owned(),
+            })
         });
         Self { since, head: 0, health_check: false, line }
     }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use super::hold_queue::Line;
+use super::hold_queue::HoldQueue;
 use super::http1::head::Sender;
 use super::stream::Channel;
 use crate::config::Settings;
@@ -25,7 +25,7 @@ use tokio::sync::Notify;
 pub const FIRST_REQUEST: Duration = Duration::from_secs(1);
 
 /// Shared by all threads; what changes in it is a few words that the drain writes.
-pub struct Plane {
+pub struct Shared {
     /// As validated.
     pub settings: Settings,
     /// Admission and counts.
@@ -39,7 +39,7 @@ pub struct Plane {
     /// What clients find at the listeners with TLS.
     pub tls: Option<Arc<Termination>>,
     /// Requests that are held.
-    pub line: Line,
+    pub hold_queue: HoldQueue,
     /// One ledger a thread.
     pub ledgers: Vec<Arc<Ledger>>,
     /// One shard of counters a thread.
@@ -64,8 +64,8 @@ const STREAMS_STAY: u64 = u64::MAX;
 /// While as many connections are open as may be, an idle one is closed after this part of its time.
 pub const CROWDED: u32 = 60;
 
-impl Plane {
-    /// A plane for `settings.threads` threads. `on_idle` is the gate's.
+impl Shared {
+    /// The state of `settings.threads` threads. `on_idle` is the gate's.
     pub fn new(
         settings: Settings,
         tls: Option<Arc<Termination>>,
@@ -81,7 +81,7 @@ impl Plane {
                 .map(|route| Arc::new(Upstream::new(route.upstream.clone(), threads)))
                 .collect(),
             tls,
-            line: Line::default(),
+            hold_queue: HoldQueue::default(),
             settings,
             gate: Arc::new(Gate::new(on_idle)),
             ledgers: (0..threads).map(|_| Arc::default()).collect(),
@@ -148,13 +148,13 @@ impl Plane {
     /// Lets new requests wait, each no longer than `most`.
     pub fn hold(&self, most: Duration) {
         self.hold_most_ms.store(most.as_millis() as u64, Ordering::Release);
-        self.line.hold(&self.gate, true);
+        self.hold_queue.hold(&self.gate, true);
     }
 
     /// Lets the held requests go, one after the other. Streams need not end any more.
     pub fn release(&self) {
         self.stream_spread_ms.store(STREAMS_STAY, Ordering::Release);
-        self.line.hold(&self.gate, false);
+        self.hold_queue.hold(&self.gate, false);
     }
 
     /// How long a request is held at most.

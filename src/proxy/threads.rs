@@ -17,7 +17,7 @@ use super::connection::{Http2, Idle, Next, Tunnel};
 use super::downstream::http1;
 use super::downstream::http2;
 use super::parking::Unparked;
-use super::shared::Plane;
+use super::shared::Shared;
 use super::stream::Stream;
 use super::tunnel::relay;
 use super::tunnel::tcp;
@@ -35,20 +35,20 @@ const SWEEP: Duration = Duration::from_millis(250);
 /// # Errors
 /// When a thread can't be started.
 pub fn start(
-    plane: &Arc<Plane>,
+    shared: &Arc<Shared>,
     listeners: Vec<(TcpListener, Service)>,
     switch: Switch,
     on_closed: impl Fn() + Send + Clone + 'static,
 ) -> io::Result<()> {
     switch.expect(listeners.len());
     let mut others = Vec::new();
-    for number in 1..plane.ledgers.len() {
+    for number in 1..shared.ledgers.len() {
         let (sender, receiver) = mpsc::unbounded_channel();
         others.push(sender);
-        spawn_thread(plane, number, |worker| serve_given(worker, receiver))?;
+        spawn_thread(shared, number, |worker| serve_given(worker, receiver))?;
     }
-    let acceptors_plane = plane.clone();
-    spawn_thread(plane, 0, move |worker| async move {
+    let acceptors_plane = shared.clone();
+    spawn_thread(shared, 0, move |worker| async move {
         let acceptor = Rc::new(Acceptor::new(acceptors_plane, others, switch));
         for (listener, service) in listeners {
             let worker = worker.clone();
@@ -61,25 +61,25 @@ pub fn start(
 
 /// Starts a thread with a runtime of its own, which lives as long as the process.
 fn spawn_thread<F: Future<Output = ()>>(
-    plane: &Arc<Plane>,
+    shared: &Arc<Shared>,
     number: usize,
     work: impl FnOnce(Rc<Worker>) -> F + Send + 'static,
 ) -> io::Result<()> {
-    let plane = plane.clone();
-    let run = move || match LocalRuntime::new().and_then(|runtime| Ok((runtime, Worker::new(plane, number)?)))
-    {
-        Ok((runtime, worker)) => runtime.block_on(async move {
-            allocator::keep_at_hand();
-            let worker = Rc::new(worker);
-            spawn_local(sweep(worker.clone()));
-            spawn_local(watch_parked(worker.clone()));
-            work(worker).await;
-        }),
-        Err(error) => {
-            tracing::error!(%error, "a data-plane thread could not start");
-            std::process::exit(1);
-        }
-    };
+    let shared = shared.clone();
+    let run =
+        move || match LocalRuntime::new().and_then(|runtime| Ok((runtime, Worker::new(shared, number)?))) {
+            Ok((runtime, worker)) => runtime.block_on(async move {
+                allocator::keep_at_hand();
+                let worker = Rc::new(worker);
+                spawn_local(sweep(worker.clone()));
+                spawn_local(watch_parked(worker.clone()));
+                work(worker).await;
+            }),
+            Err(error) => {
+                tracing::error!(%error, "a data-plane thread could not start");
+                std::process::exit(1);
+            }
+        };
     std::thread::Builder::new().name(format!("data-{number}")).spawn(run).map(drop)
 }
 
@@ -106,13 +106,13 @@ async fn sweep(worker: Rc<Worker>) {
     let mut ticks = tokio::time::interval(SWEEP);
     loop {
         ticks.tick().await;
-        let (plane, parking) = (&worker.plane, &worker.parking);
+        let (shared, parking) = (&worker.shared, &worker.parking);
         worker.ledger.sweep();
         allocator::give_back();
-        plane.share_files();
-        parking.expire(plane);
-        parking.expire_tunnels(plane, &worker.ledger, |unparked| resume(unparked, &worker));
-        if plane.phase() == Phase::Drained {
+        shared.share_files();
+        parking.expire(shared);
+        parking.expire_tunnels(shared, &worker.ledger, |unparked| resume(unparked, &worker));
+        if shared.phase() == Phase::Drained {
             worker.pool.clear();
         } else {
             worker.pool.retire();
@@ -121,7 +121,7 @@ async fn sweep(worker: Rc<Worker>) {
 }
 
 async fn watch_parked(worker: Rc<Worker>) {
-    let watched = worker.parking.watch_all(&worker.plane, |unparked| resume(unparked, &worker)).await;
+    let watched = worker.parking.watch_all(&worker.shared, |unparked| resume(unparked, &worker)).await;
     if let Err(error) = watched {
         tracing::error!(%error, "parked connections can't be watched");
     }
@@ -178,19 +178,19 @@ async fn serve_tunnel(tunnel: Box<Tunnel>, worker: Rc<Worker>) {
 async fn go_on(next: Next, worker: &Rc<Worker>) {
     match next {
         Next::Closed => {}
-        Next::Close(stream, connected) => shut(stream, connected, &worker.plane).await,
+        Next::Close(stream, connected) => shut(stream, connected, &worker.shared).await,
         // A kernel that has no room for one more event has none for another connection either.
         Next::Park(idle) => drop(worker.parking.park(idle)),
         Next::Http2(connection) => {
-            let place = connection.place.hand_over();
-            drop(spawn_local(serve_http2(Http2 { place, ..connection }, worker.clone())));
+            let entry = connection.entry.hand_over();
+            drop(spawn_local(serve_http2(Http2 { entry, ..connection }, worker.clone())));
         }
         Next::Tunnel(mut tunnel) => {
-            tunnel.state.place = tunnel.state.place.hand_over();
+            tunnel.state.entry = tunnel.state.entry.hand_over();
             drop(spawn_local(serve_tunnel(tunnel, worker.clone())));
         }
         Next::ParkTunnel(mut tunnel) => {
-            tunnel.state.place = tunnel.state.place.hand_over();
+            tunnel.state.entry = tunnel.state.entry.hand_over();
             if let Some(tunnel) = worker.parking.park_tunnel(tunnel) {
                 resume(Unparked::Tunnel(tunnel), worker);
             }

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::http1::head::Request;
 use super::parking::Parking;
-use super::shared::Plane;
+use super::shared::Shared;
 use crate::drain::gate::InFlight;
 use crate::drain::ledger::Ledger;
 use crate::metrics::{Shard, add};
@@ -20,7 +20,7 @@ const HEALTH_CHECKS: u64 = 64;
 /// One thread's own.
 pub struct Worker {
     /// What all threads share.
-    pub plane: Arc<Plane>,
+    pub shared: Arc<Shared>,
     /// This thread's connections.
     pub ledger: Arc<Ledger>,
     /// This thread's counters.
@@ -38,20 +38,20 @@ impl Worker {
     ///
     /// # Errors
     /// When the kernel has no epoll set for its parked connections.
-    pub fn new(plane: Arc<Plane>, number: usize) -> io::Result<Self> {
-        let (ledger, shard) = (plane.ledgers[number].clone(), plane.shards[number].clone());
-        let parking = Parking::new(plane.parkings[number].clone())?;
-        let pool = Pool::new(plane.upstream.clone(), number, plane.settings.limits.head);
-        let tcp = |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, plane.settings.limits.head);
-        let tcp = plane.tcp.iter().map(tcp).collect();
-        Ok(Self { plane, ledger, shard, parking, pool, tcp })
+    pub fn new(shared: Arc<Shared>, number: usize) -> io::Result<Self> {
+        let (ledger, shard) = (shared.ledgers[number].clone(), shared.shards[number].clone());
+        let parking = Parking::new(shared.parkings[number].clone())?;
+        let pool = Pool::new(shared.upstream.clone(), number, shared.settings.limits.head);
+        let tcp = |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, shared.settings.limits.head);
+        let tcp = shared.tcp.iter().map(tcp).collect();
+        Ok(Self { shared, ledger, shard, parking, pool, tcp })
     }
 
     /// A request's head has been read; `first` of its connection. A health check is neither work nor an arrival; one too
     /// many at once is a request like any other.
     pub fn take_in(&self, request: &mut Request, in_flight: &mut InFlight<'_>, now: Instant, first: bool) {
         if request.health_check {
-            let most = self.plane.settings.limits.in_flight;
+            let most = self.shared.settings.limits.in_flight;
             let most = if most == 0 { HEALTH_CHECKS } else { most.min(HEALTH_CHECKS) };
             request.health_check = in_flight.become_health_check(most);
         }
@@ -66,14 +66,14 @@ impl Worker {
         if first {
             add(&self.shard.newcomers, 1);
         }
-        let us = now.duration_since(self.plane.began).as_micros() as u64;
+        let us = now.duration_since(self.shared.began).as_micros() as u64;
         self.shard.last_arrival_us.store(us.max(1), Ordering::Relaxed);
     }
 
     /// Whether a tunnel over which something moved last at this time, in milliseconds of the ledger's clock, has been
     /// quiet for `--tunnel-timeout`.
     pub fn too_quiet(&self, moved_at: u64) -> bool {
-        let most = self.plane.settings.limits.tunnel_timeout;
+        let most = self.shared.settings.limits.tunnel_timeout;
         !most.is_zero() && self.ledger.now_ms().saturating_sub(moved_at) >= most.as_millis() as u64
     }
 

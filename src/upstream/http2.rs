@@ -81,15 +81,15 @@ impl Lease {
 #[derive(Debug)]
 pub(super) struct StreamGuard {
     sender: SendRequest<Bytes>,
-    shared: Rc<Shared>,
+    activity: Rc<Activity>,
     /// The connection was made for it.
     first: bool,
 }
 
 impl Drop for StreamGuard {
     fn drop(&mut self) {
-        self.shared.streams.set(self.shared.streams.get() - 1);
-        self.shared.idle_since.set(Instant::now());
+        self.activity.streams.set(self.activity.streams.get() - 1);
+        self.activity.idle_since.set(Instant::now());
     }
 }
 
@@ -101,7 +101,7 @@ pub fn was_unprocessed(error: &h2::Error) -> bool {
 
 /// What a connection's task and its streams share.
 #[derive(Debug)]
-struct Shared {
+struct Activity {
     streams: Cell<usize>,
     /// There was a stream.
     used: Cell<bool>,
@@ -111,20 +111,20 @@ struct Shared {
 }
 
 #[derive(Debug)]
-struct Connection {
+struct SharedConnection {
     backend: Arc<Backend>,
     sender: SendRequest<Bytes>,
-    shared: Rc<Shared>,
+    activity: Rc<Activity>,
 }
 
-impl Connection {
+impl SharedConnection {
     /// Neither closed nor told to take no more streams.
     fn is_open(&self) -> bool {
         takes_streams(&mut self.sender.clone())
     }
 
     fn has_room(&self) -> bool {
-        self.shared.streams.get() < self.sender.current_max_send_streams()
+        self.activity.streams.get() < self.sender.current_max_send_streams()
     }
 }
 
@@ -142,7 +142,7 @@ struct Opening {
 /// One thread's connections.
 #[derive(Debug, Default)]
 pub struct Connections {
-    open: RefCell<Vec<Connection>>,
+    open: RefCell<Vec<SharedConnection>>,
     opening: RefCell<Vec<Opening>>,
 }
 
@@ -177,14 +177,14 @@ impl Connections {
     fn find(&self, backend: &Arc<Backend>) -> Option<StreamGuard> {
         let mut open = self.open.borrow_mut();
         loop {
-            let fits = |it: &Connection| Arc::ptr_eq(&it.backend, backend) && it.has_room();
+            let fits = |it: &SharedConnection| Arc::ptr_eq(&it.backend, backend) && it.has_room();
             let at = open.iter().position(fits)?;
-            let (mut sender, shared) = (open[at].sender.clone(), open[at].shared.clone());
+            let (mut sender, activity) = (open[at].sender.clone(), open[at].activity.clone());
             if takes_streams(&mut sender) {
-                let first = !shared.used.replace(true);
-                shared.streams.set(shared.streams.get() + 1);
+                let first = !activity.used.replace(true);
+                activity.streams.set(activity.streams.get() + 1);
                 backend.habit.keeps();
-                return Some(StreamGuard { sender, shared, first });
+                return Some(StreamGuard { sender, activity, first });
             }
             backend.habit.closes();
             open.swap_remove(at);
@@ -222,8 +222,8 @@ impl Connections {
             all.opening.borrow_mut().retain(|it| !Arc::ptr_eq(&it.backend, &backend));
             match opened {
                 Ok((sender, driver, _slot)) => {
-                    let shared = driver.shared.clone();
-                    all.open.borrow_mut().push(Connection { backend, sender, shared });
+                    let activity = driver.activity.clone();
+                    all.open.borrow_mut().push(SharedConnection { backend, sender, activity });
                     drop(end);
                     driver.run().await;
                 }
@@ -237,7 +237,8 @@ impl Connections {
     /// last stream has ended.
     pub fn retire(&self) {
         self.open.borrow_mut().retain(|it| {
-            let rested = it.shared.streams.get() == 0 && it.shared.idle_since.get().elapsed() > KEEP_ALIVE;
+            let rested =
+                it.activity.streams.get() == 0 && it.activity.idle_since.get().elapsed() > KEEP_ALIVE;
             let open = it.is_open();
             if !open {
                 it.backend.habit.closes();
@@ -255,14 +256,14 @@ impl Connections {
 /// Begins HTTP/2. Returns once the app has answered, so that its settings are known and nothing is sent to one that
 /// has accepted and will never read.
 async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes>, Driver)> {
-    let shared = Shared {
+    let activity = Activity {
         streams: Cell::new(0),
         used: Cell::new(false),
         idle_since: Cell::new(Instant::now()),
         heard: Cell::new(0),
     };
-    let shared = Rc::new(shared);
-    let io = Heard { stream, shared: shared.clone() };
+    let activity = Rc::new(activity);
+    let io = Heard { stream, activity: activity.clone() };
     let mut builder = client::Builder::new();
     builder
         .enable_push(false)
@@ -281,7 +282,7 @@ async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes
             Poll::Pending => pings.poll_pong(cx).map_ok(drop).map_err(no_http2),
         })
         .await?;
-        Ok((sender, Driver { connection, pings, shared }))
+        Ok((sender, Driver { connection, pings, activity }))
     };
     tokio::time::timeout(PONG, answered).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
@@ -299,14 +300,14 @@ fn no_http2(error: h2::Error) -> io::Error {
 struct Driver {
     connection: client::Connection<Heard, Bytes>,
     pings: PingPong,
-    shared: Rc<Shared>,
+    activity: Rc<Activity>,
 }
 
 impl Driver {
     /// Until the connection closes, or the app doesn't answer a PING. Whatever streams are left fail then.
     async fn run(self) {
-        let Self { mut connection, mut pings, shared } = self;
-        let mut dead = pin!(dies(&mut pings, &shared));
+        let Self { mut connection, mut pings, activity } = self;
+        let mut dead = pin!(dies(&mut pings, &activity));
         poll_fn(|cx| match Pin::new(&mut connection).poll(cx) {
             Poll::Ready(ended) => {
                 if let Err(error) = ended {
@@ -321,16 +322,16 @@ impl Driver {
 }
 
 /// Returns when the app doesn't answer any more.
-async fn dies(pings: &mut PingPong, shared: &Shared) {
+async fn dies(pings: &mut PingPong, activity: &Activity) {
     let mut asked: Option<Instant> = None;
     loop {
-        let heard = shared.heard.get();
+        let heard = activity.heard.get();
         tokio::time::sleep(SILENCE).await;
-        if shared.heard.get() != heard {
+        if activity.heard.get() != heard {
             asked = None;
             continue;
         }
-        if shared.streams.get() == 0 || asked.is_some_and(|at| at.elapsed() < APART) {
+        if activity.streams.get() == 0 || asked.is_some_and(|at| at.elapsed() < APART) {
             continue;
         }
         asked = Some(Instant::now());
@@ -351,7 +352,7 @@ async fn dies(pings: &mut PingPong, shared: &Shared) {
 #[derive(Debug)]
 struct Heard {
     stream: Stream,
-    shared: Rc<Shared>,
+    activity: Rc<Activity>,
 }
 
 impl AsyncRead for Heard {
@@ -362,7 +363,7 @@ impl AsyncRead for Heard {
     ) -> Poll<io::Result<()>> {
         let polled = Pin::new(&mut self.stream).poll_read(cx, buf);
         if polled.is_ready() {
-            self.shared.heard.set(self.shared.heard.get() + 1);
+            self.activity.heard.set(self.activity.heard.get() + 1);
         }
         polled
     }

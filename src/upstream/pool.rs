@@ -19,13 +19,13 @@ use super::stream::{Reader, Stream, Writer, is_down, is_full, is_lost};
 use crate::tls::stream::{Session, Tls};
 use crate::tls::{HTTP1, HTTP2};
 
-/// Idle connections are kept so long where the app doesn't say; Node closes its own after 5 s.
+/// IdleConnection connections are kept so long where the app doesn't say; Node closes its own after 5 s.
 const KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// However long the app would keep it, a connection that rests longer isn't worth its memory.
 const KEEP_ALIVE_MOST: Duration = Duration::from_secs(60);
 /// The app may count its timeout from a little before we do.
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
-/// Idle connections kept per thread.
+/// IdleConnection connections kept per thread.
 const POOL: usize = 1024;
 
 /// A connection to one of the app's servers, counted there while it is in use.
@@ -52,7 +52,7 @@ impl Connection {
     ///
     /// # Errors
     /// When the runtime doesn't let go of it.
-    pub fn park(self) -> io::Result<Parked> {
+    pub fn park(self) -> io::Result<ParkedConnection> {
         let Self { stream, server, slot } = self;
         let (socket, kind) = match stream {
             Stream::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
@@ -62,13 +62,13 @@ impl Connection {
             }
             Stream::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
         };
-        Ok(Parked { socket, kind, server, slot })
+        Ok(ParkedConnection { socket, kind, server, slot })
     }
 }
 
 /// A connection that no task looks at.
 #[derive(Debug)]
-pub struct Parked {
+pub struct ParkedConnection {
     socket: OwnedFd,
     kind: Kind,
     server: ServerGuard,
@@ -83,7 +83,7 @@ enum Kind {
     Unix,
 }
 
-impl Parked {
+impl ParkedConnection {
     /// The server it leads to.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.server.backend
@@ -104,14 +104,14 @@ impl Parked {
     }
 }
 
-impl AsFd for Parked {
+impl AsFd for ParkedConnection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 }
 
 #[derive(Debug)]
-struct Idle {
+struct IdleConnection {
     connection: Connection,
     until: Instant,
 }
@@ -125,7 +125,7 @@ pub struct Pool {
     set: RefCell<Set>,
     /// There is a choice.
     several: Cell<bool>,
-    idle: RefCell<VecDeque<Idle>>,
+    idle: RefCell<VecDeque<IdleConnection>>,
     /// Where to begin to look, so that equals take turns.
     turn: Cell<usize>,
     http2: Rc<Connections>,
@@ -165,7 +165,7 @@ impl Pool {
             let mut newest = match &best {
                 None => idle.pop_back()?,
                 Some(best) => {
-                    let fits = |idle: &Idle| Arc::ptr_eq(&idle.connection.server.backend, best);
+                    let fits = |idle: &IdleConnection| Arc::ptr_eq(&idle.connection.server.backend, best);
                     let newest = idle.iter().rposition(fits)?;
                     idle.remove(newest)?
                 }
@@ -274,7 +274,7 @@ impl Pool {
         if idle.len() == POOL {
             idle.pop_front();
         }
-        idle.push_back(Idle { connection, until: Instant::now() + rest });
+        idle.push_back(IdleConnection { connection, until: Instant::now() + rest });
     }
 
     /// Closes what rested too long or was closed by the app.

@@ -19,15 +19,15 @@ use lameduck::drain::control::Control;
 use lameduck::drain::machine::Phase;
 use lameduck::drain::runner::control;
 use lameduck::proxy::accept::listener::Switch;
-use lameduck::proxy::shared::Plane;
-use lameduck::readiness::Verdict;
+use lameduck::proxy::shared::Shared;
+use lameduck::readiness::Readiness;
 use tokio::sync::{Notify, oneshot};
 
 const WITH_TOKEN: [&str; 1] = ["Lameduck-Token: s3cret"];
 
 /// The listeners, a plane without a data plane's threads, and its drain.
 struct Server {
-    plane: Arc<Plane>,
+    plane: Arc<Shared>,
     probe: SocketAddr,
     socket: PathBuf,
     stop: Option<oneshot::Sender<()>>,
@@ -48,7 +48,7 @@ impl Server {
         let probe = bound.probe_addr().expect("an address");
         let idle = Arc::new(Notify::new());
         let wake = idle.clone();
-        let plane = Arc::new(Plane::new(*settings, None, move || wake.notify_one()));
+        let plane = Arc::new(Shared::new(*settings, None, move || wake.notify_one()));
         let (stop, stopped) = oneshot::channel();
         let served = plane.clone();
         let thread = thread::spawn(move || {
@@ -91,7 +91,7 @@ impl Drop for Server {
 fn shown(control: Control, metrics: String) -> Admin {
     Admin {
         control,
-        ready: Box::new(|| Verdict::Ready),
+        ready: Box::new(|| Readiness::Ready),
         ledger: Box::new(Vec::new),
         metrics: Box::new(move || metrics.clone()),
     }

@@ -8,7 +8,7 @@ use std::process::{Command, Output, Stdio};
 
 use lameduck::cli::check_proxy;
 use lameduck::inject::Services;
-use lameduck::inject::manifest::{Line, Outcome, Source, Task, transform};
+use lameduck::inject::manifest::{Manifest, Outcome, ReportLine, Task, transform};
 use lameduck::inject::{Settings, yaml};
 
 const SLOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/slow/deployment.yaml");
@@ -24,8 +24,8 @@ fn task() -> Task {
     Task::Inject { settings: Box::new(settings), seed: "seed".to_owned(), namespace: "default".to_owned() }
 }
 
-fn done(text: &str, task: &Task) -> (String, Vec<Line>) {
-    let source = Source { name: "-".to_owned(), text: text.to_owned() };
+fn done(text: &str, task: &Task) -> (String, Vec<ReportLine>) {
+    let source = Manifest { name: "-".to_owned(), text: text.to_owned() };
     let (mut texts, report) = transform(&[source], task);
     (texts.remove(0), report)
 }
@@ -44,8 +44,8 @@ fn compare(name: &str, text: &str) {
     assert!(expected == text, "{name} differs; it would be:\n{text}");
 }
 
-fn told(report: &[Line]) -> String {
-    let line = |line: &Line| {
+fn told(report: &[ReportLine]) -> String {
+    let line = |line: &ReportLine| {
         let warnings = line.warnings.iter().map(|warning| format!("  warning: {warning}\n"));
         format!("{}: {:?}\n{}", line.what, line.outcome, warnings.collect::<String>())
     };

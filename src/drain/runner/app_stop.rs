@@ -10,10 +10,10 @@ use hyper::Request;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use crate::config::AfterDrain;
-use crate::drain::control::{Command, Outcome};
+use crate::drain::control::{Order, Outcome};
 use crate::drain::machine::{Event, Trigger};
 use crate::inject::share;
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream;
 
@@ -67,8 +67,8 @@ impl AppStop {
     /// hears when that is due.
     pub(super) fn answer(
         &self,
-        plane: &Arc<Plane>,
-        events: &mpsc::UnboundedSender<Command>,
+        shared: &Arc<Shared>,
+        events: &mpsc::UnboundedSender<Order>,
         waiting: Vec<Waiting>,
         outcome: &Outcome,
     ) {
@@ -83,24 +83,24 @@ impl AppStop {
             return tell();
         }
         let left =
-            plane.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
-        let (plane, events, outcome) = (plane.clone(), events.clone(), outcome.clone());
+            shared.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
+        let (shared, events, outcome) = (shared.clone(), events.clone(), outcome.clone());
         let (own_hook, gone) = (self.own_hook.clone(), self.gone.clone());
         tokio::spawn(async move {
-            if plane.settings.after_drain.is_some() {
-                own_hook.get_or_init(|| call(&plane, left)).await;
+            if shared.settings.after_drain.is_some() {
+                own_hook.get_or_init(|| call(&shared, left)).await;
             }
             tell();
-            own_exec(&plane, left).await;
-            let _ = events.send(Command::Event(Event::AppStops));
-            warn_if_it_lives_on(&plane, &outcome, &gone).await;
+            own_exec(&shared, left).await;
+            let _ = events.send(Order::Event(Event::AppStops));
+            warn_if_it_lives_on(&shared, &outcome, &gone).await;
         });
     }
 
     /// A native sidecar's SIGTERM comes once the app has gone: of its own accord, or killed when its time was up.
-    pub(super) fn warn_if_killed(&self, plane: &Plane) {
+    pub(super) fn warn_if_killed(&self, shared: &Shared) {
         // The kubelet's time began a little before its call came.
-        let killed = self.since.map(|since| since + plane.settings.drain.grace.saturating_sub(CALL));
+        let killed = self.since.map(|since| since + shared.settings.drain.grace.saturating_sub(CALL));
         if killed.is_some_and(|killed| Instant::now() >= killed) {
             tracing::warn!("the app outlived its SIGTERM until the grace was used up: {OUTLIVED}");
         }
@@ -108,15 +108,15 @@ impl AppStop {
 }
 
 /// As the kubelet would: nothing depends on how it ends.
-async fn call(plane: &Plane, within: Duration) {
-    let Some(AfterDrain { at, target, headers }) = &plane.settings.after_drain else { return };
+async fn call(shared: &Shared, within: Duration) {
+    let Some(AfterDrain { at, target, headers }) = &shared.settings.after_drain else { return };
     let mut built = Request::builder().uri(target.as_str());
     for (name, value) in headers {
         built = built.header(name, value);
     }
     let Ok(request) = built.body(Empty::new()) else { return };
     let began = Instant::now();
-    let at = at.clone().unwrap_or_else(|| plane.upstream.addr());
+    let at = at.clone().unwrap_or_else(|| shared.upstream.addr());
     let asked = readiness::ask(&at, request, |answer| async move { answer.status() });
     let status = tokio::time::timeout(within, asked).await.ok().flatten();
     let seconds = began.elapsed().as_secs_f64();
@@ -138,26 +138,26 @@ async fn call(plane: &Plane, within: Duration) {
 }
 
 /// Returns when the app's own preStop exec has ended, or when its time is up.
-async fn own_exec(plane: &Plane, within: Duration) {
+async fn own_exec(shared: &Shared, within: Duration) {
     let ended = async {
-        while plane.settings.share_dir.as_deref().is_some_and(share::is_running) {
+        while shared.settings.share_dir.as_deref().is_some_and(share::is_running) {
             tokio::time::sleep(LOOK).await;
         }
     };
     let _ = tokio::time::timeout(within, ended).await;
 }
 
-async fn warn_if_it_lives_on(plane: &Plane, outcome: &Outcome, gone: &AtomicBool) {
-    let heard = HEARD.min(plane.settings.drain.reserve / 2);
+async fn warn_if_it_lives_on(shared: &Shared, outcome: &Outcome, gone: &AtomicBool) {
+    let heard = HEARD.min(shared.settings.drain.reserve / 2);
     tokio::time::sleep(heard).await;
     let restarted = match outcome {
         Outcome::Drained { .. } => false,
         // A restart that is over doesn't hold any more.
-        Outcome::AppMayStop => gone.load(Ordering::Relaxed) || !plane.gate.holding(),
+        Outcome::AppMayStop => gone.load(Ordering::Relaxed) || !shared.gate.holding(),
         // Nobody looked whether it went.
         Outcome::Resumed => true,
     };
-    if !restarted && upstream::connect(&plane.upstream.addr()).await.is_ok() {
+    if !restarted && upstream::connect(&shared.upstream.addr()).await.is_ok() {
         let seconds = heard.as_secs_f64();
         tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {OUTLIVED}");
     }

@@ -13,7 +13,7 @@ use tokio::sync::{mpsc, watch};
 use super::prepare::{Accepted, Service};
 use super::syn_drain::handshakes_end;
 use crate::drain::ledger::Assigned;
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::repeated::Repeated;
 
 /// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
@@ -103,15 +103,15 @@ pub struct Given {
 
 /// Accepts connections on the first thread and gives each to the thread that has the fewest.
 pub struct Acceptor {
-    plane: Arc<Plane>,
+    shared: Arc<Shared>,
     others: Vec<mpsc::UnboundedSender<Given>>,
     switch: Switch,
 }
 
 impl Acceptor {
     /// For the first thread; the `others` get their connections by these.
-    pub fn new(plane: Arc<Plane>, others: Vec<mpsc::UnboundedSender<Given>>, switch: Switch) -> Self {
-        Self { plane, others, switch }
+    pub fn new(shared: Arc<Shared>, others: Vec<mpsc::UnboundedSender<Given>>, switch: Switch) -> Self {
+        Self { shared, others, switch }
     }
 
     /// Accepts until told to stop, then waits to be told to listen again. `serve` gets this thread's connections;
@@ -138,7 +138,7 @@ impl Acceptor {
             if on.wait_for(|on| *on).await.is_err() {
                 return;
             }
-            let shared = self.plane.settings.reuse_port;
+            let shared = self.shared.settings.reuse_port;
             match addr.as_ref().map(|addr| bind(*addr, shared)) {
                 Ok(Ok(again)) => {
                     self.switch.closed.send_modify(|closed| *closed -= 1);
@@ -216,10 +216,10 @@ impl Acceptor {
 
     /// Handshakes cost more than connections: fewer have room.
     fn is_full(&self, service: Service) -> bool {
-        if service == Service::Https && self.plane.tls.as_ref().is_some_and(|tls| tls.is_busy()) {
+        if service == Service::Https && self.shared.tls.as_ref().is_some_and(|tls| tls.is_busy()) {
             return true;
         }
-        self.plane.is_full()
+        self.shared.is_full()
     }
 
     /// To the thread with the fewest connections; this one is the first.
@@ -230,14 +230,14 @@ impl Acceptor {
         service: Service,
         serve: &impl Fn(Accepted<tokio::net::TcpStream>),
     ) {
-        let ledgers = &self.plane.ledgers;
+        let ledgers = &self.shared.ledgers;
         let fewest = (0..ledgers.len()).min_by_key(|thread| ledgers[*thread].open()).unwrap_or(0);
         if stream.set_nodelay(true).is_err() {
             return; // it has been reset already
         }
         let assigned = ledgers[fewest].assigned();
-        let accepted = Accepted { stream, peer, service, connected: self.plane.gate.connect() };
-        self.plane.share_files();
+        let accepted = Accepted { stream, peer, service, connected: self.shared.gate.connect() };
+        self.shared.share_files();
         match fewest.checked_sub(1) {
             None => {
                 assigned.arrived();

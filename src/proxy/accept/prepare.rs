@@ -57,7 +57,7 @@ impl<S> Accepted<S> {
 pub async fn welcome(accepted: Accepted<TcpStream>, worker: &Worker) -> Option<Accepted<Stream>> {
     add(&worker.shard.accepted, 1);
     let Accepted { stream, mut peer, service, connected } = accepted;
-    let trusted = &worker.plane.settings.proxy_protocol_from;
+    let trusted = &worker.shared.settings.proxy_protocol_from;
     if trusted.iter().any(|network| network.contains(peer.ip())) {
         match announced(&stream, peer, worker).await {
             Ok(client) => peer = client,
@@ -91,12 +91,12 @@ async fn announced(
     peer: SocketAddr,
     worker: &Worker,
 ) -> Result<SocketAddr, Option<&'static str>> {
-    let (plane, since) = (&worker.plane, Instant::now());
-    let place = worker.ledger.enter(peer);
-    place.set_deadline(worker.deadline(plane.settings.limits.head_timeout));
+    let (shared, since) = (&worker.shared, Instant::now());
+    let entry = worker.ledger.enter(peer);
+    entry.set_deadline(worker.deadline(shared.settings.limits.head_timeout));
     let mut head = Vec::new();
     let client = poll_fn(|cx| {
-        place.register(cx);
+        entry.register(cx);
         loop {
             let mut room = [0; 256];
             let mut coming = ReadBuf::new(&mut room);
@@ -119,12 +119,12 @@ async fn announced(
                 return Poll::Ready(Ok(header.client.unwrap_or(peer)));
             }
         }
-        if plane.closing_idle() {
-            if since.elapsed() >= FIRST_REQUEST || plane.forced() {
+        if shared.closing_idle() {
+            if since.elapsed() >= FIRST_REQUEST || shared.forced() {
                 return Poll::Ready(Err(None));
             }
-            place.set_deadline(worker.deadline(FIRST_REQUEST));
-        } else if place.expired() {
+            entry.set_deadline(worker.deadline(FIRST_REQUEST));
+        } else if entry.expired() {
             return Poll::Ready(Err(Some("its PROXY protocol header came too slowly (--head-timeout)")));
         }
         Poll::Pending

@@ -10,7 +10,7 @@ use tokio::io::ReadBuf;
 use tokio::net::TcpStream;
 
 use crate::drain::gate::Connected;
-use crate::drain::ledger::Place;
+use crate::drain::ledger::LedgerEntry;
 use crate::proxy::close::shut;
 use crate::proxy::request::failure;
 use crate::proxy::shared::FIRST_REQUEST;
@@ -26,18 +26,18 @@ pub async fn handshake(
     connected: Connected,
     worker: &Worker,
 ) -> Option<(Stream, Connected)> {
-    let plane = &worker.plane;
-    let termination = plane.tls.as_ref()?;
-    let place = worker.ledger.enter(peer);
-    place.set_deadline(worker.deadline(termination.timeout()));
+    let shared = &worker.shared;
+    let termination = shared.tls.as_ref()?;
+    let entry = worker.ledger.enter(peer);
+    entry.set_deadline(worker.deadline(termination.timeout()));
     // One that says nothing is bounded as a connection is, and takes no handshake's place from others.
     let mut byte = [0];
-    let spoke = in_time(worker, &place, |cx| tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)));
+    let spoke = in_time(worker, &entry, |cx| tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)));
     if !matches!(spoke.await, Ok(n) if n > 0) {
         return None;
     }
     let mut turn = pin!(termination.place());
-    let under_way = in_time(worker, &place, |cx| turn.as_mut().poll(cx)).await.ok()?;
+    let under_way = in_time(worker, &entry, |cx| turn.as_mut().poll(cx)).await.ok()?;
     let mut tls = match termination.accept(tcp) {
         Ok(accepted) => accepted,
         Err(error) => {
@@ -48,8 +48,8 @@ pub async fn handshake(
             return None;
         }
     };
-    let shaken = in_time(worker, &place, |cx| tls.poll_handshake(cx)).await;
-    drop((under_way, place));
+    let shaken = in_time(worker, &entry, |cx| tls.poll_handshake(cx)).await;
+    drop((under_way, entry));
     match shaken {
         Ok(()) => {
             worker.ledger.assign();
@@ -65,9 +65,9 @@ pub async fn handshake(
             }
             worker.ledger.assign();
             // The client reads why before the connection closes.
-            let place = worker.ledger.enter(peer);
-            shut(Stream::Tcp(tcp), connected, plane).await;
-            drop(place);
+            let entry = worker.ledger.enter(peer);
+            shut(Stream::Tcp(tcp), connected, shared).await;
+            drop(entry);
         }
         Err(error) => tracing::debug!(%peer, "a TLS handshake failed: {error}"),
     }
@@ -77,22 +77,22 @@ pub async fn handshake(
 /// What `poll` comes to, unless the place's deadline passes before, or the drain has none left.
 async fn in_time<T>(
     worker: &Worker,
-    place: &Place,
+    entry: &LedgerEntry,
     mut poll: impl FnMut(&mut Context<'_>) -> Poll<io::Result<T>>,
 ) -> io::Result<T> {
-    let plane = &worker.plane;
+    let shared = &worker.shared;
     let mut hurried = false;
     poll_fn(|cx| {
-        place.register(cx);
+        entry.register(cx);
         match poll(cx) {
             Poll::Ready(done) => return Poll::Ready(done),
-            Poll::Pending if plane.forced() || place.expired() => {
+            Poll::Pending if shared.forced() || entry.expired() => {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
             // As long as a fresh connection has for its first request.
-            Poll::Pending if plane.closing_idle() && !hurried => {
+            Poll::Pending if shared.closing_idle() && !hurried => {
                 hurried = true;
-                place.set_deadline(worker.deadline(FIRST_REQUEST));
+                entry.set_deadline(worker.deadline(FIRST_REQUEST));
             }
             Poll::Pending => {}
         }

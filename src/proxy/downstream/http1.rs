@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::config::Limits;
 use crate::drain::gate::{Connected, InFlight, InFlightTunnel};
-use crate::drain::ledger::{Class, Place};
+use crate::drain::ledger::{Class, LedgerEntry};
 use crate::metrics::Ended;
 use crate::proxy::buffer::{Buffer, SIZE};
 use crate::proxy::connection::{Http2, Idle, Next, Tunnel, TunnelState};
@@ -21,7 +21,7 @@ use crate::proxy::request::exchange::{Client, Exchange, Flow};
 use crate::proxy::request::failure::{self, Failure};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
-use crate::proxy::request_log::{Record, Totals};
+use crate::proxy::request_log::{RequestLog, Totals};
 use crate::proxy::shared::FIRST_REQUEST;
 use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Reader, Stream, Writer};
@@ -54,7 +54,7 @@ struct Upgraded {
     client_buf: Buffer,
     websocket: bool,
     in_flight: InFlightTunnel,
-    record: Record,
+    log: RequestLog,
     totals: Totals,
 }
 
@@ -83,23 +83,23 @@ pub async fn serve(
     mut accepted: Option<Instant>,
     worker: &Worker,
 ) -> Next {
-    let place = worker.ledger.enter(peer);
+    let entry = worker.ledger.enter(peer);
     let close = {
         let channel = stream.channel();
         let (reader, writer) = stream.split();
         let peer = peer.ip().to_canonical().to_string();
         let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
-        let mut serving = pin!(serve_requests(&mut client, worker, &place, &mut accepted));
+        let mut serving = pin!(serve_requests(&mut client, worker, &entry, &mut accepted));
         // Every wake-up by the drain or the sweeper comes by this task's waker.
         poll_fn(|cx| {
-            place.register(cx);
+            entry.register(cx);
             serving.as_mut().poll(cx)
         })
         .await
     };
     match close {
-        Close::Http2(read) => Next::Http2(Http2 { stream, read, place, connected }),
-        Close::Tunnels(upgraded) => Next::Tunnel(upgraded.tunnel(stream, place, connected, worker)),
+        Close::Http2(read) => Next::Http2(Http2 { stream, read, entry, connected }),
+        Close::Tunnels(upgraded) => Next::Tunnel(upgraded.tunnel(stream, entry, connected, worker)),
         Close::Rests => match stream.rest() {
             Ok(stream) => Next::Park(Idle { stream, peer, connected, accepted }),
             Err(_) => Next::Closed,
@@ -114,13 +114,19 @@ pub async fn serve(
 }
 
 impl Upgraded {
-    fn tunnel(self, client: Stream, place: Place, connected: Connected, worker: &Worker) -> Box<Tunnel> {
-        let Self { app, app_buf, client_buf, websocket, in_flight, record, totals } = self;
-        place.set_class(if websocket { Class::WebSocket } else { Class::Tunnel });
+    fn tunnel(
+        self,
+        client: Stream,
+        entry: LedgerEntry,
+        connected: Connected,
+        worker: &Worker,
+    ) -> Box<Tunnel> {
+        let Self { app, app_buf, client_buf, websocket, in_flight, log, totals } = self;
+        entry.set_class(if websocket { Class::WebSocket } else { Class::Tunnel });
         keep_alive(client.tcp());
         let moved_at = worker.ledger.now_ms();
         let state =
-            TunnelState { websocket, unheard: false, in_flight, record, totals, moved_at, place, connected };
+            TunnelState { websocket, unheard: false, in_flight, log, totals, moved_at, entry, connected };
         Box::new(Tunnel { client, app, app_buf, client_buf, state })
     }
 }
@@ -128,24 +134,24 @@ impl Upgraded {
 async fn serve_requests(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
-    place: &Place,
+    entry: &LedgerEntry,
     accepted: &mut Option<Instant>,
 ) -> Close {
     loop {
-        if let Some(close) = first_byte(client, worker, place, *accepted).await {
+        if let Some(close) = first_byte(client, worker, entry, *accepted).await {
             return close;
         }
         let first = accepted.take().is_some();
-        place.set_deadline(0);
-        let Ok(in_flight) = worker.plane.gate.admit() else {
+        entry.set_deadline(0);
+        let Ok(in_flight) = worker.shared.gate.admit() else {
             worker.shard.request(503, Ended::Unsent, Duration::ZERO);
             return refuse(client, 503, "shutting down; the request was not processed, send it again", false)
                 .await;
         };
-        if let Some(close) = one_request(client, worker, place, in_flight, first).await {
+        if let Some(close) = one_request(client, worker, entry, in_flight, first).await {
             return close;
         }
-        place.end();
+        entry.end();
     }
 }
 
@@ -153,14 +159,14 @@ async fn serve_requests(
 async fn first_byte(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
-    place: &Place,
+    entry: &LedgerEntry,
     accepted: Option<Instant>,
 ) -> Option<Close> {
     if !client.buf.is_empty() {
         return None;
     }
-    let plane = &worker.plane;
-    let idle_timeout = plane.settings.limits.idle_timeout;
+    let shared = &worker.shared;
+    let idle_timeout = shared.settings.limits.idle_timeout;
     let Client { reader, buf, .. } = client;
     let (mut armed, mut overdue, mut closing_since) = (false, false, None);
     poll_fn(|cx| {
@@ -170,30 +176,30 @@ async fn first_byte(
             Poll::Ready(Err(_)) => return Poll::Ready(Some(Close::Gone)),
             Poll::Pending => {}
         }
-        if plane.closing_idle() {
+        if shared.closing_idle() {
             let since = *closing_since.get_or_insert_with(Instant::now);
             let fresh = accepted.is_some_and(|at| at.elapsed() < FIRST_REQUEST);
             // The part of a TLS record is a request that has begun.
             let begun = reader.has_partial() && since.elapsed() < FIRST_REQUEST;
-            let waits = (fresh || begun) && !plane.forced();
+            let waits = (fresh || begun) && !shared.forced();
             if !waits && !reader.has_unread() {
                 return Poll::Ready(Some(Close::Linger));
             }
-            place.set_deadline(worker.deadline(FIRST_REQUEST));
-        } else if place.expired() && reader.has_partial() {
+            entry.set_deadline(worker.deadline(FIRST_REQUEST));
+        } else if entry.expired() && reader.has_partial() {
             if overdue {
                 return Poll::Ready(Some(Close::Linger));
             }
             overdue = true;
-            place.set_deadline(worker.deadline(plane.settings.limits.head_timeout));
-        } else if place.expired() {
+            entry.set_deadline(worker.deadline(shared.settings.limits.head_timeout));
+        } else if entry.expired() {
             return Poll::Ready(Some(if idle_timeout > parking::AFTER {
                 Close::Rests
             } else {
                 Close::Linger
             }));
         } else if !armed {
-            place.set_deadline(worker.deadline(idle_timeout.min(parking::AFTER)));
+            entry.set_deadline(worker.deadline(idle_timeout.min(parking::AFTER)));
             armed = true;
         }
         Poll::Pending
@@ -205,13 +211,13 @@ async fn first_byte(
 async fn one_request(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
-    place: &Place,
+    entry: &LedgerEntry,
     mut in_flight: InFlight<'_>,
     first: bool,
 ) -> Option<Close> {
     let since = Instant::now();
     let mut head = Vec::with_capacity(SIZE);
-    let mut request = match read_head(client, worker, place, &mut head, first).await {
+    let mut request = match read_head(client, worker, entry, &mut head, first).await {
         Ok(request) => request,
         Err(NoHead::Gone) => return Some(Close::Gone),
         Err(NoHead::Http2) => return Some(Close::Http2(std::mem::take(&mut client.buf))),
@@ -224,12 +230,12 @@ async fn one_request(
     worker.take_in(&mut request, &mut in_flight, since, first);
     let unread = client.buf.unread();
     let (method, target) = (&unread[request.method.clone()], &unread[request.target.clone()]);
-    place.begin(method, target, since);
-    let long_poll = LongPoll::of(&worker.plane.settings.long_polls, method, target);
-    let record = Record::new(since, unread, &request, &client.peer, worker.plane.settings.access_log);
+    entry.begin(method, target, since);
+    let long_poll = LongPoll::of(&worker.shared.settings.long_polls, method, target);
+    let log = RequestLog::new(since, unread, &request, &client.peer, worker.shared.settings.access_log);
     client.buf.consume(request.len);
 
-    let exchange = Exchange { worker, place, request: &request, long_poll, flow: Flow::default() };
+    let exchange = Exchange { worker, entry, request: &request, long_poll, flow: Flow::default() };
     let finish = forward(client, &exchange, head).await;
     let flow = &exchange.flow;
     let (ended, close) = match finish {
@@ -237,9 +243,9 @@ async fn one_request(
         Ok(Finish::Upgraded(app, app_buf)) => {
             let websocket = request.upgrade == Upgrade::WebSocket;
             let client_buf = std::mem::take(&mut client.buf);
-            let in_flight = in_flight.into_tunnel(&worker.plane.gate);
+            let in_flight = in_flight.into_tunnel(&worker.shared.gate);
             let totals = flow.totals();
-            let upgraded = Upgraded { app, app_buf, client_buf, websocket, in_flight, record, totals };
+            let upgraded = Upgraded { app, app_buf, client_buf, websocket, in_flight, log, totals };
             return Some(Close::Tunnels(Box::new(upgraded)));
         }
         Err(failure) => {
@@ -247,7 +253,7 @@ async fn one_request(
             (ended, Some(close))
         }
     };
-    record.write(&worker.shard, flow.totals(), ended);
+    log.write(&worker.shard, flow.totals(), ended);
     close
 }
 
@@ -255,15 +261,15 @@ async fn one_request(
 async fn read_head<R, W>(
     client: &mut Client<R, W>,
     worker: &Worker,
-    place: &Place,
+    entry: &LedgerEntry,
     head: &mut Vec<u8>,
     first: bool,
 ) -> Result<Request, NoHead>
 where
     R: AsyncRead + Unpin,
 {
-    let plane = &worker.plane;
-    let limits = &plane.settings.limits;
+    let shared = &worker.shared;
+    let limits = &shared.settings.limits;
     let mut looked = 0;
     loop {
         let is_http2 = first && begins_http2(client.buf.unread());
@@ -271,18 +277,18 @@ where
             return Err(NoHead::Http2);
         }
         if !is_http2 && (looked == 0 || head::ends_within(client.buf.unread(), looked)) {
-            let sender = plane.sender(&client.peer, &client.channel, worker.pool.keep_alive.is_asked());
+            let sender = shared.sender(&client.peer, &client.channel, worker.pool.keep_alive.is_asked());
             head.clear();
             if let Some(request) = head::request(client.buf.unread(), limits.fields, sender, head)? {
                 if request.len > limits.head || request.target.len() > limits.uri {
                     return Err(too_large(client.buf.unread(), limits).into());
                 }
-                place.set_deadline(0);
+                entry.set_deadline(0);
                 return Ok(request);
             }
         }
         if looked == 0 {
-            place.set_deadline(worker.deadline(limits.head_timeout));
+            entry.set_deadline(worker.deadline(limits.head_timeout));
         }
         looked = client.buf.unread().len();
         if looked >= limits.head {
@@ -291,10 +297,10 @@ where
         let Client { reader, buf, .. } = client;
         let read = poll_fn(|cx| match buf.poll_fill(cx, reader) {
             Poll::Ready(read) => Poll::Ready(Ok(read)),
-            Poll::Pending if place.expired() => {
+            Poll::Pending if entry.expired() => {
                 Poll::Ready(Err(Reject { status: 408, why: "the request's head came too slowly" }))
             }
-            Poll::Pending if plane.forced() => {
+            Poll::Pending if shared.forced() => {
                 Poll::Ready(Err(Reject { status: 503, why: "shutting down; the request was not complete" }))
             }
             Poll::Pending => Poll::Pending,
@@ -321,18 +327,18 @@ async fn fail<R, W: AsyncWrite + Unpin>(
     exchange: &Exchange<'_>,
     failure: Failure,
 ) -> (Ended, Close) {
-    let verdict = failure.verdict(exchange.flow.progress.get());
-    let close = match verdict.status {
+    let response = failure.response(exchange.flow.progress.get());
+    let close = match response.status {
         // Half of an interim answer is out: nothing can be told apart from its rest.
         Some(_) if exchange.flow.writing.get() => Close::Reset,
         Some(status) => {
             exchange.flow.status.set(status);
-            refuse(client, status, verdict.why, exchange.request.head_only).await
+            refuse(client, status, response.why, exchange.request.head_only).await
         }
         None if failure == Failure::ClientGone => Close::Gone,
         None => Close::Reset,
     };
-    (verdict.ended, close)
+    (response.ended, close)
 }
 
 /// Writes an answer of our own, after which the connection closes.

@@ -16,8 +16,8 @@ use bytes::Bytes;
 use tokio::task::spawn_local;
 
 use super::stream;
-use super::streams::Connection;
-use crate::drain::ledger::Place;
+use super::streams::Http2Connection;
+use crate::drain::ledger::LedgerEntry;
 use crate::drain::machine::Phase;
 use crate::proxy::connection::{Http2, Next};
 use crate::proxy::http2::adapter;
@@ -45,13 +45,13 @@ enum Close {
 
 /// Serves an HTTP/2 connection until it closes. Returns what becomes of it.
 pub async fn serve(http2: Http2, worker: &Rc<Worker>) -> Next {
-    let Http2 { stream, read, place, connected } = http2;
+    let Http2 { stream, read, entry, connected } = http2;
     // A call may be silent for hours: a client that vanished would hold it, and a drain.
     keep_alive(stream.tcp());
     let channel = stream.channel();
     let wire = Rc::new(Wire::new(stream, read, worker.clone()));
-    let connection = Rc::new(Connection::new(wire.clone(), place.peer, channel, worker.clone()));
-    let close = run(&connection, &place).await;
+    let connection = Rc::new(Http2Connection::new(wire.clone(), entry.peer, channel, worker.clone()));
+    let close = run(&connection, &entry).await;
     connection.abandon();
     match (wire.take(), close) {
         (Some(stream), Close::Linger) => return Next::Close(stream, connected),
@@ -61,8 +61,8 @@ pub async fn serve(http2: Http2, worker: &Rc<Worker>) -> Next {
     Next::Closed
 }
 
-async fn run(connection: &Rc<Connection>, place: &Place) -> Close {
-    let limits = &connection.worker.plane.settings.limits;
+async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
+    let limits = &connection.worker.shared.settings.limits;
     let mut builder = Builder::new();
     builder
         .initial_window_size(STREAM_WINDOW)
@@ -72,28 +72,28 @@ async fn run(connection: &Rc<Connection>, place: &Place) -> Close {
         .max_send_buffer_size(adapter::QUEUED);
     let mut handshake = pin!(builder.handshake(Transport(connection.wire.clone())));
     let began = Instant::now();
-    place.set_deadline(connection.worker.deadline(limits.head_timeout));
+    entry.set_deadline(connection.worker.deadline(limits.head_timeout));
     let shaken = poll_fn(|cx| {
-        place.register(cx);
+        entry.register(cx);
         if let Poll::Ready(shaken) = handshake.as_mut().poll(cx) {
             return Poll::Ready(shaken.map_err(|_| Close::Linger));
         }
         if let Poll::Ready(Err(_)) = connection.wire.poll_drain(cx) {
             return Poll::Ready(Err(Close::Gone));
         }
-        let (plane, age) = (&connection.worker.plane, began.elapsed());
-        let idle = plane.closing_idle() && age >= FIRST_REQUEST && !connection.wire.has_unread();
-        if idle || plane.forced() || age >= limits.head_timeout {
+        let (shared, age) = (&connection.worker.shared, began.elapsed());
+        let idle = shared.closing_idle() && age >= FIRST_REQUEST && !connection.wire.has_unread();
+        if idle || shared.forced() || age >= limits.head_timeout {
             return Poll::Ready(Err(Close::Linger));
         }
-        if plane.closing_idle() || place.expired() {
-            place.set_deadline(connection.worker.deadline(FIRST_REQUEST));
+        if shared.closing_idle() || entry.expired() {
+            entry.set_deadline(connection.worker.deadline(FIRST_REQUEST));
         }
         Poll::Pending
     });
     match shaken.await {
         Ok(h2) => {
-            let mut session = Session::new(connection.clone(), place, h2);
+            let mut session = Session::new(connection.clone(), entry, h2);
             poll_fn(|cx| session.poll(cx)).await
         }
         Err(close) => close,
@@ -117,14 +117,14 @@ enum Wait {
 
 /// A connection's own task.
 struct Session<'a> {
-    connection: Rc<Connection>,
-    place: &'a Place,
+    connection: Rc<Http2Connection>,
+    entry: &'a LedgerEntry,
     h2: server::Connection<Transport, Bytes>,
     began: Instant,
     /// A stream has been accepted.
     used: bool,
     /// The client was told to go.
-    told: bool,
+    goaway_sent: bool,
     /// It closes once the last frames are written.
     closing: bool,
     wait: Wait,
@@ -135,15 +135,19 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    fn new(connection: Rc<Connection>, place: &'a Place, h2: server::Connection<Transport, Bytes>) -> Self {
-        place.set_deadline(0);
+    fn new(
+        connection: Rc<Http2Connection>,
+        entry: &'a LedgerEntry,
+        h2: server::Connection<Transport, Bytes>,
+    ) -> Self {
+        entry.set_deadline(0);
         Self {
             connection,
-            place,
+            entry,
             h2,
             began: Instant::now(),
             used: false,
-            told: false,
+            goaway_sent: false,
             closing: false,
             wait: Wait::None,
             waits_since: Instant::now(),
@@ -160,9 +164,9 @@ impl<'a> Session<'a> {
             let drained = self.connection.wire.poll_drain(cx);
             self.connection.settle();
             // What was unread a moment ago may have been nothing.
-            let before = (self.told, self.closing);
+            let before = (self.goaway_sent, self.closing);
             self.mind_the_drain();
-            if before != (self.told, self.closing) {
+            if before != (self.goaway_sent, self.closing) {
                 continue;
             }
             match drained {
@@ -200,21 +204,21 @@ impl<'a> Session<'a> {
 
     /// Told at once, a client would come again and again without ever asking for anything.
     fn is_fresh(&self) -> bool {
-        !self.used && self.began.elapsed() < FIRST_REQUEST && !self.connection.worker.plane.forced()
+        !self.used && self.began.elapsed() < FIRST_REQUEST && !self.connection.worker.shared.forced()
     }
 
     /// Tells the client to go, and closes once nothing runs and nothing is to come.
     fn mind_the_drain(&mut self) {
-        let plane = &self.connection.worker.plane;
-        let stays = plane.phase() == Phase::Serving && !self.connection.app_goes.get();
+        let shared = &self.connection.worker.shared;
+        let stays = shared.phase() == Phase::Serving && !self.connection.app_goes.get();
         if self.closing || stays || self.is_fresh() {
             return;
         }
-        if !self.told {
-            self.told = true;
+        if !self.goaway_sent {
+            self.goaway_sent = true;
             self.h2.graceful_shutdown();
         }
-        if plane.closing_idle() && self.nothing_runs() && !self.connection.wire.has_unread() {
+        if shared.closing_idle() && self.nothing_runs() && !self.connection.wire.has_unread() {
             self.close(Reason::NO_ERROR);
         }
     }
@@ -234,15 +238,15 @@ impl<'a> Session<'a> {
 
     /// Bounds what the connection waits for. `None`: it has been idle for long enough.
     fn mind_the_time(&mut self, blocked: bool) -> Poll<Option<Close>> {
-        let plane = &self.connection.worker.plane;
-        let limits = &plane.settings.limits;
-        let (wait, time) = if self.closing || plane.forced() {
+        let shared = &self.connection.worker.shared;
+        let limits = &shared.settings.limits;
+        let (wait, time) = if self.closing || shared.forced() {
             (Wait::Close, LAST_WORD)
         } else if blocked || self.connection.is_stuck() {
             (Wait::Blocked(self.connection.wire.moved()), limits.body_timeout)
         } else if !self.nothing_runs() {
             (Wait::None, Duration::ZERO)
-        } else if plane.phase() != Phase::Serving && self.is_fresh() {
+        } else if shared.phase() != Phase::Serving && self.is_fresh() {
             (Wait::Fresh, FIRST_REQUEST)
         } else {
             // It may be asked for its place before.
@@ -254,19 +258,19 @@ impl<'a> Session<'a> {
                 self.client_takes();
             }
             let deadline = if wait == Wait::None { 0 } else { self.connection.worker.deadline(time) };
-            self.place.set_deadline(deadline);
-        } else if self.place.expired() {
+            self.entry.set_deadline(deadline);
+        } else if self.entry.expired() {
             match wait {
                 Wait::None => {}
                 // The sweeper's clock is coarse: it may have woken us a little early.
-                Wait::Fresh => self.place.set_deadline(self.connection.worker.deadline(time)),
-                Wait::Idle if self.waits_since.elapsed() < plane.idle_timeout() => {
-                    let left = plane.idle_timeout().saturating_sub(self.waits_since.elapsed());
-                    self.place.set_deadline(self.connection.worker.deadline(left.min(time)));
+                Wait::Fresh => self.entry.set_deadline(self.connection.worker.deadline(time)),
+                Wait::Idle if self.waits_since.elapsed() < shared.idle_timeout() => {
+                    let left = shared.idle_timeout().saturating_sub(self.waits_since.elapsed());
+                    self.entry.set_deadline(self.connection.worker.deadline(left.min(time)));
                 }
                 Wait::Idle => return Poll::Ready(None),
                 Wait::Blocked(_) if self.client_takes() => {
-                    self.place.set_deadline(self.connection.worker.deadline(time));
+                    self.entry.set_deadline(self.connection.worker.deadline(time));
                 }
                 Wait::Blocked(_) | Wait::Close => return Poll::Ready(Some(Close::Reset)),
             }

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use http::request::Parts;
 use tokio::io::AsyncWriteExt;
 
-use super::streams::{Connection, Ending};
+use super::streams::{Ending, Http2Connection};
 use crate::config::UpstreamProtocol;
 use crate::metrics::Ended;
 use crate::proxy::buffer::{Buffer, SIZE};
@@ -25,7 +25,7 @@ use crate::proxy::request::failure::{self, Failure};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request::relay_http2;
-use crate::proxy::request_log::{Record, Totals};
+use crate::proxy::request_log::{RequestLog, Totals};
 
 /// An answer of our own to a failed request may take so long to be handed over.
 const LAST_WORD: Duration = Duration::from_secs(1);
@@ -35,23 +35,23 @@ const NO_GRPC: Reject =
 
 /// Serves a stream that was just accepted.
 pub async fn serve(
-    connection: Rc<Connection>,
+    connection: Rc<Http2Connection>,
     id: u32,
     request: http::Request<RecvStream>,
     mut respond: SendResponse<Bytes>,
 ) {
     let (worker, since) = (&*connection.worker, Instant::now());
-    let (gate, ledger) = (&worker.plane.gate, &worker.ledger);
+    let (gate, ledger) = (&worker.shared.gate, &worker.ledger);
     let Ok(mut in_flight) = gate.admit() else {
         worker.shard.request(0, Ended::Unsent, Duration::ZERO);
         connection.forget(id);
         return respond.send_reset(Reason::REFUSED_STREAM);
     };
     ledger.assign();
-    let place = ledger.enter(connection.peer);
+    let entry = ledger.enter(connection.peer);
     // Every wake-up by the drain or the sweeper comes by this task's waker.
     poll_fn(|cx| {
-        place.register(cx);
+        entry.register(cx);
         Poll::Ready(())
     })
     .await;
@@ -59,7 +59,7 @@ pub async fn serve(
     let (parts, body) = request.into_parts();
     let mut head = Vec::with_capacity(SIZE);
     let call = grpc::is_call_by(&parts.headers);
-    let settings = &worker.plane.settings;
+    let settings = &worker.shared.settings;
     let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {
         // A call needs trailers and both directions at once.
         let refused = call && settings.upstream_protocol == UpstreamProtocol::Http1;
@@ -77,18 +77,18 @@ pub async fn serve(
             worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
             let (in_flight, totals) = (in_flight.into_owned(gate), Totals::default());
             let ended = Ended::Rejected;
-            let ending = Ending { record: None, totals, ended, _in_flight: in_flight, _place: place };
+            let ending = Ending { log: None, totals, ended, _in_flight: in_flight, _entry: entry };
             return connection.ended(id, ending);
         }
     };
     worker.take_in(&mut request, &mut in_flight, since, id == 1);
     let in_flight = in_flight.into_owned(gate);
     let (method, target) = (&head[request.method.clone()], &head[request.target.clone()]);
-    place.begin(method, target, since);
+    entry.begin(method, target, since);
     let long_poll = LongPoll::of(&settings.long_polls, method, target);
-    let record = Record::new(since, &head, &request, &connection.peer_text, settings.access_log);
+    let log = RequestLog::new(since, &head, &request, &connection.peer_text, settings.access_log);
 
-    let exchange = Exchange { worker, place: &place, request: &request, long_poll, flow: Flow::default() };
+    let exchange = Exchange { worker, entry: &entry, request: &request, long_poll, flow: Flow::default() };
     // How an event stream and a long poll end is what the other way knows.
     let by_itself = !request.reopens && long_poll.is_none();
     let ended = if call || exchange.http2() && by_itself {
@@ -100,28 +100,28 @@ pub async fn serve(
         connection.app_goes.set(true);
     }
     let totals = exchange.flow.totals();
-    let ending = Ending { record: Some(record), totals, ended, _in_flight: in_flight, _place: place };
+    let ending = Ending { log: Some(log), totals, ended, _in_flight: in_flight, _entry: entry };
     connection.ended(id, ending);
 }
 
 fn read_head(
-    connection: &Connection,
+    connection: &Http2Connection,
     parts: &Parts,
     body: &RecvStream,
     head: &mut Vec<u8>,
 ) -> Result<Request, Reject> {
-    let plane = &connection.worker.plane;
-    let sender = plane.sender(
+    let shared = &connection.worker.shared;
+    let sender = shared.sender(
         &connection.peer_text,
         &connection.channel,
         connection.worker.pool.keep_alive.is_asked(),
     );
-    head::request(parts, plane.settings.limits.fields, body.is_end_stream(), sender, head)
+    head::request(parts, shared.settings.limits.fields, body.is_end_stream(), sender, head)
 }
 
 /// Sends the request to the app by HTTP/1.1, and the answer to the client.
 async fn by_http1(
-    connection: &Connection,
+    connection: &Http2Connection,
     exchange: &Exchange<'_>,
     body: RecvStream,
     respond: SendResponse<Bytes>,
@@ -146,12 +146,12 @@ async fn by_http1(
 
 /// Ends a request that failed: with an answer where one is still possible.
 async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
-    let verdict = failure.verdict(exchange.flow.progress.get());
-    if let Some(status) = verdict.status {
+    let response = failure.response(exchange.flow.progress.get());
+    if let Some(status) = response.status {
         exchange.flow.status.set(status);
-        refuse(adapter, status, verdict.why).await;
+        refuse(adapter, status, response.why).await;
     }
-    verdict.ended
+    response.ended
 }
 
 /// Writes an answer of our own.

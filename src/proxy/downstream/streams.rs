@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 
 use crate::drain::gate::InFlightOwned;
-use crate::drain::ledger::Place;
+use crate::drain::ledger::LedgerEntry;
 use crate::metrics::{Ended, Shard};
 use crate::proxy::http2::wire::Wire;
-use crate::proxy::request_log::{Record, Totals};
+use crate::proxy::request_log::{RequestLog, Totals};
 use crate::proxy::stream::Channel;
 use crate::proxy::worker::Worker;
 
 /// A connection as its streams see it.
-pub struct Connection {
+pub struct Http2Connection {
     /// The thread that serves it.
     pub worker: Rc<Worker>,
     /// The client.
@@ -42,7 +42,7 @@ struct Running {
     ending: Option<Ending>,
 }
 
-impl Connection {
+impl Http2Connection {
     /// Of a client, with no stream yet.
     pub fn new(wire: Rc<Wire>, peer: SocketAddr, channel: Channel, worker: Rc<Worker>) -> Self {
         Self {
@@ -73,7 +73,7 @@ impl Connection {
     }
 
     fn how_cut(&self) -> Ended {
-        if self.worker.plane.forced() { Ended::Cut } else { Ended::ClientGone }
+        if self.worker.shared.forced() { Ended::Cut } else { Ended::ClientGone }
     }
 
     /// A stream has begun.
@@ -127,7 +127,7 @@ impl Connection {
 /// What is told of a request once its last frame is in the socket. Until then it counts.
 pub struct Ending {
     /// None for a request that could not be read.
-    pub record: Option<Record>,
+    pub log: Option<RequestLog>,
     /// What it moved.
     pub totals: Totals,
     /// How it ended.
@@ -135,7 +135,7 @@ pub struct Ending {
     /// Counts it.
     pub _in_flight: InFlightOwned,
     /// Its place in the ledger.
-    pub _place: Place,
+    pub _entry: LedgerEntry,
 }
 
 impl Ending {
@@ -147,8 +147,8 @@ impl Ending {
 
     /// It has ended.
     fn write(self, shard: &Shard) {
-        if let Some(record) = self.record {
-            record.write(shard, self.totals, self.ended);
+        if let Some(log) = self.log {
+            log.write(shard, self.totals, self.ended);
         }
     }
 }

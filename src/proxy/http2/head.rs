@@ -9,7 +9,7 @@ use http::{Response, StatusCode};
 
 use crate::metrics::Ended;
 use crate::proxy::http1::head::{
-    Field, Framing, Origin, Reject, Request, Room, Said, Sender, TOO_MANY_FIELDS, Upgrade, bad,
+    Field, Framing, Origin, ParsedFields, Reject, Request, Room, Sender, TOO_MANY_FIELDS, Upgrade, bad,
     is_idempotent, parse_length, put, put_connection, put_field, put_forwarded, put_forwarded_for,
 };
 use crate::proxy::http1::health_check::{Asked, is_health_check};
@@ -38,8 +38,8 @@ pub fn request(
     if parts.headers.len() > most {
         return Err(TOO_MANY_FIELDS);
     }
-    let said = read_fields(&parts.headers)?;
-    let framing = match said.length {
+    let parsed_fields = read_fields(&parts.headers)?;
+    let framing = match parsed_fields.length {
         Some(0) => Framing::None,
         Some(_) if ended => return Err(bad("Content-Length of a request without a body")),
         Some(length) => Framing::Length(length),
@@ -48,20 +48,20 @@ pub fn request(
     };
     // The authority is what the client asked for; a Host field may only stand in for it (RFC 9113 §8.3.1).
     // Neither is there where the request began as one of HTTP/1.0.
-    let host = parts.uri.authority().map(|authority| authority.as_str().as_bytes()).or(said.host);
+    let host = parts.uri.authority().map(|authority| authority.as_str().as_bytes()).or(parsed_fields.host);
     if host.is_some_and(|host| host.is_empty() || host.contains(&b'@')) {
         return Err(bad("the request names no host"));
     }
     put(out, &[method.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nHost: "]);
     let (start, length) = (out.len(), host.unwrap_or_default().len());
     put(out, &[host.unwrap_or(sender.app.as_bytes()), b"\r\n"]);
-    write_fields(&parts.headers, &said, framing, host, sender, out);
+    write_fields(&parts.headers, &parsed_fields, framing, host, sender, out);
     let target = method.len() + 1..method.len() + 1 + path.len();
-    let reopens = method == "GET" && said.accepts_events;
+    let reopens = method == "GET" && parsed_fields.accepts_events;
     let asked = Asked {
         method,
         path,
-        agent: said.agent,
+        agent: parsed_fields.agent,
         hostless: false,
         bodiless: framing == Framing::None,
         lasts: reopens,
@@ -78,12 +78,12 @@ pub fn request(
         upgrade: Upgrade::None,
         reopens,
         health_check: is_health_check(&asked, sender.health_checks),
-        origin: Origin { https: said.https(sender), host: start..start + length },
+        origin: Origin { https: parsed_fields.https(sender), host: start..start + length },
     })
 }
 
-fn read_fields(fields: &HeaderMap) -> Result<Said<'_>, Reject> {
-    let mut said = Said::default();
+fn read_fields(fields: &HeaderMap) -> Result<ParsedFields<'_>, Reject> {
+    let mut parsed_fields = ParsedFields::default();
     for (name, value) in fields {
         let value = value.as_bytes();
         if value.trim_ascii().len() != value.len() {
@@ -96,21 +96,21 @@ fn read_fields(fields: &HeaderMap) -> Result<Said<'_>, Reject> {
             | Field::ProxyConnection
             | Field::TransferEncoding
             | Field::Upgrade => return Err(bad("a field that HTTP/2 does not have")),
-            field => said.field(field, value)?,
+            field => parsed_fields.field(field, value)?,
         }
     }
-    Ok(said)
+    Ok(parsed_fields)
 }
 
 fn write_fields(
     fields: &HeaderMap,
-    said: &Said<'_>,
+    parsed_fields: &ParsedFields<'_>,
     framing: Framing,
     host: Option<&[u8]>,
     sender: Sender<'_>,
     out: &mut Vec<u8>,
 ) {
-    let mut lists_left = said.forwarded_for;
+    let mut lists_left = parsed_fields.forwarded_for;
     let replace = sender.forwarded == crate::config::Forwarded::Replace;
     for (name, value) in fields {
         match Field::of(name.as_str()) {
@@ -132,11 +132,11 @@ fn write_fields(
     if fields.contains_key(header::COOKIE) {
         out.extend_from_slice(b"\r\n");
     }
-    put_forwarded(out, said, host, sender);
+    put_forwarded(out, parsed_fields, host, sender);
     if framing == Framing::Chunked {
         out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    put_connection(out, said, sender);
+    put_connection(out, parsed_fields, sender);
     out.extend_from_slice(b"\r\n");
 }
 

@@ -13,13 +13,13 @@ use super::failure::{Failure, Progress};
 use super::long_poll::LongPoll;
 use crate::config::UpstreamProtocol;
 use crate::drain::gate::Streaming;
-use crate::drain::ledger::Place;
+use crate::drain::ledger::LedgerEntry;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
 use crate::proxy::buffer::{self, Buffer};
 use crate::proxy::http1::head::{Answer, Framing, Request, Response, Upgrade};
 use crate::proxy::request_log::Totals;
-use crate::proxy::shared::Plane;
+use crate::proxy::shared::Shared;
 use crate::proxy::stream::{Channel, Sink, Source};
 use crate::proxy::worker::Worker;
 use crate::tls::stream::ONE_RECORD;
@@ -48,7 +48,7 @@ pub struct Exchange<'a> {
     /// The thread that serves it.
     pub worker: &'a Worker,
     /// The connection's place in the ledger.
-    pub place: &'a Place,
+    pub entry: &'a LedgerEntry,
     /// What it says.
     pub request: &'a Request,
     /// It waits for news.
@@ -99,7 +99,7 @@ impl Exchange<'_> {
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(ended) => Poll::Ready(ended),
             Poll::Pending if self.is_over() => Poll::Ready(Err(Failure::Forced)),
-            Poll::Pending if self.place.expired() => Poll::Ready(Err(match self.client_waits() {
+            Poll::Pending if self.entry.expired() => Poll::Ready(Err(match self.client_waits() {
                 true => Failure::AppSlow,
                 false => Failure::TimedOut,
             })),
@@ -110,13 +110,13 @@ impl Exchange<'_> {
 
     /// Counts the request as a stream, which a hold may let stay, until this is dropped. A health check is none.
     pub fn streaming(&self) -> Option<Streaming<'_>> {
-        (!self.request.health_check).then(|| self.worker.plane.gate.stream())
+        (!self.request.health_check).then(|| self.worker.shared.gate.stream())
     }
 
     /// Whether a request that has just come is served at all.
     pub fn may_begin(&self) -> Result<(), Failure> {
-        let plane = &self.worker.plane;
-        match (plane.forced(), !self.request.health_check && plane.past_in_flight()) {
+        let shared = &self.worker.shared;
+        match (shared.forced(), !self.request.health_check && shared.past_in_flight()) {
             (true, _) => Err(Failure::Forced),
             (false, true) => Err(Failure::TooManyInFlight),
             (false, false) => Ok(()),
@@ -125,8 +125,8 @@ impl Exchange<'_> {
 
     /// The deadline has passed; a health check isn't worth waiting for even before.
     fn is_over(&self) -> bool {
-        let plane = &self.worker.plane;
-        plane.forced() || (self.request.health_check && plane.closing_idle())
+        let shared = &self.worker.shared;
+        shared.forced() || (self.request.health_check && shared.closing_idle())
     }
 
     /// Runs `work`, in which nobody reads from the client, and ends it when the client has gone: what nobody waits
@@ -178,7 +178,7 @@ impl Exchange<'_> {
 
     /// Whether everything goes to the app over HTTP/2.
     pub fn http2(&self) -> bool {
-        self.worker.plane.settings.upstream_protocol == UpstreamProtocol::Http2
+        self.worker.shared.settings.upstream_protocol == UpstreamProtocol::Http2
     }
 
     /// [`held_back`], with a head of so many bytes.
@@ -187,7 +187,7 @@ impl Exchange<'_> {
             return Ok(());
         }
         // What comes of its body meanwhile fills one buffer.
-        held_back(&self.worker.plane, self.place, head + buffer::SIZE).await
+        held_back(&self.worker.shared, self.entry, head + buffer::SIZE).await
     }
 
     /// [`reach`] for the app.
@@ -219,7 +219,7 @@ impl Exchange<'_> {
         self.client_owes(&self.flow.reading, true);
         let read = poll_fn(|cx| {
             let read = buf.poll_fill(cx, reader);
-            if read.is_pending() && self.place.expired() {
+            if read.is_pending() && self.entry.expired() {
                 let now = reader.unacknowledged();
                 if now > 0 && !self.flow.writing.get() && queued.replace(now) != Some(now) {
                     self.client_owes(&self.flow.reading, true);
@@ -274,7 +274,7 @@ impl Exchange<'_> {
             _ => {}
         }
         flow.app_goes.set((response.says_close || self.http2()) && backend.habit.is_going());
-        let draining = self.worker.plane.phase() != Phase::Serving && !flow.pipelined.get();
+        let draining = self.worker.shared.phase() != Phase::Serving && !flow.pipelined.get();
         let endless = !request.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
         let close = !request.keep_alive
             || draining
@@ -306,7 +306,7 @@ impl Exchange<'_> {
     /// either direction, has `--body-timeout` again: it is silent only if nothing moves at all.
     pub fn client_owes(&self, direction: &Cell<bool>, owes: bool) {
         direction.set(owes);
-        let limits = &self.worker.plane.settings.limits;
+        let limits = &self.worker.shared.settings.limits;
         let patience = match (self.client_waits(), self.flow.early.get()) {
             (_, true) => limits.body_timeout.min(EARLY),
             (false, false) => limits.body_timeout,
@@ -315,7 +315,7 @@ impl Exchange<'_> {
             (true, false) if self.flow.progress.get() == Progress::Answering => Duration::ZERO,
             (true, false) => limits.answer_timeout,
         };
-        self.place.set_deadline(if patience.is_zero() { 0 } else { self.worker.deadline(patience) });
+        self.entry.set_deadline(if patience.is_zero() { 0 } else { self.worker.deadline(patience) });
     }
 
     /// The client has nothing to do but wait.
@@ -357,14 +357,14 @@ pub async fn send(
 
 /// Waits while the app restarts or is replaced; `bytes` is what is kept in memory meanwhile. What the app itself asks
 /// for goes on: what runs may be waiting for it.
-pub async fn held_back(plane: &Plane, place: &Place, bytes: usize) -> Result<(), Failure> {
-    if !plane.gate.holding() || plane.upstream.is_app(place.peer.ip()) {
+pub async fn held_back(shared: &Shared, entry: &LedgerEntry, bytes: usize) -> Result<(), Failure> {
+    if !shared.gate.holding() || shared.upstream.is_app(entry.peer.ip()) {
         return Ok(());
     }
-    let limits = &plane.settings.limits;
-    let _held = plane.gate.hold_back(limits.held).ok_or(Failure::HeldTooMany)?;
-    let turn = plane.line.wait(&plane.gate, bytes, limits.held_bytes);
-    match tokio::time::timeout(plane.hold_most(), turn).await {
+    let limits = &shared.settings.limits;
+    let _held = shared.gate.hold_back(limits.held).ok_or(Failure::HeldTooMany)?;
+    let turn = shared.hold_queue.wait(&shared.gate, bytes, limits.held_bytes);
+    match tokio::time::timeout(shared.hold_most(), turn).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failure::HeldTooMany),
         Err(_) => Err(Failure::HeldTooLong),
@@ -374,7 +374,7 @@ pub async fn held_back(plane: &Plane, place: &Place, bytes: usize) -> Result<(),
 /// Connects by `connect`; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so waiting
 /// is safe; once the pod goes it is of no use.
 pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>) -> Result<T, Failure> {
-    let settings = &worker.plane.settings;
+    let settings = &worker.shared.settings;
     let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
     loop {
         match connect().await {
@@ -388,8 +388,8 @@ pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>)
                 return Err(Failure::AppBroken("the app does not speak HTTP/2"));
             }
             Err(error) if !upstream::is_down(&error) => return Err(Failure::AppUnreachable),
-            Err(_) if worker.plane.booting() => tokio::time::sleep(wait).await,
-            Err(_) if worker.plane.phase() != Phase::Serving => return Err(Failure::AppDown),
+            Err(_) if worker.shared.booting() => tokio::time::sleep(wait).await,
+            Err(_) if worker.shared.phase() != Phase::Serving => return Err(Failure::AppDown),
             Err(_) if since.elapsed() + wait > settings.upstream_wait => return Err(Failure::AppDown),
             Err(_) => tokio::time::sleep(wait).await,
         }

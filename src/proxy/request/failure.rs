@@ -58,7 +58,7 @@ pub enum Progress {
 
 /// The answer of our own to a failed request: status, what ended it, and why, in words.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Verdict {
+pub struct FailureResponse {
     /// The status to answer with; none where no whole answer is possible any more.
     pub status: Option<u16>,
     /// For metrics and the access log.
@@ -69,7 +69,7 @@ pub struct Verdict {
 
 impl Failure {
     /// The answer, by how far the request had come. A half-sent answer never gets a clean end.
-    pub fn verdict(self, progress: Progress) -> Verdict {
+    pub fn response(self, progress: Progress) -> FailureResponse {
         let (status, ended, why) = match (self, progress) {
             (Self::ClientGone, _) => (None, Ended::ClientGone, ""),
             (Self::BadHead, _) => (Some(400), Ended::Rejected, "the request's head can't be said in HTTP/2"),
@@ -103,7 +103,7 @@ impl Failure {
             }
             (Self::Forced, Progress::Answering) => (None, Ended::Cut, "shutting down"),
         };
-        Verdict { status: status.filter(|_| progress < Progress::Answering), ended, why }
+        FailureResponse { status: status.filter(|_| progress < Progress::Answering), ended, why }
     }
 }
 
@@ -138,7 +138,7 @@ mod tests {
 
     #[test]
     fn at_the_deadline_the_answer_tells_whether_the_app_has_the_request() {
-        let status = |progress| Failure::Forced.verdict(progress).status;
+        let status = |progress| Failure::Forced.response(progress).status;
         assert_eq!(status(Progress::Unsent), Some(503));
         assert_eq!(status(Progress::Sent), Some(504));
         assert_eq!(status(Progress::Answering), None, "a half-sent answer is cut, never ended");

@@ -42,7 +42,7 @@ pub enum Finish {
 }
 
 /// The app's side of a try.
-enum App {
+enum AppSide {
     /// A connection of its own.
     Http1(Connection),
     /// A stream on a shared one.
@@ -84,7 +84,7 @@ where
     loop {
         let reused = pooled.is_some();
         let app = match pooled.take() {
-            Some(app) => App::Http1(app),
+            Some(app) => AppSide::Http1(app),
             None => {
                 let reached = exchange.bounded(exchange.while_watched(client, reach(exchange, &head))).await;
                 reached.map_err(|failure| match failure {
@@ -100,14 +100,14 @@ where
             (app, Ok(Answered::Whole { ended, reuse, keep_alive })) => {
                 app_buf.release();
                 match app {
-                    App::Http1(app) if reuse && app_buf.is_empty() => pool.put(app, keep_alive),
-                    App::Http1(_) => {}
-                    App::Http2(app) => app.finish(),
+                    AppSide::Http1(app) if reuse && app_buf.is_empty() => pool.put(app, keep_alive),
+                    AppSide::Http1(_) => {}
+                    AppSide::Http2(app) => app.finish(),
                 }
                 return Ok(Finish::Answered(ended));
             }
-            (App::Http1(app), Ok(Answered::Upgraded)) => return Ok(Finish::Upgraded(app, app_buf)),
-            (App::Http2(_), Ok(Answered::Upgraded)) => {
+            (AppSide::Http1(app), Ok(Answered::Upgraded)) => return Ok(Finish::Upgraded(app, app_buf)),
+            (AppSide::Http2(_), Ok(Answered::Upgraded)) => {
                 return Err(Failure::AppBroken("the app answers 101 over HTTP/2, which has no upgrades"));
             }
             (app, Err(failure)) => (app, failure),
@@ -125,17 +125,17 @@ where
 }
 
 /// A connection to the app, or a place for a stream on one.
-async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
+async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure> {
     let pool = &exchange.worker.pool;
     if exchange.http2() {
         let request = app_head(head).ok_or(Failure::BadHead)?;
         let lease = exchange.lease().await?;
         let Request { framing, head_only, .. } = *exchange.request;
-        return Ok(App::Http2(Box::new(AppStream::new(lease, request, framing, head_only))));
+        return Ok(AppSide::Http2(Box::new(AppStream::new(lease, request, framing, head_only))));
     }
     let app = exchange.reach(async || pool.connect().await).await?;
     add(&exchange.worker.shard.connects, 1);
-    Ok(App::Http1(app))
+    Ok(AppSide::Http1(app))
 }
 
 /// Whether the request may be sent once more after this failure. It may when nothing of it went out, and when the app
@@ -146,12 +146,12 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<App, Failure> {
 /// also if it was sent over a connection that rested before.
 async fn is_safe(
     exchange: &Exchange<'_>,
-    app: &App,
+    app: &AppSide,
     failure: Failure,
     reused: bool,
     sent_before: bool,
 ) -> Result<bool, Failure> {
-    let unprocessed = matches!(app, App::Http2(app) if app.is_unprocessed());
+    let unprocessed = matches!(app, AppSide::Http2(app) if app.is_unprocessed());
     if unprocessed && !sent_before && exchange.flow.progress.get() == Progress::Sent {
         exchange.flow.progress.set(Progress::Unsent);
     }
@@ -160,12 +160,12 @@ async fn is_safe(
     }
     match app {
         _ if reused || unprocessed || exchange.flow.progress.get() == Progress::Unsent => Ok(true),
-        App::Http1(app) => {
-            let serving = exchange.worker.plane.phase() == Phase::Serving;
+        AppSide::Http1(app) => {
+            let serving = exchange.worker.shared.phase() == Phase::Serving;
             Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
         }
         // Others share it: it may have been dead already.
-        App::Http2(app) => Ok(!app.is_first()),
+        AppSide::Http2(app) => Ok(!app.is_first()),
     }
 }
 
@@ -175,18 +175,18 @@ async fn attempt<R, W>(
     exchange: &Exchange<'_>,
     head: &[u8],
     body: (&mut Body, &mut Vec<u8>),
-    mut app: App,
+    mut app: AppSide,
     app_buf: &mut Buffer,
-) -> (App, Result<Answered, Failure>)
+) -> (AppSide, Result<Answered, Failure>)
 where
     R: Source,
     W: Sink,
 {
     let answered = match &mut app {
-        App::Http1(app) => {
+        AppSide::Http1(app) => {
             exchange.bounded(both_ways(client, exchange, head, body, app.split(), app_buf)).await
         }
-        App::Http2(app) => {
+        AppSide::Http2(app) => {
             let (reader, writer, backend) = app.split();
             let halves = (reader, writer, &backend);
             // Apart, so that a connection's task has the room of HTTP/1.1 only.
@@ -273,7 +273,7 @@ async fn finish_upload<W: AsyncWrite + Unpin>(
     let _ = writer.shutdown().await;
     exchange.answered_early();
     poll_fn(|cx| match upload.as_mut().poll(cx) {
-        Poll::Pending if !exchange.flow.uploaded.get() && !exchange.place.expired() => Poll::Pending,
+        Poll::Pending if !exchange.flow.uploaded.get() && !exchange.entry.expired() => Poll::Pending,
         _ => Poll::Ready(()),
     })
     .await;
@@ -384,7 +384,7 @@ where
         && matches!(response.framing, Framing::Chunked | Framing::UntilClose)
     {
         flow.events.set(true);
-        exchange.place.set_class(Class::EventStream);
+        exchange.entry.set_class(Class::EventStream);
         let _streaming = exchange.streaming();
         match response.compressed {
             true => relay_compressed_events(exchange, app, backend, buf, writer, &mut out, &response).await?,
@@ -410,7 +410,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
 ) -> Result<Response, Failure> {
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
     let (request, flow) = (exchange.request, &exchange.flow);
-    let limits = &exchange.worker.plane.settings.limits;
+    let limits = &exchange.worker.shared.settings.limits;
     let most = limits.head;
     let mut looked = 0;
     loop {

@@ -23,11 +23,11 @@ pub async fn has_news<A: AsyncRead + Unpin>(
     backend: &Backend,
     buf: &mut Buffer,
 ) -> Result<bool, Failure> {
-    exchange.place.set_class(Class::LongPoll);
+    exchange.entry.set_class(Class::LongPoll);
     let _streaming = exchange.streaming();
     let uploaded = poll_fn(|_| if exchange.flow.uploaded.get() { Poll::Ready(()) } else { Poll::Pending });
     let end = async {
-        exchange.worker.plane.stream_end(backend).await;
+        exchange.worker.shared.stream_end(backend).await;
         uploaded.await;
     };
     tokio::select! {
@@ -49,7 +49,7 @@ pub async fn answer<W: Sink>(
     out: &mut Vec<u8>,
 ) -> Result<(), Failure> {
     let (request, flow) = (exchange.request, &exchange.flow);
-    let (status, body) = poll.answer(&exchange.worker.plane.settings.long_polls.answer);
+    let (status, body) = poll.answer(&exchange.worker.shared.settings.long_polls.answer);
     let framing = body.map_or(Framing::None, |(_, text)| Framing::Length(text.len() as u64));
     let side = exchange.plan(&Response::of_ours(status, framing), backend);
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());

@@ -70,7 +70,7 @@ where
             return Ok(());
         }
         if first {
-            exchange.place.set_class(Class::Finite);
+            exchange.entry.set_class(Class::Finite);
             first = false;
         } else if filled {
             buf.grow();
@@ -106,7 +106,7 @@ where
 {
     let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
     let mut told = false;
-    let mut end = pin!(exchange.worker.plane.stream_end(backend));
+    let mut end = pin!(exchange.worker.shared.stream_end(backend));
     let mut late = pin!(tokio::time::sleep(BOUNDARY));
     let ended = loop {
         content.clear();
@@ -176,7 +176,7 @@ where
     let coding = Coding::of(response, exchange.request.http11);
     let mut body = Body::new(response.framing);
     let mut told: Option<Instant> = None;
-    let mut end = pin!(exchange.worker.plane.stream_end(backend));
+    let mut end = pin!(exchange.worker.shared.stream_end(backend));
     let mut late = pin!(tokio::time::sleep(BOUNDARY));
     loop {
         let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;

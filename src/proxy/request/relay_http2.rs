@@ -36,8 +36,8 @@ const TRIES: usize = 5;
 const INTERIM: u32 = 64;
 
 /// The client's side of the stream.
-struct Client {
-    body: Body,
+struct ClientSide {
+    body: RequestBody,
     back: Back,
     /// How the client has ended the stream.
     reset: Cell<Option<Reason>>,
@@ -52,7 +52,7 @@ struct Back {
 }
 
 /// The request's body, of which a part is kept for a second try.
-struct Body {
+struct RequestBody {
     from: RecvStream,
     /// What was sent; none once it was too much.
     kept: Option<Vec<Bytes>>,
@@ -72,7 +72,7 @@ pub async fn relay(
     respond: SendResponse<Bytes>,
 ) -> Ended {
     let back = Back { respond, answer: None };
-    let mut client = Client { body: Body::new(body), back, reset: Cell::new(None), grpc };
+    let mut client = ClientSide { body: RequestBody::new(body), back, reset: Cell::new(None), grpc };
     let done = match app::request(&head) {
         Some(request) => {
             // A call may last: what the fields were made from goes before it.
@@ -87,7 +87,11 @@ pub async fn relay(
     }
 }
 
-async fn forward(exchange: &Exchange<'_>, head: &Request<()>, client: &mut Client) -> Result<(), Failure> {
+async fn forward(
+    exchange: &Exchange<'_>,
+    head: &Request<()>,
+    client: &mut ClientSide,
+) -> Result<(), Failure> {
     let (worker, progress) = (exchange.worker, &exchange.flow.progress);
     exchange.may_begin()?;
     exchange.bounded(client.watched(exchange.held_back(size_of(head)))).await?;
@@ -131,10 +135,10 @@ async fn forward(exchange: &Exchange<'_>, head: &Request<()>, client: &mut Clien
 async fn attempt(
     exchange: &Exchange<'_>,
     head: &Request<()>,
-    client: &mut Client,
+    client: &mut ClientSide,
     lease: &mut Lease,
 ) -> Result<(), Failure> {
-    let Client { body, back, reset, grpc } = client;
+    let ClientSide { body, back, reset, grpc } = client;
     let (mut response, mut app) = lease.send(head.clone(), body.is_empty()).map_err(app_failed)?;
     exchange.flow.progress.set(Progress::Sent);
     exchange.flow.app_goes.set(lease.backend().habit.is_going());
@@ -165,7 +169,7 @@ async fn attempt(
 /// The client's side: body and trailers go to the app. Returns early when the app takes no more.
 async fn upload(
     exchange: &Exchange<'_>,
-    body: &mut Body,
+    body: &mut RequestBody,
     app: &mut SendStream<Bytes>,
     reset: &Cell<Option<Reason>>,
     grpc: bool,
@@ -218,7 +222,7 @@ async fn answer(
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
     let (mut head, mut body) = answer_head(response, back, reset).await?.into_parts();
-    if head.headers.len() > exchange.worker.plane.settings.limits.fields {
+    if head.headers.len() > exchange.worker.shared.settings.limits.fields {
         return Err(Failure::AppBroken("the head of the app's answer has too many fields (--max-fields)"));
     }
     rename_app(&mut head.headers, site);
@@ -230,7 +234,7 @@ async fn answer(
     if whole {
         return Ok(());
     }
-    exchange.place.set_class(if grpc { Class::GrpcStream } else { Class::Finite });
+    exchange.entry.set_class(if grpc { Class::GrpcStream } else { Class::Finite });
     loop {
         let chunk = poll_fn(|cx| {
             if let Poll::Ready(gone) = client.poll_reset(cx) {
@@ -326,28 +330,28 @@ fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), ::
 
 /// Ends a request that failed: with an answer where one is still possible, else so that the client can tell a cut from
 /// an end. A call's trailers can always be sent, and say that it may come again.
-fn fail(exchange: &Exchange<'_>, client: &mut Client, failure: Failure) -> Ended {
-    let verdict = failure.verdict(exchange.flow.progress.get());
-    let Client { back, grpc, .. } = client;
+fn fail(exchange: &Exchange<'_>, client: &mut ClientSide, failure: Failure) -> Ended {
+    let response = failure.response(exchange.flow.progress.get());
+    let ClientSide { back, grpc, .. } = client;
     let reset = match failure {
-        Failure::ClientGone => return verdict.ended,
+        Failure::ClientGone => return response.ended,
         Failure::AppReset(reason) | Failure::Unprocessed(reason) => Some(reason),
         _ => None,
     };
-    let reason = reset.unwrap_or_else(|| reason(verdict.ended));
-    match (&mut back.answer, verdict.status) {
+    let reason = reset.unwrap_or_else(|| reason(response.ended));
+    match (&mut back.answer, response.status) {
         (Some(answer), _) if *grpc && reset.is_none() => {
             // Whoever has gone needs no end.
-            let _ = answer.send_trailers(grpc::trailers(Code::Unavailable, verdict.why));
+            let _ = answer.send_trailers(grpc::trailers(Code::Unavailable, response.why));
         }
         (Some(answer), _) => answer.send_reset(reason),
         (None, Some(status)) if reset.is_none() => {
             exchange.flow.status.set(status);
-            refuse(&mut back.respond, status, verdict.why, *grpc, exchange.request.head_only);
+            refuse(&mut back.respond, status, response.why, *grpc, exchange.request.head_only);
         }
         (None, _) => back.respond.send_reset(reason),
     }
-    verdict.ended
+    response.ended
 }
 
 /// A whole answer of our own.
@@ -366,7 +370,7 @@ pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: b
     }
 }
 
-impl Client {
+impl ClientSide {
     /// Runs `work`, in which nobody reads from the client, and ends it when the client has reset the stream: what
     /// nobody waits for any more must not be sent to the app.
     async fn watched<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -379,7 +383,7 @@ impl Client {
     }
 }
 
-impl Body {
+impl RequestBody {
     fn new(from: RecvStream) -> Self {
         Self { from, kept: Some(Vec::new()), kept_bytes: 0, sent: 0, trailers: None }
     }

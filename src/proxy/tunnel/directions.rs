@@ -60,11 +60,11 @@ pub struct Ends {
     /// From the app to the client.
     pub down: Direction,
     /// The tunnel is to end.
-    pub told: Cell<bool>,
+    pub close_requested: Cell<bool>,
     /// Nothing has moved for too long.
     pub quiet: Cell<bool>,
     /// A direction got its Close from us.
-    ours: Cell<bool>,
+    close_sent: Cell<bool>,
     /// A direction has come to another stage, which the rest has to look at.
     pub news: Cell<bool>,
     /// One direction has ended.
@@ -109,7 +109,7 @@ impl Direction {
 impl Ends {
     /// Nothing is under way in either direction.
     pub fn rest(&self) -> bool {
-        self.up.rests.get() && self.down.rests.get() && !self.told.get()
+        self.up.rests.get() && self.down.rests.get() && !self.close_requested.get()
     }
 
     /// A direction has come so far in ending.
@@ -123,7 +123,7 @@ impl Ends {
     /// Whether a direction that stands between two messages stops there. Not while the other one is still in the middle of
     /// its first: whoever hears a Close gives up on what it sends itself after a while, so both are to hear it together.
     fn stops(&self, (own, other): (&Direction, &Direction)) -> bool {
-        if !self.told.get() {
+        if !self.close_requested.get() {
             return false;
         }
         self.advance(own, Stage::Reached);
@@ -131,7 +131,7 @@ impl Ends {
     }
 
     /// How the tunnel has ended. `Err`: a direction failed, at the app's end if true.
-    pub fn verdict(&self, ended: Result<(), bool>, websocket: bool) -> Ended {
+    pub fn response(&self, ended: Result<(), bool>, websocket: bool) -> Ended {
         // Who has said goodbye may leave in the middle of what the other sends.
         let cut = |direction: &Direction, back: &Direction| direction.inside.get() && !back.closed.get();
         let (from_client, from_app) = (cut(&self.up, &self.down), cut(&self.down, &self.up));
@@ -140,7 +140,7 @@ impl Ends {
             Ok(()) | Err(true) if from_app => Ended::AppGone,
             Err(true) if from_client || !websocket => Ended::AppGone,
             Ok(()) if from_client => Ended::ClientGone,
-            _ if self.ours.get() => Ended::WebSocketEnded,
+            _ if self.close_sent.get() => Ended::WebSocketEnded,
             Err(_) => Ended::ClientGone,
             Ok(()) => Ended::Complete,
         }
@@ -238,7 +238,7 @@ where
     ends.advance(own, Stage::Stopped);
     when(|| ends.quiet.get() || other.is(Stage::Stopped)).await;
     if !frames.closed() {
-        ends.ours.set(true);
+        ends.close_sent.set(true);
         sink.write_all(close).await.map_err(|_| Failed::Sink)?;
     }
     ends.advance(own, Stage::Closed);

@@ -33,13 +33,13 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
         let sides =
             Sides { client: &mut client, client_buf: &mut client_buf, app: &mut app, app_buf: &mut app_buf };
         let mut relaying = pin!(relay(sides, websocket, worker, &ends));
-        let place = &state.place;
+        let entry = &state.entry;
         poll_fn(|cx| {
-            place.register(cx);
+            entry.register(cx);
             if let Poll::Ready(ended) = relaying.as_mut().poll(cx) {
                 return Poll::Ready(Some(ended));
             }
-            if worker.plane.forced() {
+            if worker.shared.forced() {
                 return Poll::Ready(Some(Ended::Cut));
             }
             if watch.is_over(&ends, worker) && !ends.quiet.replace(true) {
@@ -48,10 +48,10 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
                     false => Poll::Ready(Some(Ended::TimedOut)),
                 };
             }
-            if place.expired() && ends.rest() && !worker.plane.ends_tunnel(websocket, &backend) {
+            if entry.expired() && ends.rest() && !worker.shared.ends_tunnel(websocket, &backend) {
                 return Poll::Ready(None);
             }
-            place.set_deadline(worker.deadline(watch.look));
+            entry.set_deadline(worker.deadline(watch.look));
             Poll::Pending
         })
         .await
@@ -60,7 +60,7 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
     state.totals.received += ends.up.moved.get();
     (state.unheard, state.moved_at) = (watch.unheard, watch.moved_at);
     let Some(ended) = ended else { return park(client, app, state) };
-    state.record.write(&worker.shard, state.totals, ended);
+    state.log.write(&worker.shard, state.totals, ended);
     let reset = match ended {
         Ended::Cut => true,
         Ended::ClientGone | Ended::AppGone | Ended::TimedOut => !websocket,
@@ -91,7 +91,7 @@ pub fn unpark(parked: ParkedTunnel, worker: &Worker) -> Option<Box<Tunnel>> {
             Some(Box::new(Tunnel { client, app, app_buf, client_buf, state }))
         }
         _ => {
-            state.record.write(&worker.shard, state.totals, Ended::Cut);
+            state.log.write(&worker.shard, state.totals, Ended::Cut);
             None
         }
     }
@@ -120,15 +120,15 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
         let down = async { down.await.map_err(|failed| failed == Failed::Source) };
         tokio::try_join!(up, down).map(drop)
     };
-    let told = async {
+    let close_requested = async {
         if !websocket {
             return pending().await;
         }
         tokio::select! {
-            () = worker.plane.stream_end(backend) => {}
+            () = worker.shared.stream_end(backend) => {}
             () = when(|| ends.quiet.get()) => {}
         }
-        ends.told.set(true);
+        ends.close_requested.set(true);
         // One that was too quiet in the middle of a message isn't waited for again.
         let closed = when(|| ends.up.is(Stage::Closed) && ends.down.is(Stage::Closed));
         match ends.quiet.get() {
@@ -142,7 +142,7 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
         // `told` first: it sets what the directions look at in the same poll.
         tokio::select! {
             biased;
-            ended = told => ended,
+            ended = close_requested => ended,
             ended = both => ended,
         }
     });
@@ -153,7 +153,7 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
         }
         ended
     });
-    ends.verdict(ended.await, websocket)
+    ends.response(ended.await, websocket)
 }
 
 /// Looks after each poll what has come of a tunnel.
@@ -167,7 +167,7 @@ struct Watch {
 
 impl Watch {
     fn new(tunnel: &TunnelState, worker: &Worker) -> Self {
-        let timeout = worker.plane.settings.limits.tunnel_timeout;
+        let timeout = worker.shared.settings.limits.tunnel_timeout;
         let look = if timeout.is_zero() { parking::AFTER } else { parking::AFTER.min(timeout) };
         Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, look }
     }

@@ -8,13 +8,13 @@ use std::task::Poll;
 use std::time::Instant;
 
 use crate::drain::gate::Connected;
-use crate::drain::ledger::{Class, Place};
+use crate::drain::ledger::{Class, LedgerEntry};
 use crate::metrics::add;
 use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::{Next, Tunnel, TunnelState};
 use crate::proxy::request::exchange::{held_back, reach};
 use crate::proxy::request::failure::{Failure, Progress};
-use crate::proxy::request_log::{Record, Totals};
+use crate::proxy::request_log::{RequestLog, Totals};
 use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Source, Stream};
 use crate::proxy::worker::Worker;
@@ -29,17 +29,17 @@ pub async fn serve(
     worker: &Worker,
 ) -> Next {
     let since = Instant::now();
-    let (plane, place) = (&worker.plane, worker.ledger.enter(peer));
-    let upstream = plane.settings.tcp[route].upstream.to_string();
+    let (shared, entry) = (&worker.shared, worker.ledger.enter(peer));
+    let upstream = shared.settings.tcp[route].upstream.to_string();
     let ip = peer.ip().to_canonical().to_string();
-    let record = Record::tcp(since, &upstream, &ip, plane.settings.access_log);
-    let admitted = plane.gate.admit().map(|in_flight| in_flight.into_owned(&plane.gate));
-    place.begin(b"TCP", upstream.as_bytes(), since);
-    place.set_class(Class::Tcp);
+    let log = RequestLog::tcp(since, &upstream, &ip, shared.settings.access_log);
+    let admitted = shared.gate.admit().map(|in_flight| in_flight.into_owned(&shared.gate));
+    entry.begin(b"TCP", upstream.as_bytes(), since);
+    entry.set_class(Class::Tcp);
     keep_alive(client.tcp());
     let reached = match &admitted {
-        Ok(_) if plane.past_in_flight() => Err(Failure::TooManyInFlight),
-        Ok(_) => reached(&mut client, route, &place, worker).await,
+        Ok(_) if shared.past_in_flight() => Err(Failure::TooManyInFlight),
+        Ok(_) => reached(&mut client, route, &entry, worker).await,
         Err(_) => Err(Failure::Forced),
     };
     match (reached, admitted) {
@@ -48,10 +48,10 @@ pub async fn serve(
                 websocket: false,
                 unheard: true,
                 in_flight: in_flight.into_tunnel(),
-                record,
+                log,
                 totals: Totals::default(),
                 moved_at: worker.ledger.now_ms(),
-                place,
+                entry,
                 connected,
             };
             let (app_buf, client_buf) = (Buffer::default(), Buffer::default());
@@ -59,7 +59,7 @@ pub async fn serve(
         }
         (reached, _in_flight) => {
             let failure = reached.err().unwrap_or(Failure::Forced);
-            record.write(&worker.shard, Totals::default(), failure.verdict(Progress::Unsent).ended);
+            log.write(&worker.shard, Totals::default(), failure.response(Progress::Unsent).ended);
             // Nobody may take it for an end of what it asked for.
             client.reset_on_close();
             Next::Closed
@@ -71,12 +71,12 @@ pub async fn serve(
 async fn reached(
     client: &mut Stream,
     route: usize,
-    place: &Place,
+    entry: &LedgerEntry,
     worker: &Worker,
 ) -> Result<Connection, Failure> {
     let (reader, _) = client.split();
     let mut work = pin!(async {
-        held_back(&worker.plane, place, 0).await?;
+        held_back(&worker.shared, entry, 0).await?;
         let app = reach(worker, async || worker.tcp[route].connect().await).await?;
         add(&worker.shard.connects, 1);
         Ok(app)
@@ -84,10 +84,10 @@ async fn reached(
     // One that has only ended its side may still wait for an answer.
     let mut gone = pin!(reader.failed());
     poll_fn(|cx| {
-        place.register(cx);
+        entry.register(cx);
         match work.as_mut().poll(cx) {
             Poll::Ready(reached) => Poll::Ready(reached),
-            Poll::Pending if worker.plane.forced() => Poll::Ready(Err(Failure::Forced)),
+            Poll::Pending if worker.shared.forced() => Poll::Ready(Err(Failure::Forced)),
             Poll::Pending => gone.as_mut().poll(cx).map(|()| Err(Failure::ClientGone)),
         }
     })

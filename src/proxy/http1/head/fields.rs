@@ -98,7 +98,7 @@ fn is_dashed<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
 
 /// What the fields of either kind of message say together.
 #[derive(Default)]
-pub(in crate::proxy) struct Said<'b> {
+pub(in crate::proxy) struct ParsedFields<'b> {
     pub(super) close: bool,
     pub(super) keep_alive: bool,
     pub(super) upgrade_listed: bool,
@@ -124,13 +124,13 @@ pub(in crate::proxy) struct Said<'b> {
     pub(super) keep_alive_timeout: Option<Duration>,
 }
 
-impl<'b> Said<'b> {
+impl<'b> ParsedFields<'b> {
     pub(super) fn read(fields: &[httparse::Header<'b>]) -> Result<Self, Reject> {
-        let mut said = Self::default();
+        let mut parsed_fields = Self::default();
         for field in fields {
-            said.field(Field::of(field.name), field.value)?;
+            parsed_fields.field(Field::of(field.name), field.value)?;
         }
-        Ok(said)
+        Ok(parsed_fields)
     }
 
     /// Takes in one field.
@@ -200,8 +200,11 @@ impl<'b> Said<'b> {
 
 /// What `Connection` names besides its usual options, in order, so that many fields and many names cost no more than
 /// both together. None, without an allocation, for an ordinary head.
-pub(super) fn named_in_connection<'b>(fields: &[httparse::Header<'b>], said: &Said<'_>) -> Vec<&'b [u8]> {
-    if !said.names_fields {
+pub(super) fn named_in_connection<'b>(
+    fields: &[httparse::Header<'b>],
+    parsed_fields: &ParsedFields<'_>,
+) -> Vec<&'b [u8]> {
+    if !parsed_fields.names_fields {
         return Vec::new();
     }
     let connection = fields.iter().filter(|field| Field::of(field.name) == Field::Connection);

@@ -1,6 +1,6 @@
 //! What the app is told of who sent a request.
 
-use super::fields::Said;
+use super::fields::ParsedFields;
 use super::message::{Sender, put, put_field};
 use crate::config::Forwarded;
 
@@ -25,7 +25,7 @@ pub(in crate::proxy) fn put_forwarded_for(
 /// The forwarded fields that are not there yet, or not to be believed, and the client's certificate.
 pub(in crate::proxy) fn put_forwarded(
     out: &mut Vec<u8>,
-    said: &Said<'_>,
+    parsed_fields: &ParsedFields<'_>,
     host: Option<&[u8]>,
     sender: Sender<'_>,
 ) {
@@ -33,21 +33,23 @@ pub(in crate::proxy) fn put_forwarded(
         put_field(out, "X-Client-Cert-Subject", subject.as_bytes());
     }
     // The first proxy's scheme, host and port belong together: a port of ours beside another's scheme is wrong.
-    let placed = said.forwarded_proto.is_some() || said.forwarded_host || said.forwarded_port;
+    let placed = parsed_fields.forwarded_proto.is_some()
+        || parsed_fields.forwarded_host
+        || parsed_fields.forwarded_port;
     match sender.forwarded {
         Forwarded::Keep => return,
-        Forwarded::IfNone if placed || said.forwarded_for > 0 || said.forwarded => return,
+        Forwarded::IfNone if placed || parsed_fields.forwarded_for > 0 || parsed_fields.forwarded => return,
         _ => {}
     }
     let replace = sender.forwarded == Forwarded::Replace;
-    if replace || said.forwarded_for == 0 {
+    if replace || parsed_fields.forwarded_for == 0 {
         put_field(out, "X-Forwarded-For", sender.peer.as_bytes());
     }
-    if replace || said.forwarded_proto.is_none() {
+    if replace || parsed_fields.forwarded_proto.is_none() {
         put_field(out, "X-Forwarded-Proto", if sender.https { b"https" } else { b"http" });
     }
     let Some(host) = host else { return };
-    if replace || !said.forwarded_host {
+    if replace || !parsed_fields.forwarded_host {
         put_field(out, "X-Forwarded-Host", host);
     }
     if replace || !placed {

@@ -11,7 +11,7 @@ mod request;
 mod response;
 mod room;
 
-pub(in crate::proxy) use self::fields::{Field, Said, parse_length};
+pub(in crate::proxy) use self::fields::{Field, ParsedFields, parse_length};
 pub(in crate::proxy) use self::forwarded::{put_forwarded, put_forwarded_for};
 pub use self::message::{Framing, Reject, Sender, Upgrade, ends_within};
 pub(in crate::proxy) use self::message::{TOO_MANY_FIELDS, URI_TOO_LONG, bad, put, put_field};

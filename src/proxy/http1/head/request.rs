@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::fields::{Field, Said, is_named, named_in_connection};
+use super::fields::{Field, ParsedFields, is_named, named_in_connection};
 use super::forwarded::{put_forwarded, put_forwarded_for};
 use super::message::{Framing, Reject, Sender, Upgrade, bad, put, put_field, unreadable, within};
 use super::room::Room;
@@ -62,46 +62,46 @@ pub fn request(
     if !ends_lines_in_crlf(&buf[..len], head.headers) {
         return Err(bad("a line does not end in CRLF"));
     }
-    let said = Said::read(head.headers)?;
-    let framing = request_framing(&said, http11)?;
+    let parsed_fields = ParsedFields::read(head.headers)?;
+    let framing = request_framing(&parsed_fields, http11)?;
     let (authority, path) = split_target(method, target)?;
-    if http11 && said.host.is_none() {
+    if http11 && parsed_fields.host.is_none() {
         return Err(bad("an HTTP/1.1 request needs a Host field"));
     }
-    let upgrade = match said.upgrade {
+    let upgrade = match parsed_fields.upgrade {
         // HTTP/2 by upgrade is obsolete (RFC 9113 §3.1), and hop by hop besides.
-        Some(_) if said.h2c => Upgrade::None,
-        Some(protocol) if http11 && said.upgrade_listed => {
+        Some(_) if parsed_fields.h2c => Upgrade::None,
+        Some(protocol) if http11 && parsed_fields.upgrade_listed => {
             // The opening of a WebSocket has no body (RFC 6455 §4.1); that of another protocol may.
             let websocket = protocol.eq_ignore_ascii_case(b"websocket") && framing == Framing::None;
             if websocket { Upgrade::WebSocket } else { Upgrade::Other }
         }
         _ => Upgrade::None,
     };
-    let reopens = method == "GET" && said.accepts_events;
+    let reopens = method == "GET" && parsed_fields.accepts_events;
     let asked = Asked {
         method,
         path,
-        agent: said.agent,
-        hostless: said.host.is_none(),
+        agent: parsed_fields.agent,
+        hostless: parsed_fields.host.is_none(),
         bodiless: framing == Framing::None,
         lasts: reopens || upgrade != Upgrade::None,
     };
     let health_check = is_health_check(&asked, sender.health_checks);
-    let host = write_request(out, method, path, authority, head.headers, &said, sender, upgrade);
+    let host = write_request(out, method, path, authority, head.headers, &parsed_fields, sender, upgrade);
     Ok(Some(Request {
         len,
         method: within(buf, method),
         target: within(buf, target),
         framing,
         http11,
-        keep_alive: said.persists(http11),
+        keep_alive: parsed_fields.persists(http11),
         head_only: method == "HEAD",
         idempotent: is_idempotent(method),
         upgrade,
         reopens,
         health_check,
-        origin: Origin { https: said.https(sender), host },
+        origin: Origin { https: parsed_fields.https(sender), host },
     }))
 }
 
@@ -111,13 +111,13 @@ pub(in crate::proxy) fn is_idempotent(method: &str) -> bool {
 }
 
 /// A message whose length two readers could see differently is refused (RFC 9112 §6.3, §11.2).
-fn request_framing(said: &Said<'_>, http11: bool) -> Result<Framing, Reject> {
-    match (said.codings, said.length) {
+fn request_framing(parsed_fields: &ParsedFields<'_>, http11: bool) -> Result<Framing, Reject> {
+    match (parsed_fields.codings, parsed_fields.length) {
         (0, None | Some(0)) => Ok(Framing::None),
         (0, Some(length)) => Ok(Framing::Length(length)),
         (_, Some(_)) => Err(bad("both Transfer-Encoding and Content-Length")),
-        (1, None) if said.chunked && http11 => Ok(Framing::Chunked),
-        (1, None) if said.chunked => Err(bad("Transfer-Encoding in an HTTP/1.0 request")),
+        (1, None) if parsed_fields.chunked && http11 => Ok(Framing::Chunked),
+        (1, None) if parsed_fields.chunked => Err(bad("Transfer-Encoding in an HTTP/1.0 request")),
         (1, None) => Err(Reject { status: 501, why: "a Transfer-Encoding other than chunked" }),
         _ => Err(bad("more than one Transfer-Encoding field")),
     }
@@ -159,7 +159,7 @@ fn write_request(
     path: &str,
     authority: Option<&str>,
     fields: &[httparse::Header<'_>],
-    said: &Said<'_>,
+    parsed_fields: &ParsedFields<'_>,
     sender: Sender<'_>,
     upgrade: Upgrade,
 ) -> Range<usize> {
@@ -167,8 +167,8 @@ fn write_request(
     let slash: &[u8] = if path.starts_with(['/', '*']) { b"" } else { b"/" };
     put(out, &[method.as_bytes(), b" ", slash, path.as_bytes(), b" HTTP/1.1\r\n"]);
     let replace = sender.forwarded == Forwarded::Replace;
-    let named = named_in_connection(fields, said);
-    let (mut host, mut lists_left) = (0..0, said.forwarded_for);
+    let named = named_in_connection(fields, parsed_fields);
+    let (mut host, mut lists_left) = (0..0, parsed_fields.forwarded_for);
     for field in fields {
         match Field::of(field.name) {
             Field::Connection | Field::KeepAlive | Field::ProxyConnection | Field::Te | Field::Upgrade => {}
@@ -184,24 +184,28 @@ fn write_request(
             _ => put_field(out, field.name, field.value),
         }
     }
-    match (authority, said.host) {
+    match (authority, parsed_fields.host) {
         (Some(authority), _) => host = put_host(out, "Host", authority.as_bytes()),
         // HTTP/1.0 knows no Host, but HTTP/1.1 asks for one (RFC 9112 §3.2), and apps make URLs of it.
         (None, None) => put_field(out, "Host", sender.app.as_bytes()),
         (None, Some(_)) => {}
     }
-    put_forwarded(out, said, authority.map(str::as_bytes).or(said.host), sender);
-    match said.upgrade.filter(|_| upgrade != Upgrade::None) {
+    put_forwarded(out, parsed_fields, authority.map(str::as_bytes).or(parsed_fields.host), sender);
+    match parsed_fields.upgrade.filter(|_| upgrade != Upgrade::None) {
         Some(protocol) => put(out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]),
-        None => put_connection(out, said, sender),
+        None => put_connection(out, parsed_fields, sender),
     }
     out.extend_from_slice(b"\r\n");
     host
 }
 
 /// What the app's connection is told where it isn't asked for an upgrade.
-pub(in crate::proxy) fn put_connection(out: &mut Vec<u8>, said: &Said<'_>, sender: Sender<'_>) {
-    match (said.trailers, sender.ask_keep_alive) {
+pub(in crate::proxy) fn put_connection(
+    out: &mut Vec<u8>,
+    parsed_fields: &ParsedFields<'_>,
+    sender: Sender<'_>,
+) {
+    match (parsed_fields.trailers, sender.ask_keep_alive) {
         (true, _) => put(out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
         (false, true) => put(out, &[b"Connection: keep-alive\r\n"]),
         (false, false) => {}

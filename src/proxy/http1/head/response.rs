@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::fields::{Field, Said, is_named, named_in_connection};
+use super::fields::{Field, ParsedFields, is_named, named_in_connection};
 use super::message::{Framing, Reject, bad, put, put_field, unreadable};
 use super::own_urls::Site;
 use super::room::Room;
@@ -73,24 +73,24 @@ pub fn response(
     if !(100..=999).contains(&status) {
         return Err(bad("the status is not three digits"));
     }
-    let said = Said::read(head.headers)?;
-    let framing = response_framing(&said, status, head_only)?;
+    let parsed_fields = ParsedFields::read(head.headers)?;
+    let framing = response_framing(&parsed_fields, status, head_only)?;
     let response = Response {
         len,
         status,
         framing,
         // A length beside a coding is an attack or a mistake: the connection is not used again (RFC 9112 §6.3).
-        keep_alive: said.persists(http11)
+        keep_alive: parsed_fields.persists(http11)
             && framing != Framing::UntilClose
-            && !(said.codings > 0 && said.length.is_some()),
-        says_close: said.close,
-        keep_alive_timeout: said.keep_alive_timeout,
-        events: said.events,
-        compressed: said.compressed,
+            && !(parsed_fields.codings > 0 && parsed_fields.length.is_some()),
+        says_close: parsed_fields.close,
+        keep_alive_timeout: parsed_fields.keep_alive_timeout,
+        events: parsed_fields.events,
+        compressed: parsed_fields.compressed,
     };
     let answer = finish(&response);
     let reason = reason(buf, head.reason.unwrap_or_default());
-    write_response(out, (status, reason), head.headers, &said, framing, answer, site);
+    write_response(out, (status, reason), head.headers, &parsed_fields, framing, answer, site);
     Ok(Some(response))
 }
 
@@ -105,15 +105,19 @@ fn reason<'b>(buf: &'b [u8], read: &'b str) -> &'b [u8] {
     line[..end].get(b"HTTP/1.1 200 ".len()..).unwrap_or_default()
 }
 
-fn response_framing(said: &Said<'_>, status: u16, head_only: bool) -> Result<Framing, Reject> {
+fn response_framing(
+    parsed_fields: &ParsedFields<'_>,
+    status: u16,
+    head_only: bool,
+) -> Result<Framing, Reject> {
     if head_only || status < 200 || status == 204 || status == 304 {
         return Ok(Framing::None);
     }
-    match (said.codings, said.length) {
+    match (parsed_fields.codings, parsed_fields.length) {
         (0, None) => Ok(Framing::UntilClose),
         (0, Some(0)) => Ok(Framing::None),
         (0, Some(length)) => Ok(Framing::Length(length)),
-        (1, _) if said.chunked => Ok(Framing::Chunked),
+        (1, _) if parsed_fields.chunked => Ok(Framing::Chunked),
         _ => Err(bad("a Transfer-Encoding other than chunked")),
     }
 }
@@ -122,19 +126,19 @@ fn write_response(
     out: &mut Vec<u8>,
     (status, reason): (u16, &[u8]),
     fields: &[httparse::Header<'_>],
-    said: &Said<'_>,
+    parsed_fields: &ParsedFields<'_>,
     framing: Framing,
     answer: Answer,
     site: Site<'_>,
 ) {
     let digits = [b'0' + (status / 100) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
     put(out, &[b"HTTP/1.1 ", &digits, b" ", reason, b"\r\n"]);
-    let named = named_in_connection(fields, said);
+    let named = named_in_connection(fields, parsed_fields);
     for field in fields {
         match Field::of(field.name) {
             Field::Connection | Field::KeepAlive | Field::ProxyConnection => {}
             Field::Upgrade if status != 101 && status != 426 => {}
-            Field::ContentLength if said.codings > 0 || status < 200 || status == 204 => {}
+            Field::ContentLength if parsed_fields.codings > 0 || status < 200 || status == 204 => {}
             // The answer to HEAD tells what GET would have, framing included.
             Field::TransferEncoding if !(answer.http11 && framing == Framing::None && answer.head_only) => {}
             known if is_named(&named, field.name, known) => {}
