@@ -20,7 +20,7 @@ pub enum StartError {
     NotExecutable(OsString, io::Error),
     /// The app exited before it listened.
     Exited {
-        /// As in [`Exit`].
+        /// As in [`super::Exit`].
         code: u8,
         /// What it was given in `PORT`.
         port: u16,
