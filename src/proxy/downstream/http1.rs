@@ -18,7 +18,7 @@ use crate::proxy::http1::head::{self, Reject, Request, URI_TOO_LONG, Upgrade};
 use crate::proxy::http2::frames::{PREFACE, begins_http2};
 use crate::proxy::parking;
 use crate::proxy::request::exchange::{Client, Exchange, Flow};
-use crate::proxy::request::failure::{self, Failure};
+use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request_log::{RequestLog, Totals};
@@ -27,9 +27,6 @@ use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Reader, Stream, Writer};
 use crate::proxy::worker::Worker;
 use crate::upstream::Connection;
-
-/// An answer of our own to a failed request may take so long to be written.
-const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How a connection goes on once no request of it is served any more.
 enum Close {
@@ -349,7 +346,7 @@ async fn refuse<R, W: AsyncWrite + Unpin>(
     head_only: bool,
 ) -> Close {
     let answer = failure::answer(status, why, head_only);
-    match tokio::time::timeout(LAST_WORD, client.writer.write_all(&answer)).await {
+    match tokio::time::timeout(LAST_WRITE_TIMEOUT, client.writer.write_all(&answer)).await {
         Ok(Ok(())) => Close::Linger,
         _ => Close::Reset,
     }

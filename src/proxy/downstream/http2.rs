@@ -22,6 +22,7 @@ use crate::drain::machine::Phase;
 use crate::proxy::connection::{Http2, Next};
 use crate::proxy::http2::adapter;
 use crate::proxy::http2::wire::{Transport, Wire};
+use crate::proxy::request::failure::LAST_WRITE_TIMEOUT;
 use crate::proxy::shared::{CROWDED, FIRST_REQUEST};
 use crate::proxy::socket::keep_alive;
 use crate::proxy::worker::Worker;
@@ -30,8 +31,6 @@ use crate::proxy::worker::Worker;
 const STREAM_WINDOW: u32 = 256 * 1024;
 /// The same for a connection: eight uploads that the app doesn't take leave room for the others.
 const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW;
-/// The last frames may take so long to be written.
-const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How a connection closes.
 enum Close {
@@ -241,7 +240,7 @@ impl<'a> Session<'a> {
         let shared = &self.connection.worker.shared;
         let limits = &shared.settings.limits;
         let (wait, time) = if self.closing || shared.forced() {
-            (Wait::Close, LAST_WORD)
+            (Wait::Close, LAST_WRITE_TIMEOUT)
         } else if blocked || self.connection.is_stuck() {
             (Wait::Blocked(self.connection.wire.moved()), limits.body_timeout)
         } else if !self.nothing_runs() {

@@ -21,14 +21,11 @@ use crate::proxy::http2::grpc;
 use crate::proxy::http2::head;
 use crate::proxy::http2::head::reason;
 use crate::proxy::request::exchange::{Client, Exchange, Flow};
-use crate::proxy::request::failure::{self, Failure};
+use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request::relay_http2;
 use crate::proxy::request_log::{RequestLog, Totals};
-
-/// An answer of our own to a failed request may take so long to be handed over.
-const LAST_WORD: Duration = Duration::from_secs(1);
 
 const NO_GRPC: Reject =
     Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which carries no gRPC" };
@@ -158,5 +155,5 @@ async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> E
 async fn refuse(adapter: &Adapter, status: u16, why: &str) {
     let answer = failure::answer(status, why, adapter.head_only());
     // A client that takes nothing finds its stream reset.
-    let _ = tokio::time::timeout(LAST_WORD, adapter.split().1.write_all(&answer)).await;
+    let _ = tokio::time::timeout(LAST_WRITE_TIMEOUT, adapter.split().1.write_all(&answer)).await;
 }

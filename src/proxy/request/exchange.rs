@@ -291,12 +291,6 @@ impl Exchange<'_> {
         }
     }
 
-    /// Nothing of it had reached the app, or sending it twice does no harm and all of it is still here.
-    pub fn may_send_again(&self) -> bool {
-        let unsent = self.flow.progress.get() == Progress::Unsent;
-        self.flow.replayable.get() && (unsent || self.request.idempotent)
-    }
-
     /// Counts bytes of the request's body.
     pub fn received(&self, n: usize) {
         self.flow.received.set(self.flow.received.get() + n as u64);

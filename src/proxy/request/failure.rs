@@ -1,8 +1,15 @@
 //! What can go wrong with a request, and the answer it gets.
 
+use std::time::Duration;
+
 use h2::Reason;
 
 use crate::metrics::Ended;
+
+/// Time limit for writing our own response to a failed request, and the last frames of a connection.
+pub const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
+/// Limit on interim (1xx) responses to one request.
+pub const MAX_INTERIM: u32 = 64;
 
 /// Why a request did not end by itself.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -13,11 +13,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use super::exchange::{Client, Exchange};
-use super::failure::{Failure, Progress};
+use super::failure::{Failure, MAX_INTERIM, Progress};
 use super::poll_end;
 use super::relay::{relay, relay_compressed_events, relay_events};
+use super::retry::{MAX_REPLAY, Tried, Tries};
 use crate::drain::ledger::Class;
-use crate::drain::machine::Phase;
 use crate::metrics::{Ended, add};
 use crate::proxy::buffer::{Buffer, SIZE};
 use crate::proxy::http1::body::{Body, Broken};
@@ -25,13 +25,6 @@ use crate::proxy::http1::head::{self, Framing, Request, Response, Site, Upgrade}
 use crate::proxy::http2::app::{AppStream, request as app_head};
 use crate::proxy::stream::{Sink, Source};
 use crate::upstream::{Backend, Connection};
-
-/// A request that was sent is kept for a second try up to this size, in bytes.
-const REPLAY: usize = 64 * 1024;
-/// How often one request is sent at most.
-const TRIES: u32 = 5;
-/// Interim (1xx) answers to one request.
-const INTERIM: u32 = 64;
 
 /// How a forwarded request ended.
 pub enum Finish {
@@ -80,18 +73,14 @@ where
     let pool = &exchange.worker.pool;
     // What can't be sent twice is worth one more question to the kernel.
     let mut pooled = if exchange.http2() { None } else { pool.take(!exchange.request.idempotent) };
-    let (mut tries, mut sent_before) = (0, false);
+    let mut tries = Tries::default();
     loop {
         let reused = pooled.is_some();
         let app = match pooled.take() {
             Some(app) => AppSide::Http1(app),
             None => {
                 let reached = exchange.bounded(exchange.while_watched(client, reach(exchange, &head))).await;
-                reached.map_err(|failure| match failure {
-                    // The first try was sent: nobody may say that the app never had it.
-                    Failure::AppDown if sent_before => Failure::AppGone { unanswered: true },
-                    other => other,
-                })?
+                reached.map_err(|failure| tries.unreached(failure))?
             }
         };
         let mut app_buf = Buffer::default();
@@ -112,15 +101,17 @@ where
             }
             (app, Err(failure)) => (app, failure),
         };
-        tries += 1;
-        let reused = reused || tries == 1 && exchange.http2();
-        let safe = is_safe(exchange, &app, failure, reused, sent_before);
-        if tries == TRIES || !exchange.bounded(exchange.while_watched(client, safe)).await? {
+        let (unprocessed, tried) = match &app {
+            AppSide::Http1(_) if reused => (false, Tried::Reused),
+            AppSide::Http1(app) => (false, Tried::New(app.backend())),
+            AppSide::Http2(app) => (app.is_unprocessed(), Tried::Shared { first: app.is_first() }),
+        };
+        let kept = || exchange.flow.replayable.get();
+        let again = async { Ok(tries.may_retry(exchange, failure, unprocessed, tried, kept).await) };
+        if !exchange.bounded(exchange.while_watched(client, again)).await? {
             return Err(failure);
         }
-        add(&exchange.worker.shard.retries, 1);
         exchange.client_owes(&exchange.flow.reading, false);
-        sent_before |= exchange.flow.progress.get() > Progress::Unsent;
     }
 }
 
@@ -136,37 +127,6 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure>
     let app = exchange.reach(async || pool.connect().await).await?;
     add(&exchange.worker.shard.connects, 1);
     Ok(AppSide::Http1(app))
-}
-
-/// Whether the request may be sent once more after this failure. It may when nothing of it went out, and when the app
-/// closed a connection that was `reused` just as it was used again. It may also when a new connection was closed unread,
-/// as by a listening socket that closes over its queue: it was reset, and nobody listens there any more. An idempotent
-/// request may be repeated then (RFC 9110 §9.2.2) without harm: an app that had read it, and perhaps died of it, would have
-/// ended the connection in order. So a request that comes to an app just as that is killed waits for the next one,
-/// also if it was sent over a connection that rested before.
-async fn is_safe(
-    exchange: &Exchange<'_>,
-    app: &AppSide,
-    failure: Failure,
-    reused: bool,
-    sent_before: bool,
-) -> Result<bool, Failure> {
-    let unprocessed = matches!(app, AppSide::Http2(app) if app.is_unprocessed());
-    if unprocessed && !sent_before && exchange.flow.progress.get() == Progress::Sent {
-        exchange.flow.progress.set(Progress::Unsent);
-    }
-    if failure != (Failure::AppGone { unanswered: true }) || !exchange.may_send_again() {
-        return Ok(false);
-    }
-    match app {
-        _ if reused || unprocessed || exchange.flow.progress.get() == Progress::Unsent => Ok(true),
-        AppSide::Http1(app) => {
-            let serving = exchange.worker.shared.phase() == Phase::Serving;
-            Ok(serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(app.backend()).await)
-        }
-        // Others share it: it may have been dead already.
-        AppSide::Http2(app) => Ok(!app.is_first()),
-    }
 }
 
 /// Sends the request to this server and relays the answer, within what bounds a request.
@@ -299,7 +259,7 @@ async fn upload<R: Source>(
         exchange.received(n);
         let again = flow.replayable.get()
             && (exchange.request.idempotent || exchange.http2())
-            && sent_before + more.len() + n <= REPLAY;
+            && sent_before + more.len() + n <= MAX_REPLAY;
         let sent = if again {
             let mark = more.len();
             more.extend_from_slice(&buf.unread()[..n]);
@@ -366,7 +326,7 @@ where
             break response;
         }
         interim += 1;
-        if interim > INTERIM {
+        if interim > MAX_INTERIM {
             return Err(Failure::AppBroken("the app sends interim answers without end"));
         }
         if request.http11 {

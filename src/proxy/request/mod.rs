@@ -7,3 +7,4 @@ pub mod long_poll;
 mod poll_end;
 pub mod relay;
 pub mod relay_http2;
+pub mod retry;

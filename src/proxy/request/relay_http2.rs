@@ -18,22 +18,16 @@ use http::header::{CONTENT_LOCATION, HeaderMap, HeaderValue, LINK, LOCATION, REF
 use http::{Request, Response};
 
 use super::exchange::Exchange;
-use super::failure::{self, Failure, Progress};
+use super::failure::{self, Failure, MAX_INTERIM, Progress};
+use super::retry::{MAX_REPLAY, Tried, Tries};
 use crate::drain::ledger::Class;
-use crate::metrics::{Ended, add};
+use crate::metrics::Ended;
 use crate::proxy::http1::head::{Field, Site};
 use crate::proxy::http2::app;
 use crate::proxy::http2::grpc::{self, Code};
 use crate::proxy::http2::head;
 use crate::proxy::http2::head::reason;
 use crate::upstream::{self, Lease};
-
-/// A request that was sent is kept for a second try up to this size, in bytes.
-const REPLAY: usize = 64 * 1024;
-/// How often one request is sent at most.
-const TRIES: usize = 5;
-/// Interim (1xx) answers to one request.
-const INTERIM: u32 = 64;
 
 /// The client's side of the stream.
 struct ClientSide {
@@ -92,42 +86,21 @@ async fn forward(
     head: &Request<()>,
     client: &mut ClientSide,
 ) -> Result<(), Failure> {
-    let (worker, progress) = (exchange.worker, &exchange.flow.progress);
     exchange.may_begin()?;
     exchange.bounded(client.watched(exchange.held_back(size_of(head)))).await?;
-    let (mut tries, mut sent_before) = (0, false);
+    let mut tries = Tries::default();
     loop {
-        let mut lease =
-            exchange.bounded(client.watched(exchange.lease())).await.map_err(|failure| match failure {
-                // The first try was sent: nobody may say that the app never had it.
-                Failure::AppDown if progress.get() > Progress::Unsent => {
-                    Failure::AppGone { unanswered: true }
-                }
-                other => other,
-            })?;
-        let attempt = attempt(exchange, head, client, &mut lease);
-        let failure = match exchange.bounded(attempt).await {
+        let leased = exchange.bounded(client.watched(exchange.lease())).await;
+        let mut lease = leased.map_err(|failure| tries.unreached(failure))?;
+        let failure = match exchange.bounded(attempt(exchange, head, client, &mut lease)).await {
             Ok(()) => return Ok(()),
             Err(failure) => failure,
         };
-        tries += 1;
-        let again = match (failure, progress.get()) {
-            (_, Progress::Answering) => false,
-            (Failure::Unprocessed(_), _) | (Failure::AppGone { .. }, Progress::Unsent) => true,
-            // A connection that others share may have been dead already, one that was just made was not.
-            (Failure::AppGone { .. }, _) => exchange.request.idempotent && (tries == 1 || !lease.is_first()),
-            _ => false,
-        };
-        if !again || tries >= TRIES || !client.body.rewind() {
+        let unprocessed = matches!(failure, Failure::Unprocessed(_));
+        let tried = Tried::Shared { first: lease.is_first() };
+        if !tries.may_retry(exchange, failure, unprocessed, tried, || client.body.rewind()).await {
             return Err(failure);
         }
-        if let Failure::Unprocessed(_) = failure
-            && !sent_before
-        {
-            progress.set(Progress::Unsent);
-        }
-        sent_before |= progress.get() > Progress::Unsent;
-        add(&worker.shard.retries, 1);
     }
 }
 
@@ -292,7 +265,7 @@ async fn answer_head(
         }
         while let Poll::Ready(Some(informational)) = response.poll_informational(cx) {
             interim += 1;
-            if interim > INTERIM {
+            if interim > MAX_INTERIM {
                 return Poll::Ready(Err(Failure::AppBroken("the app sends interim answers without end")));
             }
             let sent = back.respond.send_informational(informational.map_err(app_failed)?);
@@ -413,7 +386,7 @@ impl RequestBody {
         };
         // However small, each costs something to keep.
         self.kept_bytes += chunk.len().max(1024);
-        self.kept = self.kept.take().filter(|_| keep && self.kept_bytes <= REPLAY);
+        self.kept = self.kept.take().filter(|_| keep && self.kept_bytes <= MAX_REPLAY);
         if let Some(kept) = &mut self.kept {
             // A copy: the chunk itself keeps all of what was read with it.
             kept.push(Bytes::copy_from_slice(&chunk));
