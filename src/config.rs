@@ -3,19 +3,23 @@
 mod addresses;
 mod control;
 mod health_check;
+mod limits;
 mod long_poll;
 mod target;
+pub(crate) mod values;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 
+use clap::{Args, value_parser};
 use hyper::header::{HeaderName, HeaderValue};
 
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
 pub use self::control::{ControlAddr, ControlPlaces, SOCKETS};
 pub use self::health_check::HealthCheck;
+pub use self::limits::Limits;
 pub use self::long_poll::{LongPoll, LongPollAnswer, LongPolls};
 use self::target::is_target;
 
@@ -171,19 +175,30 @@ pub enum Sidecar {
 }
 
 /// The drain's times.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Drain")]
 pub struct DrainSettings {
-    /// The least time that new connections are still welcome after the drain began.
+    /// The least time that new connections are still served after a drain began; 0: until a second without new ones
+    /// [default: 5s in a pod, else 0s]
+    #[arg(long, value_name = "TIME", default_value = "0s", hide_default_value = true, value_parser = values::time)]
     pub lame_duck: Duration,
-    /// From the drain's begin to the kill, as the platform counts it.
+    /// From the drain's begin to the kill: the pod's terminationGracePeriodSeconds, compose's stop_grace_period
+    #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::time)]
     pub grace: Duration,
-    /// What of the grace belongs to the app after the drain: its own preStop hook, and its SIGTERM handling.
+    /// What of the grace is left to the app after the drain: its own preStop hook and SIGTERM handling; running work
+    /// is cut at grace - reserve
+    #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
     pub reserve: Duration,
-    /// How long running requests may finish when only the app restarts.
+    /// How long running requests may finish when only the app restarts
+    #[arg(long, value_name = "TIME", default_value = "10s",
+          value_parser = values::time)]
     pub restart_grace: Duration,
-    /// Long-lived streams end at random within this time, so that their clients don't return all at once.
+    /// WebSockets, event streams and long polls end at random within this time, so that not all clients return at once
+    #[arg(long, value_name = "TIME", default_value = "5s",
+          value_parser = values::time)]
     pub stream_spread: Duration,
-    /// Readiness during a drain.
+    /// /readyz during a drain [default: kept while a pod is deleted, failed for an operator and outside Kubernetes]
+    #[arg(long = "drain-readiness", value_name = "MODE", value_enum)]
     pub readiness: Option<DrainReadiness>,
 }
 
@@ -224,15 +239,23 @@ pub enum DrainReadiness {
 }
 
 /// Readiness and warm-up.
-#[derive(Clone, Debug)]
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Readiness")]
 pub struct ReadySettings {
-    /// How the app is asked.
+    /// How the app is asked: 'connect', or a path that must answer 2xx or 3xx
+    #[arg(long = "ready-check", value_name = "connect|/PATH", default_value = "connect")]
     pub check: ReadyCheck,
-    /// How long one check may take.
+    /// How long one check may take
+    #[arg(long = "ready-timeout", value_name = "TIME", default_value = "1s",
+          value_parser = values::time_over_zero)]
     pub timeout: Duration,
-    /// Requests (`GET /path`) sent to the app before the first ready.
+    /// A request to send to the app before the first ready, as in 'GET /'; repeat it, or separate by commas (write
+    /// a comma in a path as %2C)
+    #[arg(long, value_name = "REQUEST", value_delimiter = ',')]
     pub warm_up: Vec<WarmUp>,
-    /// How often each of them is sent.
+    /// How often each warm-up request is sent
+    #[arg(long, value_name = "N", default_value = "1",
+          value_parser = value_parser!(u32).range(1..=100_000))]
     pub warm_up_count: u32,
 }
 
@@ -302,39 +325,6 @@ pub enum Forwarded {
     Replace,
     /// Pass them on as they came and add nothing.
     Keep,
-}
-
-/// Bounds on what may come from outside, in bytes, number and time.
-#[derive(Clone, Debug)]
-pub struct Limits {
-    /// Bytes of a request's or a response's head; past it 431, or 502 for the app's.
-    pub head: usize,
-    /// From a request's first byte to its head's last; past it 408.
-    pub head_timeout: Duration,
-    /// No byte of a body moved for so long: 408 or a visible cut.
-    pub body_timeout: Duration,
-    /// The app neither takes the request nor begins its answer for so long; past it 504. Zero for never.
-    pub answer_timeout: Duration,
-    /// An idle kept connection is closed after so long.
-    pub idle_timeout: Duration,
-    /// A tunnel or `--tcp` connection over which nothing moved for so long is ended. Zero for never.
-    pub tunnel_timeout: Duration,
-    /// Fields of a head; past it 431, or 502 for the app's.
-    pub fields: usize,
-    /// Bytes of a request's target; past it 414.
-    pub uri: usize,
-    /// Streams of one HTTP/2 connection at once; a client is told, and more are refused.
-    pub streams: u32,
-    /// Open client connections; past it new ones wait in the listening socket's queue.
-    pub connections: u64,
-    /// Client connections and those to the app together: each is an open file, and the process may have only so many.
-    pub files: u64,
-    /// Requests, tunnels and `--tcp` connections in flight; past it 503, or a reset. Zero for any number.
-    pub in_flight: u64,
-    /// Requests held while the app restarts or is replaced; past it 503.
-    pub held: u64,
-    /// Bytes of held requests; past it 503.
-    pub held_bytes: usize,
 }
 
 #[cfg(test)]

@@ -10,7 +10,7 @@ const FEW: u64 = 1000;
 pub fn share_files(settings: &mut Settings) -> Shares {
     let limit = descriptors::raise();
     let shares = descriptors::divide(limit, descriptors::open(), settings.threads as u64);
-    let (wanted, most) = (settings.limits.connections, descriptors::most_of_one_side(shares.data));
+    let (wanted, most) = (settings.limits.max_connections, descriptors::most_of_one_side(shares.data));
     if most < wanted {
         let why =
             format!("--max-connections is {wanted}, but this process may not open so many files (ulimit -n)");
@@ -19,7 +19,7 @@ pub fn share_files(settings: &mut Settings) -> Shares {
             false => tracing::info!(open_files = limit, max_connections = most, "{why}"),
         }
     }
-    settings.limits.connections = wanted.min(most);
-    settings.limits.files = shares.data;
+    settings.limits.max_connections = wanted.min(most);
+    settings.limits.max_files = shares.data;
     shares
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use clap::Args;
 
 use super::command::Hold;
-use super::values;
+use crate::config::values;
 use crate::config::{ControlAddr, UpstreamAddr};
 
 #[derive(Debug, Args)]

@@ -22,12 +22,7 @@ Annotations of a pod (template), all lameduck.dev/NAME:
   pid1: preload | share | leave how an app as PID 1 without a handler gets to hear SIGTERM
   image, image-pull-policy      the sidecar's
   cpu-request, cpu-limit, memory-request, memory-limit
-  and these flags of `lameduck proxy`: access-log, answer-timeout, body-timeout, control-listen,
-  drain-readiness, forwarded, head-timeout, health-check, idle-timeout, lame-duck, log-format,
-  log-level, long-poll, long-poll-answer, max-connections, max-fields, max-head, max-held,
-  max-held-bytes, max-in-flight, max-streams, max-uri, proxy-protocol-from, ready-check, ready-timeout,
-  reserve, restart-grace, stream-spread, tcp, threads, tunnel-timeout, upstream-protocol,
-  upstream-wait, warm-up, warm-up-count
+  and these flags of `lameduck proxy`: {flags}
 
 Exit codes:
   0 = done; what can't be injected is left as it is, and the report on stderr says why
@@ -83,14 +78,20 @@ pub(super) struct InjectArgs {
 }
 
 impl InjectArgs {
-    /// What is to be done; `check` says what is wrong with a proxy's command line.
-    pub fn request(self, check: fn(&[String]) -> Result<(), String>) -> Result<FileTask, String> {
+    /// What is to be done; `check` says what is wrong with a proxy's command line,
+    /// `is_flag` which annotations are flags.
+    pub fn request(
+        self,
+        check: fn(&[String]) -> Result<(), String>,
+        is_flag: fn(&str) -> bool,
+    ) -> Result<FileTask, String> {
         let settings = Settings {
             image: self.image,
             pull_policy: self.image_pull_policy,
             token: String::new(),
             services: Services::Seen,
             check,
+            is_flag,
         };
         let (settings, seed) = (Box::new(settings), self.token_seed);
         self.files.request(Task::Inject { settings, seed, namespace: self.namespace })

@@ -6,7 +6,7 @@ use clap::builder::BoolishValueParser;
 use clap::{Args, ValueEnum};
 use tracing::Level;
 
-use super::values;
+use crate::config::values;
 
 /// How a log line is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -23,17 +23,12 @@ pub enum LogFormat {
 #[command(next_help_heading = "Logging")]
 pub(super) struct LogArgs {
     /// Log one line per request and --tcp connection
-    #[arg(long, env = "LAMEDUCK_ACCESS_LOG", value_parser = BoolishValueParser::new())]
+    #[arg(long, value_parser = BoolishValueParser::new())]
     pub access_log: bool,
     #[command(flatten)]
     pub lines: LineArgs,
     /// Where the drain's verdict goes for the kubelet to show, if that file exists
-    #[arg(
-        long,
-        env = "LAMEDUCK_TERMINATION_LOG",
-        value_name = "PATH",
-        default_value = "/dev/termination-log"
-    )]
+    #[arg(long, value_name = "PATH", default_value = "/dev/termination-log")]
     pub termination_log: PathBuf,
 }
 
@@ -41,10 +36,10 @@ pub(super) struct LogArgs {
 #[command(next_help_heading = "Logging")]
 pub(super) struct LineArgs {
     /// How a line is written
-    #[arg(long, env = "LAMEDUCK_LOG_FORMAT", value_name = "FORMAT", value_enum, default_value = "auto")]
+    #[arg(long, value_name = "FORMAT", value_enum, default_value = "auto")]
     pub log_format: LogFormat,
     /// error, warn, info, debug or trace
-    #[arg(long, env = "LAMEDUCK_LOG_LEVEL", value_name = "LEVEL", default_value = "info",
+    #[arg(long, value_name = "LEVEL", default_value = "info",
           value_parser = values::level)]
     pub log_level: Level,
 }

@@ -2,19 +2,18 @@
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::time::Duration;
 
+use clap::FromArgMatches;
 use clap::error::ErrorKind;
-use clap::{CommandFactory, FromArgMatches, Parser};
 use hyper::header::{HeaderName, HeaderValue};
 use rustls::pki_types::ServerName;
 
-use super::args::{Cli, CommonArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs};
+use super::args::{Cli, CommonArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs, command, is_annotated_flag};
 use super::command::{AppCommand, Command, LogSettings, StatusView};
 use super::surroundings::Surroundings;
 use crate::config::{
-    AfterDrain, ControlAddr, DrainSettings, Forwarded, LongPoll, LongPollAnswer, LongPolls, ReadyCheck,
-    ReadySettings, Settings, Sidecar, TlsSettings, UpstreamAddr, UpstreamProtocol, parse_listen,
+    AfterDrain, ControlAddr, Forwarded, ReadyCheck, Settings, Sidecar, TlsSettings, UpstreamAddr,
+    UpstreamProtocol, parse_listen,
 };
 use crate::inject::manifest::Task;
 
@@ -35,10 +34,10 @@ where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    let matches = Cli::command().try_get_matches_from(args)?;
-    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut Cli::command()))?;
+    let mut command = command(around);
+    let matches = command.try_get_matches_from_mut(args)?;
+    let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
     mean(cli.command, around).map_err(|why| {
-        let mut command = Cli::command();
         // So that each subcommand knows the words that lead to it.
         command.build();
         let sub = matches.subcommand_name().and_then(|name| command.find_subcommand_mut(name).cloned());
@@ -102,7 +101,7 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             };
             Command::Status { control: around.places(args.control.control), view }
         }
-        Sub::Inject(args) => Command::Inject(args.request(check_proxy)?),
+        Sub::Inject(args) => Command::Inject(args.request(check_proxy, is_annotated_flag)?),
         Sub::Uninject(args) => Command::Inject(args.request(Task::Uninject)?),
         Sub::Webhook(args) => {
             let log = LogSettings { format: args.log.log_format, level: args.log.log_level };
@@ -155,11 +154,10 @@ fn settings(
     forwarded: Forwarded,
     around: &Surroundings,
 ) -> Result<Settings, String> {
-    let CommonArgs { addresses, tls, drain, ready, app, limits, log } = common;
-    let lame_duck = Duration::from_secs(if around.in_pod { 5 } else { 0 });
+    let CommonArgs { addresses, tls, drain, long_polls, health_check, ready, app, limits, threads, log } =
+        common;
     let control_listen = around.in_pod.then(|| SocketAddr::from(([127, 0, 0, 1], 4882)));
     let tls = tls_settings(tls)?;
-    let long_polls = long_polls(drain.long_poll, drain.long_poll_answer)?;
     let by_default = addresses.listen.is_empty() && tls.is_none();
     // Whoever ends TLS is the only one to know that a client came by it.
     let forwarded = if tls.is_some() { Forwarded::Append } else { forwarded };
@@ -180,41 +178,22 @@ fn settings(
         share_dir: None,
         after_drain: None,
         app_probes: vec![],
-        drain: DrainSettings {
-            lame_duck: drain.lame_duck.unwrap_or(lame_duck),
-            grace: drain.grace,
-            reserve: drain.reserve,
-            restart_grace: drain.restart_grace,
-            stream_spread: drain.stream_spread,
-            readiness: drain.drain_readiness,
-        },
+        drain,
         long_polls,
-        health_checks: drain.health_check,
-        ready: ReadySettings {
-            check: ready.ready_check,
-            timeout: ready.ready_timeout,
-            warm_up: ready.warm_up,
-            warm_up_count: ready.warm_up_count,
-        },
+        health_checks: health_check,
+        ready,
         upstream_wait: app.upstream_wait,
         upstream_protocol: app.upstream_protocol,
         forwarded: app.forwarded.unwrap_or(forwarded),
         access_log: log.access_log,
-        threads: limits.threads.map_or(around.cores, usize::from),
-        limits: limits.meant(),
+        threads: threads.map_or(around.cores, usize::from),
+        limits,
         termination_log: log.termination_log,
     };
     settings.drain.check()?;
     check_protocol(&settings)?;
     check_addresses(&settings)?;
     Ok(settings)
-}
-
-fn long_polls(routes: Vec<LongPoll>, answer: Option<LongPollAnswer>) -> Result<LongPolls, String> {
-    if routes.is_empty() && answer.is_some() {
-        return Err("--long-poll-answer belongs to --long-poll: give that too".to_owned());
-    }
-    Ok(LongPolls { routes, answer: answer.unwrap_or_default() })
 }
 
 /// None without `--tls-listen`, and then none of the others may be given.
@@ -305,7 +284,9 @@ fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
 pub fn check_proxy(args: &[String]) -> Result<(), String> {
     let around = Surroundings { in_pod: true, control: vec![], cores: 1, ..Surroundings::default() };
     let typed = ["lameduck"].into_iter().chain(args.iter().map(String::as_str));
-    let parsed = Cli::try_parse_from(typed).map_err(|error| {
+    let parsed =
+        command(&around).try_get_matches_from(typed).and_then(|matches| Cli::from_arg_matches(&matches));
+    let parsed = parsed.map_err(|error| {
         let text = error.to_string();
         let first = text.lines().next().unwrap_or_default();
         first.strip_prefix("error: ").unwrap_or(first).to_owned()

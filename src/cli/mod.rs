@@ -3,7 +3,6 @@
 //! ```text
 //! meaning      what was typed → command
 //! args         the flags of proxy and run; clients, inject, webhook, log: those of the others
-//! values       one value
 //! surroundings the environment, on which the defaults depend
 //! ```
 
@@ -14,12 +13,12 @@ mod inject;
 mod log;
 mod meaning;
 mod surroundings;
-mod values;
 mod webhook;
 
 #[cfg(test)]
 mod tests;
 
+pub use self::args::is_annotated_flag;
 pub use self::command::{AppCommand, Command, Hold, LogSettings, StatusView};
 pub use self::log::LogFormat;
 pub use self::meaning::{check_proxy, parse};

@@ -3,10 +3,9 @@
 use std::process::Command as Process;
 use std::time::Duration;
 
-use clap::CommandFactory;
 use tracing::Level;
 
-use super::args::Cli;
+use super::args::{annotated_flags, command};
 use super::meaning::parse_at;
 use super::surroundings::Surroundings;
 use super::*;
@@ -61,9 +60,12 @@ fn a_proxy_on_a_laptop_has_the_documented_defaults() {
     assert_eq!((s.ready.warm_up, s.ready.warm_up_count), (vec![], 1));
     assert_eq!((s.upstream_wait, s.forwarded, s.access_log), (secs(10), Forwarded::Append, false));
     let l = s.limits;
-    assert_eq!((l.head, l.fields, l.connections, l.held), (64 << 10, 2000, 50_000, 1000));
+    assert_eq!((l.max_head, l.max_fields, l.max_connections, l.max_held), (64 << 10, 2000, 50_000, 1000));
     assert_eq!((l.head_timeout, l.body_timeout, l.idle_timeout), (secs(30), secs(300), secs(3600)));
-    assert_eq!((l.uri, l.in_flight, l.answer_timeout, l.tunnel_timeout), (16 << 10, 0, secs(0), secs(0)));
+    assert_eq!(
+        (l.max_uri, l.max_in_flight, l.answer_timeout, l.tunnel_timeout),
+        (16 << 10, 0, secs(0), secs(0))
+    );
     assert_eq!((s.tcp, s.proxy_protocol_from), (vec![], vec![]));
     assert_eq!((s.threads, s.termination_log), (3, "/dev/termination-log".into()));
 }
@@ -111,7 +113,7 @@ fn typed_values_reach_the_settings() {
     assert_eq!(s.ready.check, ReadyCheck::Path("/healthz".into()));
     let warm = |method: &str, path: &str| WarmUp { method: method.into(), path: path.into() };
     assert_eq!((s.ready.warm_up, s.ready.warm_up_count), (vec![warm("GET", "/"), warm("HEAD", "/x")], 3));
-    assert_eq!((s.forwarded, s.access_log, s.limits.head), (Forwarded::Replace, true, 1 << 20));
+    assert_eq!((s.forwarded, s.access_log, s.limits.max_head), (Forwarded::Replace, true, 1 << 20));
     assert_eq!((s.threads, s.control), (7, laptop().places(Some(ControlAddr::Path("/c.sock".into())))));
 }
 
@@ -175,7 +177,7 @@ fn a_service_whose_name_begins_with_lameduck_sets_none_of_our_flags() {
             .filter_map(|arg| Some((arg.get_env()?.to_str()?.to_owned(), format!("--{}", arg.get_long()?))));
         own.chain(command.get_subcommands().flat_map(variables)).collect()
     }
-    let all = variables(&Cli::command());
+    let all = variables(&command(&laptop()));
     assert!(all.len() > 40);
     let link = |name: &str| {
         let name = name.trim_start_matches("LAMEDUCK");
@@ -302,7 +304,7 @@ fn a_wrong_value_is_told_what_to_write_instead() {
 fn every_flag_of_the_long_running_commands_stands_under_a_heading_with_its_variable() {
     let proxy: &[&str] = &["Addresses", "TLS", "Drain", "Readiness", "App", "Limits", "Logging"];
     let webhook: &[&str] = &["Addresses", "Certificates", "Sidecar", "Drain", "Logging"];
-    let cli = Cli::command();
+    let cli = command(&laptop());
     for (name, headings) in [("proxy", proxy), ("run", proxy), ("webhook", webhook)] {
         let command = cli.find_subcommand(name).unwrap();
         let mut used = std::collections::BTreeSet::new();
@@ -317,7 +319,7 @@ fn every_flag_of_the_long_running_commands_stands_under_a_heading_with_its_varia
         }
         assert_eq!(used.len(), headings.len(), "{name}");
     }
-    Cli::command().debug_assert();
+    command(&laptop()).debug_assert();
 }
 
 #[test]
@@ -332,46 +334,9 @@ fn help_tells_the_exit_codes() {
 #[test]
 fn help_of_inject_tells_every_annotation_that_is_a_flag() {
     let help = parse_at(words("lameduck inject --help"), &laptop()).unwrap_err().to_string();
-    for flag in crate::inject::annotations::FLAGS {
+    for flag in annotated_flags() {
         assert!(help.contains(&format!(" {flag}")), "{flag}");
     }
-}
-
-/// What the injection sets itself or has an annotation of another name for, and what needs files that it mounts nowhere.
-const NOT_ANNOTATED: [&str; 22] = [
-    "after-drain",
-    "after-drain-header",
-    "app-probe",
-    "control",
-    "grace",
-    "help",
-    "listen",
-    "probe-listen",
-    "reuseport",
-    "share-dir",
-    "sidecar",
-    "termination-log",
-    "tls-client-auth",
-    "tls-client-ca",
-    "tls-dir",
-    "tls-handshake-timeout",
-    "tls-listen",
-    "token",
-    "upstream",
-    "upstream-ca",
-    "upstream-name",
-    "version",
-];
-
-#[test]
-fn every_setting_of_the_proxy_has_its_annotation() {
-    let cli = Cli::command();
-    let proxy = cli.find_subcommand("proxy").unwrap();
-    let flags =
-        proxy.get_arguments().filter_map(|arg| arg.get_long()).filter(|flag| !NOT_ANNOTATED.contains(flag));
-    let mut flags: Vec<_> = flags.collect();
-    flags.sort_unstable();
-    assert_eq!(flags, crate::inject::annotations::FLAGS);
 }
 
 /// The environment of this process must not change under other tests, so a child reads it.

@@ -7,8 +7,8 @@ use std::time::Duration;
 use clap::Args;
 
 use super::log::LineArgs;
-use super::values::{self, Switch};
 use crate::config::parse_listen;
+use crate::config::values::{self, Switch};
 
 pub(super) const AFTER_HELP: &str = "\
 Opt-in by the label lameduck.dev/inject: enabled on a pod or on its namespace; annotations of the pod set the
@@ -59,39 +59,39 @@ pub struct Cluster {
 #[derive(Debug, Args)]
 pub(super) struct WebhookArgs {
     /// Where the API server asks: POST /mutate over TLS
-    #[arg(long, env = "LAMEDUCK_LISTEN", value_name = "ADDR", default_value = ":8443",
+    #[arg(long, value_name = "ADDR", default_value = ":8443",
           value_parser = parse_listen, help_heading = "Addresses")]
     pub listen: SocketAddr,
     /// Where the kubelet and Prometheus ask, in plain HTTP: /livez, /readyz and /metrics; or 'off'
-    #[arg(long, env = "LAMEDUCK_PROBE_LISTEN", value_name = "ADDR", default_value = ":4881",
+    #[arg(long, value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off, help_heading = "Addresses")]
     pub probe_listen: Switch,
     /// A folder with tls.crt and tls.key, read again when they change [default: certificates of its own making]
-    #[arg(long, env = "LAMEDUCK_TLS_DIR", value_name = "DIR", help_heading = "Certificates")]
+    #[arg(long, value_name = "DIR", help_heading = "Certificates")]
     pub tls_dir: Option<PathBuf>,
     /// The Secret in this pod's namespace by which replicas share the certificates that they make
-    #[arg(long, env = "LAMEDUCK_SECRET", value_name = "NAME", default_value = "lameduck-webhook-tls",
+    #[arg(long, value_name = "NAME", default_value = "lameduck-webhook-tls",
           value_parser = name, help_heading = "Certificates")]
     pub secret: String,
     /// The Service in this pod's namespace by which the API server asks: the certificates' name
-    #[arg(long, env = "LAMEDUCK_SERVICE", value_name = "NAME", default_value = "lameduck-webhook",
+    #[arg(long, value_name = "NAME", default_value = "lameduck-webhook",
           value_parser = name, help_heading = "Certificates")]
     pub service: String,
     /// The MutatingWebhookConfiguration: ready only while each caBundle in it for this Service verifies the
     /// certificate; self-made ones are also written into it. Empty leaves it alone
-    #[arg(long, env = "LAMEDUCK_CONFIG", value_name = "NAME", default_value = "lameduck",
+    #[arg(long, value_name = "NAME", default_value = "lameduck",
           value_parser = name_or_empty, help_heading = "Certificates")]
     pub config: Name,
     /// The sidecars' image, whose entrypoint is lameduck
-    #[arg(long, env = "LAMEDUCK_IMAGE", value_name = "IMAGE", help_heading = "Sidecar",
+    #[arg(long, value_name = "IMAGE", help_heading = "Sidecar",
           default_value = concat!("lameduck:", env!("CARGO_PKG_VERSION")))]
     pub image: String,
     /// The sidecars' imagePullPolicy [default: left to Kubernetes]
-    #[arg(long, env = "LAMEDUCK_IMAGE_PULL_POLICY", value_name = "POLICY", help_heading = "Sidecar",
+    #[arg(long, value_name = "POLICY", help_heading = "Sidecar",
           value_parser = ["Always", "IfNotPresent", "Never"])]
     pub image_pull_policy: Option<String>,
     /// How long new connections are still served after SIGTERM: API servers have not heard of it yet
-    #[arg(long, env = "LAMEDUCK_LAME_DUCK", value_name = "TIME", default_value = "5s",
+    #[arg(long, value_name = "TIME", default_value = "5s",
           value_parser = values::time, help_heading = "Drain")]
     pub lame_duck: Duration,
     #[command(flatten)]

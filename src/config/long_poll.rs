@@ -2,14 +2,26 @@
 
 use std::str::FromStr;
 
+use clap::Args;
+
 use super::target::is_target;
 
 /// `--long-poll` and what belongs to it.
-#[derive(Clone, Debug, Default)]
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Drain")]
 pub struct LongPolls {
-    /// Which requests they are, besides engine.io's own.
+    /// A request that waits for news and is no work, as in /poll, /rooms/* or 'POST /connect'; repeat it, or separate by
+    /// commas. One that still waits when streams end is answered. socket.io's need no naming: their session is closed
+    #[arg(long = "long-poll", value_name = "[METHOD ]/PATH", value_delimiter = ',')]
     pub routes: Vec<LongPoll>,
-    /// What those are answered.
+    /// How: a status, and perhaps a Content-Type and a body, as in '200 application/json []' [default: 204]
+    #[arg(
+        long = "long-poll-answer",
+        value_name = "ANSWER",
+        requires = "routes",
+        default_value = "204",
+        hide_default_value = true
+    )]
     pub answer: LongPollAnswer,
 }
 

@@ -7,60 +7,26 @@ use serde_json::{Map, Value};
 use super::model::{Annotations, Pid1};
 use super::names::{PREFIX, PRELOAD, PROGRAM, SHARE_DIR};
 
-/// Annotations that are the proxy's flags of the same name.
-pub const FLAGS: &[&str] = &[
-    "access-log",
-    "answer-timeout",
-    "body-timeout",
-    "control-listen",
-    "drain-readiness",
-    "forwarded",
-    "head-timeout",
-    "health-check",
-    "idle-timeout",
-    "lame-duck",
-    "log-format",
-    "log-level",
-    "long-poll",
-    "long-poll-answer",
-    "max-connections",
-    "max-fields",
-    "max-head",
-    "max-held",
-    "max-held-bytes",
-    "max-in-flight",
-    "max-streams",
-    "max-uri",
-    "proxy-protocol-from",
-    "ready-check",
-    "ready-timeout",
-    "reserve",
-    "restart-grace",
-    "stream-spread",
-    "tcp",
-    "threads",
-    "tunnel-timeout",
-    "upstream-protocol",
-    "upstream-wait",
-    "warm-up",
-    "warm-up-count",
-];
-
-/// Reads the annotations of a pod.
+/// Reads the annotations of a pod. `is_flag` says which names are flags of the proxy.
 ///
 /// # Errors
 /// Which one has a value that means nothing.
-pub fn read(written: &Map<String, Value>) -> Result<Annotations, String> {
+pub fn read(written: &Map<String, Value>, is_flag: fn(&str) -> bool) -> Result<Annotations, String> {
     let mut annotations = Annotations::default();
     for (key, value) in written {
         let Some(name) = key.strip_prefix(PREFIX) else { continue };
         let value = value.as_str().ok_or_else(|| format!("annotation {key} is no string"))?;
-        set(&mut annotations, name, value).map_err(|why| format!("annotation {key}: {why}"))?;
+        set(&mut annotations, name, value, is_flag).map_err(|why| format!("annotation {key}: {why}"))?;
     }
     Ok(annotations)
 }
 
-fn set(annotations: &mut Annotations, name: &str, value: &str) -> Result<(), String> {
+fn set(
+    annotations: &mut Annotations,
+    name: &str,
+    value: &str,
+    is_flag: fn(&str) -> bool,
+) -> Result<(), String> {
     let text = || Some(value.to_owned());
     match name {
         "inject" | "injected" => {}
@@ -92,7 +58,7 @@ fn set(annotations: &mut Annotations, name: &str, value: &str) -> Result<(), Str
         "memory-request" => annotations.resources[1] = text(),
         "cpu-limit" => annotations.resources[2] = text(),
         "memory-limit" => annotations.resources[3] = text(),
-        flag if FLAGS.contains(&flag) => annotations.flags.push((name.to_owned(), value.to_owned())),
+        flag if is_flag(flag) => annotations.flags.push((name.to_owned(), value.to_owned())),
         _ => annotations.unknown.push(name.to_owned()),
     }
     Ok(())
@@ -130,7 +96,7 @@ mod tests {
     use super::*;
 
     fn read_json(value: Value) -> Result<Annotations, String> {
-        read(value.as_object().unwrap())
+        read(value.as_object().unwrap(), |name| name == "lame-duck")
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub struct Settings {
     pub services: Services,
     /// Says what is wrong with a proxy's command line (without the program's name).
     pub check: fn(&[String]) -> Result<(), String>,
+    /// Whether an annotation of this name sets a flag of the proxy.
+    pub is_flag: fn(&str) -> bool,
 }
 
 /// What the annotations ask for.

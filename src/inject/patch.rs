@@ -59,7 +59,7 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     if disabled(&written) || disabled(&labels) {
         return Err(format!("{INJECT} is disabled"));
     }
-    let annotations = annotations::read(&written)?;
+    let annotations = annotations::read(&written, settings.is_flag)?;
     let spec = new.get("spec").and_then(Value::as_object).ok_or("it has no spec")?;
     refuse(spec, &written, &annotations)?;
     let (n, app) = app_container(spec, &annotations, &written)?;

@@ -211,7 +211,7 @@ impl Shared {
 
     /// Whether more is in flight than may be. Who asks has been counted.
     pub fn past_in_flight(&self) -> bool {
-        let most = self.settings.limits.in_flight;
+        let most = self.settings.limits.max_in_flight;
         most != 0 && self.gate.in_flight() > most
     }
 
@@ -219,12 +219,12 @@ impl Shared {
     pub fn is_full(&self) -> bool {
         let (open, limits) = (self.open_clients(), &self.settings.limits);
         let app = upstream::open_connections().max(self.gate.in_flight());
-        open >= limits.connections || open + app >= limits.files
+        open >= limits.max_connections || open + app >= limits.max_files
     }
 
     /// Leaves to connections to the app what clients' leave of the open files.
     pub fn share_files(&self) {
-        let files = self.settings.limits.files;
+        let files = self.settings.limits.max_files;
         upstream::set_most(files.saturating_sub(self.open_clients()).min(most_of_one_side(files)));
     }
 

@@ -41,8 +41,9 @@ impl Worker {
     pub fn new(shared: Arc<Shared>, number: usize) -> io::Result<Self> {
         let (ledger, shard) = (shared.ledgers[number].clone(), shared.shards[number].clone());
         let parking = Parking::new(shared.parkings[number].clone())?;
-        let pool = Pool::new(shared.upstream.clone(), number, shared.settings.limits.head);
-        let tcp = |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, shared.settings.limits.head);
+        let pool = Pool::new(shared.upstream.clone(), number, shared.settings.limits.max_head);
+        let tcp =
+            |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, shared.settings.limits.max_head);
         let tcp = shared.tcp.iter().map(tcp).collect();
         Ok(Self { shared, ledger, shard, parking, pool, tcp })
     }
@@ -51,7 +52,7 @@ impl Worker {
     /// many at once is a request like any other.
     pub fn take_in(&self, request: &mut Request, in_flight: &mut InFlight<'_>, now: Instant, first: bool) {
         if request.health_check {
-            let most = self.shared.settings.limits.in_flight;
+            let most = self.shared.settings.limits.max_in_flight;
             let most = if most == 0 { HEALTH_CHECKS } else { most.min(HEALTH_CHECKS) };
             request.health_check = in_flight.become_health_check(most);
         }

@@ -12,7 +12,7 @@ use super::events::Events;
 use super::kube::Api;
 use super::metrics::Metrics;
 use super::x509::{Seconds, Served, now, provider};
-use crate::cli::{WebhookSettings, check_proxy};
+use crate::cli::{WebhookSettings, check_proxy, is_annotated_flag};
 use crate::inject::{self, Services};
 
 /// Bytes of all large bodies that are being read: past it they wait.
@@ -80,6 +80,7 @@ impl Webhook {
                 token: String::new(),
                 services: Services::Unseen,
                 check: check_proxy,
+                is_flag: is_annotated_flag,
             },
             tls: Arc::new(tls),
             certificate,

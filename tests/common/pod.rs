@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
-use lameduck::cli::check_proxy;
+use lameduck::cli::{check_proxy, is_annotated_flag};
 use lameduck::inject::Services;
 use lameduck::inject::{Patch, Settings, Skip, patch, restore};
 use serde_json::{Value, json};
@@ -16,6 +16,7 @@ pub fn settings(services: Services) -> Settings {
         token: "t0ken".to_owned(),
         services,
         check: check_proxy,
+        is_flag: is_annotated_flag,
     }
 }
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use lameduck::cli::check_proxy;
+use lameduck::cli::{check_proxy, is_annotated_flag};
 use lameduck::inject::Services;
 use lameduck::inject::manifest::{Manifest, Outcome, ReportLine, Task, transform};
 use lameduck::inject::{Settings, yaml};
@@ -20,6 +20,7 @@ fn task() -> Task {
         token: String::new(),
         services: Services::Seen,
         check: check_proxy,
+        is_flag: is_annotated_flag,
     };
     Task::Inject { settings: Box::new(settings), seed: "seed".to_owned(), namespace: "default".to_owned() }
 }

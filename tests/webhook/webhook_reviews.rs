@@ -3,7 +3,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lameduck::cli::check_proxy;
+use lameduck::cli::{check_proxy, is_annotated_flag};
 use lameduck::inject::Services;
 use lameduck::inject::sidecar::token_of;
 use lameduck::inject::{self, Settings};
@@ -20,6 +20,7 @@ fn settings() -> Settings {
         token: String::new(),
         services: Services::Unseen,
         check: check_proxy,
+        is_flag: is_annotated_flag,
     }
 }
 

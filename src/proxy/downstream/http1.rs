@@ -276,8 +276,8 @@ where
         if !is_http2 && (looked == 0 || head::ends_within(client.buf.unread(), looked)) {
             let sender = shared.sender(&client.peer, &client.channel, worker.pool.keep_alive.is_asked());
             head.clear();
-            if let Some(request) = head::request(client.buf.unread(), limits.fields, sender, head)? {
-                if request.len > limits.head || request.target.len() > limits.uri {
+            if let Some(request) = head::request(client.buf.unread(), limits.max_fields, sender, head)? {
+                if request.len > limits.max_head || request.target.len() > limits.max_uri {
                     return Err(too_large(client.buf.unread(), limits).into());
                 }
                 entry.set_deadline(0);
@@ -288,7 +288,7 @@ where
             entry.set_deadline(worker.deadline(limits.head_timeout));
         }
         looked = client.buf.unread().len();
-        if looked >= limits.head {
+        if looked >= limits.max_head {
             return Err(too_large(client.buf.unread(), limits).into());
         }
         let Client { reader, buf, .. } = client;
@@ -312,7 +312,7 @@ where
 /// Which part of a head is too large: the target already, or only all of it (RFC 9110 §15.5.15, RFC 6585 §5).
 fn too_large(head: &[u8], limits: &Limits) -> Reject {
     let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
-    match target.len() > limits.uri {
+    match target.len() > limits.max_uri {
         true => URI_TOO_LONG,
         false => Reject { status: 431, why: "the request's head is too large (--max-head)" },
     }

@@ -66,8 +66,8 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
     builder
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_concurrent_streams(limits.streams)
-        .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
+        .max_concurrent_streams(limits.max_streams)
+        .max_header_list_size(u32::try_from(limits.max_head).unwrap_or(u32::MAX))
         .max_send_buffer_size(adapter::QUEUED);
     let mut handshake = pin!(builder.handshake(Transport(connection.wire.clone())));
     let began = Instant::now();

@@ -60,7 +60,7 @@ pub async fn serve(
     let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {
         // A call needs trailers and both directions at once.
         let refused = call && settings.upstream_protocol == UpstreamProtocol::Http1;
-        match request.target.len() > settings.limits.uri {
+        match request.target.len() > settings.limits.max_uri {
             true => Err(URI_TOO_LONG),
             false if refused => Err(NO_GRPC),
             false => Ok(request),
@@ -113,7 +113,7 @@ fn read_head(
         &connection.channel,
         connection.worker.pool.keep_alive.is_asked(),
     );
-    head::request(parts, shared.settings.limits.fields, body.is_end_stream(), sender, head)
+    head::request(parts, shared.settings.limits.max_fields, body.is_end_stream(), sender, head)
 }
 
 /// Sends the request to the app by HTTP/1.1, and the answer to the client.

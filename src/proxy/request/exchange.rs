@@ -356,8 +356,8 @@ pub async fn held_back(shared: &Shared, entry: &LedgerEntry, bytes: usize) -> Re
         return Ok(());
     }
     let limits = &shared.settings.limits;
-    let _held = shared.gate.hold_back(limits.held).ok_or(Failure::HeldTooMany)?;
-    let turn = shared.hold_queue.wait(&shared.gate, bytes, limits.held_bytes);
+    let _held = shared.gate.hold_back(limits.max_held).ok_or(Failure::HeldTooMany)?;
+    let turn = shared.hold_queue.wait(&shared.gate, bytes, limits.max_held_bytes);
     match tokio::time::timeout(shared.hold_most(), turn).await {
         Ok(true) => Ok(()),
         Ok(false) => Err(Failure::HeldTooMany),

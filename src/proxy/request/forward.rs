@@ -371,13 +371,13 @@ async fn answer_head<A: AsyncRead + Unpin>(
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
     let (request, flow) = (exchange.request, &exchange.flow);
     let limits = &exchange.worker.shared.settings.limits;
-    let most = limits.head;
+    let most = limits.max_head;
     let mut looked = 0;
     loop {
         if !buf.is_empty() && (looked == 0 || head::ends_within(buf.unread(), looked)) {
             out.clear();
             let (bytes, plan) = (buf.unread(), |response: &Response| exchange.plan(response, backend));
-            let head = head::response(bytes, limits.fields, request.head_only, site, out, plan);
+            let head = head::response(bytes, limits.max_fields, request.head_only, site, out, plan);
             match head {
                 Ok(Some(response)) if response.status == 101 && request.upgrade == Upgrade::None => {
                     return Err(Failure::AppBroken(

@@ -195,7 +195,7 @@ async fn answer(
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
     let (mut head, mut body) = answer_head(response, back, reset).await?.into_parts();
-    if head.headers.len() > exchange.worker.shared.settings.limits.fields {
+    if head.headers.len() > exchange.worker.shared.settings.limits.max_fields {
         return Err(Failure::AppBroken("the head of the app's answer has too many fields (--max-fields)"));
     }
     rename_app(&mut head.headers, site);

@@ -6,16 +6,16 @@ use std::time::Duration;
 use hyper::header::{HeaderName, HeaderValue};
 use tracing::Level;
 
-use crate::config::parse_listen;
+use super::addresses::parse_listen;
 
 /// An address, or none for `off`. (A bare `Option` would tell clap that the flag may be left out.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Switch(pub Option<SocketAddr>);
+pub(crate) struct Switch(pub Option<SocketAddr>);
 
 /// Far past every platform's grace, and far from overflow when times are added.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
 
-pub(super) fn time(text: &str) -> Result<Duration, String> {
+pub(crate) fn time(text: &str) -> Result<Duration, String> {
     if !text.is_empty() && text != "0" && text.bytes().all(|b| b.is_ascii_digit()) {
         return Err(format!("'{text}' has no unit: write {text}s or {text}ms"));
     }
@@ -27,14 +27,14 @@ pub(super) fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub(super) fn time_over_zero(text: &str) -> Result<Duration, String> {
+pub(crate) fn time_over_zero(text: &str) -> Result<Duration, String> {
     match time(text)? {
         Duration::ZERO => Err("must be over 0".to_owned()),
         time => Ok(time),
     }
 }
 
-pub(super) fn listen_or_off(text: &str) -> Result<Switch, String> {
+pub(crate) fn listen_or_off(text: &str) -> Result<Switch, String> {
     if text == "off" {
         return Ok(Switch(None));
     }
@@ -42,7 +42,7 @@ pub(super) fn listen_or_off(text: &str) -> Result<Switch, String> {
 }
 
 /// Control has no password over TCP, so only the pod itself may reach it.
-pub(super) fn loopback_or_off(text: &str) -> Result<Switch, String> {
+pub(crate) fn loopback_or_off(text: &str) -> Result<Switch, String> {
     let switch = listen_or_off(text)?;
     match switch.0 {
         Some(addr) if !addr.ip().to_canonical().is_loopback() => {
@@ -56,7 +56,7 @@ pub(super) fn loopback_or_off(text: &str) -> Result<Switch, String> {
 }
 
 /// A token must fit a header value as it is; an empty one would let everyone in.
-pub(super) fn token(text: &str) -> Result<String, String> {
+pub(crate) fn token(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("is empty: give it a value or leave it out".to_owned());
     }
@@ -67,13 +67,13 @@ pub(super) fn token(text: &str) -> Result<String, String> {
 }
 
 /// What a certificate can be for.
-pub(super) fn server_name(text: &str) -> Result<String, String> {
+pub(crate) fn server_name(text: &str) -> Result<String, String> {
     let name = rustls::pki_types::ServerName::try_from(text);
     name.map(|_| text.to_owned()).map_err(|_| format!("'{text}' is no host's name: write app.example.com"))
 }
 
 /// 8 KiB is the least that hyper's buffer takes.
-pub(super) fn head_bytes(text: &str) -> Result<usize, String> {
+pub(crate) fn head_bytes(text: &str) -> Result<usize, String> {
     const RANGE: std::ops::RangeInclusive<usize> = 8 << 10..=16 << 20;
     match bytes(text)? {
         bytes if RANGE.contains(&bytes) => Ok(bytes),
@@ -81,12 +81,20 @@ pub(super) fn head_bytes(text: &str) -> Result<usize, String> {
     }
 }
 
+/// A number of fields.
+pub(crate) fn fields(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(fields @ 1..=16_384) => Ok(fields),
+        _ => Err(format!("{text} is not in 1..=16384")),
+    }
+}
+
 /// A target has a byte at least.
-pub(super) fn uri_bytes(text: &str) -> Result<usize, String> {
+pub(crate) fn uri_bytes(text: &str) -> Result<usize, String> {
     bytes(text).and_then(|bytes| if bytes > 0 { Ok(bytes) } else { Err("must be over 0".to_owned()) })
 }
 
-pub(super) fn bytes(text: &str) -> Result<usize, String> {
+pub(crate) fn bytes(text: &str) -> Result<usize, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let unit = match text[digits..].trim() {
         "" | "B" => Some(1),
@@ -99,7 +107,7 @@ pub(super) fn bytes(text: &str) -> Result<usize, String> {
 }
 
 /// One `Name: value`.
-pub(super) fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
+pub(crate) fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let parsed = text.split_once(':').and_then(|(name, value)| {
         Some((name.trim().parse().ok()?, HeaderValue::from_bytes(value.trim().as_bytes()).ok()?))
     });
@@ -109,9 +117,9 @@ pub(super) fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
 /// A port; or none for what Kubernetes sets in every container when a Service is named `lameduck-app`:
 /// `LAMEDUCK_APP_PORT=tcp://HOST:PORT` ("Discovering services, Environment variables"). That isn't meant for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct PortOrLink(pub Option<u16>);
+pub(crate) struct PortOrLink(pub Option<u16>);
 
-pub(super) fn port_or_link(text: &str) -> Result<PortOrLink, String> {
+pub(crate) fn port_or_link(text: &str) -> Result<PortOrLink, String> {
     if ["tcp://", "udp://", "sctp://"].iter().any(|link| text.starts_with(link)) {
         return Ok(PortOrLink(None));
     }
@@ -119,7 +127,7 @@ pub(super) fn port_or_link(text: &str) -> Result<PortOrLink, String> {
     port.map(|port| PortOrLink(Some(port))).ok_or_else(|| format!("'{text}' is no port: write 1 to 65535"))
 }
 
-pub(super) fn level(text: &str) -> Result<Level, String> {
+pub(crate) fn level(text: &str) -> Result<Level, String> {
     match text {
         "error" => Ok(Level::ERROR),
         "warn" => Ok(Level::WARN),
