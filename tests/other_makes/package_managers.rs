@@ -54,6 +54,8 @@ fn ended(script: &str, folder: &str) -> String {
     let quiet = [
         ("HOME", dir.to_str().expect("UTF-8")),
         ("YARN_ENABLE_TELEMETRY", "0"),
+        // Where CI is set, it would refuse to write its lock file.
+        ("YARN_ENABLE_IMMUTABLE_INSTALLS", "0"),
         ("npm_config_update_notifier", "false"),
     ];
     if folder.starts_with("yarn") {
