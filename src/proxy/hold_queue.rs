@@ -1,4 +1,4 @@
-//! Requests that are held, in the order in which they came. Only who is held takes the lock.
+//! The queue of held requests, in order of arrival. Only held requests take the lock.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -7,20 +7,20 @@ use std::task::{Poll, Waker};
 
 use crate::drain::gate::Gate;
 
-/// Those who wait. It moves on one by one, so that they reach the app in order.
+/// The queue. It releases its requests one by one, so that they reach the app in order.
 #[derive(Debug, Default)]
 pub struct HoldQueue(Mutex<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// By number, with whom to wake.
+    /// The wakers, by ticket number.
     people: BTreeMap<u64, Option<Waker>>,
     next: u64,
     bytes: usize,
     moving: bool,
 }
 
-/// A place in the line.
+/// A place in the queue.
 struct Ticket<'l> {
     queue: &'l HoldQueue,
     gate: &'l Gate,
@@ -29,7 +29,7 @@ struct Ticket<'l> {
 }
 
 impl HoldQueue {
-    /// Stops, or moves on: newcomers wait until all who were there before them have gone.
+    /// Holds or releases the queue. On release, new requests wait until all earlier ones have gone.
     pub fn hold(&self, gate: &Gate, on: bool) {
         let mut waiting = self.waiting();
         waiting.moving = !on;
@@ -40,8 +40,8 @@ impl HoldQueue {
         }
     }
 
-    /// Waits for its turn; false when the line already holds so many bytes that these are too many. No less than one
-    /// request is held, however large.
+    /// Waits for its turn. Returns false if `bytes` would exceed the queue's limit of `most` bytes; an empty queue
+    /// accepts a request of any size.
     pub async fn wait(&self, gate: &Gate, bytes: usize, most: usize) -> bool {
         let ticket = {
             let mut waiting = self.waiting();
@@ -76,7 +76,7 @@ impl Waiting {
     fn move_on(&self, gate: &Gate) {
         match self.people.first_key_value() {
             Some((_, Some(first))) => first.wake_by_ref(),
-            // It is about to look by itself.
+            // It is about to check by itself.
             Some((_, None)) => {}
             None => gate.set_holding(false),
         }
@@ -114,7 +114,7 @@ mod tests {
         let mut third = pin!(queue.wait(&gate, 1, 9));
         assert!(third.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
         assert_eq!(first.as_mut().poll(cx), Poll::Ready(true));
-        // One that gives up leaves no gap.
+        // A ticket that gives up leaves no gap.
         drop(second);
         assert_eq!(third.as_mut().poll(cx), Poll::Ready(true));
         assert!(!gate.holding());

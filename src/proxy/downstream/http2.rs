@@ -1,8 +1,9 @@
-//! One HTTP/2 connection from a client (RFC 9113): a task that runs it, and one for each of its streams, which are
-//! requests like any others.
+//! One HTTP/2 connection from a client (RFC 9113): one task runs it, and one task runs each stream, which is a
+//! request like any other.
 //!
-//! The `h2` crate is the protocol's engine. A drain tells a client by GOAWAY to go: first without an end (2^31-1), so
-//! that what is on its way is served, then, when the client has answered a ping, with the last stream's number.
+//! The `h2` crate implements the protocol. A drain announces the end to a client by GOAWAY: first with the highest
+//! stream number (2^31-1), so that requests on their way are still served, then, once the client has answered a ping,
+//! with the number of the last stream.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -26,27 +27,27 @@ use crate::proxy::shared::{CROWDED, FIRST_REQUEST};
 use crate::proxy::socket::keep_alive;
 use crate::proxy::worker::Worker;
 
-/// What a stream's client may send before the app takes it: 20 MB/s at a round trip of 12 ms.
+/// Flow-control window per stream, in bytes: 20 MB/s at a round trip of 12 ms, as long as the app keeps up.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same for a connection: eight uploads that the app doesn't take leave room for the others.
+/// Flow-control window per connection, in bytes: the other streams make progress until eight uploads are stuck.
 const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW;
-/// The last frames may take so long to be written.
+/// Time limit for writing the last frames.
 const LAST_WORD: Duration = Duration::from_secs(1);
 
 /// How a connection closes.
 enum Close {
-    /// The peer has gone already.
+    /// The peer has already closed it.
     Gone,
-    /// Our end first, then theirs, bounded.
+    /// Close our side first, then wait for the peer's.
     Linger,
-    /// At once and visibly.
+    /// Reset it.
     Reset,
 }
 
-/// Serves an HTTP/2 connection until it closes. Returns what becomes of it.
+/// Serves an HTTP/2 connection until it closes. Returns what follows.
 pub async fn serve(http2: Http2, worker: &Rc<Worker>) -> Next {
     let Http2 { stream, read, entry, connected } = http2;
-    // A call may be silent for hours: a client that vanished would hold it, and a drain.
+    // A call may be silent for hours; without keep-alive probes a vanished client would hold it, and a drain.
     keep_alive(stream.tcp());
     let channel = stream.channel();
     let wire = Rc::new(Wire::new(stream, read, worker.clone()));
@@ -100,22 +101,22 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
     }
 }
 
-/// What a connection waits for no longer than for a while.
+/// The bounded wait that a connection is in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wait {
-    /// Nothing.
+    /// None: streams are running.
     None,
-    /// Its first request; a drain has begun.
+    /// For its first request, after a drain has begun.
     Fresh,
-    /// Its next request.
+    /// For its next request.
     Idle,
-    /// The client has to take a byte; so many have moved, either way.
+    /// For the client to accept a byte; holds the bytes moved so far in either direction.
     Blocked(u64),
-    /// The last frames have to be written.
+    /// For the last frames to be written.
     Close,
 }
 
-/// A connection's own task.
+/// The task of a connection.
 struct Session<'a> {
     connection: Rc<Http2Connection>,
     entry: &'a LedgerEntry,
@@ -123,14 +124,14 @@ struct Session<'a> {
     began: Instant,
     /// A stream has been accepted.
     used: bool,
-    /// The client was told to go.
+    /// GOAWAY was sent to the client.
     goaway_sent: bool,
-    /// It closes once the last frames are written.
+    /// The connection closes once the last frames are written.
     closing: bool,
     wait: Wait,
-    /// Since when it waits for that.
+    /// When the current wait began.
     waits_since: Instant,
-    /// What the client had not acknowledged when it was looked at last.
+    /// The bytes not acknowledged by the client at the last check.
     unacknowledged: u32,
 }
 
@@ -163,7 +164,7 @@ impl<'a> Session<'a> {
             }
             let drained = self.connection.wire.poll_drain(cx);
             self.connection.settle();
-            // What was unread a moment ago may have been nothing.
+            // What was unread a moment ago may have been no request.
             let before = (self.goaway_sent, self.closing);
             self.mind_the_drain();
             if before != (self.goaway_sent, self.closing) {
@@ -202,12 +203,13 @@ impl<'a> Session<'a> {
         self.connection.is_idle()
     }
 
-    /// Told at once, a client would come again and again without ever asking for anything.
+    /// Whether the connection is too young for GOAWAY: a client that gets it at once would reconnect again and again
+    /// without ever sending a request.
     fn is_fresh(&self) -> bool {
         !self.used && self.began.elapsed() < FIRST_REQUEST && !self.connection.worker.shared.forced()
     }
 
-    /// Tells the client to go, and closes once nothing runs and nothing is to come.
+    /// Announces the end to the client during a drain, and closes once nothing runs and nothing is expected.
     fn mind_the_drain(&mut self) {
         let shared = &self.connection.worker.shared;
         let stays = shared.phase() == Phase::Serving && !self.connection.app_goes.get();
@@ -229,14 +231,14 @@ impl<'a> Session<'a> {
         self.h2.abrupt_shutdown(reason);
     }
 
-    /// Whether it has taken something since the last look. The kernel takes more from us only once a third of its queue is
-    /// free.
+    /// Whether the client has accepted bytes since the last check. The kernel reports the socket as writable only
+    /// once a third of its queue is free.
     fn client_takes(&mut self) -> bool {
         let now = self.connection.wire.unacknowledged();
         std::mem::replace(&mut self.unacknowledged, now) != now
     }
 
-    /// Bounds what the connection waits for. `None`: it has been idle for long enough.
+    /// Enforces the time limit of the current wait. `Ready(None)` if the connection has been idle for too long.
     fn mind_the_time(&mut self, blocked: bool) -> Poll<Option<Close>> {
         let shared = &self.connection.worker.shared;
         let limits = &shared.settings.limits;
@@ -249,7 +251,7 @@ impl<'a> Session<'a> {
         } else if shared.phase() != Phase::Serving && self.is_fresh() {
             (Wait::Fresh, FIRST_REQUEST)
         } else {
-            // It may be asked for its place before.
+            // It may have to close early to make room for another connection.
             (Wait::Idle, limits.idle_timeout / CROWDED)
         };
         if wait != self.wait {
@@ -262,7 +264,7 @@ impl<'a> Session<'a> {
         } else if self.entry.expired() {
             match wait {
                 Wait::None => {}
-                // The sweeper's clock is coarse: it may have woken us a little early.
+                // The sweeper's clock is coarse and may wake this task slightly early.
                 Wait::Fresh => self.entry.set_deadline(self.connection.worker.deadline(time)),
                 Wait::Idle if self.waits_since.elapsed() < shared.idle_timeout() => {
                     let left = shared.idle_timeout().saturating_sub(self.waits_since.elapsed());

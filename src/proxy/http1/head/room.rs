@@ -1,23 +1,24 @@
-//! Room for the fields of a head while it is read.
+//! Space for a head's fields while it is parsed.
 
 use std::mem::MaybeUninit;
 
-/// Fields of an ordinary head, for which there is room on the stack.
+/// Fields of an ordinary head, for which there is space on the stack.
 const USUAL_FIELDS: usize = 96;
 
-/// Room for the fields of one head.
+/// Space for the fields of one head.
 pub(in crate::proxy) struct Room<'b> {
     usual: [MaybeUninit<httparse::Header<'b>>; USUAL_FIELDS],
     more: Vec<MaybeUninit<httparse::Header<'b>>>,
 }
 
 impl<'b> Room<'b> {
-    /// Enough for an ordinary head; for another it grows.
+    /// Enough space for an ordinary head; it grows for a larger one.
     pub(in crate::proxy) fn new() -> Self {
         Self { usual: [const { MaybeUninit::uninit() }; USUAL_FIELDS], more: Vec::new() }
     }
 
-    /// A request's head with `most` fields, and its length. `None`: it isn't complete yet.
+    /// Parses a request's head of at most `most` fields. Returns it and its length in bytes; `None` if it is
+    /// incomplete.
     pub(in crate::proxy) fn request<'r>(
         &'r mut self,
         buf: &'b [u8],
@@ -33,7 +34,7 @@ impl<'b> Room<'b> {
         parsed.map(|status| complete(head, status))
     }
 
-    /// The same for an answer's.
+    /// The same for a response.
     pub(in crate::proxy) fn response<'r>(
         &'r mut self,
         buf: &'b [u8],
@@ -52,7 +53,7 @@ impl<'b> Room<'b> {
     }
 }
 
-/// A field has a line at least.
+/// Each field takes at least one line.
 fn more_room<'b>(buf: &[u8], most: usize) -> Vec<MaybeUninit<httparse::Header<'b>>> {
     let lines = memchr::memchr_iter(b'\n', buf).count();
     vec![MaybeUninit::uninit(); lines.min(most)]
