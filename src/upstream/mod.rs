@@ -1,4 +1,5 @@
-//! The app's side: find its servers, connect, keep connections for reuse, and retire them before the app would.
+//! The app's side: finds its servers, connects, keeps connections for reuse, and closes idle ones before the app
+//! would.
 
 mod attempt;
 mod backends;
