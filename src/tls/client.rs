@@ -1,4 +1,4 @@
-//! TLS to the app: whom it has to be, and the handshake with it.
+//! TLS to the app: which certificate it must have, and the handshake.
 
 use std::fs;
 use std::io;
@@ -15,11 +15,11 @@ use super::certificate::roots;
 use super::stream::{Side, Tls};
 use super::{HTTP1, HTTP2, provider};
 
-/// A handshake may take so long: the app is near, and one that begins it goes on with it.
+/// Time limit for a handshake.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// The same trouble is logged again after so long.
+/// The same failure is logged again only after this time.
 const AGAIN: Duration = Duration::from_secs(10);
-/// Where systems keep the authorities that they trust, each as one file: Debian and Alpine, Red Hat, SUSE, others.
+/// Files with the system's trusted authorities: Debian and Alpine, Red Hat, SUSE, others.
 const SYSTEM: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
@@ -27,17 +27,17 @@ const SYSTEM: [&str; 4] = [
     "/etc/ssl/cert.pem",
 ];
 
-/// Whom the app has to be. One for the process: data threads, readiness checks and hooks ask for the same app.
+/// The trusted authorities. One per process: data threads, readiness checks and hooks connect to the same app.
 static TRUST: OnceLock<Result<Trust, String>> = OnceLock::new();
 
 #[derive(Debug)]
 struct Trust {
     config: Arc<ClientConfig>,
-    /// The same for HTTP/2 inside.
+    /// The same configuration for HTTP/2.
     http2: Arc<ClientConfig>,
 }
 
-/// Sets for good whose certificates the app may have, the system's authorities if `ca` is none.
+/// Sets, once, the authorities that may issue the app's certificate: the system's if `ca` is `None`.
 ///
 /// # Errors
 /// What is wrong with the file.
@@ -63,15 +63,15 @@ impl Trust {
     }
 }
 
-/// A client's configuration that trusts these authorities.
+/// Returns a client configuration that trusts these authorities.
 ///
 /// # Errors
-/// When there is none that can be used.
+/// If none of them is usable.
 pub fn client_config(
     roots: impl IntoIterator<Item = CertificateDer<'static>>,
 ) -> Result<ClientConfig, String> {
     let mut store = RootCertStore::empty();
-    // A system's list may have one that isn't understood; the others are as good as before.
+    // Skips certificates of a system's list that can't be parsed.
     store.add_parsable_certificates(roots);
     if store.is_empty() {
         return Err("no certificate of an authority in it".to_owned());
@@ -83,11 +83,11 @@ pub fn client_config(
     Ok(config)
 }
 
-/// Shakes hands with the app, which has to be `name`, to speak this protocol (its name of ALPN) inside.
+/// Does the handshake with the app, whose certificate must be for `name`, and offers `protocol` by ALPN.
 ///
 /// # Errors
-/// `ConnectionRefused` for an app that went away meanwhile: it may be tried again, nothing was sent. `Other` for one
-/// that isn't trusted, is silent or speaks no TLS, which is logged.
+/// `ConnectionRefused` if the app disconnected: nothing was sent, so a retry is safe. `Other`, which is logged, if it
+/// isn't trusted, doesn't answer or doesn't speak TLS.
 pub async fn handshake(tcp: TcpStream, name: &str, protocol: &[u8]) -> io::Result<Tls> {
     let trust = TRUST.get_or_init(|| Trust::new(None)).as_ref().map_err(|why| refused(name, why))?;
     let asked = ServerName::try_from(name.to_owned()).map_err(|why| refused(name, &why))?;
@@ -104,7 +104,7 @@ pub async fn handshake(tcp: TcpStream, name: &str, protocol: &[u8]) -> io::Resul
     }
 }
 
-/// Says what is wrong, but not at each of many requests.
+/// Logs the failure, but not for each of many requests.
 fn refused(name: &str, why: &dyn std::fmt::Display) -> io::Error {
     static LAST: Mutex<Option<(Instant, String)>> = Mutex::new(None);
     let why = why.to_string();
