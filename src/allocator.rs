@@ -1,8 +1,8 @@
-//! The system's allocator, with freed blocks kept at hand for the data plane's threads.
+//! The system's allocator, with a per-thread cache of freed blocks for the data plane's threads.
 //!
-//! musl's malloc has one lock for all threads, and gives pages back to the kernel that it asks for again a moment later.
-//! An HTTP/2 request needs some dozens of blocks, and they cost as much as all the rest of it. What a thread keeps is
-//! bounded, and given back when it was not needed for a while: idle connections cost what they did.
+//! musl's malloc has one lock for all threads, and returns pages to the kernel that it requests again a moment later.
+//! An HTTP/2 request needs several dozen blocks, which used to cost as much as the rest of the request. Each thread's
+//! cache is bounded and shrinks when it isn't used, so idle connections cost no more.
 
 #![expect(unsafe_code, reason = "CPU per gRPC call 49 → 28 µs (benches/README.md)")]
 
@@ -10,13 +10,13 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr::null_mut;
 
-/// Blocks of up to so many bytes are kept.
+/// Maximum size of a cached block, in bytes.
 const LARGEST: usize = 128 * 1024;
-/// What a thread keeps at most, in bytes.
+/// Maximum size of a thread's cache, in bytes.
 const MOST: usize = 2 * 1024 * 1024;
-/// Blocks are aligned so, which is what malloc does.
+/// Alignment of all blocks, in bytes, as in malloc.
 const ALIGN: usize = 16;
-/// Classes up to 64 bytes, in steps of 16; above, each doubling has four.
+/// Number of classes up to 64 bytes, in steps of 16; above, each doubling has four.
 const SMALL: usize = 4;
 const CLASSES: usize = SMALL + 4 * (LARGEST / 64).ilog2() as usize;
 
@@ -24,38 +24,38 @@ const CLASSES: usize = SMALL + 4 * (LARGEST / 64).ilog2() as usize;
 #[derive(Debug)]
 pub struct Allocator;
 
-/// A thread's freed blocks.
+/// A thread's cache of freed blocks.
 struct Kept {
-    /// Bytes for which there is room.
+    /// Bytes that may still be added.
     room: Cell<usize>,
     classes: [Class; CLASSES],
 }
 
-/// Those of one size: each begins with the address of the next one.
+/// The free blocks of one size: each begins with the address of the next one.
 struct Class {
     first: Cell<*mut u8>,
     blocks: Cell<usize>,
-    /// The fewest there were since [`give_back`].
+    /// The lowest number of blocks since [`give_back`].
     spare: Cell<usize>,
 }
 
 thread_local! {
-    // Without a destructor: one could not be run, nor registered, without allocating.
+    // No destructor: neither running nor registering one is possible without allocating.
     static KEPT: Kept = const { Kept { room: Cell::new(0), classes: [const { Class::new() }; CLASSES] } };
 }
 
-/// From now on this thread keeps freed blocks at hand. For threads that live as long as the process: what one keeps is
-/// not given back when it ends.
+/// From now on this thread caches freed blocks. For threads that live as long as the process: the cache is not freed
+/// when a thread ends.
 pub fn keep_at_hand() {
     KEPT.with(|kept| kept.room.set(MOST));
 }
 
-/// Gives back what this thread has not needed since the last call.
+/// Frees the blocks that this thread has not needed since the last call.
 pub fn give_back() {
     KEPT.with(|kept| {
         for (number, class) in kept.classes.iter().enumerate() {
             for _ in 0..class.spare.get() {
-                // SAFETY: the class has no fewer blocks than it could spare, and each came from the system by this layout.
+                // SAFETY: the class has at least `spare` blocks, and each came from the system with this layout.
                 unsafe { System.dealloc(kept.pop(number), layout(number)) };
             }
             class.spare.set(class.blocks.get());
@@ -70,12 +70,12 @@ impl Class {
 }
 
 impl Kept {
-    /// A block of this class, or null.
+    /// Returns a block of this class, or null.
     fn pop(&self, number: usize) -> *mut u8 {
         let class = &self.classes[number];
         let block = class.first.get();
         if !block.is_null() {
-            // SAFETY: nobody else has it, and `push` wrote the next one's address there.
+            // SAFETY: the list owns the block, and `push` wrote the next one's address to it.
             class.first.set(unsafe { block.cast::<*mut u8>().read() });
             class.blocks.set(class.blocks.get() - 1);
             class.spare.set(class.spare.get().min(class.blocks.get()));
@@ -84,12 +84,15 @@ impl Kept {
         block
     }
 
-    /// Takes a block of this class that nobody uses any more; false when there is no room for it.
+    /// Adds an unused block of this class to the list. Returns false if there is no room for it.
+    ///
+    /// # Safety
+    /// The block belongs to the caller, who gives it up, and has this class's layout.
     unsafe fn push(&self, number: usize, block: *mut u8) -> bool {
         let Some(room) = self.room.get().checked_sub(layout(number).size()) else { return false };
         self.room.set(room);
         let class = &self.classes[number];
-        // SAFETY: it is the caller's, who gives it away, and has room for an address.
+        // SAFETY: the caller gives up the block, which has room for an address.
         unsafe { block.cast::<*mut u8>().write(class.first.get()) };
         class.first.set(block);
         class.blocks.set(class.blocks.get() + 1);
@@ -97,7 +100,7 @@ impl Kept {
     }
 }
 
-/// The number of the class whose blocks serve this; none for what goes to the system as it is.
+/// Returns the class whose blocks fit this layout; `None` if it goes straight to the system.
 fn class(wanted: Layout) -> Option<usize> {
     let size = wanted.size();
     if size > LARGEST || wanted.align() > ALIGN {
@@ -111,7 +114,7 @@ fn class(wanted: Layout) -> Option<usize> {
     Some(SMALL + 4 * doublings + (size - below).div_ceil(below / 4) - 1)
 }
 
-/// The layout of a class's blocks.
+/// Returns the layout of a class's blocks.
 fn layout(class: usize) -> Layout {
     let size = if class < SMALL {
         16 * (class + 1)
@@ -119,13 +122,13 @@ fn layout(class: usize) -> Layout {
         let (doublings, quarter) = ((class - SMALL) / 4, (class - SMALL) % 4 + 1);
         (64 << doublings) / 4 * (4 + quarter)
     };
-    // SAFETY: a power of two, and far from overflow.
+    // SAFETY: the alignment is a power of two, and the size is far from overflow.
     unsafe { Layout::from_size_align_unchecked(size, ALIGN) }
 }
 
-// SAFETY: all blocks come from the system's allocator. One that has a class was asked for by its class's layout, which
-// is no smaller, and goes back by the same: the class follows from the layout alone, which the caller gives again. One
-// that is kept is in no other hands, for it was freed, and in one thread's list only.
+// SAFETY: all blocks come from the system's allocator. One that has a class was allocated with its class's layout,
+// which is no smaller than the request, and is freed with the same: the class follows from the layout alone, which
+// the caller passes again. A cached block has no other owner, because it was freed, and is in one thread's list only.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, wanted: Layout) -> *mut u8 {
         let Some(class) = class(wanted) else { return unsafe { System.alloc(wanted) } };
@@ -194,7 +197,7 @@ mod tests {
         thread::spawn(|| {
             let of = Layout::from_size_align(1000, 8).unwrap();
             let blocks = || KEPT.with(|kept| kept.classes[class(of).unwrap()].blocks.get());
-            // SAFETY: each block is freed once, by its layout.
+            // SAFETY: each block is freed once, with its layout.
             unsafe {
                 Allocator.dealloc(Allocator.alloc(of), of);
                 assert_eq!(blocks(), 0, "not asked to");
@@ -220,15 +223,15 @@ mod tests {
         .unwrap();
     }
 
-    /// Random blocks, grown, shrunk, freed by this thread or the next one; each holds its own number throughout.
+    /// Random blocks, grown, shrunk, freed by this thread or the next one; each keeps its own number throughout.
     #[test]
     fn no_block_is_in_two_hands() {
         /// A block, its layout, and the byte that fills it.
         type Block = (usize, Layout, u8);
         fn filled(&(block, of, byte): &Block) -> bool {
-            // SAFETY: it is ours, and was filled.
+            // SAFETY: the block is ours, and was filled.
             let bytes = unsafe { std::slice::from_raw_parts(block as *const u8, of.size()) };
-            // All as the first one, by memcmp: byte by byte takes a debug build 15 times as long.
+            // Compares with memcmp: a loop over the bytes takes a debug build 15 times as long.
             bytes[0] == byte && bytes[1..] == bytes[..bytes.len() - 1]
         }
         fn size(random: &mut u64) -> usize {
@@ -244,7 +247,7 @@ mod tests {
                 keep_at_hand();
                 for round in 0..20_000_u32 {
                     let (bytes, byte) = (size(&mut random), round as u8);
-                    // SAFETY: each block is used and freed by who has it.
+                    // SAFETY: each block is used and freed by its owner only.
                     unsafe {
                         let of = Layout::from_size_align(bytes, 1 << (random >> 20 & 5)).unwrap();
                         let block = Allocator.alloc(of);
