@@ -18,13 +18,13 @@ use super::stream::Stream;
 use crate::drain::gate::Connected;
 
 /// Time limit for a peer that has received everything to close its side.
-const DELIVERED: Duration = Duration::from_secs(1);
+const DELIVERED_TIMEOUT: Duration = Duration::from_secs(1);
 /// Time limit for the whole close, however slowly the peer reads; the end of a drain may come sooner.
-const MOST: Duration = Duration::from_secs(300);
+const MAX_LINGER: Duration = Duration::from_secs(300);
 /// How often the kernel is asked whether everything was delivered.
-const LOOK: Duration = Duration::from_millis(250);
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
 /// Time limit for a peer that keeps sending.
-const SENDING: Duration = Duration::from_secs(5);
+const SENDING_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Closes our side, then waits for the client's; the connection counts as lingering meanwhile.
 pub async fn shut(mut stream: Stream, connected: Connected, shared: &Shared) {
@@ -38,7 +38,7 @@ pub async fn shut(mut stream: Stream, connected: Connected, shared: &Shared) {
             connected = None;
             ended
         });
-        tokio::time::timeout(MOST, ended).await
+        tokio::time::timeout(MAX_LINGER, ended).await
     };
     if ended.is_ok() {
         linger(stream).await;
@@ -50,16 +50,16 @@ pub async fn shut(mut stream: Stream, connected: Connected, shared: &Shared) {
 async fn linger(mut stream: Stream) {
     let (began, mut delivered) = (Instant::now(), None);
     let mut discarded = Buffer::default();
-    while began.elapsed() < MOST {
-        let read = tokio::time::timeout(LOOK, discarded.fill(&mut stream)).await;
+    while began.elapsed() < MAX_LINGER {
+        let read = tokio::time::timeout(POLL_INTERVAL, discarded.fill(&mut stream)).await;
         match read {
             Ok(Ok(0) | Err(_)) => return,
-            Ok(Ok(n)) if began.elapsed() < SENDING => discarded.consume(n),
+            Ok(Ok(n)) if began.elapsed() < SENDING_TIMEOUT => discarded.consume(n),
             Ok(Ok(_)) => return,
             Err(_) if socket::unacknowledged(stream.tcp()) > 0 => delivered = None,
             Err(_) => {
                 let since = *delivered.get_or_insert_with(Instant::now);
-                if since.elapsed() >= DELIVERED {
+                if since.elapsed() >= DELIVERED_TIMEOUT {
                     return;
                 }
             }

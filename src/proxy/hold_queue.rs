@@ -14,7 +14,7 @@ pub struct HoldQueue(Mutex<Waiting>);
 #[derive(Debug, Default)]
 struct Waiting {
     /// The wakers, by ticket number.
-    people: BTreeMap<u64, Option<Waker>>,
+    wakers: BTreeMap<u64, Option<Waker>>,
     next: u64,
     bytes: usize,
     moving: bool,
@@ -40,27 +40,27 @@ impl HoldQueue {
         }
     }
 
-    /// Waits for its turn. Returns false if `bytes` would exceed the queue's limit of `most` bytes; an empty queue
+    /// Waits for its turn. Returns false if `bytes` would exceed the queue's limit of `max` bytes; an empty queue
     /// accepts a request of any size.
-    pub async fn wait(&self, gate: &Gate, bytes: usize, most: usize) -> bool {
+    pub async fn wait(&self, gate: &Gate, bytes: usize, max: usize) -> bool {
         let ticket = {
             let mut waiting = self.waiting();
-            if waiting.bytes > 0 && waiting.bytes + bytes > most {
+            if waiting.bytes > 0 && waiting.bytes + bytes > max {
                 return false;
             }
             waiting.bytes += bytes;
             waiting.next += 1;
             let number = waiting.next;
-            waiting.people.insert(number, None);
+            waiting.wakers.insert(number, None);
             Ticket { queue: self, gate, number, bytes }
         };
         poll_fn(|cx| {
             let mut waiting = self.waiting();
-            let first = waiting.people.first_key_value().is_some_and(|(first, _)| *first == ticket.number);
+            let first = waiting.wakers.first_key_value().is_some_and(|(first, _)| *first == ticket.number);
             if first && waiting.moving {
                 return Poll::Ready(());
             }
-            waiting.people.insert(ticket.number, Some(cx.waker().clone()));
+            waiting.wakers.insert(ticket.number, Some(cx.waker().clone()));
             Poll::Pending
         })
         .await;
@@ -74,7 +74,7 @@ impl HoldQueue {
 
 impl Waiting {
     fn move_on(&self, gate: &Gate) {
-        match self.people.first_key_value() {
+        match self.wakers.first_key_value() {
             Some((_, Some(first))) => first.wake_by_ref(),
             // It is about to check by itself.
             Some((_, None)) => {}
@@ -86,7 +86,7 @@ impl Waiting {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let mut waiting = self.queue.waiting();
-        waiting.people.remove(&self.number);
+        waiting.wakers.remove(&self.number);
         waiting.bytes -= self.bytes;
         if waiting.moving {
             waiting.move_on(self.gate);

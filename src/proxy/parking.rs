@@ -22,12 +22,12 @@ use crate::drain::gate::Connected;
 use crate::drain::ledger::Ledger;
 
 /// Idle time after which a connection is parked; busy ones never are.
-pub const AFTER: Duration = Duration::from_secs(1);
+pub const PARK_AFTER: Duration = Duration::from_secs(1);
 /// Time for the client to close its side after we closed a parked connection.
-const LINGER: Duration = Duration::from_secs(1);
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 /// Maximum number of events per epoll_wait.
-const EVENTS: usize = 256;
-const TUNNEL: u64 = 1 << 63;
+const MAX_EVENTS: usize = 256;
+const TUNNEL_BIT: u64 = 1 << 63;
 
 /// A connection that is no longer parked and needs a task.
 pub enum Unparked {
@@ -51,7 +51,7 @@ struct Parked {
 pub struct Parking {
     set: OwnedFd,
     parked: RefCell<Slab<Parked>>,
-    /// The keys of their events have the bit [`TUNNEL`].
+    /// The keys of their events have the bit [`TUNNEL_BIT`].
     tunnels: RefCell<Slab<ParkedTunnel>>,
     wake: Arc<Notify>,
 }
@@ -85,7 +85,7 @@ impl Parking {
     pub fn park_tunnel(&self, tunnel: ParkedTunnel) -> Option<ParkedTunnel> {
         let mut tunnels = self.tunnels.borrow_mut();
         let vacant = tunnels.vacant_entry();
-        let key = TUNNEL | vacant.key() as u64;
+        let key = TUNNEL_BIT | vacant.key() as u64;
         let watched = self.watch(tunnel.client.tcp(), key).and_then(|()| self.watch(&tunnel.app, key));
         if watched.is_err() {
             let _ = epoll::delete(&self.set, tunnel.client.tcp());
@@ -104,13 +104,14 @@ impl Parking {
 
     /// Closes the connections that have exceeded the idle timeout, and drops those that were closed long enough ago.
     pub fn expire(&self, shared: &Shared) {
-        let (now, rest) = (Instant::now(), shared.idle_timeout().saturating_sub(AFTER));
+        let (now, rest) = (Instant::now(), shared.idle_timeout().saturating_sub(PARK_AFTER));
         let over: Vec<_> = self
             .parked
             .borrow()
             .iter()
             .filter(|(_, parked)| {
-                now.duration_since(parked.since) >= if parked.connected.is_some() { rest } else { LINGER }
+                now.duration_since(parked.since)
+                    >= if parked.connected.is_some() { rest } else { LINGER_TIMEOUT }
             })
             .map(|(key, _)| key)
             .collect();
@@ -119,11 +120,11 @@ impl Parking {
 
     /// Removes the tunnels that were idle for `--tunnel-timeout`, so that they end.
     pub fn expire_tunnels(&self, shared: &Shared, ledger: &Ledger, start: impl FnMut(Unparked)) {
-        let most = shared.settings.limits.tunnel_timeout;
-        if !most.is_zero() {
+        let max = shared.settings.limits.tunnel_timeout;
+        if !max.is_zero() {
             let now = ledger.now_ms();
             let quiet =
-                |tunnel: &ParkedTunnel| now.saturating_sub(tunnel.state.moved_at) >= most.as_millis() as u64;
+                |tunnel: &ParkedTunnel| now.saturating_sub(tunnel.state.moved_at) >= max.as_millis() as u64;
             self.unpark_tunnels(quiet, start);
         }
     }
@@ -159,7 +160,7 @@ impl Parking {
         // The drain waits for these closes, but not for the clients' replies to them.
         let mut ended = Vec::new();
         for few in open.chunks(32) {
-            while self.unpark_ready(&mut ended, start).is_ok_and(|ready| ready == EVENTS) {}
+            while self.unpark_ready(&mut ended, start).is_ok_and(|ready| ready == MAX_EVENTS) {}
             few.iter().for_each(|key| self.close(shared, *key));
         }
         ended.into_iter().for_each(|key| self.close(shared, key));
@@ -168,12 +169,12 @@ impl Parking {
     /// Takes out those of which the kernel says that something has come; returns how many. Those that we have closed and
     /// that have come to their end are added to `ended`.
     fn unpark_ready(&self, ended: &mut Vec<usize>, start: &mut impl FnMut(Unparked)) -> io::Result<usize> {
-        let mut events = [const { MaybeUninit::uninit() }; EVENTS];
+        let mut events = [const { MaybeUninit::uninit() }; MAX_EVENTS];
         let (happened, _) = epoll::wait(&self.set, &mut events, Some(&Default::default()))?;
         for event in &*happened {
             let key = event.data.u64();
-            if key & TUNNEL != 0 {
-                self.unpark_tunnel((key & !TUNNEL) as usize, start);
+            if key & TUNNEL_BIT != 0 {
+                self.unpark_tunnel((key & !TUNNEL_BIT) as usize, start);
             } else if let Some(idle) = self.unpark(key as usize) {
                 start(Unparked::Idle(idle));
             } else {
@@ -222,7 +223,7 @@ impl Parking {
                 ready = set.readable() => {
                     let mut ready = ready?;
                     let mut ended = Vec::new();
-                    if self.unpark_ready(&mut ended, &mut start)? < EVENTS {
+                    if self.unpark_ready(&mut ended, &mut start)? < MAX_EVENTS {
                         ready.clear_ready();
                     }
                     ended.into_iter().for_each(|key| self.close(shared, key));

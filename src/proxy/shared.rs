@@ -22,7 +22,7 @@ use crate::upstream::{self, Backend, Upstream};
 use tokio::sync::Notify;
 
 /// A drain waits this long, from a connection's accept, for its first request.
-pub const FIRST_REQUEST: Duration = Duration::from_secs(1);
+pub const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The state shared by all threads; only the drain changes it, in a few atomics.
 pub struct Shared {
@@ -60,9 +60,9 @@ pub struct Shared {
     hold_most_ms: AtomicU64,
 }
 
-const STREAMS_STAY: u64 = u64::MAX;
+const NO_STREAM_END: u64 = u64::MAX;
 /// Divisor of the idle timeout while the number of connections is at its limit.
-pub const CROWDED: u32 = 60;
+pub const CROWDED_DIVISOR: u32 = 60;
 
 impl Shared {
     /// The state for `settings.threads` threads. `on_idle` is passed to the gate.
@@ -91,7 +91,7 @@ impl Shared {
             began: Instant::now(),
             booting: AtomicBool::new(false),
             closing_idle: AtomicBool::new(false),
-            stream_spread_ms: AtomicU64::new(STREAMS_STAY),
+            stream_spread_ms: AtomicU64::new(NO_STREAM_END),
             hold_most_ms: AtomicU64::new(0),
         }
     }
@@ -139,21 +139,21 @@ impl Shared {
     pub fn set_phase(&self, phase: Phase) {
         if phase == Phase::Serving {
             self.closing_idle.store(false, Ordering::Release);
-            self.stream_spread_ms.store(STREAMS_STAY, Ordering::Release);
+            self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
         }
         self.gate.set_phase(phase);
         self.wake_all();
     }
 
-    /// Holds new requests, each for up to `most`.
-    pub fn hold(&self, most: Duration) {
-        self.hold_most_ms.store(most.as_millis() as u64, Ordering::Release);
+    /// Holds new requests, each for up to `max`.
+    pub fn hold(&self, max: Duration) {
+        self.hold_most_ms.store(max.as_millis() as u64, Ordering::Release);
         self.hold_queue.hold(&self.gate, true);
     }
 
     /// Releases the held requests, one after another. Streams need not end any more.
     pub fn release(&self) {
-        self.stream_spread_ms.store(STREAMS_STAY, Ordering::Release);
+        self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
         self.hold_queue.hold(&self.gate, false);
     }
 
@@ -182,7 +182,7 @@ impl Shared {
     /// Returns the time within which a stream from this server has to end, if it has to end at all.
     fn streams_end(&self, from: &Backend) -> Option<Duration> {
         let ms = self.stream_spread_ms.load(Ordering::Acquire);
-        (ms != STREAMS_STAY).then(|| Duration::from_millis(ms)).or_else(|| from.streams_end())
+        (ms != NO_STREAM_END).then(|| Duration::from_millis(ms)).or_else(|| from.streams_end())
     }
 
     /// Whether a tunnel to this server has to act: a WebSocket when streams end, any other only when everything is
@@ -212,8 +212,8 @@ impl Shared {
 
     /// Whether more requests are in flight than allowed. The caller has already been counted.
     pub fn past_in_flight(&self) -> bool {
-        let most = self.settings.limits.in_flight;
-        most != 0 && self.gate.in_flight() > most
+        let max = self.settings.limits.in_flight;
+        max != 0 && self.gate.in_flight() > max
     }
 
     /// Whether client connections have reached their limit. Lingering ones count too: each is an open file.
@@ -226,7 +226,7 @@ impl Shared {
     /// Gives upstream connections the open files that client connections leave.
     pub fn share_files(&self) {
         let files = self.settings.limits.files;
-        upstream::set_most(files.saturating_sub(self.open_clients()).min(most_of_one_side(files)));
+        upstream::set_max_connections(files.saturating_sub(self.open_clients()).min(most_of_one_side(files)));
     }
 
     fn open_clients(&self) -> u64 {
@@ -235,8 +235,8 @@ impl Shared {
 
     /// Returns how long a connection may be idle now: much shorter while others wait for its place.
     pub fn idle_timeout(&self) -> Duration {
-        let most = self.settings.limits.idle_timeout;
-        if self.is_full() { most / CROWDED } else { most }
+        let max = self.settings.limits.idle_timeout;
+        if self.is_full() { max / CROWDED_DIVISOR } else { max }
     }
 
     /// Returns the requests and connections in progress, oldest first.

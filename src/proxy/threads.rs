@@ -28,7 +28,7 @@ use crate::drain::machine::Phase;
 use crate::repeated::Repeated;
 
 /// How often deadlines are checked.
-const SWEEP: Duration = Duration::from_millis(250);
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
 ///
@@ -103,7 +103,7 @@ async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Give
 
 /// Checks all deadlines once per tick, instead of one timer per connection.
 async fn sweep(worker: Rc<Worker>) {
-    let mut ticks = tokio::time::interval(SWEEP);
+    let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         ticks.tick().await;
         let (shared, parking) = (&worker.shared, &worker.parking);
@@ -123,7 +123,7 @@ async fn sweep(worker: Rc<Worker>) {
 async fn watch_parked(worker: Rc<Worker>) {
     let watched = worker.parking.watch_all(&worker.shared, |unparked| resume(unparked, &worker)).await;
     if let Err(error) = watched {
-        tracing::error!(%error, "parked connections can't be watched");
+        tracing::error!(%error, "can't watch the parked connections");
     }
 }
 

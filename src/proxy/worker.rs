@@ -15,7 +15,7 @@ use crate::upstream::{Pool, Upstream};
 
 /// Maximum number of concurrent health checks that are exempt from counting, and no more than may be in flight.
 /// Further ones count as ordinary requests, because clients identify themselves.
-const HEALTH_CHECKS: u64 = 64;
+const MAX_HEALTH_CHECKS: u64 = 64;
 
 /// The state of one thread.
 pub struct Worker {
@@ -51,9 +51,9 @@ impl Worker {
     /// as work nor as an arrival, within the limit.
     pub fn take_in(&self, request: &mut Request, in_flight: &mut InFlight<'_>, now: Instant, first: bool) {
         if request.health_check {
-            let most = self.shared.settings.limits.in_flight;
-            let most = if most == 0 { HEALTH_CHECKS } else { most.min(HEALTH_CHECKS) };
-            request.health_check = in_flight.become_health_check(most);
+            let max = self.shared.settings.limits.in_flight;
+            let max = if max == 0 { MAX_HEALTH_CHECKS } else { max.min(MAX_HEALTH_CHECKS) };
+            request.health_check = in_flight.become_health_check(max);
         }
         if !request.health_check {
             self.arrival(now, first);
@@ -73,8 +73,8 @@ impl Worker {
     /// Whether a tunnel whose last byte moved at `moved_at`, in milliseconds of the ledger's clock, has been quiet
     /// for `--tunnel-timeout`.
     pub fn too_quiet(&self, moved_at: u64) -> bool {
-        let most = self.shared.settings.limits.tunnel_timeout;
-        !most.is_zero() && self.ledger.now_ms().saturating_sub(moved_at) >= most.as_millis() as u64
+        let max = self.shared.settings.limits.tunnel_timeout;
+        !max.is_zero() && self.ledger.now_ms().saturating_sub(moved_at) >= max.as_millis() as u64
     }
 
     /// Returns the deadline for a ledger entry that is `after` from now.

@@ -19,7 +19,7 @@ use crate::repeated::Repeated;
 /// Length of the accept queue; the kernel limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
 /// Delay after an accept that failed for lack of files or memory, and while there are too many connections.
-const BACK_OFF: Duration = Duration::from_millis(50);
+const BACKOFF_DELAY: Duration = Duration::from_millis(50);
 
 /// Opens a listening socket. `[::]` also accepts IPv4; without IPv6, `0.0.0.0` is used instead. `shared`: another
 /// process of the same user may listen on the address too, and the kernel spreads new connections (SO_REUSEPORT,
@@ -184,7 +184,7 @@ impl Acceptor {
             tokio::select! {
                 biased;
                 _ = on.wait_for(|on| !*on) => return listener.into_std(),
-                () = tokio::time::sleep(BACK_OFF), if full => {}
+                () = tokio::time::sleep(BACKOFF_DELAY), if full => {}
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, peer)) => self.give(stream, peer, service, serve),
                     Err(error) => self.back_off(&error).await,
@@ -259,7 +259,7 @@ impl Acceptor {
             if let Some(times) = FAILED.due() {
                 tracing::warn!(%error, times, "accept failed");
             }
-            tokio::time::sleep(BACK_OFF).await;
+            tokio::time::sleep(BACKOFF_DELAY).await;
         }
     }
 }

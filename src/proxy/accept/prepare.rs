@@ -13,7 +13,7 @@ use super::proxy_protocol;
 use super::tls::handshake;
 use crate::drain::gate::Connected;
 use crate::metrics::add;
-use crate::proxy::shared::FIRST_REQUEST;
+use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
 use crate::repeated::ByReason;
@@ -122,10 +122,10 @@ async fn announced(
             }
         }
         if shared.closing_idle() {
-            if since.elapsed() >= FIRST_REQUEST || shared.forced() {
+            if since.elapsed() >= FIRST_REQUEST_TIMEOUT || shared.forced() {
                 return Poll::Ready(Err(None));
             }
-            entry.set_deadline(worker.deadline(FIRST_REQUEST));
+            entry.set_deadline(worker.deadline(FIRST_REQUEST_TIMEOUT));
         } else if entry.expired() {
             return Poll::Ready(Err(Some("its PROXY protocol header came too slowly (--head-timeout)")));
         }

@@ -15,42 +15,42 @@ use tokio::sync::oneshot;
 
 /// Time limit for handshakes: longer than any takes on a busy machine, and the most that a client vanishing during
 /// one can delay a drain.
-const MOST: Duration = Duration::from_millis(300);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Delay before the first check; it doubles for each further one.
-const LOOK: Duration = Duration::from_millis(2);
+const FIRST_CHECK_DELAY: Duration = Duration::from_millis(2);
 /// Delay if the kernel can't say whether handshakes are under way.
-const UNTOLD: Duration = Duration::from_millis(20);
+const UNKNOWN_DELAY: Duration = Duration::from_millis(20);
 
 /// Returns when no further connection will reach a listening socket. From here on new SYNs are ignored and handshakes
 /// under way may finish. A client whose SYN was ignored sends it again, and is refused once the socket has closed.
 pub async fn handshakes_end(listener: &impl AsFd) {
     let socket = SockRef::from(listener);
     if let Err(error) = socket.attach_filter(&IGNORE_SYN) {
-        tracing::debug!(%error, "no filter on the listening socket");
+        tracing::debug!(%error, "could not attach a filter to the listening socket");
     }
     let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket());
     let (tell, told) = oneshot::channel();
     // With 20,000 sockets a check takes 3 ms: too long for a thread that serves connections.
-    let look = move || tell.send(addr.is_some_and(|addr| wait(addr).is_ok()));
-    let looks = std::thread::Builder::new().name("handshakes".to_owned()).spawn(look).is_ok();
-    if !(looks && told.await.unwrap_or(false)) {
-        tokio::time::sleep(UNTOLD).await;
+    let check = move || tell.send(addr.is_some_and(|addr| wait(addr).is_ok()));
+    let checking = std::thread::Builder::new().name("handshakes".to_owned()).spawn(check).is_ok();
+    if !(checking && told.await.unwrap_or(false)) {
+        tokio::time::sleep(UNKNOWN_DELAY).await;
     }
 }
 
 /// Blocks until no handshake with this address is under way, or their time limit has passed.
 fn wait(addr: SocketAddr) -> io::Result<()> {
-    let (began, mut pause) = (Instant::now(), LOOK);
+    let (began, mut pause) = (Instant::now(), FIRST_CHECK_DELAY);
     loop {
         std::thread::sleep(pause);
         if !any_under_way(addr)? {
             return Ok(());
         }
-        if began.elapsed() >= MOST {
-            tracing::debug!(%addr, "a handshake did not end");
+        if began.elapsed() >= HANDSHAKE_TIMEOUT {
+            tracing::debug!(%addr, "a handshake did not finish in time");
             return Ok(());
         }
-        pause = (pause * 2).min(MOST.saturating_sub(began.elapsed())).max(LOOK);
+        pause = (pause * 2).min(HANDSHAKE_TIMEOUT.saturating_sub(began.elapsed())).max(FIRST_CHECK_DELAY);
     }
 }
 
@@ -131,7 +131,7 @@ mod tests {
         for listen in ["127.0.0.1:0", "[::]:0"] {
             let (listener, mut client) = half_way(listen);
             let mut ends = std::pin::pin!(handshakes_end(&listener));
-            let early = tokio::time::timeout(UNTOLD * 3, &mut ends).await;
+            let early = tokio::time::timeout(UNKNOWN_DELAY * 3, &mut ends).await;
             assert!(early.is_err(), "the socket would close over it");
             client.write_all(b"here").unwrap();
             ends.await;
@@ -146,7 +146,11 @@ mod tests {
         let (listener, _client) = half_way("127.0.0.1:0");
         let began = Instant::now();
         handshakes_end(&listener).await;
-        assert!((MOST..MOST * 4).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert!(
+            (HANDSHAKE_TIMEOUT..HANDSHAKE_TIMEOUT * 4).contains(&began.elapsed()),
+            "{:?}",
+            began.elapsed()
+        );
     }
 
     #[tokio::test]

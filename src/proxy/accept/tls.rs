@@ -13,7 +13,7 @@ use crate::drain::gate::Connected;
 use crate::drain::ledger::LedgerEntry;
 use crate::proxy::close::shut;
 use crate::proxy::request::failure;
-use crate::proxy::shared::FIRST_REQUEST;
+use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
 use crate::repeated::Repeated;
@@ -43,7 +43,7 @@ pub async fn handshake(
         Err(error) => {
             static FAILED: Repeated = Repeated::new();
             if let Some(times) = FAILED.due() {
-                tracing::warn!(%error, times, "no TLS session");
+                tracing::warn!(%error, times, "could not create a TLS session");
             }
             return None;
         }
@@ -92,7 +92,7 @@ async fn in_time<T>(
             // A fresh connection has as long for its first request.
             Poll::Pending if shared.closing_idle() && !hurried => {
                 hurried = true;
-                entry.set_deadline(worker.deadline(FIRST_REQUEST));
+                entry.set_deadline(worker.deadline(FIRST_REQUEST_TIMEOUT));
             }
             Poll::Pending => {}
         }

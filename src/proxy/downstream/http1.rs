@@ -22,14 +22,14 @@ use crate::proxy::request::failure::{self, Failure};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request_log::{RequestLog, Totals};
-use crate::proxy::shared::FIRST_REQUEST;
+use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Reader, Stream, Writer};
 use crate::proxy::worker::Worker;
 use crate::upstream::Connection;
 
 /// Time limit for writing our own error response.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What happens to a connection that serves no further request here.
 enum Close {
@@ -178,14 +178,14 @@ async fn first_byte(
         }
         if shared.closing_idle() {
             let since = *closing_since.get_or_insert_with(Instant::now);
-            let fresh = accepted.is_some_and(|at| at.elapsed() < FIRST_REQUEST);
+            let fresh = accepted.is_some_and(|at| at.elapsed() < FIRST_REQUEST_TIMEOUT);
             // A partial TLS record is the beginning of a request.
-            let begun = reader.has_partial() && since.elapsed() < FIRST_REQUEST;
+            let begun = reader.has_partial() && since.elapsed() < FIRST_REQUEST_TIMEOUT;
             let waits = (fresh || begun) && !shared.forced();
             if !waits && !reader.has_unread() {
                 return Poll::Ready(Some(Close::Linger));
             }
-            entry.set_deadline(worker.deadline(FIRST_REQUEST));
+            entry.set_deadline(worker.deadline(FIRST_REQUEST_TIMEOUT));
         } else if entry.expired() && reader.has_partial() {
             if overdue {
                 return Poll::Ready(Some(Close::Linger));
@@ -193,13 +193,13 @@ async fn first_byte(
             overdue = true;
             entry.set_deadline(worker.deadline(shared.settings.limits.head_timeout));
         } else if entry.expired() {
-            return Poll::Ready(Some(if idle_timeout > parking::AFTER {
+            return Poll::Ready(Some(if idle_timeout > parking::PARK_AFTER {
                 Close::Rests
             } else {
                 Close::Linger
             }));
         } else if !armed {
-            entry.set_deadline(worker.deadline(idle_timeout.min(parking::AFTER)));
+            entry.set_deadline(worker.deadline(idle_timeout.min(parking::PARK_AFTER)));
             armed = true;
         }
         Poll::Pending
@@ -351,7 +351,7 @@ async fn refuse<R, W: AsyncWrite + Unpin>(
     head_only: bool,
 ) -> Close {
     let answer = failure::answer(status, why, head_only);
-    match tokio::time::timeout(LAST_WORD, client.writer.write_all(&answer)).await {
+    match tokio::time::timeout(RESPONSE_TIMEOUT, client.writer.write_all(&answer)).await {
         Ok(Ok(())) => Close::Linger,
         _ => Close::Reset,
     }

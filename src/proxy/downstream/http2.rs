@@ -23,7 +23,7 @@ use crate::drain::machine::Phase;
 use crate::proxy::connection::{Http2, Next};
 use crate::proxy::http2::adapter;
 use crate::proxy::http2::wire::{Transport, Wire};
-use crate::proxy::shared::{CROWDED, FIRST_REQUEST};
+use crate::proxy::shared::{CROWDED_DIVISOR, FIRST_REQUEST_TIMEOUT};
 use crate::proxy::socket::keep_alive;
 use crate::proxy::worker::Worker;
 
@@ -32,7 +32,7 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 /// Flow-control window per connection, in bytes: the other streams make progress until eight uploads are stuck.
 const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW;
 /// Time limit for writing the last frames.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How a connection closes.
 enum Close {
@@ -70,7 +70,7 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.streams)
         .max_header_list_size(u32::try_from(limits.head).unwrap_or(u32::MAX))
-        .max_send_buffer_size(adapter::QUEUED);
+        .max_send_buffer_size(adapter::MAX_QUEUED);
     let mut handshake = pin!(builder.handshake(Transport(connection.wire.clone())));
     let began = Instant::now();
     entry.set_deadline(connection.worker.deadline(limits.head_timeout));
@@ -83,12 +83,12 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
             return Poll::Ready(Err(Close::Gone));
         }
         let (shared, age) = (&connection.worker.shared, began.elapsed());
-        let idle = shared.closing_idle() && age >= FIRST_REQUEST && !connection.wire.has_unread();
+        let idle = shared.closing_idle() && age >= FIRST_REQUEST_TIMEOUT && !connection.wire.has_unread();
         if idle || shared.forced() || age >= limits.head_timeout {
             return Poll::Ready(Err(Close::Linger));
         }
         if shared.closing_idle() || entry.expired() {
-            entry.set_deadline(connection.worker.deadline(FIRST_REQUEST));
+            entry.set_deadline(connection.worker.deadline(FIRST_REQUEST_TIMEOUT));
         }
         Poll::Pending
     });
@@ -157,7 +157,7 @@ impl<'a> Session<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        self.mind_the_drain();
+        self.follow_drain();
         loop {
             if let Poll::Ready(close) = self.poll_streams(cx) {
                 return Poll::Ready(close);
@@ -166,14 +166,14 @@ impl<'a> Session<'a> {
             self.connection.settle();
             // What was unread a moment ago may have been no request.
             let before = (self.goaway_sent, self.closing);
-            self.mind_the_drain();
+            self.follow_drain();
             if before != (self.goaway_sent, self.closing) {
                 continue;
             }
             match drained {
                 Poll::Ready(Err(_)) => return Poll::Ready(Close::Gone),
                 _ if self.connection.wire.excess() && !self.closing => self.close(Reason::ENHANCE_YOUR_CALM),
-                _ => match self.mind_the_time(drained.is_pending()) {
+                _ => match self.enforce_timeout(drained.is_pending()) {
                     // Its GOAWAY is still to be written.
                     Poll::Ready(None) => self.close(Reason::NO_ERROR),
                     Poll::Ready(Some(close)) => return Poll::Ready(close),
@@ -206,11 +206,11 @@ impl<'a> Session<'a> {
     /// Whether the connection is too young for GOAWAY: a client that gets it at once would reconnect again and again
     /// without ever sending a request.
     fn is_fresh(&self) -> bool {
-        !self.used && self.began.elapsed() < FIRST_REQUEST && !self.connection.worker.shared.forced()
+        !self.used && self.began.elapsed() < FIRST_REQUEST_TIMEOUT && !self.connection.worker.shared.forced()
     }
 
     /// Announces the end to the client during a drain, and closes once nothing runs and nothing is expected.
-    fn mind_the_drain(&mut self) {
+    fn follow_drain(&mut self) {
         let shared = &self.connection.worker.shared;
         let stays = shared.phase() == Phase::Serving && !self.connection.app_goes.get();
         if self.closing || stays || self.is_fresh() {
@@ -239,20 +239,20 @@ impl<'a> Session<'a> {
     }
 
     /// Enforces the time limit of the current wait. `Ready(None)` if the connection has been idle for too long.
-    fn mind_the_time(&mut self, blocked: bool) -> Poll<Option<Close>> {
+    fn enforce_timeout(&mut self, blocked: bool) -> Poll<Option<Close>> {
         let shared = &self.connection.worker.shared;
         let limits = &shared.settings.limits;
         let (wait, time) = if self.closing || shared.forced() {
-            (Wait::Close, LAST_WORD)
+            (Wait::Close, CLOSE_TIMEOUT)
         } else if blocked || self.connection.is_stuck() {
             (Wait::Blocked(self.connection.wire.moved()), limits.body_timeout)
         } else if !self.nothing_runs() {
             (Wait::None, Duration::ZERO)
         } else if shared.phase() != Phase::Serving && self.is_fresh() {
-            (Wait::Fresh, FIRST_REQUEST)
+            (Wait::Fresh, FIRST_REQUEST_TIMEOUT)
         } else {
             // It may have to close early to make room for another connection.
-            (Wait::Idle, limits.idle_timeout / CROWDED)
+            (Wait::Idle, limits.idle_timeout / CROWDED_DIVISOR)
         };
         if wait != self.wait {
             (self.wait, self.waits_since) = (wait, Instant::now());

@@ -28,10 +28,10 @@ use crate::proxy::request::relay_http2;
 use crate::proxy::request_log::{RequestLog, Totals};
 
 /// Time limit for writing our own error response.
-const LAST_WORD: Duration = Duration::from_secs(1);
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(1);
 
 const NO_GRPC: Reject =
-    Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which carries no gRPC" };
+    Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which can't carry gRPC" };
 
 /// Serves a newly accepted stream.
 pub async fn serve(
@@ -158,5 +158,5 @@ async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> E
 async fn refuse(adapter: &Adapter, status: u16, why: &str) {
     let answer = failure::answer(status, why, adapter.head_only());
     // If the client accepts nothing, its stream is reset.
-    let _ = tokio::time::timeout(LAST_WORD, adapter.split().1.write_all(&answer)).await;
+    let _ = tokio::time::timeout(RESPONSE_TIMEOUT, adapter.split().1.write_all(&answer)).await;
 }

@@ -4,7 +4,7 @@
 use crate::config::HealthCheck;
 
 /// gRPC's own health check, from any client.
-const GRPC: &str = "/grpc.health.v1.Health/Check";
+const GRPC_PATH: &str = "/grpc.health.v1.Health/Check";
 
 /// The properties of a request that matter here.
 pub struct Asked<'a> {
@@ -30,7 +30,7 @@ pub fn is_health_check(asked: &Asked<'_>, named: &[HealthCheck]) -> bool {
     }
     let path_named =
         |check: &HealthCheck| matches!(check, HealthCheck::Path(path) if is_at(asked.path, path));
-    if asked.path == GRPC || named.iter().any(path_named) {
+    if asked.path == GRPC_PATH || named.iter().any(path_named) {
         return true;
     }
     if !asked.bodiless || !matches!(asked.method, "GET" | "HEAD" | "OPTIONS") {

@@ -18,7 +18,7 @@ use crate::proxy::http1::head::Framing;
 use crate::proxy::stream::{Sink, Source};
 
 /// Maximum content per write, in bytes, and so the most that a stream queues before its connection.
-pub const QUEUED: usize = 64 * 1024;
+pub const MAX_QUEUED: usize = 64 * 1024;
 
 /// A client's stream; one task uses both halves concurrently.
 pub struct Adapter {
@@ -297,7 +297,7 @@ pub fn poll_content(
     bytes: &[u8],
 ) -> Poll<io::Result<usize>> {
     while stream.capacity() == 0 {
-        stream.reserve_capacity(bytes.len().min(QUEUED));
+        stream.reserve_capacity(bytes.len().min(MAX_QUEUED));
         match ready!(stream.poll_capacity(cx)) {
             Some(Ok(_)) => {}
             Some(Err(error)) => return Poll::Ready(Err(gone(error))),

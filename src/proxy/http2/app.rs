@@ -24,10 +24,10 @@ use crate::proxy::http1::head::{Field, Framing, Room, put, put_field};
 use crate::upstream::{Backend, Lease, was_unprocessed};
 
 /// The end of a head.
-const END: &[u8] = b"\r\n\r\n";
+const HEAD_END: &[u8] = b"\r\n\r\n";
 
 /// Time limit for the response's last, empty frame to arrive after its last byte.
-const LAST_FRAME: Duration = Duration::from_secs(1);
+const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A stream to the app; one task uses both halves concurrently.
 pub struct AppStream {
@@ -99,7 +99,7 @@ impl AppStream {
         if !upload.is_ended() {
             let (lease, sending) = (self.lease, self.sending);
             spawn_local(async move {
-                let _ = tokio::time::timeout(LAST_FRAME, upload.end()).await;
+                let _ = tokio::time::timeout(LAST_FRAME_TIMEOUT, upload.end()).await;
                 drop((lease, sending));
             });
         }
@@ -107,7 +107,7 @@ impl AppStream {
 
     /// Sends the head, which is in `bytes` in HTTP/1.1 form.
     fn begin(&self, bytes: &[u8]) -> io::Result<usize> {
-        let head = memmem::find(bytes, END).ok_or(io::ErrorKind::InvalidData)? + END.len();
+        let head = memmem::find(bytes, HEAD_END).ok_or(io::ErrorKind::InvalidData)? + HEAD_END.len();
         let request = self.request.clone();
         let sent = self.lease.borrow_mut().send(request, self.framing == Framing::None);
         let (response, stream) = sent.map_err(|error| self.failed(&error))?;
@@ -204,7 +204,7 @@ fn write_head(head: &Response<()>, chunked: bool, out: &mut Vec<u8>) {
 /// has none (RFC 9113 §8.6).
 pub fn request(bytes: &[u8]) -> Option<Request<()>> {
     // One copy serves all values.
-    let all = Bytes::copy_from_slice(&bytes[..memmem::find(bytes, END)? + END.len()]);
+    let all = Bytes::copy_from_slice(&bytes[..memmem::find(bytes, HEAD_END)? + HEAD_END.len()]);
     let mut room = Room::new();
     let (head, _) = room.request(&all, usize::MAX).ok()??;
     let mut out = HeaderMap::with_capacity(head.headers.len());

@@ -61,7 +61,7 @@ impl Follower {
     }
 
     /// Follows the next bytes and reports the frames in them.
-    pub fn follow(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Frame)) {
+    pub fn follow(&mut self, mut bytes: &[u8], mut report: impl FnMut(Frame)) {
         while !bytes.is_empty() {
             if self.payload > 0 {
                 let skipped = self.payload.min(bytes.len());
@@ -76,17 +76,17 @@ impl Follower {
                     return;
                 }
                 self.have = 0;
-                self.begin(&mut tell);
+                self.begin(&mut report);
             }
             if self.payload == 0
                 && let Some(frame) = self.then.take()
             {
-                tell(frame);
+                report(frame);
             }
         }
     }
 
-    fn begin(&mut self, tell: &mut impl FnMut(Frame)) {
+    fn begin(&mut self, report: &mut impl FnMut(Frame)) {
         let [a, b, c, kind, flags, id @ ..] = self.head;
         self.payload = u32::from_be_bytes([0, a, b, c]) as usize;
         let id = u32::from_be_bytes(id) & (u32::MAX >> 1);
@@ -108,7 +108,7 @@ impl Follower {
             _ => Frame::Control,
         };
         match self.sides {
-            Sides::FromClient => tell(frame),
+            Sides::FromClient => report(frame),
             Sides::ToClient => self.then = Some(frame),
         }
     }
@@ -125,31 +125,31 @@ pub struct Allowance {
 
 /// Budget for pings, settings, window updates, priorities and empty frames: burst, and refill per second. A browser
 /// sends about ten when it connects, gRPC one ping per round trip while a response arrives.
-const CONTROL: u32 = 1_000;
+const MAX_CONTROL: u32 = 1_000;
 const CONTROL_PER_SECOND: u64 = 100;
 /// Refill for each frame of a response: a window update for the stream and one for the connection, a ping, and one
 /// spare.
 const CONTROL_PER_FRAME: u32 = 4;
 /// Budget for resets: enough for a browser to leave a page and all of its streams twice; then the refill per second,
 /// and one for each complete response.
-const RESETS: u32 = 200;
+const MAX_RESETS: u32 = 200;
 const RESETS_PER_SECOND: u64 = 20;
 
 impl Allowance {
     /// The full budget of a new client.
     pub fn new(now_ms: u64) -> Self {
-        Self { control: CONTROL, resets: RESETS, at_ms: now_ms }
+        Self { control: MAX_CONTROL, resets: MAX_RESETS, at_ms: now_ms }
     }
 
     /// A frame with part of a response was sent.
     pub fn worked(&mut self) {
-        self.control = (self.control + CONTROL_PER_FRAME).min(CONTROL);
+        self.control = (self.control + CONTROL_PER_FRAME).min(MAX_CONTROL);
     }
 
     /// The last frame of a response was sent.
     pub fn answered(&mut self) {
         self.worked();
-        self.resets = (self.resets + 1).min(RESETS);
+        self.resets = (self.resets + 1).min(MAX_RESETS);
     }
 
     /// Takes one control frame from the budget. Returns false if it is used up.
@@ -175,8 +175,8 @@ impl Allowance {
     fn refill(&mut self, now_ms: u64) {
         let ms = now_ms.saturating_sub(self.at_ms).min(10_000);
         self.at_ms = now_ms;
-        self.control = (self.control + (ms * CONTROL_PER_SECOND / 1_000) as u32).min(CONTROL);
-        self.resets = (self.resets + (ms * RESETS_PER_SECOND / 1_000) as u32).min(RESETS);
+        self.control = (self.control + (ms * CONTROL_PER_SECOND / 1_000) as u32).min(MAX_CONTROL);
+        self.resets = (self.resets + (ms * RESETS_PER_SECOND / 1_000) as u32).min(MAX_RESETS);
     }
 }
 
@@ -206,11 +206,11 @@ mod tests {
         let whole =
             vec![Frame::Work, Frame::Work, Frame::LastOf(1), Frame::Work, Frame::LastOf(3), Frame::LastOf(5)];
         for cut in 0..bytes.len() {
-            let (mut follower, mut told) = (Follower::new(Sides::ToClient), vec![]);
-            follower.follow(&bytes[..cut], |frame| told.push(frame));
-            assert_eq!(told.contains(&Frame::LastOf(1)), cut >= 19 + 309 + 14, "after {cut} bytes");
-            follower.follow(&bytes[cut..], |frame| told.push(frame));
-            assert_eq!(told, whole, "cut at {cut}");
+            let (mut follower, mut reported) = (Follower::new(Sides::ToClient), vec![]);
+            follower.follow(&bytes[..cut], |frame| reported.push(frame));
+            assert_eq!(reported.contains(&Frame::LastOf(1)), cut >= 19 + 309 + 14, "after {cut} bytes");
+            follower.follow(&bytes[cut..], |frame| reported.push(frame));
+            assert_eq!(reported, whole, "cut at {cut}");
         }
     }
 
@@ -225,18 +225,21 @@ mod tests {
             frame(HEADERS, END_STREAM | END_HEADERS, 3, 9),
         ]
         .concat();
-        let (mut follower, mut told) = (Follower::new(Sides::FromClient), vec![]);
-        follower.follow(&bytes, |frame| told.push(frame));
-        assert_eq!(told, [Frame::Control, Frame::Control, Frame::Control, Frame::Reset(1), Frame::LastOf(3)]);
+        let (mut follower, mut reported) = (Follower::new(Sides::FromClient), vec![]);
+        follower.follow(&bytes, |frame| reported.push(frame));
+        assert_eq!(
+            reported,
+            [Frame::Control, Frame::Control, Frame::Control, Frame::Reset(1), Frame::LastOf(3)]
+        );
     }
 
     #[test]
     fn an_allowance_comes_back_with_time_and_with_work() {
         let mut allowance = Allowance::new(0);
-        assert!((0..RESETS).all(|_| allowance.reset(0)), "a page that is left, twice");
+        assert!((0..MAX_RESETS).all(|_| allowance.reset(0)), "a page that is left, twice");
         assert!(!allowance.reset(40), "all at once");
         assert!(allowance.reset(1_040) && allowance.reset(1_040));
-        assert!((0..CONTROL).all(|_| allowance.control(1_040)));
+        assert!((0..MAX_CONTROL).all(|_| allowance.control(1_040)));
         assert!(!allowance.control(1_040));
         allowance.worked();
         assert!((0..CONTROL_PER_FRAME).all(|_| allowance.control(1_040)));

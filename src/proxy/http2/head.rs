@@ -15,13 +15,13 @@ use crate::proxy::http1::head::{
 use crate::proxy::http1::health_check::{Asked, is_health_check};
 
 /// Appends the request's head for the app to `out`, which is empty; `ended` if no body follows. Refuses what `h2`
-/// accepts but HTTP/1.1 readers could interpret differently, and more than `most` fields.
+/// accepts but HTTP/1.1 readers could interpret differently, and more than `max` fields.
 ///
 /// # Errors
 /// The status for the client.
 pub fn request(
     parts: &Parts,
-    most: usize,
+    max: usize,
     ended: bool,
     sender: Sender<'_>,
     out: &mut Vec<u8>,
@@ -32,9 +32,9 @@ pub fn request(
     }
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     if !(path.starts_with('/') || (path == "*" && method == "OPTIONS")) {
-        return Err(bad("the request's target is no path"));
+        return Err(bad("the request's target is not a path"));
     }
-    if parts.headers.len() > most {
+    if parts.headers.len() > max {
         return Err(TOO_MANY_FIELDS);
     }
     let parsed_fields = read_fields(&parts.headers)?;

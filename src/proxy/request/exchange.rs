@@ -27,7 +27,7 @@ use crate::upstream::{self, Backend, Lease};
 
 /// Silence limit after an early response, for both sides: the client was told that the connection closes, and the app
 /// may not want the rest of the request.
-const EARLY: Duration = Duration::from_secs(5);
+const EARLY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The client's side of a connection.
 pub struct Client<R, W> {
@@ -315,7 +315,7 @@ impl Exchange<'_> {
         direction.set(owes);
         let limits = &self.worker.shared.settings.limits;
         let patience = match (self.client_waits(), self.flow.early.get()) {
-            (_, true) => limits.body_timeout.min(EARLY),
+            (_, true) => limits.body_timeout.min(EARLY_RESPONSE_TIMEOUT),
             (false, false) => limits.body_timeout,
             // Now the app has to take the request and begin its response. Without `--answer-timeout` only the drain
             // limits that time.

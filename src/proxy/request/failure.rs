@@ -72,7 +72,9 @@ impl Failure {
     pub fn response(self, progress: Progress) -> FailureResponse {
         let (status, ended, why) = match (self, progress) {
             (Self::ClientGone, _) => (None, Ended::ClientGone, ""),
-            (Self::BadHead, _) => (Some(400), Ended::Rejected, "the request's head can't be said in HTTP/2"),
+            (Self::BadHead, _) => {
+                (Some(400), Ended::Rejected, "the request's head can't be expressed in HTTP/2")
+            }
             (Self::BadBody, _) => (Some(400), Ended::Rejected, "the request's body can't be read"),
             (Self::AppGone { .. }, _) => {
                 (Some(502), Ended::AppGone, "the app closed the connection without a whole answer")
@@ -81,7 +83,7 @@ impl Failure {
             (Self::AppUnreachable, _) => (Some(502), Ended::AppDown, "the app's address can't be reached"),
             (Self::AppBroken(why), _) => (Some(502), Ended::AppBroken, why),
             (Self::AppReset(_), _) => (Some(502), Ended::AppGone, "the app reset the stream"),
-            (Self::Unprocessed(_), _) => (Some(503), Ended::AppGone, "the app did not take the request"),
+            (Self::Unprocessed(_), _) => (Some(503), Ended::AppGone, "the app did not process the request"),
             (Self::TimedOut, Progress::Unsent) => (Some(408), Ended::TimedOut, "the request came too slowly"),
             (Self::TimedOut, _) => (Some(408), Ended::TimedOut, "the request's body came too slowly"),
             (Self::AppSlow, _) => {
@@ -93,7 +95,9 @@ impl Failure {
             (Self::NoMoreFiles, _) => {
                 (Some(503), Ended::Refused, "no more connections to the app may be open (ulimit -n)")
             }
-            (Self::HeldTooMany, _) => (Some(503), Ended::Refused, "too many requests wait for the app"),
+            (Self::HeldTooMany, _) => {
+                (Some(503), Ended::Refused, "too many requests are waiting for the app")
+            }
             (Self::HeldTooLong, _) => (Some(503), Ended::Refused, "the request waited too long for the app"),
             (Self::Forced, Progress::Unsent) => {
                 (Some(503), Ended::Unsent, "shutting down; the request was not processed, send it again")

@@ -89,7 +89,7 @@ where
 }
 
 /// Time limit for reaching an event boundary once an event stream has to end; past it the stream is cut.
-const BOUNDARY: Duration = Duration::from_secs(10);
+const BOUNDARY_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Relays an event stream chunk by chunk, so that it can end after any event.
 pub async fn relay_events<A, W>(
@@ -108,7 +108,7 @@ where
     let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
     let mut told = false;
     let mut end = pin!(exchange.worker.shared.stream_end(backend));
-    let mut late = pin!(tokio::time::sleep(BOUNDARY));
+    let mut late = pin!(tokio::time::sleep(BOUNDARY_TIMEOUT));
     let ended = loop {
         content.clear();
         let n =
@@ -133,7 +133,7 @@ where
                 if events.at_boundary() {
                     break Ended::EventsEnded;
                 }
-                late.as_mut().reset(Instant::now() + BOUNDARY);
+                late.as_mut().reset(Instant::now() + BOUNDARY_TIMEOUT);
                 continue;
             }
             () = &mut late, if told => return Err(Failure::Forced),
@@ -154,9 +154,9 @@ where
 }
 
 /// A compressed stream that is quiet for this long has flushed whole events.
-const QUIET: Duration = Duration::from_millis(100);
+const QUIET_DELAY: Duration = Duration::from_millis(100);
 /// A compressed stream that is never quiet ends between any two of the app's writes after this time.
-const BUSY: Duration = Duration::from_secs(1);
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
 
 /// Relays a compressed event stream. Event boundaries are not visible in it, so it ends at a quiet moment, and by
 /// closing the connection rather than with a last chunk, because its coding is incomplete. A client reopens a broken
@@ -179,7 +179,7 @@ where
     let mut body = Body::new(response.framing);
     let mut told: Option<Instant> = None;
     let mut end = pin!(exchange.worker.shared.stream_end(backend));
-    let mut late = pin!(tokio::time::sleep(BOUNDARY));
+    let mut late = pin!(tokio::time::sleep(BOUNDARY_TIMEOUT));
     loop {
         let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
         buf.consume(n);
@@ -190,9 +190,9 @@ where
         }
         let between = body.is_between_chunks();
         if let Some(told) = told {
-            late.as_mut().reset(if between { Instant::now() + QUIET } else { told + BOUNDARY });
+            late.as_mut().reset(if between { Instant::now() + QUIET_DELAY } else { told + BOUNDARY_TIMEOUT });
         }
-        let busy = told.is_some_and(|told| between && told.elapsed() >= BUSY);
+        let busy = told.is_some_and(|told| between && told.elapsed() >= BUSY_LIMIT);
         let read = tokio::select! {
             biased;
             read = buf.fill(app), if !busy => read,

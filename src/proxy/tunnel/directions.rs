@@ -190,7 +190,7 @@ where
                 sink.write_all(last).await.map_err(|_| Failed::Sink)?;
                 own.inside.set(false);
                 buf.consume(n);
-                return say_goodbye(ends, source, buf, sink, close, (own, other), frames).await;
+                return send_close(ends, source, buf, sink, close, (own, other), frames).await;
             }
             own.inside.set(n > 0);
         }
@@ -223,7 +223,7 @@ where
 
 /// Ends a direction that has stopped between two messages. Its sink gets our Close once the other direction has
 /// stopped too; further bytes from the source are read and dropped until it closes as well.
-async fn say_goodbye<S, D>(
+async fn send_close<S, D>(
     ends: &Ends,
     source: &mut S,
     buf: &mut Buffer,

@@ -20,7 +20,7 @@ use crate::proxy::worker::Worker;
 use crate::upstream::{self, Connection};
 
 /// Time limit for both sides to answer our Close.
-const CLOSING: Duration = Duration::from_secs(2);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Relays until both sides have ended, the drain ends the tunnel, or nothing has moved for a while. Returns what
 /// becomes of the client's connection.
@@ -51,7 +51,7 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
             if entry.expired() && ends.rest() && !worker.shared.ends_tunnel(websocket, &backend) {
                 return Poll::Ready(None);
             }
-            entry.set_deadline(worker.deadline(watch.look));
+            entry.set_deadline(worker.deadline(watch.interval));
             Poll::Pending
         })
         .await
@@ -132,10 +132,10 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
         // A direction that was quiet for too long in the middle of a message is not waited for again.
         let closed = when(|| ends.up.is(Stage::Closed) && ends.down.is(Stage::Closed));
         match ends.quiet.get() {
-            true => drop(tokio::time::timeout(CLOSING, closed).await),
+            true => drop(tokio::time::timeout(CLOSE_TIMEOUT, closed).await),
             false => closed.await,
         }
-        tokio::time::sleep(CLOSING).await;
+        tokio::time::sleep(CLOSE_TIMEOUT).await;
         Ok(())
     };
     let mut relaying = pin!(async {
@@ -162,14 +162,14 @@ struct Watch {
     moved: u64,
     moved_at: u64,
     /// The time between checks.
-    look: Duration,
+    interval: Duration,
 }
 
 impl Watch {
     fn new(tunnel: &TunnelState, worker: &Worker) -> Self {
         let timeout = worker.shared.settings.limits.tunnel_timeout;
-        let look = if timeout.is_zero() { parking::AFTER } else { parking::AFTER.min(timeout) };
-        Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, look }
+        let interval = if timeout.is_zero() { parking::PARK_AFTER } else { parking::PARK_AFTER.min(timeout) };
+        Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, interval }
     }
 
     /// Whether nothing has moved for `--tunnel-timeout`.

@@ -47,19 +47,19 @@ pub struct Origin {
     pub host: Range<usize>,
 }
 
-/// Parses a request's head of at most `most` fields from the start of `buf` and appends the one for the app to `out`.
+/// Parses a request's head of at most `max` fields from the start of `buf` and appends the one for the app to `out`.
 /// `None` if it is incomplete.
 ///
 /// # Errors
 /// Why the head is refused.
 pub fn request(
     buf: &[u8],
-    most: usize,
+    max: usize,
     sender: Sender<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Option<Request>, Reject> {
     let mut room = Room::new();
-    let Some((head, len)) = room.request(buf, most).map_err(unreadable)? else { return Ok(None) };
+    let Some((head, len)) = room.request(buf, max).map_err(unreadable)? else { return Ok(None) };
     let (method, target) = (head.method.unwrap_or_default(), head.path.unwrap_or_default());
     let http11 = head.version == Some(1);
     if !ends_lines_in_crlf(&buf[..len], head.headers) {
@@ -140,7 +140,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &
         {
             rest
         }
-        _ => return Err(bad("the request's target is no path")),
+        _ => return Err(bad("the request's target is not a path")),
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);

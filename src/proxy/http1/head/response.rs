@@ -57,21 +57,21 @@ pub struct Answer {
     pub close: bool,
 }
 
-/// Parses a response's head of at most `most` fields from the start of `buf`. `None` if it is incomplete. `finish`
+/// Parses a response's head of at most `max` fields from the start of `buf`. `None` if it is incomplete. `finish`
 /// gets the result and decides the client's side; the head for the client is appended to `out`.
 ///
 /// # Errors
 /// Why the head is refused.
 pub fn response(
     buf: &[u8],
-    most: usize,
+    max: usize,
     head_only: bool,
     site: Site<'_>,
     out: &mut Vec<u8>,
     finish: impl FnOnce(&Response) -> Answer,
 ) -> Result<Option<Response>, Reject> {
     let mut room = Room::new();
-    let Some((head, len)) = room.response(buf, most).map_err(unreadable)? else { return Ok(None) };
+    let Some((head, len)) = room.response(buf, max).map_err(unreadable)? else { return Ok(None) };
     let (status, http11) = (head.code.unwrap_or_default(), head.version == Some(1));
     if !(100..=999).contains(&status) {
         return Err(bad("the status is not three digits"));

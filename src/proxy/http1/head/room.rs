@@ -17,17 +17,17 @@ impl<'b> Room<'b> {
         Self { usual: [const { MaybeUninit::uninit() }; USUAL_FIELDS], more: Vec::new() }
     }
 
-    /// Parses a request's head of at most `most` fields. Returns it and its length in bytes; `None` if it is
+    /// Parses a request's head of at most `max` fields. Returns it and its length in bytes; `None` if it is
     /// incomplete.
     pub(in crate::proxy) fn request<'r>(
         &'r mut self,
         buf: &'b [u8],
-        most: usize,
+        max: usize,
     ) -> Result<Option<(httparse::Request<'r, 'b>, usize)>, httparse::Error> {
         let mut head = httparse::Request::new(&mut []);
-        let mut parsed = head.parse_with_uninit_headers(buf, &mut self.usual[..USUAL_FIELDS.min(most)]);
-        if parsed == Err(httparse::Error::TooManyHeaders) && most > USUAL_FIELDS {
-            self.more = more_room(buf, most);
+        let mut parsed = head.parse_with_uninit_headers(buf, &mut self.usual[..USUAL_FIELDS.min(max)]);
+        if parsed == Err(httparse::Error::TooManyHeaders) && max > USUAL_FIELDS {
+            self.more = more_room(buf, max);
             head = httparse::Request::new(&mut []);
             parsed = head.parse_with_uninit_headers(buf, &mut self.more);
         }
@@ -38,14 +38,14 @@ impl<'b> Room<'b> {
     pub(in crate::proxy) fn response<'r>(
         &'r mut self,
         buf: &'b [u8],
-        most: usize,
+        max: usize,
     ) -> Result<Option<(httparse::Response<'r, 'b>, usize)>, httparse::Error> {
         let parser = httparse::ParserConfig::default();
         let mut head = httparse::Response::new(&mut []);
-        let usual = &mut self.usual[..USUAL_FIELDS.min(most)];
+        let usual = &mut self.usual[..USUAL_FIELDS.min(max)];
         let mut parsed = parser.parse_response_with_uninit_headers(&mut head, buf, usual);
-        if parsed == Err(httparse::Error::TooManyHeaders) && most > USUAL_FIELDS {
-            self.more = more_room(buf, most);
+        if parsed == Err(httparse::Error::TooManyHeaders) && max > USUAL_FIELDS {
+            self.more = more_room(buf, max);
             head = httparse::Response::new(&mut []);
             parsed = parser.parse_response_with_uninit_headers(&mut head, buf, &mut self.more);
         }
@@ -54,9 +54,9 @@ impl<'b> Room<'b> {
 }
 
 /// Each field takes at least one line.
-fn more_room<'b>(buf: &[u8], most: usize) -> Vec<MaybeUninit<httparse::Header<'b>>> {
+fn more_room<'b>(buf: &[u8], max: usize) -> Vec<MaybeUninit<httparse::Header<'b>>> {
     let lines = memchr::memchr_iter(b'\n', buf).count();
-    vec![MaybeUninit::uninit(); lines.min(most)]
+    vec![MaybeUninit::uninit(); lines.min(max)]
 }
 
 fn complete<T>(head: T, status: httparse::Status<usize>) -> Option<(T, usize)> {
