@@ -11,14 +11,14 @@ use std::cell::Cell;
 use std::ptr::null_mut;
 
 /// Maximum size of a cached block, in bytes.
-const LARGEST: usize = 128 * 1024;
+const MAX_BLOCK: usize = 128 * 1024;
 /// Maximum size of a thread's cache, in bytes.
-const MOST: usize = 2 * 1024 * 1024;
+const MAX_KEPT: usize = 2 * 1024 * 1024;
 /// Alignment of all blocks, in bytes, as in malloc.
 const ALIGN: usize = 16;
 /// Number of classes up to 64 bytes, in steps of 16; above, each doubling has four.
-const SMALL: usize = 4;
-const CLASSES: usize = SMALL + 4 * (LARGEST / 64).ilog2() as usize;
+const SMALL_CLASSES: usize = 4;
+const CLASSES: usize = SMALL_CLASSES + 4 * (MAX_BLOCK / 64).ilog2() as usize;
 
 /// The allocator, for `#[global_allocator]`.
 #[derive(Debug)]
@@ -47,7 +47,7 @@ thread_local! {
 /// From now on this thread caches freed blocks. For threads that live as long as the process: the cache is not freed
 /// when a thread ends.
 pub fn keep_at_hand() {
-    KEPT.with(|kept| kept.room.set(MOST));
+    KEPT.with(|kept| kept.room.set(MAX_KEPT));
 }
 
 /// Frees the blocks that this thread has not needed since the last call.
@@ -103,7 +103,7 @@ impl Kept {
 /// Returns the class whose blocks fit this layout; `None` if it goes straight to the system.
 fn class(wanted: Layout) -> Option<usize> {
     let size = wanted.size();
-    if size > LARGEST || wanted.align() > ALIGN {
+    if size > MAX_BLOCK || wanted.align() > ALIGN {
         return None;
     }
     if size <= 64 {
@@ -111,15 +111,15 @@ fn class(wanted: Layout) -> Option<usize> {
     }
     let doublings = (size - 1).ilog2() as usize - 6;
     let below = 64 << doublings;
-    Some(SMALL + 4 * doublings + (size - below).div_ceil(below / 4) - 1)
+    Some(SMALL_CLASSES + 4 * doublings + (size - below).div_ceil(below / 4) - 1)
 }
 
 /// Returns the layout of a class's blocks.
 fn layout(class: usize) -> Layout {
-    let size = if class < SMALL {
+    let size = if class < SMALL_CLASSES {
         16 * (class + 1)
     } else {
-        let (doublings, quarter) = ((class - SMALL) / 4, (class - SMALL) % 4 + 1);
+        let (doublings, quarter) = ((class - SMALL_CLASSES) / 4, (class - SMALL_CLASSES) % 4 + 1);
         (64 << doublings) / 4 * (4 + quarter)
     };
     // SAFETY: the alignment is a power of two, and the size is far from overflow.
@@ -179,15 +179,15 @@ mod tests {
     #[test]
     fn a_class_is_no_smaller_than_what_it_serves_and_at_most_a_quarter_larger() {
         let mut last = 0;
-        for size in 1..=LARGEST {
+        for size in 1..=MAX_BLOCK {
             let class = class(Layout::from_size_align(size, 8).unwrap()).unwrap();
             assert!(class == last || class == last + 1, "{size} bytes");
             last = class;
             let given = layout(class).size();
             assert!(given >= size && given <= size.div_ceil(16) * 16 * 5 / 4, "{given} for {size} bytes");
         }
-        assert_eq!((last + 1, layout(last).size()), (CLASSES, LARGEST));
-        for (size, align) in [(LARGEST + 1, 1), (64, 32)] {
+        assert_eq!((last + 1, layout(last).size()), (CLASSES, MAX_BLOCK));
+        for (size, align) in [(MAX_BLOCK + 1, 1), (64, 32)] {
             assert_eq!(class(Layout::from_size_align(size, align).unwrap()), None);
         }
     }
@@ -213,7 +213,7 @@ mod tests {
                 assert_eq!(blocks(), 0);
                 let held: Vec<_> = (0..3000).map(|_| Allocator.alloc(of)).collect();
                 held.into_iter().for_each(|block| Allocator.dealloc(block, of));
-                assert_eq!(blocks(), MOST / 1024, "no more than there is room for");
+                assert_eq!(blocks(), MAX_KEPT / 1024, "no more than there is room for");
                 let zeroed = Allocator.alloc_zeroed(of);
                 assert!((0..of.size()).all(|at| zeroed.add(at).read() == 0), "though it was used before");
                 Allocator.dealloc(zeroed, of);
@@ -236,8 +236,8 @@ mod tests {
         }
         fn size(random: &mut u64) -> usize {
             *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let most = 1 << (*random >> 60).clamp(4, 12) << (*random >> 40 & 7);
-            (*random >> 33) as usize % most + 1
+            let max = 1 << (*random >> 60).clamp(4, 12) << (*random >> 40 & 7);
+            (*random >> 33) as usize % max + 1
         }
         let ends: Vec<_> = (0..3).map(|_| channel::<Block>()).collect();
         let (to, from): (Vec<_>, Vec<_>) = ends.into_iter().unzip();

@@ -16,11 +16,11 @@ use super::stream::{Side, Tls};
 use super::{HTTP1, HTTP2, provider};
 
 /// Time limit for a handshake.
-const PATIENCE: Duration = Duration::from_secs(5);
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// The same failure is logged again only after this time.
-const AGAIN: Duration = Duration::from_secs(10);
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
 /// Files with the system's trusted authorities: Debian and Alpine, Red Hat, SUSE, others.
-const SYSTEM: [&str; 4] = [
+const SYSTEM_CA_FILES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
@@ -49,8 +49,11 @@ impl Trust {
     fn new(ca: Option<&Path>) -> Result<Self, String> {
         let path = match ca {
             Some(path) => path,
-            None => SYSTEM.iter().map(Path::new).find(|path| path.exists()).ok_or_else(|| {
-                format!("no list of trusted authorities ({}): give one by --upstream-ca", SYSTEM.join(", "))
+            None => SYSTEM_CA_FILES.iter().map(Path::new).find(|path| path.exists()).ok_or_else(|| {
+                format!(
+                    "found no file of trusted authorities ({}): name one with --upstream-ca",
+                    SYSTEM_CA_FILES.join(", ")
+                )
             })?,
         };
         let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
@@ -95,12 +98,13 @@ pub async fn handshake(tcp: TcpStream, name: &str, protocol: &[u8]) -> io::Resul
     let session =
         UnbufferedClientConnection::new(config.clone(), asked).map_err(|why| refused(name, &why))?;
     let mut tls = Tls::new(tcp, Side::Client(session));
-    let shaken = tokio::time::timeout(PATIENCE, std::future::poll_fn(|cx| tls.poll_handshake(cx))).await;
+    let shaken =
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, std::future::poll_fn(|cx| tls.poll_handshake(cx))).await;
     match shaken {
         Ok(Ok(())) => Ok(tls),
         Ok(Err(why)) if why.kind() == io::ErrorKind::InvalidData => Err(refused(name, &why)),
         Ok(Err(why)) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, why)),
-        Err(_) => Err(refused(name, &"it is silent")),
+        Err(_) => Err(refused(name, &"it does not answer")),
     }
 }
 
@@ -109,7 +113,7 @@ fn refused(name: &str, why: &dyn std::fmt::Display) -> io::Error {
     static LAST: Mutex<Option<(Instant, String)>> = Mutex::new(None);
     let why = why.to_string();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if !last.as_ref().is_some_and(|(at, said)| *said == why && at.elapsed() < AGAIN) {
+    if !last.as_ref().is_some_and(|(at, said)| *said == why && at.elapsed() < LOG_INTERVAL) {
         tracing::warn!(name, "no TLS with the app: {why}");
         *last = Some((Instant::now(), why.clone()));
     }

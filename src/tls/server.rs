@@ -23,9 +23,9 @@ use super::{PROTOCOLS, provider};
 use crate::config::{ClientAuth, TlsSettings};
 
 /// Time between two checks of the files.
-const LOOK: Duration = Duration::from_secs(2);
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 /// Maximum number of concurrent handshakes. Further clients wait, in the accept queue if they have not been accepted.
-const HANDSHAKES: usize = 1000;
+const MAX_HANDSHAKES: usize = 1000;
 
 /// TLS termination for clients.
 #[derive(Debug)]
@@ -105,7 +105,7 @@ impl Termination {
         *lock(&names.0) = Arc::new(table(&settings.dir, &pairs));
         let state = Mutex::new(State { pairs, client_ca });
         let config = Mutex::new(config);
-        Ok(Self { settings, state, config, names, handshakes: Semaphore::new(HANDSHAKES) })
+        Ok(Self { settings, state, config, names, handshakes: Semaphore::new(MAX_HANDSHAKES) })
     }
 
     /// A client's connection before its handshake.
@@ -141,10 +141,10 @@ impl Termination {
     pub async fn watch(self: Arc<Self>) {
         let (mut last, mut said) = (Vec::new(), Vec::new());
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             let looking = self.clone();
             // File access may hang.
-            let Ok(wrong) = tokio::task::spawn_blocking(move || looking.look()).await else { continue };
+            let Ok(wrong) = tokio::task::spawn_blocking(move || looking.reload()).await else { continue };
             for why in wrong.iter().filter(|why| last.contains(*why) && !said.contains(*why)) {
                 tracing::warn!("TLS goes on with what it has: {why}");
             }
@@ -154,10 +154,10 @@ impl Termination {
     }
 
     /// Applies what is new and valid. Returns the problems; the affected files keep their old version.
-    fn look(&self) -> Vec<String> {
+    fn reload(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut state = lock(&self.state);
-        if let Err(why) = self.look_at_pairs(&mut state, &mut wrong) {
+        if let Err(why) = self.reload_pairs(&mut state, &mut wrong) {
             wrong.push(why);
         }
         let client_ca = read_client_ca(&self.settings).and_then(|client_ca| {
@@ -165,7 +165,7 @@ impl Termination {
                 let config = Arc::new(configuration(&self.settings, &client_ca, self.names.clone())?);
                 *lock(&self.config) = config;
                 state.client_ca = client_ca;
-                tracing::info!("new authorities for clients' certificates");
+                tracing::info!("loaded new authorities for client certificates");
             }
             Ok(())
         });
@@ -173,7 +173,7 @@ impl Termination {
         wrong
     }
 
-    fn look_at_pairs(&self, state: &mut State, wrong: &mut Vec<String>) -> Result<(), String> {
+    fn reload_pairs(&self, state: &mut State, wrong: &mut Vec<String>) -> Result<(), String> {
         let dirs = folders(&self.settings.dir)?;
         let before = state.pairs.len();
         // New files may be on their way: a pair is forgotten when two checks in a row miss it.
@@ -220,7 +220,7 @@ fn folders(dir: &Path) -> Result<Vec<PathBuf>, String> {
     }
     dirs.retain(|dir| ["tls.crt", "tls.key"].iter().any(|name| dir.join(name).exists()));
     if dirs.is_empty() {
-        return Err(format!("{}: there is no tls.crt, nor a subfolder with one", dir.display()));
+        return Err(format!("{}: there is no tls.crt, and no subfolder has one", dir.display()));
     }
     dirs.sort();
     Ok(dirs)

@@ -33,7 +33,7 @@ trait Records {
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 
     /// Whether there is more to send.
-    fn has_words(&self) -> bool;
+    fn has_output(&self) -> bool;
 }
 
 impl Records for UnbufferedClientConnection {
@@ -43,7 +43,7 @@ impl Records for UnbufferedClientConnection {
         self.process_tls_records(incoming)
     }
 
-    fn has_words(&self) -> bool {
+    fn has_output(&self) -> bool {
         self.wants_write()
     }
 }
@@ -55,7 +55,7 @@ impl Records for UnbufferedServerConnection {
         self.process_tls_records(incoming)
     }
 
-    fn has_words(&self) -> bool {
+    fn has_output(&self) -> bool {
         self.wants_write()
     }
 }
@@ -77,7 +77,7 @@ pub struct Session {
     /// The peer has sent close_notify.
     notified: bool,
     /// We have sent close_notify.
-    farewell: bool,
+    close_notify_sent: bool,
     failed: bool,
 }
 
@@ -87,15 +87,15 @@ enum Say<'b, 'o> {
     /// These bytes, encrypted into that room; `run` returns how many.
     Bytes(&'b [u8], &'o mut [u8]),
     /// close_notify.
-    Farewell,
+    CloseNotify,
 }
 
 /// Overhead of a record, rounded up, in bytes.
-const RECORD: usize = 64;
+const RECORD_OVERHEAD: usize = 64;
 
 /// Returns the room that `bytes` need once encrypted, in bytes.
 pub(super) fn encrypted(bytes: usize) -> usize {
-    bytes + (bytes / (16 * 1024) + 2) * RECORD
+    bytes + (bytes / (16 * 1024) + 2) * RECORD_OVERHEAD
 }
 
 impl Session {
@@ -108,7 +108,7 @@ impl Session {
             outgoing: Vec::new(),
             taken: 0,
             notified: false,
-            farewell: false,
+            close_notify_sent: false,
             failed: false,
         }
     }
@@ -205,9 +205,9 @@ impl Session {
     }
 
     /// Sends close_notify, once.
-    pub(super) fn say_farewell(&mut self) {
-        if !std::mem::replace(&mut self.farewell, true) && !self.failed {
-            let _ = self.say(Say::Farewell);
+    pub(super) fn send_close_notify(&mut self) {
+        if !std::mem::replace(&mut self.close_notify_sent, true) && !self.failed {
+            let _ = self.say(Say::CloseNotify);
         }
     }
 
@@ -281,7 +281,7 @@ fn run<C: Records>(
                 said = Some(match std::mem::replace(&mut say, Say::Nothing) {
                     Say::Nothing => 0,
                     Say::Bytes(bytes, room) => traffic.encrypt(bytes, room).map_err(cant_encrypt)?,
-                    Say::Farewell => {
+                    Say::CloseNotify => {
                         let start = outgoing.len();
                         outgoing.resize(start + encrypted(0), 0);
                         let n = traffic.queue_close_notify(&mut outgoing[start..]).map_err(cant_encrypt)?;
@@ -296,7 +296,7 @@ fn run<C: Records>(
         done += discard;
         // An alert may come last, such as that of a TLS 1.3 server after its hello.
         match failed {
-            Some(why) if !session.has_words() => return Err(why),
+            Some(why) if !session.has_output() => return Err(why),
             unsaid => failed = unsaid,
         }
         if let Some(written) = said {

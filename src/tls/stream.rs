@@ -20,10 +20,10 @@ use super::subject::subject;
 /// socket has all of it.
 pub const ONE_RECORD: usize = 16 * 1024;
 /// Maximum bytes accepted from a writer at once, which bounds the encrypted bytes that a session holds.
-const AT_ONCE: usize = 64 * 1024;
+const MAX_WRITE: usize = 64 * 1024;
 /// Maximum length of a record, in bytes (RFC 8446 §5.2, RFC 5246 §6.2.3). There is always room for one, whatever the
 /// reader asks for.
-const RECORD: usize = 5 + 16 * 1024 + 2048;
+const MAX_RECORD: usize = 5 + 16 * 1024 + 2048;
 /// Scratch space for received, decrypted or encrypted data, in bytes. Fits a handshake message of at most 64 KiB and
 /// a record.
 const SCRATCH: usize = 128 * 1024;
@@ -126,7 +126,7 @@ pub fn speaks_no_tls(error: &io::Error) -> bool {
 impl Session {
     /// Sends close_notify if the socket accepts it at once: nothing more will be sent.
     pub fn close(&mut self, mut tcp: &std::net::TcpStream) {
-        self.say_farewell();
+        self.send_close_notify();
         let _ = tcp.write_all(self.outgoing());
     }
 
@@ -171,11 +171,11 @@ fn poll_receive(
     ROOM.with_borrow_mut(|room| {
         let pending = session.pending();
         // Reads no more than fits into `buf`, so that little has to be kept, but always enough for a record.
-        let most = (pending + RECORD).max(encrypted(buf.remaining())).min(SCRATCH);
-        if pending >= most {
+        let max = (pending + MAX_RECORD).max(encrypted(buf.remaining())).min(SCRATCH);
+        if pending >= max {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long")));
         }
-        let mut received = ReadBuf::new(&mut room[pending..most]);
+        let mut received = ReadBuf::new(&mut room[pending..max]);
         ready!(Pin::new(&mut *tcp).poll_read(cx, &mut received))?;
         let n = received.filled().len();
         if n == 0 {
@@ -255,7 +255,7 @@ impl AsyncWrite for WriteHalf<'_> {
         if session.taken > 0 || buf.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut session.taken).min(buf.len())));
         }
-        let part = &buf[..buf.len().min(AT_ONCE)];
+        let part = &buf[..buf.len().min(MAX_WRITE)];
         ROOM.with_borrow_mut(|room| {
             let n = session.encrypt(part, room)?;
             let mut left = &room[..n];
@@ -282,7 +282,7 @@ impl AsyncWrite for WriteHalf<'_> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
-        session.say_farewell();
+        session.send_close_notify();
         ready!(poll_flush(&mut session, cx, tcp))?;
         Pin::new(tcp).poll_shutdown(cx)
     }
@@ -355,7 +355,7 @@ mod tests {
                 {
                     left = &left[n.unwrap()..];
                 }
-                assert!(writer.session.borrow_mut().outgoing().len() <= encrypted(AT_ONCE));
+                assert!(writer.session.borrow_mut().outgoing().len() <= encrypted(MAX_WRITE));
             }
             let mut got = Vec::new();
             let (mut reader, _) = client.split();
@@ -375,13 +375,13 @@ mod tests {
         for version in VERSIONS {
             let (mut client, mut server) = pair(version).await;
             let body: Vec<u8> = (0..300_000u32).map(|n| (n % 249) as u8).collect();
-            for (most, room) in
+            for (max, room) in
                 [(1_000, 7), (40_000, 1), (16_384, 16_384), (70_000, 100_000), (300_000, 1_000)]
             {
                 let (mut reader, _) = client.split();
                 let (_, mut writer) = server.split();
                 let sending = async {
-                    for part in body.chunks(most) {
+                    for part in body.chunks(max) {
                         writer.write_all(part).await.unwrap();
                     }
                 };
@@ -397,7 +397,7 @@ mod tests {
                 let both = async { tokio::join!(sending, reading) };
                 let both = tokio::time::timeout(std::time::Duration::from_secs(20), both).await;
                 let ((), got) = both.expect("no byte is lost");
-                assert!(got == body, "writes of {most}, reads of {room}");
+                assert!(got == body, "writes of {max}, reads of {room}");
             }
             assert!(holds_nothing(&client) && holds_nothing(&server));
         }

@@ -10,9 +10,9 @@ use super::stream::{Stream, open};
 use crate::tls::client::handshake;
 
 /// Time limit for one attempt to connect; a new attempt retries sooner than the kernel would.
-const ATTEMPT: Duration = Duration::from_secs(1);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often an attempt to connect checks whether its server is still one of the app's.
-const STILL_THERE: Duration = Duration::from_millis(50);
+const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Attempts to connect, until the server is no longer one of the app's: a container that is gone never answers.
 /// `protocol` is offered by ALPN if TLS is used.
@@ -29,8 +29,8 @@ pub(super) async fn attempt(
         }
     };
     let gone = async {
-        for _ in 0..ATTEMPT.as_millis() / STILL_THERE.as_millis() {
-            tokio::time::sleep(STILL_THERE).await;
+        for _ in 0..ATTEMPT_TIMEOUT.as_millis() / RECHECK_INTERVAL.as_millis() {
+            tokio::time::sleep(RECHECK_INTERVAL).await;
             if backend.is_gone() {
                 return Err(io::ErrorKind::NotFound.into());
             }

@@ -25,7 +25,7 @@ pub struct Backend {
     pub(super) asked: AtomicBool,
     /// The app's name no longer has it, or another upstream was chosen.
     gone: AtomicBool,
-    /// The time within which its streams end, in milliseconds; `STAY` while they need not.
+    /// The time within which its streams end, in milliseconds; `NO_STREAM_END` while they need not.
     streams_ms: AtomicU64,
     /// How it treats its connections.
     pub habit: Habit,
@@ -47,7 +47,7 @@ pub enum ServerAddr {
 #[repr(align(64))]
 struct Counter(AtomicU64);
 
-const STAY: u64 = u64::MAX;
+const NO_STREAM_END: u64 = u64::MAX;
 
 impl Backend {
     fn new(at: ServerAddr, threads: usize) -> Self {
@@ -57,7 +57,7 @@ impl Backend {
             unhealthy: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             gone: AtomicBool::new(false),
-            streams_ms: AtomicU64::new(STAY),
+            streams_ms: AtomicU64::new(NO_STREAM_END),
             habit: Habit::default(),
         }
     }
@@ -98,7 +98,7 @@ impl Backend {
     /// Returns the time within which its streams have to end; `None` if they need not.
     pub fn streams_end(&self) -> Option<Duration> {
         let ms = self.streams_ms.load(Ordering::Acquire);
-        (ms != STAY).then(|| Duration::from_millis(ms))
+        (ms != NO_STREAM_END).then(|| Duration::from_millis(ms))
     }
 
     /// Returns the addresses of a server on loopback, which other hosts can't reach; none for any other server.

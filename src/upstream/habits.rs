@@ -11,9 +11,9 @@ const KEEPS: u64 = 1;
 /// It sometimes closes a connection without shutting down.
 const VARIES: u64 = 2;
 /// Latest arrival of a response that was already under way when an app began to shut down, in milliseconds.
-const ON_ITS_WAY: u64 = 1000;
+const LATE_RESPONSE_LIMIT_MS: u64 = 1000;
 /// Number of times that the app is asked how long it keeps a connection, before the proxy gives up.
-const ASK: u32 = 1000;
+const MAX_ASKED: u32 = 1000;
 
 /// Whether a server keeps its connections. `Connection: close` concerns only one connection (RFC 9110 §7.6.1), as
 /// does GOAWAY; but a server that has kept all of them and begins to close them is shutting down.
@@ -36,7 +36,7 @@ impl Habit {
         match self.state.load(Ordering::Relaxed) {
             KEEPS | VARIES => {}
             UNKNOWN => self.state.store(KEEPS, Ordering::Relaxed),
-            since if self.now() < since + ON_ITS_WAY => {}
+            since if self.now() < since + LATE_RESPONSE_LIMIT_MS => {}
             // It keeps running: it closes connections after some number of requests, or on an error.
             _ => self.state.store(VARIES, Ordering::Relaxed),
         }
@@ -83,14 +83,14 @@ enum Says {
 impl KeepAlive {
     /// Whether requests ask with `Connection: keep-alive`.
     pub fn is_asked(&self) -> bool {
-        matches!(self.0.get(), Says::Nothing(..ASK) | Says::Asked)
+        matches!(self.0.get(), Says::Nothing(..MAX_ASKED) | Says::Asked)
     }
 
     /// Records that the app keeps a connection, for `timeout` if it says so.
     pub fn learn(&self, timeout: Option<Duration>) {
         match (self.0.get(), timeout) {
             (Says::Unasked, None) => self.0.set(Says::Nothing(0)),
-            (Says::Nothing(times @ ..ASK), None) => self.0.set(Says::Nothing(times + 1)),
+            (Says::Nothing(times @ ..MAX_ASKED), None) => self.0.set(Says::Nothing(times + 1)),
             (Says::Nothing(_), Some(_)) => self.0.set(Says::Asked),
             _ => {}
         }
@@ -133,7 +133,7 @@ mod tests {
         let habit = Habit::default();
         habit.keeps();
         habit.closes();
-        let habit = later(habit, Duration::from_millis(ON_ITS_WAY));
+        let habit = later(habit, Duration::from_millis(LATE_RESPONSE_LIMIT_MS));
         habit.keeps();
         habit.closes();
         assert!(!habit.is_going());
@@ -148,7 +148,7 @@ mod tests {
         let (node, go) = (KeepAlive::default(), KeepAlive::default());
         node.learn(Some(Duration::from_secs(5)));
         assert!(!node.is_asked() && !go.is_asked());
-        for _ in 0..ASK {
+        for _ in 0..MAX_ASKED {
             go.learn(None);
             assert!(go.is_asked());
         }

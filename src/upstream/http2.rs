@@ -28,20 +28,20 @@ const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
 /// Maximum bytes that one stream queues for the app's window.
 const SEND_BUFFER: usize = 64 * 1024;
 /// Number of reset streams per connection whose late frames are tolerated.
-const RESET_STREAMS: usize = 1000;
+const MAX_RESET_STREAMS: usize = 1000;
 /// Connections per thread.
-const MOST: usize = 256;
+const MAX_CONNECTIONS: usize = 256;
 /// Attempts to find a connection with room; an app that closes each new connection counts as full.
-const ROUNDS: usize = 3;
+const MAX_ATTEMPTS: usize = 3;
 /// Idle time after which a connection is closed.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 /// With streams in flight and no byte from the app for this long, the connection is checked with a PING.
-const SILENCE: Duration = Duration::from_secs(20);
+const PING_DELAY: Duration = Duration::from_secs(20);
 /// Time limit for the answer to a PING. A busy app may take a while.
-const PONG: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
 /// gRPC servers close the connection of a client that sends PINGs more often without data in between (gRFC A8: 5
 /// minutes).
-const APART: Duration = Duration::from_secs(305);
+const PING_INTERVAL: Duration = Duration::from_secs(305);
 
 /// The right to one stream on a connection, counted there and at the app's server.
 #[derive(Debug)]
@@ -162,7 +162,7 @@ impl Connections {
     where
         F: Future<Output = io::Result<(Stream, Slot)>> + 'static,
     {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ATTEMPTS {
             if let Some(room) = self.find(backend) {
                 return Ok(room);
             }
@@ -209,7 +209,7 @@ impl Connections {
         F: Future<Output = io::Result<(Stream, Slot)>> + 'static,
     {
         let (end, ended) = watch::channel(None);
-        if self.open.borrow().len() >= MOST {
+        if self.open.borrow().len() >= MAX_CONNECTIONS {
             end.send_replace(Some(io::ErrorKind::WouldBlock));
             return ended;
         }
@@ -240,7 +240,7 @@ impl Connections {
     pub fn retire(&self) {
         self.open.borrow_mut().retain(|it| {
             let rested =
-                it.activity.streams.get() == 0 && it.activity.idle_since.get().elapsed() > KEEP_ALIVE;
+                it.activity.streams.get() == 0 && it.activity.idle_since.get().elapsed() > IDLE_TIMEOUT;
             let open = it.is_open();
             if !open {
                 it.backend.habit.closes();
@@ -272,7 +272,7 @@ async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_reset_streams(RESET_STREAMS)
+        .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX));
     let answered = async {
         let (sender, mut connection) = builder.handshake(io).await.map_err(no_http2)?;
@@ -286,7 +286,7 @@ async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes
         .await?;
         Ok((sender, Driver { connection, pings, activity }))
     };
-    tokio::time::timeout(PONG, answered).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(PING_TIMEOUT, answered).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
 /// An app that closes at once may be shutting down, and nothing was sent to it. One that sends anything else speaks
@@ -328,19 +328,19 @@ async fn dies(pings: &mut PingPong, activity: &Activity) {
     let mut asked: Option<Instant> = None;
     loop {
         let heard = activity.heard.get();
-        tokio::time::sleep(SILENCE).await;
+        tokio::time::sleep(PING_DELAY).await;
         if activity.heard.get() != heard {
             asked = None;
             continue;
         }
-        if activity.streams.get() == 0 || asked.is_some_and(|at| at.elapsed() < APART) {
+        if activity.streams.get() == 0 || asked.is_some_and(|at| at.elapsed() < PING_INTERVAL) {
             continue;
         }
         asked = Some(Instant::now());
         if pings.send_ping(Ping::opaque()).is_err() {
             return;
         }
-        match tokio::time::timeout(PONG, poll_fn(|cx| pings.poll_pong(cx))).await {
+        match tokio::time::timeout(PING_TIMEOUT, poll_fn(|cx| pings.poll_pong(cx))).await {
             Ok(Ok(_)) => {}
             _ => {
                 tracing::warn!("an HTTP/2 connection to the app is dead: no answer to a PING");

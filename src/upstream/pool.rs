@@ -20,13 +20,13 @@ use crate::tls::stream::{Session, Tls};
 use crate::tls::{HTTP1, HTTP2};
 
 /// Time that idle connections are kept if the app doesn't say; Node closes its own after 5 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(4);
 /// Maximum time that idle connections are kept, whatever the app says, to save memory.
-const KEEP_ALIVE_MOST: Duration = Duration::from_secs(60);
+const MAX_KEEP_ALIVE: Duration = Duration::from_secs(60);
 /// Subtracted from the app's timeout, which may start slightly before ours.
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
 /// Maximum number of idle connections per thread.
-const POOL: usize = 1024;
+const MAX_IDLE: usize = 1024;
 
 /// A connection to one of the app's servers, counted there while it is in use.
 #[derive(Debug)]
@@ -267,12 +267,12 @@ impl Pool {
             return;
         }
         let rest = match timeout {
-            Some(timeout) => timeout.saturating_sub(KEEP_ALIVE_MARGIN).max(timeout / 2).min(KEEP_ALIVE_MOST),
-            None => KEEP_ALIVE,
+            Some(timeout) => timeout.saturating_sub(KEEP_ALIVE_MARGIN).max(timeout / 2).min(MAX_KEEP_ALIVE),
+            None => DEFAULT_KEEP_ALIVE,
         };
         connection.server.set_busy(false);
         let mut idle = self.idle.borrow_mut();
-        if idle.len() == POOL {
+        if idle.len() == MAX_IDLE {
             idle.pop_front();
         }
         idle.push_back(IdleConnection { connection, until: Instant::now() + rest });

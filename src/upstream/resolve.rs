@@ -17,13 +17,13 @@ use super::backends::{ServerAddr, Upstream};
 use crate::config::UpstreamAddr;
 
 /// Time between two lookups of the name.
-const EVERY: Duration = Duration::from_secs(1);
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two lookups while connections fail.
-const IN_DOUBT: Duration = Duration::from_millis(100);
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Maximum number of concurrent lookups. One that hangs must not delay the next one's answer.
-const AT_ONCE: usize = 4;
+const MAX_LOOKUPS: usize = 4;
 /// Time between two readiness checks of an unhealthy server.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Looks up the app's name as long as the process lives, and checks whether unhealthy servers `answer`.
 pub async fn keep_up_to_date<F>(upstream: Arc<Upstream>, answer: impl Fn(UpstreamAddr) -> F)
@@ -34,7 +34,7 @@ where
     loop {
         let began = Instant::now();
         while looking.try_join_next().is_some() {}
-        if let Some(name) = upstream.name().filter(|_| looking.len() < AT_ONCE) {
+        if let Some(name) = upstream.name().filter(|_| looking.len() < MAX_LOOKUPS) {
             let (upstream, number) = (upstream.clone(), upstream.next_look_up());
             looking.spawn(async move {
                 // A name without an address: its container is being replaced, so the old addresses stay.
@@ -44,8 +44,8 @@ where
             });
         }
         let look_again = async {
-            let _ = tokio::time::timeout(EVERY, upstream.re_resolve.notified()).await;
-            tokio::time::sleep(IN_DOUBT.saturating_sub(began.elapsed())).await;
+            let _ = tokio::time::timeout(LOOKUP_INTERVAL, upstream.re_resolve.notified()).await;
+            tokio::time::sleep(RETRY_INTERVAL.saturating_sub(began.elapsed())).await;
         };
         tokio::select! {
             () = look_again => {}
@@ -73,7 +73,7 @@ where
             });
         }
         match upstream.servers().iter().any(|server| server.is_unhealthy()) {
-            true => tokio::time::sleep(ASK_AGAIN).await,
+            true => tokio::time::sleep(CHECK_INTERVAL).await,
             false => std::future::pending().await,
         }
     }

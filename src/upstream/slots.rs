@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-static MOST: AtomicU64 = AtomicU64::new(u64::MAX);
+static MAX_OPEN: AtomicU64 = AtomicU64::new(u64::MAX);
 static OPEN: AtomicU64 = AtomicU64::new(0);
 
 /// Counts one connection until it is dropped.
@@ -11,8 +11,8 @@ static OPEN: AtomicU64 = AtomicU64::new(0);
 pub struct Slot(());
 
 /// Sets the maximum number of connections.
-pub fn set_most(most: u64) {
-    MOST.store(most, Ordering::Relaxed);
+pub fn set_max_connections(max: u64) {
+    MAX_OPEN.store(max, Ordering::Relaxed);
 }
 
 /// Returns the number of open connections.
@@ -23,7 +23,7 @@ pub fn open_connections() -> u64 {
 /// Whether the limit is reached: then no connection is kept idle, because another thread may be waiting for its
 /// place.
 pub fn are_taken() -> bool {
-    open_connections() >= MOST.load(Ordering::Relaxed)
+    open_connections() >= MAX_OPEN.load(Ordering::Relaxed)
 }
 
 impl Slot {
@@ -32,7 +32,7 @@ impl Slot {
     /// # Errors
     /// `QuotaExceeded` if there is none.
     pub fn take() -> io::Result<Self> {
-        if OPEN.fetch_add(1, Ordering::Relaxed) >= MOST.load(Ordering::Relaxed) {
+        if OPEN.fetch_add(1, Ordering::Relaxed) >= MAX_OPEN.load(Ordering::Relaxed) {
             OPEN.fetch_sub(1, Ordering::Relaxed);
             return Err(io::ErrorKind::QuotaExceeded.into());
         }
