@@ -28,7 +28,7 @@ pub struct Http2Connection {
     streams: RefCell<Vec<Running>>,
     /// The number of the last accepted stream.
     accepted: Cell<u32>,
-    /// Streams whose last frame was written, or that were reset, before they were accepted.
+    /// Streams that the client reset before they were accepted.
     early: RefCell<Vec<u32>>,
     /// The app has begun to close its connections.
     pub app_goes: Cell<bool>,
