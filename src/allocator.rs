@@ -1,8 +1,8 @@
-//! The system's allocator, with freed blocks kept at hand for the data plane's threads.
+//! The system's allocator, with a per-thread cache of freed blocks for the data plane's threads.
 //!
-//! musl's malloc has one lock for all threads, and gives pages back to the kernel that it asks for again a moment later.
-//! An HTTP/2 request needs some dozens of blocks, and they cost as much as all the rest of it. What a thread keeps is
-//! bounded, and given back when it was not needed for a while: idle connections cost what they did.
+//! musl's malloc has one lock for all threads, and returns pages to the kernel that it requests again a moment later.
+//! An HTTP/2 request needs several dozen blocks, which used to cost as much as the rest of the request. Each thread's
+//! cache is bounded and shrinks when it isn't used, so idle connections cost no more.
 
 #![expect(unsafe_code, reason = "CPU per gRPC call 49 → 28 µs (benches/README.md)")]
 
@@ -10,52 +10,52 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ptr::null_mut;
 
-/// Blocks of up to so many bytes are kept.
-const LARGEST: usize = 128 * 1024;
-/// What a thread keeps at most, in bytes.
-const MOST: usize = 2 * 1024 * 1024;
-/// Blocks are aligned so, which is what malloc does.
+/// Maximum size of a cached block, in bytes.
+const MAX_BLOCK: usize = 128 * 1024;
+/// Maximum size of a thread's cache, in bytes.
+const MAX_KEPT: usize = 2 * 1024 * 1024;
+/// Alignment of all blocks, in bytes, as in malloc.
 const ALIGN: usize = 16;
-/// Classes up to 64 bytes, in steps of 16; above, each doubling has four.
-const SMALL: usize = 4;
-const CLASSES: usize = SMALL + 4 * (LARGEST / 64).ilog2() as usize;
+/// Number of classes up to 64 bytes, in steps of 16; above, each doubling has four.
+const SMALL_CLASSES: usize = 4;
+const CLASSES: usize = SMALL_CLASSES + 4 * (MAX_BLOCK / 64).ilog2() as usize;
 
 /// The allocator, for `#[global_allocator]`.
 #[derive(Debug)]
 pub struct Allocator;
 
-/// A thread's freed blocks.
+/// A thread's cache of freed blocks.
 struct Kept {
-    /// Bytes for which there is room.
+    /// Bytes that may still be added.
     room: Cell<usize>,
     classes: [Class; CLASSES],
 }
 
-/// Those of one size: each begins with the address of the next one.
+/// The free blocks of one size: each begins with the address of the next one.
 struct Class {
     first: Cell<*mut u8>,
     blocks: Cell<usize>,
-    /// The fewest there were since [`give_back`].
+    /// The lowest number of blocks since [`give_back`].
     spare: Cell<usize>,
 }
 
 thread_local! {
-    // Without a destructor: one could not be run, nor registered, without allocating.
+    // No destructor: neither running nor registering one is possible without allocating.
     static KEPT: Kept = const { Kept { room: Cell::new(0), classes: [const { Class::new() }; CLASSES] } };
 }
 
-/// From now on this thread keeps freed blocks at hand. For threads that live as long as the process: what one keeps is
-/// not given back when it ends.
+/// From now on this thread caches freed blocks. For threads that live as long as the process: the cache is not freed
+/// when a thread ends.
 pub fn keep_at_hand() {
-    KEPT.with(|kept| kept.room.set(MOST));
+    KEPT.with(|kept| kept.room.set(MAX_KEPT));
 }
 
-/// Gives back what this thread has not needed since the last call.
+/// Frees the blocks that this thread has not needed since the last call.
 pub fn give_back() {
     KEPT.with(|kept| {
         for (number, class) in kept.classes.iter().enumerate() {
             for _ in 0..class.spare.get() {
-                // SAFETY: the class has no fewer blocks than it could spare, and each came from the system by this layout.
+                // SAFETY: the class has at least `spare` blocks, and each came from the system with this layout.
                 unsafe { System.dealloc(kept.pop(number), layout(number)) };
             }
             class.spare.set(class.blocks.get());
@@ -70,12 +70,12 @@ impl Class {
 }
 
 impl Kept {
-    /// A block of this class, or null.
+    /// Returns a block of this class, or null.
     fn pop(&self, number: usize) -> *mut u8 {
         let class = &self.classes[number];
         let block = class.first.get();
         if !block.is_null() {
-            // SAFETY: nobody else has it, and `push` wrote the next one's address there.
+            // SAFETY: the list owns the block, and `push` wrote the next one's address to it.
             class.first.set(unsafe { block.cast::<*mut u8>().read() });
             class.blocks.set(class.blocks.get() - 1);
             class.spare.set(class.spare.get().min(class.blocks.get()));
@@ -84,12 +84,15 @@ impl Kept {
         block
     }
 
-    /// Takes a block of this class that nobody uses any more; false when there is no room for it.
+    /// Adds an unused block of this class to the list. Returns false if there is no room for it.
+    ///
+    /// # Safety
+    /// The block belongs to the caller, who gives it up, and has this class's layout.
     unsafe fn push(&self, number: usize, block: *mut u8) -> bool {
         let Some(room) = self.room.get().checked_sub(layout(number).size()) else { return false };
         self.room.set(room);
         let class = &self.classes[number];
-        // SAFETY: it is the caller's, who gives it away, and has room for an address.
+        // SAFETY: the caller gives up the block, which has room for an address.
         unsafe { block.cast::<*mut u8>().write(class.first.get()) };
         class.first.set(block);
         class.blocks.set(class.blocks.get() + 1);
@@ -97,10 +100,10 @@ impl Kept {
     }
 }
 
-/// The number of the class whose blocks serve this; none for what goes to the system as it is.
+/// Returns the class whose blocks fit this layout; `None` if it goes straight to the system.
 fn class(wanted: Layout) -> Option<usize> {
     let size = wanted.size();
-    if size > LARGEST || wanted.align() > ALIGN {
+    if size > MAX_BLOCK || wanted.align() > ALIGN {
         return None;
     }
     if size <= 64 {
@@ -108,24 +111,24 @@ fn class(wanted: Layout) -> Option<usize> {
     }
     let doublings = (size - 1).ilog2() as usize - 6;
     let below = 64 << doublings;
-    Some(SMALL + 4 * doublings + (size - below).div_ceil(below / 4) - 1)
+    Some(SMALL_CLASSES + 4 * doublings + (size - below).div_ceil(below / 4) - 1)
 }
 
-/// The layout of a class's blocks.
+/// Returns the layout of a class's blocks.
 fn layout(class: usize) -> Layout {
-    let size = if class < SMALL {
+    let size = if class < SMALL_CLASSES {
         16 * (class + 1)
     } else {
-        let (doublings, quarter) = ((class - SMALL) / 4, (class - SMALL) % 4 + 1);
+        let (doublings, quarter) = ((class - SMALL_CLASSES) / 4, (class - SMALL_CLASSES) % 4 + 1);
         (64 << doublings) / 4 * (4 + quarter)
     };
-    // SAFETY: a power of two, and far from overflow.
+    // SAFETY: the alignment is a power of two, and the size is far from overflow.
     unsafe { Layout::from_size_align_unchecked(size, ALIGN) }
 }
 
-// SAFETY: all blocks come from the system's allocator. One that has a class was asked for by its class's layout, which
-// is no smaller, and goes back by the same: the class follows from the layout alone, which the caller gives again. One
-// that is kept is in no other hands, for it was freed, and in one thread's list only.
+// SAFETY: all blocks come from the system's allocator. One that has a class was allocated with its class's layout,
+// which is no smaller than the request, and is freed with the same: the class follows from the layout alone, which
+// the caller passes again. A cached block has no other owner, because it was freed, and is in one thread's list only.
 unsafe impl GlobalAlloc for Allocator {
     unsafe fn alloc(&self, wanted: Layout) -> *mut u8 {
         let Some(class) = class(wanted) else { return unsafe { System.alloc(wanted) } };
@@ -176,15 +179,15 @@ mod tests {
     #[test]
     fn a_class_is_no_smaller_than_what_it_serves_and_at_most_a_quarter_larger() {
         let mut last = 0;
-        for size in 1..=LARGEST {
+        for size in 1..=MAX_BLOCK {
             let class = class(Layout::from_size_align(size, 8).unwrap()).unwrap();
             assert!(class == last || class == last + 1, "{size} bytes");
             last = class;
             let given = layout(class).size();
             assert!(given >= size && given <= size.div_ceil(16) * 16 * 5 / 4, "{given} for {size} bytes");
         }
-        assert_eq!((last + 1, layout(last).size()), (CLASSES, LARGEST));
-        for (size, align) in [(LARGEST + 1, 1), (64, 32)] {
+        assert_eq!((last + 1, layout(last).size()), (CLASSES, MAX_BLOCK));
+        for (size, align) in [(MAX_BLOCK + 1, 1), (64, 32)] {
             assert_eq!(class(Layout::from_size_align(size, align).unwrap()), None);
         }
     }
@@ -194,7 +197,7 @@ mod tests {
         thread::spawn(|| {
             let of = Layout::from_size_align(1000, 8).unwrap();
             let blocks = || KEPT.with(|kept| kept.classes[class(of).unwrap()].blocks.get());
-            // SAFETY: each block is freed once, by its layout.
+            // SAFETY: each block is freed once, with its layout.
             unsafe {
                 Allocator.dealloc(Allocator.alloc(of), of);
                 assert_eq!(blocks(), 0, "not asked to");
@@ -210,7 +213,7 @@ mod tests {
                 assert_eq!(blocks(), 0);
                 let held: Vec<_> = (0..3000).map(|_| Allocator.alloc(of)).collect();
                 held.into_iter().for_each(|block| Allocator.dealloc(block, of));
-                assert_eq!(blocks(), MOST / 1024, "no more than there is room for");
+                assert_eq!(blocks(), MAX_KEPT / 1024, "no more than there is room for");
                 let zeroed = Allocator.alloc_zeroed(of);
                 assert!((0..of.size()).all(|at| zeroed.add(at).read() == 0), "though it was used before");
                 Allocator.dealloc(zeroed, of);
@@ -220,21 +223,21 @@ mod tests {
         .unwrap();
     }
 
-    /// Random blocks, grown, shrunk, freed by this thread or the next one; each holds its own number throughout.
+    /// Random blocks, grown, shrunk, freed by this thread or the next one; each keeps its own number throughout.
     #[test]
     fn no_block_is_in_two_hands() {
         /// A block, its layout, and the byte that fills it.
         type Block = (usize, Layout, u8);
         fn filled(&(block, of, byte): &Block) -> bool {
-            // SAFETY: it is ours, and was filled.
+            // SAFETY: the block is ours, and was filled.
             let bytes = unsafe { std::slice::from_raw_parts(block as *const u8, of.size()) };
-            // All as the first one, by memcmp: byte by byte takes a debug build 15 times as long.
+            // Compares with memcmp: a loop over the bytes takes a debug build 15 times as long.
             bytes[0] == byte && bytes[1..] == bytes[..bytes.len() - 1]
         }
         fn size(random: &mut u64) -> usize {
             *random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-            let most = 1 << (*random >> 60).clamp(4, 12) << (*random >> 40 & 7);
-            (*random >> 33) as usize % most + 1
+            let max = 1 << (*random >> 60).clamp(4, 12) << (*random >> 40 & 7);
+            (*random >> 33) as usize % max + 1
         }
         let ends: Vec<_> = (0..3).map(|_| channel::<Block>()).collect();
         let (to, from): (Vec<_>, Vec<_>) = ends.into_iter().unzip();
@@ -244,7 +247,7 @@ mod tests {
                 keep_at_hand();
                 for round in 0..20_000_u32 {
                     let (bytes, byte) = (size(&mut random), round as u8);
-                    // SAFETY: each block is used and freed by who has it.
+                    // SAFETY: each block is used and freed by its owner only.
                     unsafe {
                         let of = Layout::from_size_align(bytes, 1 << (random >> 20 & 5)).unwrap();
                         let block = Allocator.alloc(of);

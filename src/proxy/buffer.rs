@@ -1,4 +1,4 @@
-//! Byte buffers, which idle connections hold none of: [`crate::allocator`] has their room at hand for the next one.
+//! Byte buffers. Idle connections hold none; [`crate::allocator`] keeps their memory ready for the next one.
 
 use std::io;
 use std::pin::pin;
@@ -6,9 +6,9 @@ use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncReadExt};
 
-/// What a buffer has room for at first, in bytes.
+/// Initial capacity, in bytes.
 pub const SIZE: usize = 16 * 1024;
-/// What it grows to once a body fills it at one read.
+/// Capacity once a body has filled the buffer in one read, in bytes.
 pub const LARGE: usize = 128 * 1024;
 
 /// Bytes that were read and not yet used.
@@ -19,12 +19,12 @@ pub struct Buffer {
 }
 
 impl Buffer {
-    /// What was read and not yet used.
+    /// Returns the bytes not yet used.
     pub fn unread(&self) -> &[u8] {
         &self.bytes[self.start..]
     }
 
-    /// The first `n` bytes have been used.
+    /// Marks the first `n` bytes as used.
     pub fn consume(&mut self, n: usize) {
         self.start += n;
         debug_assert!(self.start <= self.bytes.len());
@@ -34,12 +34,12 @@ impl Buffer {
         }
     }
 
-    /// Nothing is left unread.
+    /// Whether no byte is left unread.
     pub fn is_empty(&self) -> bool {
         self.start == self.bytes.len()
     }
 
-    /// Reads once, into room for at least a byte; 0 is the end. It has room only while bytes are there to be read.
+    /// Reads once, into room for at least one byte; 0 is the end. Allocates only while there are bytes to read.
     pub fn poll_fill<R: AsyncRead + Unpin>(
         &mut self,
         cx: &mut Context<'_>,
@@ -63,7 +63,7 @@ impl Buffer {
         std::future::poll_fn(|cx| self.poll_fill(cx, reader)).await
     }
 
-    /// Gives the room back if nothing is unread.
+    /// Frees the memory if nothing is unread.
     pub fn release(&mut self) {
         if self.is_empty() {
             *self = Self::default();
@@ -79,14 +79,14 @@ impl Buffer {
         }
     }
 
-    /// A body filled all of it at one read: larger reads cost less.
+    /// Enlarges a buffer that a body filled in one read: larger reads cost less.
     pub fn grow(&mut self) {
         if self.is_empty() && self.bytes.capacity() < LARGE {
             self.bytes = Vec::with_capacity(LARGE);
         }
     }
 
-    /// Bytes that one read could have brought at most.
+    /// Returns the most that one read could have brought, in bytes.
     pub fn capacity(&self) -> usize {
         self.bytes.capacity()
     }
@@ -98,6 +98,6 @@ fn poll_append<R: AsyncRead + Unpin>(
     reader: &mut R,
     bytes: &mut Vec<u8>,
 ) -> Poll<io::Result<usize>> {
-    // A vector's spare room can't be lent to a reader without unsafe code: tokio does it for us.
+    // Only unsafe code can lend a vector's spare capacity to a reader; tokio does it for us.
     pin!(reader.read_buf(bytes)).poll(cx)
 }

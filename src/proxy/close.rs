@@ -1,7 +1,8 @@
-//! The lingering close: our end first, then read until the peer's, so that nothing of the last answer is lost.
+//! The lingering close: closes our side first, then reads until the peer closes, so that nothing of the last response
+//! is lost.
 //!
-//! Closing over unread bytes makes the kernel send a reset, which takes from the peer what it hasn't read yet; and
-//! when the pod's network goes with the process, so does what the kernel has not delivered (RFC 9112 §9.6).
+//! Closing with unread bytes makes the kernel send a reset, which discards what the peer hasn't read yet; and once
+//! the pod's network goes with the process, so does what the kernel has not delivered (RFC 9112 §9.6).
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -16,19 +17,19 @@ use super::socket;
 use super::stream::Stream;
 use crate::drain::gate::Connected;
 
-/// A peer that has everything and doesn't close is waited for so long, and so is one that only sends.
-const DELIVERED: Duration = Duration::from_secs(1);
-/// Nobody is waited for longer than this, however slowly it reads; a drain's end may be sooner.
-const MOST: Duration = Duration::from_secs(300);
-/// How often it is asked whether everything has been delivered.
-const LOOK: Duration = Duration::from_millis(250);
-/// What a peer may still send, in time, when its answer is long there.
-const SENDING: Duration = Duration::from_secs(5);
+/// Time limit for a peer that has received everything to close its side.
+const DELIVERED_TIMEOUT: Duration = Duration::from_secs(1);
+/// Time limit for the whole close, however slowly the peer reads; the end of a drain may come sooner.
+const MAX_LINGER: Duration = Duration::from_secs(300);
+/// How often the kernel is asked whether everything was delivered.
+const POLL_INTERVAL: Duration = Duration::from_millis(250);
+/// Time limit for a peer that keeps sending.
+const SENDING_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Ends our side, then waits for the client's end; counted as lingering meanwhile.
+/// Closes our side, then waits for the client's; the connection counts as lingering meanwhile.
 pub async fn shut(mut stream: Stream, connected: Connected, shared: &Shared) {
     shared.lingering.fetch_add(1, Ordering::AcqRel);
-    // A client that has much to read yet is not counted any more while it does.
+    // A client that still has much to read no longer counts as connected.
     let mut connected = Some(connected);
     let ended = {
         let mut end = pin!(stream.shutdown());
@@ -37,7 +38,7 @@ pub async fn shut(mut stream: Stream, connected: Connected, shared: &Shared) {
             connected = None;
             ended
         });
-        tokio::time::timeout(MOST, ended).await
+        tokio::time::timeout(MAX_LINGER, ended).await
     };
     if ended.is_ok() {
         linger(stream).await;
@@ -45,20 +46,20 @@ pub async fn shut(mut stream: Stream, connected: Connected, shared: &Shared) {
     shared.lingering.fetch_sub(1, Ordering::AcqRel);
 }
 
-/// Reads and discards until the peer closes, has had everything for a while, or the bound is over.
+/// Reads and discards until the peer closes, has had everything for a while, or a time limit passes.
 async fn linger(mut stream: Stream) {
     let (began, mut delivered) = (Instant::now(), None);
     let mut discarded = Buffer::default();
-    while began.elapsed() < MOST {
-        let read = tokio::time::timeout(LOOK, discarded.fill(&mut stream)).await;
+    while began.elapsed() < MAX_LINGER {
+        let read = tokio::time::timeout(POLL_INTERVAL, discarded.fill(&mut stream)).await;
         match read {
             Ok(Ok(0) | Err(_)) => return,
-            Ok(Ok(n)) if began.elapsed() < SENDING => discarded.consume(n),
+            Ok(Ok(n)) if began.elapsed() < SENDING_TIMEOUT => discarded.consume(n),
             Ok(Ok(_)) => return,
             Err(_) if socket::unacknowledged(stream.tcp()) > 0 => delivered = None,
             Err(_) => {
                 let since = *delivered.get_or_insert_with(Instant::now);
-                if since.elapsed() >= DELIVERED {
+                if since.elapsed() >= DELIVERED_TIMEOUT {
                     return;
                 }
             }

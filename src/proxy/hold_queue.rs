@@ -1,4 +1,4 @@
-//! Requests that are held, in the order in which they came. Only who is held takes the lock.
+//! The queue of held requests, in order of arrival. Only held requests take the lock.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -7,20 +7,20 @@ use std::task::{Poll, Waker};
 
 use crate::drain::gate::Gate;
 
-/// Those who wait. It moves on one by one, so that they reach the app in order.
+/// The queue. It releases its requests one by one, so that they reach the app in order.
 #[derive(Debug, Default)]
 pub struct HoldQueue(Mutex<Waiting>);
 
 #[derive(Debug, Default)]
 struct Waiting {
-    /// By number, with whom to wake.
-    people: BTreeMap<u64, Option<Waker>>,
+    /// The wakers, by ticket number.
+    wakers: BTreeMap<u64, Option<Waker>>,
     next: u64,
     bytes: usize,
     moving: bool,
 }
 
-/// A place in the line.
+/// A place in the queue.
 struct Ticket<'l> {
     queue: &'l HoldQueue,
     gate: &'l Gate,
@@ -29,7 +29,7 @@ struct Ticket<'l> {
 }
 
 impl HoldQueue {
-    /// Stops, or moves on: newcomers wait until all who were there before them have gone.
+    /// Holds or releases the queue. On release, new requests wait until all earlier ones have gone.
     pub fn hold(&self, gate: &Gate, on: bool) {
         let mut waiting = self.waiting();
         waiting.moving = !on;
@@ -40,27 +40,27 @@ impl HoldQueue {
         }
     }
 
-    /// Waits for its turn; false when the line already holds so many bytes that these are too many. No less than one
-    /// request is held, however large.
-    pub async fn wait(&self, gate: &Gate, bytes: usize, most: usize) -> bool {
+    /// Waits for its turn. Returns false if `bytes` would exceed the queue's limit of `max` bytes; an empty queue
+    /// accepts a request of any size.
+    pub async fn wait(&self, gate: &Gate, bytes: usize, max: usize) -> bool {
         let ticket = {
             let mut waiting = self.waiting();
-            if waiting.bytes > 0 && waiting.bytes + bytes > most {
+            if waiting.bytes > 0 && waiting.bytes + bytes > max {
                 return false;
             }
             waiting.bytes += bytes;
             waiting.next += 1;
             let number = waiting.next;
-            waiting.people.insert(number, None);
+            waiting.wakers.insert(number, None);
             Ticket { queue: self, gate, number, bytes }
         };
         poll_fn(|cx| {
             let mut waiting = self.waiting();
-            let first = waiting.people.first_key_value().is_some_and(|(first, _)| *first == ticket.number);
+            let first = waiting.wakers.first_key_value().is_some_and(|(first, _)| *first == ticket.number);
             if first && waiting.moving {
                 return Poll::Ready(());
             }
-            waiting.people.insert(ticket.number, Some(cx.waker().clone()));
+            waiting.wakers.insert(ticket.number, Some(cx.waker().clone()));
             Poll::Pending
         })
         .await;
@@ -74,9 +74,9 @@ impl HoldQueue {
 
 impl Waiting {
     fn move_on(&self, gate: &Gate) {
-        match self.people.first_key_value() {
+        match self.wakers.first_key_value() {
             Some((_, Some(first))) => first.wake_by_ref(),
-            // It is about to look by itself.
+            // It is about to check by itself.
             Some((_, None)) => {}
             None => gate.set_holding(false),
         }
@@ -86,7 +86,7 @@ impl Waiting {
 impl Drop for Ticket<'_> {
     fn drop(&mut self) {
         let mut waiting = self.queue.waiting();
-        waiting.people.remove(&self.number);
+        waiting.wakers.remove(&self.number);
         waiting.bytes -= self.bytes;
         if waiting.moving {
             waiting.move_on(self.gate);
@@ -114,7 +114,7 @@ mod tests {
         let mut third = pin!(queue.wait(&gate, 1, 9));
         assert!(third.as_mut().poll(cx).is_pending() && second.as_mut().poll(cx).is_pending());
         assert_eq!(first.as_mut().poll(cx), Poll::Ready(true));
-        // One that gives up leaves no gap.
+        // A ticket that gives up leaves no gap.
         drop(second);
         assert_eq!(third.as_mut().poll(cx), Poll::Ready(true));
         assert!(!gate.holding());

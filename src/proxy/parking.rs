@@ -1,5 +1,5 @@
-//! Parked connections and tunnels: what rests costs its sockets, a line here and no task. One epoll set per thread
-//! holds them; the next byte makes a task of it again.
+//! Parked connections and tunnels: an idle one costs its sockets and an entry here, and has no task. One epoll set
+//! per thread watches them; the next byte gives the connection a task again.
 
 use std::cell::RefCell;
 use std::io;
@@ -21,19 +21,19 @@ use super::stream;
 use crate::drain::gate::Connected;
 use crate::drain::ledger::Ledger;
 
-/// A connection is parked after resting for so long: busy ones never are.
-pub const AFTER: Duration = Duration::from_secs(1);
-/// A parked connection that was closed by us waits so long for the client's end.
-const LINGER: Duration = Duration::from_secs(1);
-/// Events taken from the set at once.
-const EVENTS: usize = 256;
-const TUNNEL: u64 = 1 << 63;
+/// Idle time after which a connection is parked; busy ones never are.
+pub const PARK_AFTER: Duration = Duration::from_secs(1);
+/// Time for the client to close its side after we closed a parked connection.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum number of events per epoll_wait.
+const MAX_EVENTS: usize = 256;
+const TUNNEL_BIT: u64 = 1 << 63;
 
-/// What is parked no longer: it needs a task again.
+/// A connection that is no longer parked and needs a task.
 pub enum Unparked {
-    /// A connection whose next request may be here.
+    /// A connection whose next request may have arrived.
     Idle(Idle),
-    /// A tunnel over which something moves, or that is to end.
+    /// A tunnel that has bytes to relay, or has to end.
     Tunnel(ParkedTunnel),
 }
 
@@ -43,7 +43,7 @@ struct Parked {
     since: Instant,
     /// When it was accepted, if its first request is still to come.
     accepted: Option<Instant>,
-    /// Gone once our side has closed.
+    /// `None` once our side has closed.
     connected: Option<Connected>,
 }
 
@@ -51,41 +51,41 @@ struct Parked {
 pub struct Parking {
     set: OwnedFd,
     parked: RefCell<Slab<Parked>>,
-    /// Their events' keys have the bit [`TUNNEL`].
+    /// The keys of their events have the bit [`TUNNEL_BIT`].
     tunnels: RefCell<Slab<ParkedTunnel>>,
     wake: Arc<Notify>,
 }
 
 impl Parking {
-    /// An empty one; `wake` makes it look at the phase.
+    /// An empty set; `wake` makes it check the phase.
     ///
     /// # Errors
-    /// When the kernel gives no epoll set.
+    /// If the kernel can't create an epoll set.
     pub fn new(wake: Arc<Notify>) -> io::Result<Self> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         Ok(Self { set, parked: RefCell::default(), tunnels: RefCell::default(), wake })
     }
 
-    /// Parks a connection of which no byte is unread.
+    /// Parks a connection without unread bytes.
     ///
     /// # Errors
-    /// When the kernel has no room for it; the connection is closed.
+    /// If the kernel can't add it to the set; the connection is closed.
     pub fn park(&self, idle: Idle) -> io::Result<()> {
         let Idle { stream, peer, connected, accepted } = idle;
         let mut parked = self.parked.borrow_mut();
         let vacant = parked.vacant_entry();
         self.watch(stream.tcp(), vacant.key() as u64)?;
         vacant.insert(Parked { stream, peer, since: Instant::now(), accepted, connected: Some(connected) });
-        // The drain may have asked for idle ones just before.
+        // The drain may have closed the idle ones just before.
         self.wake.notify_one();
         Ok(())
     }
 
-    /// Parks a tunnel of which no byte is under way; gives it back where the kernel has no room for it.
+    /// Parks a tunnel without unread bytes. Returns it if the kernel can't add it to the set.
     pub fn park_tunnel(&self, tunnel: ParkedTunnel) -> Option<ParkedTunnel> {
         let mut tunnels = self.tunnels.borrow_mut();
         let vacant = tunnels.vacant_entry();
-        let key = TUNNEL | vacant.key() as u64;
+        let key = TUNNEL_BIT | vacant.key() as u64;
         let watched = self.watch(tunnel.client.tcp(), key).and_then(|()| self.watch(&tunnel.app, key));
         if watched.is_err() {
             let _ = epoll::delete(&self.set, tunnel.client.tcp());
@@ -97,38 +97,39 @@ impl Parking {
     }
 
     fn watch(&self, socket: &impl AsFd, key: u64) -> io::Result<()> {
-        // One event is all we need: whatever it says ends the rest.
+        // ONESHOT: any event, whatever its kind, ends the parking.
         let flags = epoll::EventFlags::IN | epoll::EventFlags::RDHUP | epoll::EventFlags::ONESHOT;
         Ok(epoll::add(&self.set, socket, epoll::EventData::new_u64(key), flags)?)
     }
 
-    /// Closes those that were idle in all for as long as may be now, and forgets those that were closed long enough ago.
+    /// Closes the connections that have exceeded the idle timeout, and drops those that were closed long enough ago.
     pub fn expire(&self, shared: &Shared) {
-        let (now, rest) = (Instant::now(), shared.idle_timeout().saturating_sub(AFTER));
+        let (now, rest) = (Instant::now(), shared.idle_timeout().saturating_sub(PARK_AFTER));
         let over: Vec<_> = self
             .parked
             .borrow()
             .iter()
             .filter(|(_, parked)| {
-                now.duration_since(parked.since) >= if parked.connected.is_some() { rest } else { LINGER }
+                now.duration_since(parked.since)
+                    >= if parked.connected.is_some() { rest } else { LINGER_TIMEOUT }
             })
             .map(|(key, _)| key)
             .collect();
         over.into_iter().for_each(|key| self.close(shared, key));
     }
 
-    /// Takes out the tunnels over which nothing has moved for `--tunnel-timeout`: they end.
+    /// Removes the tunnels that were idle for `--tunnel-timeout`, so that they end.
     pub fn expire_tunnels(&self, shared: &Shared, ledger: &Ledger, start: impl FnMut(Unparked)) {
-        let most = shared.settings.limits.tunnel_timeout;
-        if !most.is_zero() {
+        let max = shared.settings.limits.tunnel_timeout;
+        if !max.is_zero() {
             let now = ledger.now_ms();
             let quiet =
-                |tunnel: &ParkedTunnel| now.saturating_sub(tunnel.state.moved_at) >= most.as_millis() as u64;
+                |tunnel: &ParkedTunnel| now.saturating_sub(tunnel.state.moved_at) >= max.as_millis() as u64;
             self.unpark_tunnels(quiet, start);
         }
     }
 
-    /// The first time closes our side and waits for the client's, the second time lets go.
+    /// The first call closes our side and waits for the client's, the second drops the connection.
     fn close(&self, shared: &Shared, key: usize) {
         let mut all = self.parked.borrow_mut();
         let Some(parked) = all.get_mut(key) else { return };
@@ -138,7 +139,7 @@ impl Parking {
             parked.connected = None;
             return;
         }
-        // With its only file descriptor it leaves the set.
+        // Closing its only file descriptor removes it from the set.
         let parked = all.remove(key);
         parked.stream.discard();
         if parked.connected.is_none() {
@@ -146,7 +147,7 @@ impl Parking {
         }
     }
 
-    /// Closes all, but for those whose next request is here already: they are served.
+    /// Closes all connections except those whose next request has already arrived: they are served.
     fn close_all(&self, shared: &Shared, start: &mut impl FnMut(Unparked)) {
         let open: Vec<_> = self
             .parked
@@ -155,11 +156,11 @@ impl Parking {
             .filter(|(_, parked)| parked.connected.is_some())
             .map(|(key, _)| key)
             .collect();
-        // A look at the set before every few, instead of one at each socket: a request comes hardly in between. The
-        // drain waits for these closes, and not for the clients' answers to them.
+        // Checks the set before every few closes instead of each socket: a request is unlikely to arrive in between.
+        // The drain waits for these closes, but not for the clients' replies to them.
         let mut ended = Vec::new();
         for few in open.chunks(32) {
-            while self.unpark_ready(&mut ended, start).is_ok_and(|ready| ready == EVENTS) {}
+            while self.unpark_ready(&mut ended, start).is_ok_and(|ready| ready == MAX_EVENTS) {}
             few.iter().for_each(|key| self.close(shared, *key));
         }
         ended.into_iter().for_each(|key| self.close(shared, key));
@@ -168,12 +169,12 @@ impl Parking {
     /// Takes out those of which the kernel says that something has come; returns how many. Those that we have closed and
     /// that have come to their end are added to `ended`.
     fn unpark_ready(&self, ended: &mut Vec<usize>, start: &mut impl FnMut(Unparked)) -> io::Result<usize> {
-        let mut events = [const { MaybeUninit::uninit() }; EVENTS];
+        let mut events = [const { MaybeUninit::uninit() }; MAX_EVENTS];
         let (happened, _) = epoll::wait(&self.set, &mut events, Some(&Default::default()))?;
         for event in &*happened {
             let key = event.data.u64();
-            if key & TUNNEL != 0 {
-                self.unpark_tunnel((key & !TUNNEL) as usize, start);
+            if key & TUNNEL_BIT != 0 {
+                self.unpark_tunnel((key & !TUNNEL_BIT) as usize, start);
             } else if let Some(idle) = self.unpark(key as usize) {
                 start(Unparked::Idle(idle));
             } else {
@@ -183,7 +184,7 @@ impl Parking {
         Ok(happened.len())
     }
 
-    /// Takes a tunnel out. Both its sides may have an event: only the first finds it.
+    /// Removes a tunnel. Both of its sockets may have an event: only the first one finds it.
     fn unpark_tunnel(&self, key: usize, start: &mut impl FnMut(Unparked)) {
         let Some(tunnel) = self.tunnels.borrow_mut().try_remove(key) else { return };
         let _ = epoll::delete(&self.set, tunnel.client.tcp());
@@ -198,7 +199,7 @@ impl Parking {
         keys.into_iter().for_each(|key| self.unpark_tunnel(key, &mut start));
     }
 
-    /// Takes a connection out; none if it is one that we have closed.
+    /// Removes a connection; `None` if we have closed it.
     fn unpark(&self, key: usize) -> Option<Idle> {
         let mut all = self.parked.borrow_mut();
         let connected = all.get_mut(key)?.connected.take()?;
@@ -207,10 +208,10 @@ impl Parking {
         Some(Idle { stream, peer, connected, accepted })
     }
 
-    /// Hands what needs a task again to `start`, for as long as the thread lives.
+    /// Passes parked connections that need a task to `start`, for the life of the thread.
     ///
     /// # Errors
-    /// When the runtime or the kernel refuses the epoll set.
+    /// If the runtime or the kernel refuses the epoll set.
     pub async fn watch_all(&self, shared: &Shared, mut start: impl FnMut(Unparked)) -> io::Result<()> {
         #[expect(
             deprecated,
@@ -222,7 +223,7 @@ impl Parking {
                 ready = set.readable() => {
                     let mut ready = ready?;
                     let mut ended = Vec::new();
-                    if self.unpark_ready(&mut ended, &mut start)? < EVENTS {
+                    if self.unpark_ready(&mut ended, &mut start)? < MAX_EVENTS {
                         ready.clear_ready();
                     }
                     ended.into_iter().for_each(|key| self.close(shared, key));

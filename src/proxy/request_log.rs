@@ -1,11 +1,11 @@
-//! What is written down of a request once it has ended: metrics and the access log.
+//! What is recorded of a request once it has ended: metrics and the access log.
 
 use std::time::Instant;
 
 use super::http1::head::Request;
 use crate::metrics::{Ended, Shard, add};
 
-/// What is known of a request from its head.
+/// What a request's head says.
 pub struct RequestLog {
     since: Instant,
     head: usize,
@@ -20,19 +20,19 @@ struct AccessLine {
     peer: String,
 }
 
-/// What is known at its end.
+/// What is known at the end of a request.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Totals {
-    /// The answer's status; 0 when there was none.
+    /// The response's status; 0 if there was none.
     pub status: u16,
-    /// Bytes from the client behind the head.
+    /// Bytes from the client after the head.
     pub received: u64,
     /// Bytes to the client.
     pub sent: u64,
 }
 
 impl RequestLog {
-    /// `head` is what the request was read from; `log` whether there is an access log.
+    /// Starts the log of a request; `head` is the buffer it was parsed from; `log` is whether there is an access log.
     pub fn new(since: Instant, head: &[u8], request: &Request, peer: &str, log: bool) -> Self {
         let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&head[range]).into_owned();
         let line = log.then(|| {
@@ -43,7 +43,7 @@ impl RequestLog {
         Self { since, head: request.len, health_check: request.health_check, line }
     }
 
-    /// Of a connection that is passed on byte for byte to `upstream`.
+    /// Starts the log of a connection relayed to `upstream`.
     pub fn tcp(since: Instant, upstream: &str, peer: &str, log: bool) -> Self {
         let line = log.then(|| {
             Box::new(AccessLine {
@@ -55,7 +55,7 @@ impl RequestLog {
         Self { since, head: 0, health_check: false, line }
     }
 
-    /// Counts it and logs it.
+    /// Counts the request and logs it.
     pub fn write(&self, shard: &Shard, totals: Totals, ended: Ended) {
         let took = self.since.elapsed();
         add(&shard.received, totals.received + self.head as u64);

@@ -1,4 +1,4 @@
-//! What the threads of the data plane share.
+//! The state that the data plane's threads share.
 
 use std::future::poll_fn;
 use std::hash::{BuildHasher, RandomState};
@@ -21,51 +21,51 @@ use crate::tls::server::Termination;
 use crate::upstream::{self, Backend, Upstream};
 use tokio::sync::Notify;
 
-/// Time from a connection's accept in which its first request is on its way: a drain waits this long for it.
-pub const FIRST_REQUEST: Duration = Duration::from_secs(1);
+/// A drain waits this long, from a connection's accept, for its first request.
+pub const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Shared by all threads; what changes in it is a few words that the drain writes.
+/// The state shared by all threads; only the drain changes it, in a few atomics.
 pub struct Shared {
-    /// As validated.
+    /// The validated settings.
     pub settings: Settings,
     /// Admission and counts.
     pub gate: Arc<Gate>,
-    /// Where the app is.
+    /// The app's upstream.
     pub upstream: Arc<Upstream>,
-    /// The `Host` of a request that has none: `--upstream`, as our own questions to the app say it.
+    /// The `Host` of a request without one: `--upstream`, as in the proxy's own requests to the app.
     app_host: String,
-    /// Where the connections of each `--tcp` go.
+    /// The upstream of each `--tcp`.
     pub tcp: Vec<Arc<Upstream>>,
-    /// What clients find at the listeners with TLS.
+    /// TLS termination, for listeners with TLS.
     pub tls: Option<Arc<Termination>>,
-    /// Requests that are held.
+    /// Held requests.
     pub hold_queue: HoldQueue,
-    /// One ledger a thread.
+    /// One ledger per thread.
     pub ledgers: Vec<Arc<Ledger>>,
-    /// One shard of counters a thread.
+    /// One shard of counters per thread.
     pub shards: Vec<Arc<Shard>>,
-    /// Wakes the parked connections of a thread.
+    /// Wakes the parked connections of each thread.
     pub parkings: Vec<Arc<Notify>>,
-    /// Closed connections that still wait for their peer's end.
+    /// Closed connections that still wait for their peer to close.
     pub lingering: AtomicU64,
-    /// When the process began: the clock of arrivals.
+    /// When the process started: the epoch of the arrival clock.
     pub began: Instant,
-    /// The app of `lameduck run` has yet to listen, and the process is to go.
+    /// The app of `lameduck run` has not listened yet, and the process has to stop.
     booting: AtomicBool,
-    /// Idle connections close: nothing runs and nobody can come in.
+    /// Idle connections have to close: nothing runs and no new work can arrive.
     closing_idle: AtomicBool,
-    /// Long-lived streams end, each within so many milliseconds; `u64::MAX` while they need not.
+    /// The time within which long-lived streams end, in milliseconds; `u64::MAX` while they need not.
     stream_spread_ms: AtomicU64,
-    /// How long a request is held at most.
+    /// Maximum hold time of a request, in milliseconds.
     hold_most_ms: AtomicU64,
 }
 
-const STREAMS_STAY: u64 = u64::MAX;
-/// While as many connections are open as may be, an idle one is closed after this part of its time.
-pub const CROWDED: u32 = 60;
+const NO_STREAM_END: u64 = u64::MAX;
+/// Divisor of the idle timeout while the number of connections is at its limit.
+pub const CROWDED_DIVISOR: u32 = 60;
 
 impl Shared {
-    /// The state of `settings.threads` threads. `on_idle` is the gate's.
+    /// The state for `settings.threads` threads. `on_idle` is passed to the gate.
     pub fn new(
         settings: Settings,
         tls: Option<Arc<Termination>>,
@@ -91,37 +91,37 @@ impl Shared {
             began: Instant::now(),
             booting: AtomicBool::new(false),
             closing_idle: AtomicBool::new(false),
-            stream_spread_ms: AtomicU64::new(STREAMS_STAY),
+            stream_spread_ms: AtomicU64::new(NO_STREAM_END),
             hold_most_ms: AtomicU64::new(0),
         }
     }
 
-    /// The phase; what it means for a connection is looked up where it matters.
+    /// Returns the phase; each user decides what it means for a connection.
     pub fn phase(&self) -> Phase {
         self.gate.phase()
     }
 
-    /// Whether clients may have certificates, which only we may say.
+    /// Whether clients may have certificates, so that only the proxy may vouch for them.
     pub fn asks_for_certificates(&self) -> bool {
         self.settings.tls.as_ref().is_some_and(|tls| tls.client_ca.is_some())
     }
 
-    /// Everything ends now.
+    /// Whether everything has to end now.
     pub fn forced(&self) -> bool {
         self.phase() >= Phase::Forcing
     }
 
-    /// Says whether an app that has never listened is waited for though the process is to go.
+    /// Sets whether to wait for an app that has never listened although the process has to stop.
     pub fn set_booting(&self, booting: bool) {
         self.booting.store(booting, Ordering::Release);
     }
 
-    /// Whether it is waited for.
+    /// Whether to wait for an app that has never listened.
     pub fn booting(&self) -> bool {
         self.booting.load(Ordering::Acquire)
     }
 
-    /// What the app is told of a client whose address is `peer`, and whether it is asked to keep the connection.
+    /// Returns what the app is told about a client at `peer`, and whether it is asked to keep the connection.
     pub fn sender<'a>(&'a self, peer: &'a str, channel: &'a Channel, ask_keep_alive: bool) -> Sender<'a> {
         Sender {
             peer,
@@ -135,110 +135,111 @@ impl Shared {
         }
     }
 
-    /// Publishes a phase to every connection. A new round forgets what the last one told them.
+    /// Publishes a phase to every connection. A new round resets the flags of the last one.
     pub fn set_phase(&self, phase: Phase) {
         if phase == Phase::Serving {
             self.closing_idle.store(false, Ordering::Release);
-            self.stream_spread_ms.store(STREAMS_STAY, Ordering::Release);
+            self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
         }
         self.gate.set_phase(phase);
         self.wake_all();
     }
 
-    /// Lets new requests wait, each no longer than `most`.
-    pub fn hold(&self, most: Duration) {
-        self.hold_most_ms.store(most.as_millis() as u64, Ordering::Release);
+    /// Holds new requests, each for up to `max`.
+    pub fn hold(&self, max: Duration) {
+        self.hold_most_ms.store(max.as_millis() as u64, Ordering::Release);
         self.hold_queue.hold(&self.gate, true);
     }
 
-    /// Lets the held requests go, one after the other. Streams need not end any more.
+    /// Releases the held requests, one after another. Streams need not end any more.
     pub fn release(&self) {
-        self.stream_spread_ms.store(STREAMS_STAY, Ordering::Release);
+        self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
         self.hold_queue.hold(&self.gate, false);
     }
 
-    /// How long a request is held at most.
+    /// Returns the maximum time that a request is held.
     pub fn hold_most(&self) -> Duration {
         Duration::from_millis(self.hold_most_ms.load(Ordering::Acquire))
     }
 
-    /// Idle connections close.
+    /// Closes idle connections.
     pub fn close_idle(&self) {
         self.closing_idle.store(true, Ordering::Release);
         self.wake_all();
     }
 
-    /// Whether an idle connection is to close.
+    /// Whether idle connections have to close.
     pub fn closing_idle(&self) -> bool {
         self.closing_idle.load(Ordering::Acquire) || self.forced()
     }
 
-    /// WebSockets, event streams and waiting long polls end, each at random within `spread`.
+    /// Ends WebSockets, event streams and waiting long polls, each at a random time within `spread`.
     pub fn end_streams(&self, spread: Duration) {
         self.stream_spread_ms.store(spread.as_millis() as u64, Ordering::Release);
         self.wake_all();
     }
 
-    /// Within what time a stream from this server is to end, once it is to end at all.
+    /// Returns the time within which a stream from this server has to end, if it has to end at all.
     fn streams_end(&self, from: &Backend) -> Option<Duration> {
         let ms = self.stream_spread_ms.load(Ordering::Acquire);
-        (ms != STREAMS_STAY).then(|| Duration::from_millis(ms)).or_else(|| from.streams_end())
+        (ms != NO_STREAM_END).then(|| Duration::from_millis(ms)).or_else(|| from.streams_end())
     }
 
-    /// Whether a tunnel to this server has to act: a WebSocket on the end of streams, any other only when all is cut.
+    /// Whether a tunnel to this server has to act: a WebSocket when streams end, any other only when everything is
+    /// cut.
     pub fn ends_tunnel(&self, websocket: bool, to: &Backend) -> bool {
         self.forced() || (websocket && self.streams_end(to).is_some())
     }
 
-    /// The streams of a server that was left end, each at random within `spread`.
+    /// Ends the streams of a server that is no longer used, each at a random time within `spread`.
     pub fn end_streams_of(&self, server: &Backend, spread: Duration) {
         server.end_streams(spread);
         self.wake_all();
     }
 
-    /// Returns when a stream from this server is to end: at random within the spread that the drain gives.
+    /// Returns when a stream from this server has to end: at a random time within the spread set by the drain.
     pub async fn stream_end(&self, from: &Backend) {
         let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
         loop {
             let spread = poll_fn(|_| self.streams_end(from).map_or(Poll::Pending, Poll::Ready)).await;
             tokio::time::sleep(spread.mul_f64(share)).await;
-            // Not if somebody resumed meanwhile.
+            // Not if the drain was cancelled meanwhile.
             if self.streams_end(from).is_some() {
                 return;
             }
         }
     }
 
-    /// Whether more is in flight than may be. Who asks has been counted.
+    /// Whether more requests are in flight than allowed. The caller has already been counted.
     pub fn past_in_flight(&self) -> bool {
-        let most = self.settings.limits.max_in_flight;
-        most != 0 && self.gate.in_flight() > most
+        let max = self.settings.limits.max_in_flight;
+        max != 0 && self.gate.in_flight() > max
     }
 
-    /// Whether as many client connections are open as may be. Those that linger count too: each is an open file.
+    /// Whether client connections have reached their limit. Lingering ones count too: each is an open file.
     pub fn is_full(&self) -> bool {
         let (open, limits) = (self.open_clients(), &self.settings.limits);
         let app = upstream::open_connections().max(self.gate.in_flight());
         open >= limits.max_connections || open + app >= limits.max_files
     }
 
-    /// Leaves to connections to the app what clients' leave of the open files.
+    /// Gives upstream connections the open files that client connections leave.
     pub fn share_files(&self) {
         let files = self.settings.limits.max_files;
-        upstream::set_most(files.saturating_sub(self.open_clients()).min(most_of_one_side(files)));
+        upstream::set_max_connections(files.saturating_sub(self.open_clients()).min(most_of_one_side(files)));
     }
 
     fn open_clients(&self) -> u64 {
         self.gate.connections() + self.lingering.load(Ordering::Relaxed)
     }
 
-    /// How long a connection may be idle now: far less while others wait for its place.
+    /// Returns how long a connection may be idle now: much shorter while others wait for its place.
     pub fn idle_timeout(&self) -> Duration {
-        let most = self.settings.limits.idle_timeout;
-        if self.is_full() { most / CROWDED } else { most }
+        let max = self.settings.limits.idle_timeout;
+        if self.is_full() { max / CROWDED_DIVISOR } else { max }
     }
 
-    /// What runs, oldest first.
+    /// Returns the requests and connections in progress, oldest first.
     pub fn ledger(&self) -> Vec<LedgerRow> {
         let mut rows = Vec::new();
         self.ledgers.iter().for_each(|ledger| ledger.collect(&mut rows));
@@ -246,7 +247,7 @@ impl Shared {
         rows
     }
 
-    /// What arrived so far, and when the last did.
+    /// Returns the arrivals so far, and the time of the last one.
     pub fn arrivals(&self) -> (Arrivals, Option<Instant>) {
         let sum = |count: fn(&Shard) -> &AtomicU64| {
             self.shards.iter().map(|shard| count(shard).load(Ordering::Relaxed)).sum()

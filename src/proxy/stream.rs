@@ -1,4 +1,4 @@
-//! The client's side of a connection, and what the request pipeline asks of it beyond bytes.
+//! The client's side of a connection, and what the request pipeline needs of it besides bytes.
 
 use std::future::Future;
 use std::io::{self, Read};
@@ -15,76 +15,76 @@ use tokio::net::{TcpStream, tcp};
 use super::socket;
 use crate::tls::stream::{self as tls, Session, Tls};
 
-/// Any HTTP/1.1 client reads over an interim answer (RFC 9110 §15.2).
+/// Every HTTP/1.1 client skips an interim response (RFC 9110 §15.2).
 const INTERIM: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
 
-/// The half that reads a request. What it reads is HTTP/1.1, whatever the client speaks.
+/// The half that reads a request, always as HTTP/1.1, whatever the client speaks.
 pub trait Source: AsyncRead + Unpin {
-    /// Sends an interim answer: whether a client that has ended its side still reads can only be found out by sending
-    /// it something, for a host that has closed answers with a reset.
-    /// False when it has gone already: who learns it here learns it nowhere else.
+    /// Sends an interim response. Whether a client that has closed its sending side still reads can only be found out
+    /// by sending something: a host that has closed completely answers with a reset. Returns false if the client has
+    /// already gone; no other call reports that.
     fn nudge(&self) -> bool;
-    /// Whether the client has gone for sure.
+    /// Whether the client has definitely disconnected.
     fn has_failed(&self) -> bool;
-    /// Returns once it has.
+    /// Returns once the client has definitely disconnected.
     fn failed(&self) -> impl Future<Output = ()>;
-    /// Bytes that the connection still holds for the client, as far as the kernel says.
+    /// Returns the bytes that the client has not acknowledged, according to the kernel.
     fn unacknowledged(&self) -> u32;
 }
 
-/// The half that writes the answer, as HTTP/1.1. What it has taken is in the socket.
+/// The half that writes the response, as HTTP/1.1. What it has accepted is in the socket.
 pub trait Sink: AsyncWrite + Unpin {
-    /// Bytes that were written and that the client has not acknowledged.
+    /// Returns the bytes written that the client has not acknowledged.
     fn unacknowledged(&self) -> u32;
 }
 
-/// What an app is told of a client's connection.
+/// What an app is told about a client's connection.
 #[derive(Clone, Debug, Default)]
 pub struct Channel {
     /// It is encrypted.
     pub https: bool,
-    /// The subject of the client's certificate, which was verified.
+    /// The subject of the client's verified certificate.
     pub subject: Option<Rc<str>>,
 }
 
 /// A client's connection.
 #[derive(Debug)]
 pub enum Stream {
-    /// By TCP.
+    /// Plain TCP.
     Tcp(TcpStream),
-    /// By TCP, with TLS.
+    /// TLS over TCP.
     Tls(Tls),
 }
 
-/// A client's connection that no task looks at.
+/// A client's connection without a task.
 #[derive(Debug)]
 pub enum Resting {
-    /// By TCP.
+    /// Plain TCP.
     Tcp(std::net::TcpStream),
-    /// By TCP, with TLS.
+    /// TLS over TCP.
     Tls(std::net::TcpStream, Box<Session>),
 }
 
 /// The half that reads from the client.
 #[derive(Debug)]
 pub enum Reader<'s> {
-    /// By TCP.
+    /// Plain TCP.
     Tcp(tcp::ReadHalf<'s>),
-    /// By TCP, with TLS.
+    /// TLS over TCP.
     Tls(tls::ReadHalf<'s>),
 }
 
 /// The half that writes to the client.
 #[derive(Debug)]
 pub enum Writer<'s> {
-    /// By TCP.
+    /// Plain TCP.
     Tcp(tcp::WriteHalf<'s>),
-    /// By TCP, with TLS.
+    /// TLS over TCP.
     Tls(tls::WriteHalf<'s>),
 }
 
 impl Stream {
-    /// Both halves, usable side by side.
+    /// Returns both halves, which can be used concurrently.
     pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
         match self {
             Self::Tcp(stream) => {
@@ -98,7 +98,7 @@ impl Stream {
         }
     }
 
-    /// The socket below.
+    /// Returns the socket.
     pub fn tcp(&self) -> &TcpStream {
         match self {
             Self::Tcp(stream) => stream,
@@ -106,7 +106,7 @@ impl Stream {
         }
     }
 
-    /// What an app is told of it.
+    /// Returns what an app is told about it.
     pub fn channel(&self) -> Channel {
         match self {
             Self::Tcp(_) => Channel::default(),
@@ -114,10 +114,10 @@ impl Stream {
         }
     }
 
-    /// For being parked.
+    /// Prepares it for parking.
     ///
     /// # Errors
-    /// When the runtime doesn't let go of the socket.
+    /// If the runtime doesn't release the socket.
     pub fn rest(self) -> io::Result<Resting> {
         match self {
             Self::Tcp(stream) => stream.into_std().map(Resting::Tcp),
@@ -125,24 +125,24 @@ impl Stream {
         }
     }
 
-    /// Resets the connection when it is closed, so that the client can tell a cut from an end.
+    /// Makes the close of the connection a reset, so that the client can tell a cut from an end.
     pub fn reset_on_close(&self) {
         let _ = SockRef::from(self.tcp()).set_linger(Some(Duration::ZERO));
     }
 }
 
 impl Resting {
-    /// The socket below.
+    /// Returns the socket.
     pub fn tcp(&self) -> &std::net::TcpStream {
         match self {
             Self::Tcp(stream) | Self::Tls(stream, _) => stream,
         }
     }
 
-    /// Ends our side of it.
+    /// Closes our sending side.
     ///
     /// # Errors
-    /// When the client has gone already.
+    /// If the client has already disconnected.
     pub fn close(&mut self) -> io::Result<()> {
         if let Self::Tls(tcp, session) = self {
             session.close(tcp);
@@ -150,11 +150,11 @@ impl Resting {
         self.tcp().shutdown(Shutdown::Write)
     }
 
-    /// Reads a client's own farewell after ours: closing over it would reset the connection.
+    /// Reads and discards the client's close_notify after ours: closing with unread bytes would reset the connection.
     pub fn discard(&self) {
         if let Self::Tls(tcp, _) = self {
             let (mut tcp, mut bytes) = (tcp, [0; 1024]);
-            // A client that goes on sending is not read for ever.
+            // Bounded, in case the client keeps sending.
             for _ in 0..64 {
                 if !tcp.read(&mut bytes).is_ok_and(|n| n == bytes.len()) {
                     break;
@@ -163,10 +163,10 @@ impl Resting {
         }
     }
 
-    /// For use by a task again.
+    /// Makes it usable by a task again.
     ///
     /// # Errors
-    /// When the runtime doesn't take the socket.
+    /// If the runtime doesn't take the socket.
     pub fn go_on(self) -> io::Result<Stream> {
         match self {
             Self::Tcp(stream) => TcpStream::from_std(stream).map(Stream::Tcp),
@@ -183,12 +183,12 @@ impl Reader<'_> {
         }
     }
 
-    /// Whether something came that was not read yet, asked of the kernel itself.
+    /// Whether unread bytes have arrived, according to the kernel.
     pub fn has_unread(&self) -> bool {
         socket::has_unread(self.tcp())
     }
 
-    /// Whether a TLS record has come in part: a request that has begun.
+    /// Whether part of a TLS record has arrived: the beginning of a request.
     pub fn has_partial(&self) -> bool {
         matches!(self, Self::Tls(half) if half.has_partial())
     }

@@ -1,4 +1,4 @@
-//! The data plane's threads: each serves its connections, and starts what a connection has become.
+//! The data plane's threads: each serves its connections, and starts the next step of each.
 
 use std::io;
 use std::net::{SocketAddr, TcpListener};
@@ -27,13 +27,13 @@ use crate::drain::gate::Connected;
 use crate::drain::machine::Phase;
 use crate::repeated::Repeated;
 
-/// How often deadlines are looked at.
-const SWEEP: Duration = Duration::from_millis(250);
+/// How often deadlines are checked.
+const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
 ///
 /// # Errors
-/// When a thread can't be started.
+/// If a thread can't be started.
 pub fn start(
     shared: &Arc<Shared>,
     listeners: Vec<(TcpListener, Service)>,
@@ -59,7 +59,7 @@ pub fn start(
     })
 }
 
-/// Starts a thread with a runtime of its own, which lives as long as the process.
+/// Starts a thread with its own runtime, which lives as long as the process.
 fn spawn_thread<F: Future<Output = ()>>(
     shared: &Arc<Shared>,
     number: usize,
@@ -101,9 +101,9 @@ async fn serve_given(worker: Rc<Worker>, mut given: mpsc::UnboundedReceiver<Give
     }
 }
 
-/// One look per tick at every connection's deadline instead of a timer for each.
+/// Checks all deadlines once per tick, instead of one timer per connection.
 async fn sweep(worker: Rc<Worker>) {
-    let mut ticks = tokio::time::interval(SWEEP);
+    let mut ticks = tokio::time::interval(SWEEP_INTERVAL);
     loop {
         ticks.tick().await;
         let (shared, parking) = (&worker.shared, &worker.parking);
@@ -123,11 +123,11 @@ async fn sweep(worker: Rc<Worker>) {
 async fn watch_parked(worker: Rc<Worker>) {
     let watched = worker.parking.watch_all(&worker.shared, |unparked| resume(unparked, &worker)).await;
     if let Err(error) = watched {
-        tracing::error!(%error, "parked connections can't be watched");
+        tracing::error!(%error, "can't watch the parked connections");
     }
 }
 
-/// Serves a connection that was just accepted.
+/// Serves a newly accepted connection.
 async fn serve_accepted(accepted: Accepted<tokio::net::TcpStream>, worker: Rc<Worker>) {
     let since = Instant::now();
     let Some(Accepted { stream, peer, service, connected }) = welcome(accepted, &worker).await else {
@@ -135,7 +135,7 @@ async fn serve_accepted(accepted: Accepted<tokio::net::TcpStream>, worker: Rc<Wo
     };
     let accepted = if service == Service::Https { Instant::now() } else { since };
     match service {
-        // A task of its own, which is a fraction of the size of one that serves requests.
+        // A separate task, a fraction of the size of one that serves requests.
         Service::Tcp(route) => drop(spawn_local(serve_tcp(stream, peer, route, connected, worker))),
         Service::Http | Service::Https => {
             let next = http1::serve(stream, peer, connected, Some(accepted), &worker).await;
@@ -162,7 +162,7 @@ async fn serve_http2(connection: Http2, worker: Rc<Worker>) {
 
 async fn serve_tcp(client: Stream, peer: SocketAddr, route: usize, connected: Connected, worker: Rc<Worker>) {
     match tcp::serve(client, peer, route, connected, &worker).await {
-        // It is in a task of its own already.
+        // Already in a task of its own.
         Next::Tunnel(tunnel) => serve_tunnel(tunnel, worker).await,
         other => go_on(other, &worker).await,
     }
@@ -173,13 +173,12 @@ async fn serve_tunnel(tunnel: Box<Tunnel>, worker: Rc<Worker>) {
     go_on(next, &worker).await;
 }
 
-/// Does what is to be done with a connection next; what serves it further is a task of its own, as large as its kind
-/// needs.
+/// Starts the next step of a connection, in a task of its own that is as large as that step needs.
 async fn go_on(next: Next, worker: &Rc<Worker>) {
     match next {
         Next::Closed => {}
         Next::Close(stream, connected) => shut(stream, connected, &worker.shared).await,
-        // A kernel that has no room for one more event has none for another connection either.
+        // If the kernel has no memory for one more event, the connection is dropped.
         Next::Park(idle) => drop(worker.parking.park(idle)),
         Next::Http2(connection) => {
             let entry = connection.entry.hand_over();
@@ -198,7 +197,7 @@ async fn go_on(next: Next, worker: &Rc<Worker>) {
     }
 }
 
-/// Gives a task to what is parked no longer.
+/// Gives a task to a connection that was parked.
 fn resume(unparked: Unparked, worker: &Rc<Worker>) {
     match unparked {
         Unparked::Idle(Idle { stream, peer, connected, accepted }) => {

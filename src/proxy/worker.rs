@@ -1,4 +1,4 @@
-//! What one thread of the data plane has for itself.
+//! The state that one thread of the data plane owns.
 
 use std::io;
 use std::sync::Arc;
@@ -13,31 +13,31 @@ use crate::drain::ledger::Ledger;
 use crate::metrics::{Shard, add};
 use crate::upstream::{Pool, Upstream};
 
-/// Health checks at once that nobody waits for, and no more than may be in flight. Those past it are requests like any
-/// other: what a client says of itself opens no more doors than that.
-const HEALTH_CHECKS: u64 = 64;
+/// Maximum number of concurrent health checks that are exempt from counting, and no more than may be in flight.
+/// Further ones count as ordinary requests, because clients identify themselves.
+const MAX_HEALTH_CHECKS: u64 = 64;
 
-/// One thread's own.
+/// The state of one thread.
 pub struct Worker {
-    /// What all threads share.
+    /// The state that all threads share.
     pub shared: Arc<Shared>,
     /// This thread's connections.
     pub ledger: Arc<Ledger>,
     /// This thread's counters.
     pub shard: Arc<Shard>,
-    /// Client connections that rest.
+    /// Parked client connections.
     pub parking: Parking,
-    /// Connections to the app that rest.
+    /// Idle connections to the app.
     pub pool: Pool,
-    /// Ways to the upstream of each `--tcp`; nothing rests in them.
+    /// Routes to the upstream of each `--tcp`; they keep no idle connections.
     pub tcp: Vec<Pool>,
 }
 
 impl Worker {
-    /// The thread with this number.
+    /// The state of the thread with this number.
     ///
     /// # Errors
-    /// When the kernel has no epoll set for its parked connections.
+    /// If the kernel can't create an epoll set for its parked connections.
     pub fn new(shared: Arc<Shared>, number: usize) -> io::Result<Self> {
         let (ledger, shard) = (shared.ledgers[number].clone(), shared.shards[number].clone());
         let parking = Parking::new(shared.parkings[number].clone())?;
@@ -48,20 +48,20 @@ impl Worker {
         Ok(Self { shared, ledger, shard, parking, pool, tcp })
     }
 
-    /// A request's head has been read; `first` of its connection. A health check is neither work nor an arrival; one too
-    /// many at once is a request like any other.
+    /// Counts a request whose head was read; `first` if it is its connection's first. A health check counts neither
+    /// as work nor as an arrival, within the limit.
     pub fn take_in(&self, request: &mut Request, in_flight: &mut InFlight<'_>, now: Instant, first: bool) {
         if request.health_check {
-            let most = self.shared.settings.limits.max_in_flight;
-            let most = if most == 0 { HEALTH_CHECKS } else { most.min(HEALTH_CHECKS) };
-            request.health_check = in_flight.become_health_check(most);
+            let max = self.shared.settings.limits.max_in_flight;
+            let max = if max == 0 { MAX_HEALTH_CHECKS } else { max.min(MAX_HEALTH_CHECKS) };
+            request.health_check = in_flight.become_health_check(max);
         }
         if !request.health_check {
             self.arrival(now, first);
         }
     }
 
-    /// A request has arrived, for the quiet rule; `first` of its connection.
+    /// Records a request's arrival for the quiet rule; `first` if it is its connection's first.
     pub fn arrival(&self, now: Instant, first: bool) {
         add(&self.shard.arrivals, 1);
         if first {
@@ -71,14 +71,14 @@ impl Worker {
         self.shard.last_arrival_us.store(us.max(1), Ordering::Relaxed);
     }
 
-    /// Whether a tunnel over which something moved last at this time, in milliseconds of the ledger's clock, has been
-    /// quiet for `--tunnel-timeout`.
+    /// Whether a tunnel whose last byte moved at `moved_at`, in milliseconds of the ledger's clock, has been quiet
+    /// for `--tunnel-timeout`.
     pub fn too_quiet(&self, moved_at: u64) -> bool {
-        let most = self.shared.settings.limits.tunnel_timeout;
-        !most.is_zero() && self.ledger.now_ms().saturating_sub(moved_at) >= most.as_millis() as u64
+        let max = self.shared.settings.limits.tunnel_timeout;
+        !max.is_zero() && self.ledger.now_ms().saturating_sub(moved_at) >= max.as_millis() as u64
     }
 
-    /// A deadline for a ledger entry, so long from now.
+    /// Returns the deadline for a ledger entry that is `after` from now.
     pub fn deadline(&self, after: Duration) -> u64 {
         self.ledger.now_ms() + after.as_millis() as u64
     }

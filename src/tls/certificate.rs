@@ -1,4 +1,4 @@
-//! Certificates and keys as they stand in files, and the few things that are read from inside them.
+//! Certificates and keys in files, and the few fields that are read from inside them.
 
 use std::fs;
 use std::ops::Range;
@@ -15,16 +15,16 @@ use super::provider;
 /// Seconds since 1970 in UTC.
 pub type Seconds = u64;
 
-/// A certificate to trust.
+/// A trusted root certificate.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Root {
-    /// As it is on the wire.
+    /// The certificate in DER.
     pub der: CertificateDer<'static>,
-    /// When it is valid.
+    /// Its validity.
     pub valid: Range<Seconds>,
 }
 
-/// The certificates of a PEM text, in order. What isn't one is left out.
+/// Returns the certificates of a PEM text, in order. Skips everything else.
 pub fn roots(pem: &[u8]) -> Vec<Root> {
     let ders = CertificateDer::pem_slice_iter(pem).filter_map(Result::ok);
     ders.filter_map(|der| Some(Root { valid: validity(&der)?, der })).collect()
@@ -33,9 +33,9 @@ pub fn roots(pem: &[u8]) -> Vec<Root> {
 /// A server's certificate with its chain and its key.
 #[derive(Clone, Debug)]
 pub struct Served {
-    /// What rustls shows to clients.
+    /// The chain and key for rustls.
     pub key: Arc<CertifiedKey>,
-    /// When it is valid.
+    /// The certificate's validity.
     pub valid: Range<Seconds>,
 }
 
@@ -43,7 +43,7 @@ impl Served {
     /// Reads `tls.crt` (chain) and `tls.key`.
     ///
     /// # Errors
-    /// What is wrong: one of them is no PEM, or they don't belong together.
+    /// If one of them is not PEM, or the key does not match the certificate.
     pub fn read(chain: &[u8], key: &[u8]) -> Result<Self, String> {
         let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(chain).collect();
         let chain = chain.map_err(|why| format!("tls.crt: {why}"))?;
@@ -55,7 +55,7 @@ impl Served {
         Ok(Self { key: Arc::new(key), valid })
     }
 
-    /// The pair in a folder, as Kubernetes writes a Secret of type `kubernetes.io/tls`.
+    /// Reads the pair in a folder, as Kubernetes mounts a Secret of type `kubernetes.io/tls`.
     ///
     /// # Errors
     /// What is wrong, with the folder's name.
@@ -65,24 +65,24 @@ impl Served {
         read.map_err(|why| format!("{}: {why}", dir.display()))
     }
 
-    /// The DNS names that it is for, in small letters; `*.` stands for any one label (RFC 9525 §6.3).
+    /// Returns the certificate's DNS names in lower case; `*.` stands for any one label (RFC 9525 §6.3).
     pub fn names(&self) -> Vec<String> {
         names(self.der()).unwrap_or_default()
     }
 
-    /// The certificate itself, without its chain.
+    /// Returns the certificate itself, without its chain.
     pub fn der(&self) -> &CertificateDer<'static> {
         &self.key.cert[0]
     }
 }
 
-/// What stands in a certificate, as DER (RFC 5280 §4.1): `SEQUENCE { tbs SEQUENCE { [0] version?, serial,
-/// algorithm, issuer, SEQUENCE { notBefore, notAfter }, subject SEQUENCE, key, … [3] { SEQUENCE extensions } } … }`.
+/// The parts of a certificate in DER (RFC 5280 §4.1): `SEQUENCE { tbs SEQUENCE { [0] version?, serial, algorithm,
+/// issuer, SEQUENCE { notBefore, notAfter }, subject SEQUENCE, key, … [3] { SEQUENCE extensions } } … }`.
 pub(super) struct Parts<'d> {
     times: &'d [u8],
-    /// Inside of the subject's SEQUENCE.
+    /// The contents of the subject's SEQUENCE.
     pub subject: &'d [u8],
-    /// Inside of the extensions' SEQUENCE.
+    /// The contents of the extensions' SEQUENCE.
     extensions: &'d [u8],
 }
 
@@ -108,15 +108,15 @@ pub(super) fn parts(der: &[u8]) -> Option<Parts<'_>> {
     Some(Parts { times, subject, extensions })
 }
 
-/// A certificate's validity. The last second is in it.
+/// Returns a certificate's validity, including its last second.
 fn validity(der: &[u8]) -> Option<Range<Seconds>> {
     let (tag, before, rest) = element(parts(der)?.times)?;
     let (end_tag, after, _) = element(rest)?;
     Some(seconds(tag, before)?..seconds(end_tag, after)?.checked_add(1)?)
 }
 
-/// The dNSName entries of subjectAltName (RFC 5280 §4.2.1.6): in the extension of that id an OCTET STRING with a SEQUENCE
-/// of names, of which `[2]` are DNS names.
+/// Returns the dNSName entries of subjectAltName (RFC 5280 §4.2.1.6): the extension with that id holds an OCTET
+/// STRING with a SEQUENCE of names, of which those tagged `[2]` are DNS names.
 fn names(der: &[u8]) -> Option<Vec<String>> {
     const SUBJECT_ALT_NAME: [u8; 3] = [0x55, 0x1d, 0x11];
     let mut extensions = parts(der)?.extensions;
@@ -143,13 +143,13 @@ fn names(der: &[u8]) -> Option<Vec<String>> {
     Some(Vec::new())
 }
 
-/// What is inside a DER element of this tag, and what comes after it.
+/// Returns the contents of a DER element with this tag, and what follows it.
 pub(super) fn enter(der: &[u8], wanted: u8) -> Option<(&[u8], &[u8])> {
     let (tag, inside, rest) = element(der)?;
     (tag == wanted).then_some((inside, rest))
 }
 
-/// The first DER element: tag, content, and what comes after it.
+/// Returns the first DER element: tag, contents, and what follows it.
 pub(super) fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     let (&tag, rest) = der.split_first()?;
     let (&first, mut rest) = rest.split_first()?;
@@ -164,7 +164,7 @@ pub(super) fn element(der: &[u8]) -> Option<(u8, &[u8], &[u8])> {
     Some((tag, inside, rest))
 }
 
-/// UTCTime `YYMMDDHHMMSSZ` or GeneralizedTime `YYYYMMDDHHMMSSZ`; times before 1970 count as 1970.
+/// Parses UTCTime `YYMMDDHHMMSSZ` or GeneralizedTime `YYYYMMDDHHMMSSZ`; times before 1970 count as 1970.
 fn seconds(tag: u8, text: &[u8]) -> Option<Seconds> {
     let text = std::str::from_utf8(text).ok()?.strip_suffix('Z')?;
     let (year, rest) = match tag {

@@ -1,4 +1,4 @@
-//! TLS to the app: whom it has to be, and the handshake with it.
+//! TLS to the app: which certificate it must have, and the handshake.
 
 use std::fs;
 use std::io;
@@ -15,29 +15,29 @@ use super::certificate::roots;
 use super::stream::{Side, Tls};
 use super::{HTTP1, HTTP2, provider};
 
-/// A handshake may take so long: the app is near, and one that begins it goes on with it.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The same trouble is logged again after so long.
-const AGAIN: Duration = Duration::from_secs(10);
-/// Where systems keep the authorities that they trust, each as one file: Debian and Alpine, Red Hat, SUSE, others.
-const SYSTEM: [&str; 4] = [
+/// Time limit for a handshake.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// The same failure is logged again only after this time.
+const LOG_INTERVAL: Duration = Duration::from_secs(10);
+/// Files with the system's trusted authorities: Debian and Alpine, Red Hat, SUSE, others.
+const SYSTEM_CA_FILES: [&str; 4] = [
     "/etc/ssl/certs/ca-certificates.crt",
     "/etc/pki/tls/certs/ca-bundle.crt",
     "/etc/ssl/ca-bundle.pem",
     "/etc/ssl/cert.pem",
 ];
 
-/// Whom the app has to be. One for the process: data threads, readiness checks and hooks ask for the same app.
+/// The trusted authorities. One per process: data threads, readiness checks and hooks connect to the same app.
 static TRUST: OnceLock<Result<Trust, String>> = OnceLock::new();
 
 #[derive(Debug)]
 struct Trust {
     config: Arc<ClientConfig>,
-    /// The same for HTTP/2 inside.
+    /// The same configuration for HTTP/2.
     http2: Arc<ClientConfig>,
 }
 
-/// Sets for good whose certificates the app may have, the system's authorities if `ca` is none.
+/// Sets, once, the authorities that may issue the app's certificate: the system's if `ca` is `None`.
 ///
 /// # Errors
 /// What is wrong with the file.
@@ -49,8 +49,11 @@ impl Trust {
     fn new(ca: Option<&Path>) -> Result<Self, String> {
         let path = match ca {
             Some(path) => path,
-            None => SYSTEM.iter().map(Path::new).find(|path| path.exists()).ok_or_else(|| {
-                format!("no list of trusted authorities ({}): give one by --upstream-ca", SYSTEM.join(", "))
+            None => SYSTEM_CA_FILES.iter().map(Path::new).find(|path| path.exists()).ok_or_else(|| {
+                format!(
+                    "found no file of trusted authorities ({}): name one with --upstream-ca",
+                    SYSTEM_CA_FILES.join(", ")
+                )
             })?,
         };
         let wrong = |why: &dyn std::fmt::Display| format!("{}: {why}", path.display());
@@ -63,15 +66,15 @@ impl Trust {
     }
 }
 
-/// A client's configuration that trusts these authorities.
+/// Returns a client configuration that trusts these authorities.
 ///
 /// # Errors
-/// When there is none that can be used.
+/// If none of them is usable.
 pub fn client_config(
     roots: impl IntoIterator<Item = CertificateDer<'static>>,
 ) -> Result<ClientConfig, String> {
     let mut store = RootCertStore::empty();
-    // A system's list may have one that isn't understood; the others are as good as before.
+    // Skips certificates of a system's list that can't be parsed.
     store.add_parsable_certificates(roots);
     if store.is_empty() {
         return Err("no certificate of an authority in it".to_owned());
@@ -83,11 +86,11 @@ pub fn client_config(
     Ok(config)
 }
 
-/// Shakes hands with the app, which has to be `name`, to speak this protocol (its name of ALPN) inside.
+/// Does the handshake with the app, whose certificate must be for `name`, and offers `protocol` by ALPN.
 ///
 /// # Errors
-/// `ConnectionRefused` for an app that went away meanwhile: it may be tried again, nothing was sent. `Other` for one
-/// that isn't trusted, is silent or speaks no TLS, which is logged.
+/// `ConnectionRefused` if the app disconnected: nothing was sent, so a retry is safe. `Other`, which is logged, if it
+/// isn't trusted, doesn't answer or doesn't speak TLS.
 pub async fn handshake(tcp: TcpStream, name: &str, protocol: &[u8]) -> io::Result<Tls> {
     let trust = TRUST.get_or_init(|| Trust::new(None)).as_ref().map_err(|why| refused(name, why))?;
     let asked = ServerName::try_from(name.to_owned()).map_err(|why| refused(name, &why))?;
@@ -95,21 +98,22 @@ pub async fn handshake(tcp: TcpStream, name: &str, protocol: &[u8]) -> io::Resul
     let session =
         UnbufferedClientConnection::new(config.clone(), asked).map_err(|why| refused(name, &why))?;
     let mut tls = Tls::new(tcp, Side::Client(session));
-    let shaken = tokio::time::timeout(PATIENCE, std::future::poll_fn(|cx| tls.poll_handshake(cx))).await;
+    let shaken =
+        tokio::time::timeout(HANDSHAKE_TIMEOUT, std::future::poll_fn(|cx| tls.poll_handshake(cx))).await;
     match shaken {
         Ok(Ok(())) => Ok(tls),
         Ok(Err(why)) if why.kind() == io::ErrorKind::InvalidData => Err(refused(name, &why)),
         Ok(Err(why)) => Err(io::Error::new(io::ErrorKind::ConnectionRefused, why)),
-        Err(_) => Err(refused(name, &"it is silent")),
+        Err(_) => Err(refused(name, &"it does not answer")),
     }
 }
 
-/// Says what is wrong, but not at each of many requests.
+/// Logs the failure, but not for each of many requests.
 fn refused(name: &str, why: &dyn std::fmt::Display) -> io::Error {
     static LAST: Mutex<Option<(Instant, String)>> = Mutex::new(None);
     let why = why.to_string();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if !last.as_ref().is_some_and(|(at, said)| *said == why && at.elapsed() < AGAIN) {
+    if !last.as_ref().is_some_and(|(at, said)| *said == why && at.elapsed() < LOG_INTERVAL) {
         tracing::warn!(name, "no TLS with the app: {why}");
         *last = Some((Instant::now(), why.clone()));
     }

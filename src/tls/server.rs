@@ -1,5 +1,5 @@
-//! TLS for clients: which certificate a name gets, which clients are let in, and the files that say so, looked at again
-//! and again.
+//! TLS for clients: which certificate serves a name, which clients are admitted, and the files that define both,
+//! which are reread regularly.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -22,18 +22,18 @@ use super::stream::{Side, Tls};
 use super::{PROTOCOLS, provider};
 use crate::config::{ClientAuth, TlsSettings};
 
-/// Between two looks at the files.
-const LOOK: Duration = Duration::from_secs(2);
-/// Handshakes at the same time; past it clients wait, in the listening sockets' queues if they weren't let in before.
-const HANDSHAKES: usize = 1000;
+/// Time between two checks of the files.
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
+/// Maximum number of concurrent handshakes. Further clients wait, in the accept queue if they have not been accepted.
+const MAX_HANDSHAKES: usize = 1000;
 
-/// What clients find at the listeners with TLS.
+/// TLS termination for clients.
 #[derive(Debug)]
 pub struct Termination {
     settings: TlsSettings,
-    /// The watcher's own.
+    /// Used by the watcher only.
     state: Mutex<State>,
-    /// For the next handshake. Held only to look at it or to change it: data threads wait for it.
+    /// For the next handshake. Locked only to read or replace it, because data threads wait for it.
     config: Mutex<Arc<ServerConfig>>,
     names: Arc<Names>,
     handshakes: Semaphore,
@@ -41,9 +41,9 @@ pub struct Termination {
 
 #[derive(Debug)]
 struct State {
-    /// By their folders.
+    /// By folder.
     pairs: BTreeMap<PathBuf, Pair>,
-    /// The file of `--tls-client-ca` as it was read.
+    /// The contents of the file of `--tls-client-ca`.
     client_ca: Vec<u8>,
 }
 
@@ -52,11 +52,11 @@ struct State {
 struct Pair {
     files: Files,
     served: Served,
-    /// Its folder, or both its files, were not there at the last look.
+    /// The folder, or both its files, were missing at the last check.
     gone: bool,
 }
 
-/// `tls.crt` and `tls.key`.
+/// The contents of `tls.crt` and `tls.key`.
 type Files = (Vec<u8>, Vec<u8>);
 
 /// Which certificate is for which name.
@@ -66,7 +66,7 @@ struct Names(Mutex<Arc<Table>>);
 #[derive(Debug, Default)]
 struct Table {
     by_name: HashMap<String, Arc<CertifiedKey>>,
-    /// For all other names, and for clients that say none.
+    /// For all other names, and for clients that send none.
     default: Option<Arc<CertifiedKey>>,
 }
 
@@ -79,7 +79,7 @@ impl ResolvesServerCert for Names {
 }
 
 impl Table {
-    /// The one for exactly this name, else one whose `*` stands for its first label (RFC 9525 §6.3).
+    /// Finds the certificate for exactly this name, else one whose `*` stands for its first label (RFC 9525 §6.3).
     fn find(&self, name: &str) -> Option<&Arc<CertifiedKey>> {
         let wildcard = || self.by_name.get(&format!("*.{}", name.split_once('.')?.1));
         self.by_name.get(name).or_else(wildcard)
@@ -87,10 +87,10 @@ impl Table {
 }
 
 impl Termination {
-    /// Reads everything for the first time.
+    /// Reads all files for the first time.
     ///
     /// # Errors
-    /// Whatever is wrong with a file, with its name.
+    /// What is wrong with a file, with its name.
     pub fn new(settings: TlsSettings) -> Result<Self, String> {
         let mut pairs = BTreeMap::new();
         for dir in folders(&settings.dir)? {
@@ -105,28 +105,28 @@ impl Termination {
         *lock(&names.0) = Arc::new(table(&settings.dir, &pairs));
         let state = Mutex::new(State { pairs, client_ca });
         let config = Mutex::new(config);
-        Ok(Self { settings, state, config, names, handshakes: Semaphore::new(HANDSHAKES) })
+        Ok(Self { settings, state, config, names, handshakes: Semaphore::new(MAX_HANDSHAKES) })
     }
 
-    /// A client's connection whose handshake is still to come.
+    /// A client's connection before its handshake.
     ///
     /// # Errors
-    /// When the session can't be made.
+    /// If the session can't be created.
     pub fn accept(&self, tcp: TcpStream) -> io::Result<Tls> {
         let config = lock(&self.config).clone();
         let session = UnbufferedServerConnection::new(config).map_err(io::Error::other)?;
         Ok(Tls::new(tcp, Side::Server(session)))
     }
 
-    /// A place for one handshake, in the order in which they ask.
+    /// Waits for the right to do one handshake, in order of arrival.
     ///
     /// # Errors
-    /// Never: places are not taken away.
+    /// Never: the semaphore is not closed.
     pub async fn place(&self) -> io::Result<SemaphorePermit<'_>> {
         self.handshakes.acquire().await.map_err(io::Error::other)
     }
 
-    /// How long a handshake may take.
+    /// Returns the time limit for a handshake.
     pub fn timeout(&self) -> Duration {
         self.settings.handshake_timeout
     }
@@ -136,15 +136,15 @@ impl Termination {
         self.handshakes.available_permits() == 0
     }
 
-    /// Looks at the files for as long as the process lives. What is wrong at two looks one after the other is logged
-    /// once: the files of a pair may be replaced one by one.
+    /// Checks the files as long as the process lives. A problem is logged, once, if two checks in a row find it: the
+    /// files of a pair may be replaced one by one.
     pub async fn watch(self: Arc<Self>) {
         let (mut last, mut said) = (Vec::new(), Vec::new());
         loop {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
             let looking = self.clone();
-            // Files may hang.
-            let Ok(wrong) = tokio::task::spawn_blocking(move || looking.look()).await else { continue };
+            // File access may hang.
+            let Ok(wrong) = tokio::task::spawn_blocking(move || looking.reload()).await else { continue };
             for why in wrong.iter().filter(|why| last.contains(*why) && !said.contains(*why)) {
                 tracing::warn!("TLS goes on with what it has: {why}");
             }
@@ -153,11 +153,11 @@ impl Termination {
         }
     }
 
-    /// Takes over what is new and good. Returns what is wrong, whose old version stays.
-    fn look(&self) -> Vec<String> {
+    /// Applies what is new and valid. Returns the problems; the affected files keep their old version.
+    fn reload(&self) -> Vec<String> {
         let mut wrong = Vec::new();
         let mut state = lock(&self.state);
-        if let Err(why) = self.look_at_pairs(&mut state, &mut wrong) {
+        if let Err(why) = self.reload_pairs(&mut state, &mut wrong) {
             wrong.push(why);
         }
         let client_ca = read_client_ca(&self.settings).and_then(|client_ca| {
@@ -165,7 +165,7 @@ impl Termination {
                 let config = Arc::new(configuration(&self.settings, &client_ca, self.names.clone())?);
                 *lock(&self.config) = config;
                 state.client_ca = client_ca;
-                tracing::info!("new authorities for clients' certificates");
+                tracing::info!("loaded new authorities for client certificates");
             }
             Ok(())
         });
@@ -173,10 +173,10 @@ impl Termination {
         wrong
     }
 
-    fn look_at_pairs(&self, state: &mut State, wrong: &mut Vec<String>) -> Result<(), String> {
+    fn reload_pairs(&self, state: &mut State, wrong: &mut Vec<String>) -> Result<(), String> {
         let dirs = folders(&self.settings.dir)?;
         let before = state.pairs.len();
-        // New files may be on their way: forgotten is what wasn't there at two looks one after the other.
+        // New files may be on their way: a pair is forgotten when two checks in a row miss it.
         state.pairs.retain(|dir, pair| {
             let was_gone = std::mem::replace(&mut pair.gone, !dirs.contains(dir));
             !(was_gone && pair.gone)
@@ -207,8 +207,8 @@ impl Termination {
     }
 }
 
-/// The folder itself and its subfolders, as far as they have a pair or half of one. Names that begin with a dot are
-/// Kubernetes' own: behind them it swaps a Secret's files.
+/// Returns the folder itself and its subfolders if they have at least one file of a pair. Names that begin with a dot
+/// are used by Kubernetes to swap a Secret's files.
 fn folders(dir: &Path) -> Result<Vec<PathBuf>, String> {
     let wrong = |why: io::Error| format!("{}: {why}", dir.display());
     let mut dirs = vec![dir.to_owned()];
@@ -220,7 +220,7 @@ fn folders(dir: &Path) -> Result<Vec<PathBuf>, String> {
     }
     dirs.retain(|dir| ["tls.crt", "tls.key"].iter().any(|name| dir.join(name).exists()));
     if dirs.is_empty() {
-        return Err(format!("{}: there is no tls.crt, nor a subfolder with one", dir.display()));
+        return Err(format!("{}: there is no tls.crt, and no subfolder has one", dir.display()));
     }
     dirs.sort();
     Ok(dirs)
@@ -249,7 +249,7 @@ fn tell(dir: &Path, served: &Served) {
     }
 }
 
-/// A name that several are for goes to a subfolder's, and there to the first one's.
+/// If several certificates have the same name, a subfolder's wins, and among those the first one's.
 fn table(dir: &Path, pairs: &BTreeMap<PathBuf, Pair>) -> Table {
     let mut table = Table::default();
     let default = pairs.get(dir);
@@ -263,7 +263,7 @@ fn table(dir: &Path, pairs: &BTreeMap<PathBuf, Pair>) -> Table {
     table
 }
 
-/// Empty without `--tls-client-ca`.
+/// Reads the authorities for clients; empty without `--tls-client-ca`.
 fn read_client_ca(settings: &TlsSettings) -> Result<Vec<u8>, String> {
     let Some(path) = &settings.client_ca else { return Ok(Vec::new()) };
     fs::read(path).map_err(|why| format!("{}: {why}", path.display()))
@@ -294,8 +294,8 @@ fn configuration(
     };
     let mut config = builder.with_cert_resolver(names);
     config.alpn_protocols = PROTOCOLS.map(<[u8]>::to_vec).to_vec();
-    // Who comes again brings what is known of it along: nothing is kept here. A client that has to show a certificate
-    // shows it each time, so that one which isn't trusted any more is out at once.
+    // Clients resume by ticket, so nothing is stored here. A client that must have a certificate presents it each
+    // time, so that one that is no longer trusted is refused at once.
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     if settings.client_ca.is_none() {

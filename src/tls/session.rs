@@ -1,5 +1,5 @@
-//! What a TLS connection is besides its socket: bytes in, bytes out, no I/O. At rest it holds no buffer at all: what is
-//! worked on lies in the thread's scratch, and only what is left over is kept.
+//! A TLS connection without its socket: bytes in, bytes out, no I/O. It holds no buffers while idle: data is
+//! processed in the thread's scratch space, and only leftovers are kept.
 
 use std::{fmt, io};
 
@@ -9,11 +9,11 @@ use rustls::server::{ServerConnectionData, UnbufferedServerConnection};
 use rustls::unbuffered::{ConnectionState, EncodeError, EncryptError, UnbufferedStatus};
 use rustls::{CommonState, Error, InvalidMessage};
 
-/// Either side's session.
+/// The session of either side.
 pub enum Side {
-    /// We are the client.
+    /// The client's.
     Client(UnbufferedClientConnection),
-    /// We are the server.
+    /// The server's.
     Server(UnbufferedServerConnection),
 }
 
@@ -26,14 +26,14 @@ impl fmt::Debug for Side {
     }
 }
 
-/// What rustls' two kinds of sessions have in common.
+/// The common interface of rustls' two kinds of sessions.
 trait Records {
     type Data;
 
     fn process<'c, 'i>(&'c mut self, incoming: &'i mut [u8]) -> UnbufferedStatus<'c, 'i, Self::Data>;
 
-    /// There is more to be sent.
-    fn has_words(&self) -> bool;
+    /// Whether there is more to send.
+    fn has_output(&self) -> bool;
 }
 
 impl Records for UnbufferedClientConnection {
@@ -43,7 +43,7 @@ impl Records for UnbufferedClientConnection {
         self.process_tls_records(incoming)
     }
 
-    fn has_words(&self) -> bool {
+    fn has_output(&self) -> bool {
         self.wants_write()
     }
 }
@@ -55,7 +55,7 @@ impl Records for UnbufferedServerConnection {
         self.process_tls_records(incoming)
     }
 
-    fn has_words(&self) -> bool {
+    fn has_output(&self) -> bool {
         self.wants_write()
     }
 }
@@ -64,38 +64,38 @@ impl Records for UnbufferedServerConnection {
 #[derive(Debug)]
 pub struct Session {
     side: Side,
-    /// Received: the part of a record, or of a message of the handshake.
+    /// Received: part of a record, or of a handshake message.
     incoming: Vec<u8>,
-    /// Decrypted, and not asked for yet.
+    /// Decrypted and not read yet.
     plain: Vec<u8>,
-    /// How much of `plain` has been used.
+    /// Bytes of `plain` already used.
     used: usize,
-    /// Encrypted, and not in the socket yet.
+    /// Encrypted and not in the socket yet.
     outgoing: Vec<u8>,
-    /// Bytes that were taken from a writer and are in `outgoing`, at least the last one of them.
+    /// Bytes accepted from a writer of which at least the last one is still in `outgoing`.
     pub(super) taken: usize,
-    /// The peer has said close_notify.
+    /// The peer has sent close_notify.
     notified: bool,
-    /// We have.
-    farewell: bool,
+    /// We have sent close_notify.
+    close_notify_sent: bool,
     failed: bool,
 }
 
-/// What is to be said once that is possible.
+/// What to send as soon as possible.
 enum Say<'b, 'o> {
     Nothing,
-    /// These bytes, encrypted into that room, of which the number comes back.
+    /// These bytes, encrypted into that room; `run` returns how many.
     Bytes(&'b [u8], &'o mut [u8]),
     /// close_notify.
-    Farewell,
+    CloseNotify,
 }
 
-/// More than a record is longer than what is in it.
-const RECORD: usize = 64;
+/// Overhead of a record, rounded up, in bytes.
+const RECORD_OVERHEAD: usize = 64;
 
-/// Room that `bytes` need once encrypted.
+/// Returns the room that `bytes` need once encrypted, in bytes.
 pub(super) fn encrypted(bytes: usize) -> usize {
-    bytes + (bytes / (16 * 1024) + 2) * RECORD
+    bytes + (bytes / (16 * 1024) + 2) * RECORD_OVERHEAD
 }
 
 impl Session {
@@ -108,7 +108,7 @@ impl Session {
             outgoing: Vec::new(),
             taken: 0,
             notified: false,
-            farewell: false,
+            close_notify_sent: false,
             failed: false,
         }
     }
@@ -128,12 +128,12 @@ impl Session {
         self.common().peer_certificates()?.first()
     }
 
-    /// What was decrypted and not asked for yet.
+    /// Returns the bytes decrypted and not read yet.
     pub(super) fn plain(&self) -> &[u8] {
         &self.plain[self.used..]
     }
 
-    /// The first `n` bytes of that have been used.
+    /// Marks the first `n` of these bytes as used.
     pub(super) fn consume(&mut self, n: usize) {
         self.used += n;
         if self.used == self.plain.len() {
@@ -144,7 +144,7 @@ impl Session {
     /// Whether nothing more will be decrypted.
     ///
     /// # Errors
-    /// When the session has failed.
+    /// If the session has failed.
     pub(super) fn is_over(&self) -> io::Result<bool> {
         match self.failed {
             true => Err(io::ErrorKind::InvalidData.into()),
@@ -152,26 +152,26 @@ impl Session {
         }
     }
 
-    /// How many received bytes wait for the rest of their record or message.
+    /// Returns how many received bytes wait for the rest of their record or message.
     pub(super) fn pending(&self) -> usize {
         self.incoming.len()
     }
 
-    /// What is to be sent.
+    /// Returns the bytes to send.
     pub(super) fn outgoing(&mut self) -> &mut Vec<u8> {
         &mut self.outgoing
     }
 
-    /// Begins, or goes on with, what needs nothing from the peer.
+    /// Begins or continues what needs nothing from the peer.
     pub(super) fn begin(&mut self) -> io::Result<()> {
         self.say(Say::Nothing).map(drop).map_err(failure)
     }
 
-    /// Takes what was received, in `bytes` behind room for what is [`Session::pending`]. What it makes of it goes to
+    /// Processes received bytes, which are in `bytes` after room for [`Session::pending`] bytes. Plaintext goes to
     /// `put`, which returns how much it took; the rest is kept.
     ///
     /// # Errors
-    /// What is wrong with it. The peer is told, in [`Session::outgoing`], if it speaks TLS at all.
+    /// What is wrong with the bytes. An alert for the peer is in [`Session::outgoing`], if it speaks TLS at all.
     pub(super) fn receive(
         &mut self,
         bytes: &mut [u8],
@@ -199,15 +199,15 @@ impl Session {
         }
     }
 
-    /// Encrypts `bytes` into `room`, which is [`encrypted`] long; returns how much of it.
+    /// Encrypts `bytes` into `room`, which is [`encrypted`] long; returns how many bytes were encrypted.
     pub(super) fn encrypt(&mut self, bytes: &[u8], room: &mut [u8]) -> io::Result<usize> {
         self.say(Say::Bytes(bytes, room)).map_err(failure)
     }
 
-    /// Says close_notify, once.
-    pub(super) fn say_farewell(&mut self) {
-        if !std::mem::replace(&mut self.farewell, true) && !self.failed {
-            let _ = self.say(Say::Farewell);
+    /// Sends close_notify, once.
+    pub(super) fn send_close_notify(&mut self) {
+        if !std::mem::replace(&mut self.close_notify_sent, true) && !self.failed {
+            let _ = self.say(Say::CloseNotify);
         }
     }
 
@@ -221,8 +221,8 @@ impl Session {
         Ok(written)
     }
 
-    /// Goes on until the peer has to say something; what it is to be told of an error is in `outgoing` too. Returns how many of the `incoming` bytes are done with, and how many
-    /// were encrypted.
+    /// Runs until the peer has to send something; an alert for it is in `outgoing` too. Returns how many of the
+    /// `incoming` bytes were processed, and how many bytes were encrypted.
     fn run(
         &mut self,
         incoming: &mut [u8],
@@ -250,7 +250,7 @@ fn run<C: Records>(
         let UnbufferedStatus { mut discard, state } = session.process(&mut incoming[done..]);
         let mut said = None;
         let state = match state {
-            // The alert, if there is one, comes next.
+            // The alert, if any, comes next.
             Err(why) if failed.is_none() => {
                 failed = Some(why);
                 done += discard;
@@ -274,14 +274,14 @@ fn run<C: Records>(
                     message.encode(&mut outgoing[start..]).map_err(|why| Error::General(why.to_string()))?;
                 }
             }
-            // It stands in `outgoing`, which keeps the order.
+            // The record is in `outgoing`, which keeps the order.
             ConnectionState::TransmitTlsData(sent) => sent.done(),
             ConnectionState::PeerClosed => *notified = true,
             ConnectionState::WriteTraffic(mut traffic) => {
                 said = Some(match std::mem::replace(&mut say, Say::Nothing) {
                     Say::Nothing => 0,
                     Say::Bytes(bytes, room) => traffic.encrypt(bytes, room).map_err(cant_encrypt)?,
-                    Say::Farewell => {
+                    Say::CloseNotify => {
                         let start = outgoing.len();
                         outgoing.resize(start + encrypted(0), 0);
                         let n = traffic.queue_close_notify(&mut outgoing[start..]).map_err(cant_encrypt)?;
@@ -290,13 +290,13 @@ fn run<C: Records>(
                     }
                 });
             }
-            // The handshake waits for the peer, or everything has been said. (There is no early data.)
+            // The handshake waits for the peer, or there is nothing to send. (There is no early data.)
             _ => said = Some(0),
         }
         done += discard;
-        // An alert may come last, as a server's of TLS 1.3 behind its hello.
+        // An alert may come last, such as that of a TLS 1.3 server after its hello.
         match failed {
-            Some(why) if !session.has_words() => return Err(why),
+            Some(why) if !session.has_output() => return Err(why),
             unsaid => failed = unsaid,
         }
         if let Some(written) = said {
@@ -313,7 +313,7 @@ fn failure(why: Error) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, why)
 }
 
-/// No TLS at all.
+/// Whether the bytes are not TLS at all.
 pub(super) fn is_plain(why: &Error) -> bool {
     matches!(why, Error::InvalidMessage(InvalidMessage::InvalidContentType))
 }

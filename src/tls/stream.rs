@@ -1,8 +1,8 @@
-//! A TLS connection over TCP, as server or as client. Its halves share the session by a cell: both are polled side by
-//! side in one task, so there is no lock and nobody is waited for.
+//! A TLS connection over TCP, as server or as client. Its halves share the session in a cell: one task polls both, so
+//! there is no lock and no waiting.
 //!
-//! An end without close_notify is an error, `UnexpectedEof` (RFC 8446 §6.1): whoever reads a body takes it for a cut,
-//! whoever waits for a request for a close.
+//! An end without close_notify is an error, `UnexpectedEof` (RFC 8446 §6.1): a reader of a body treats it as a cut, a
+//! reader waiting for a request as a close.
 
 use std::cell::RefCell;
 use std::io::{self, Write};
@@ -16,17 +16,20 @@ pub use super::session::{Session, Side};
 use super::session::{encrypted, is_plain};
 use super::subject::subject;
 
-/// A write of so many bytes is one record (RFC 8446 §5.1): the peer can read none of it before the socket has all of it.
+/// Maximum write that becomes a single record, in bytes (RFC 8446 §5.1): the peer can read none of it before the
+/// socket has all of it.
 pub const ONE_RECORD: usize = 16 * 1024;
-/// Bytes that are taken from a writer at once: what a session holds of them, encrypted, is hardly more.
-const AT_ONCE: usize = 64 * 1024;
-/// The longest record (RFC 8446 §5.2, RFC 5246 §6.2.3). Room for it is there whatever a reader asks for.
-const RECORD: usize = 5 + 16 * 1024 + 2048;
-/// Room for what is received, decrypted or encrypted. A message of the handshake, of 64 KiB at most, fits and a record.
+/// Maximum bytes accepted from a writer at once, which bounds the encrypted bytes that a session holds.
+const MAX_WRITE: usize = 64 * 1024;
+/// Maximum length of a record, in bytes (RFC 8446 §5.2, RFC 5246 §6.2.3). There is always room for one, whatever the
+/// reader asks for.
+const MAX_RECORD: usize = 5 + 16 * 1024 + 2048;
+/// Scratch space for received, decrypted or encrypted data, in bytes. Fits a handshake message of at most 64 KiB and
+/// a record.
 const SCRATCH: usize = 128 * 1024;
 
 thread_local! {
-    /// Nobody keeps it beyond one call.
+    /// Borrowed only within one call.
     static ROOM: RefCell<Vec<u8>> = RefCell::new(vec![0; SCRATCH]);
 }
 
@@ -44,7 +47,7 @@ pub struct ReadHalf<'s> {
     session: &'s RefCell<Box<Session>>,
 }
 
-/// The half that writes. What it has taken is in the socket.
+/// The half that writes. What it has accepted is in the socket.
 #[derive(Debug)]
 pub struct WriteHalf<'s> {
     tcp: tcp::WriteHalf<'s>,
@@ -52,31 +55,31 @@ pub struct WriteHalf<'s> {
 }
 
 impl Tls {
-    /// A connection whose handshake is still to come.
+    /// A connection before its handshake.
     pub fn new(tcp: TcpStream, side: Side) -> Self {
         Self { tcp, session: RefCell::new(Box::new(Session::new(side))) }
     }
 
-    /// Both halves, usable side by side.
+    /// Returns both halves, which can be used concurrently.
     pub fn split(&mut self) -> (ReadHalf<'_>, WriteHalf<'_>) {
         let (reader, writer) = self.tcp.split();
         (ReadHalf { tcp: reader, session: &self.session }, WriteHalf { tcp: writer, session: &self.session })
     }
 
-    /// The socket below.
+    /// Returns the socket.
     pub fn tcp(&self) -> &TcpStream {
         &self.tcp
     }
 
-    /// The socket alone, for the last words of a connection whose handshake failed.
+    /// Returns the bare socket, to send an error to a client whose handshake failed.
     pub fn into_tcp(self) -> TcpStream {
         self.tcp
     }
 
-    /// Ready once the handshake is over and everything of it is in the socket.
+    /// Ready once the handshake is complete and all of it is in the socket.
     ///
     /// # Errors
-    /// What went wrong. The peer was told.
+    /// What went wrong; the peer gets an alert.
     pub fn poll_handshake(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (mut reader, mut writer) = self.split();
         let mut session = reader.session.borrow_mut();
@@ -92,42 +95,42 @@ impl Tls {
         }
     }
 
-    /// The subject of the peer's certificate, which was verified, as text (RFC 4514); none without a certificate.
+    /// Returns the subject of the peer's verified certificate as text (RFC 4514); `None` without a certificate.
     pub fn peer_subject(&self) -> Option<String> {
         let session = self.session.borrow();
         session.peer_certificate().and_then(|certificate| subject(certificate))
     }
 
-    /// For being parked.
+    /// Splits it into socket and session for parking.
     ///
     /// # Errors
-    /// When the runtime doesn't let go of the socket.
+    /// If the runtime doesn't release the socket.
     pub fn rest(self) -> io::Result<(std::net::TcpStream, Box<Session>)> {
         Ok((self.tcp.into_std()?, self.session.into_inner()))
     }
 
-    /// For use by a task again.
+    /// Makes it usable by a task again.
     ///
     /// # Errors
-    /// When the runtime doesn't take the socket.
+    /// If the runtime doesn't take the socket.
     pub fn go_on(tcp: std::net::TcpStream, session: Box<Session>) -> io::Result<Self> {
         Ok(Self { tcp: TcpStream::from_std(tcp)?, session: RefCell::new(session) })
     }
 }
 
-/// Whether a handshake failed because the client speaks plain HTTP, or at least no TLS.
+/// Whether a handshake failed because the client speaks plain HTTP, or another protocol without TLS.
 pub fn speaks_no_tls(error: &io::Error) -> bool {
     error.get_ref().and_then(|inner| inner.downcast_ref()).is_some_and(is_plain)
 }
 
 impl Session {
-    /// Takes the last word into the socket, if that takes it at once: nothing more will be sent.
+    /// Sends close_notify if the socket accepts it at once: nothing more will be sent.
     pub fn close(&mut self, mut tcp: &std::net::TcpStream) {
-        self.say_farewell();
+        self.send_close_notify();
         let _ = tcp.write_all(self.outgoing());
     }
 
-    /// Sends what the socket takes now; the rest goes with what is written next. False when the peer has gone.
+    /// Sends what the socket accepts now; the rest goes with the next write. Returns false if the peer has gone.
     fn flush_some(&mut self, tcp: &TcpStream) -> bool {
         let outgoing = self.outgoing();
         while !outgoing.is_empty() {
@@ -141,7 +144,7 @@ impl Session {
     }
 }
 
-/// Ready once nothing is left to be sent.
+/// Ready once nothing is left to send.
 fn poll_flush(
     session: &mut Session,
     cx: &mut Context<'_>,
@@ -158,7 +161,7 @@ fn poll_flush(
     Poll::Ready(Ok(()))
 }
 
-/// Reads from the socket once and decrypts what has come; what `buf` has no room for is kept. 0 at the socket's end.
+/// Reads from the socket once and decrypts; keeps what doesn't fit into `buf`. 0 at the end.
 fn poll_receive(
     session: &mut Session,
     cx: &mut Context<'_>,
@@ -167,12 +170,12 @@ fn poll_receive(
 ) -> Poll<io::Result<usize>> {
     ROOM.with_borrow_mut(|room| {
         let pending = session.pending();
-        // No more than `buf` takes, so that little has to be kept; but always what a record may need.
-        let most = (pending + RECORD).max(encrypted(buf.remaining())).min(SCRATCH);
-        if pending >= most {
+        // Reads no more than fits into `buf`, so that little has to be kept, but always enough for a record.
+        let max = (pending + MAX_RECORD).max(encrypted(buf.remaining())).min(SCRATCH);
+        if pending >= max {
             return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, "a message is too long")));
         }
-        let mut received = ReadBuf::new(&mut room[pending..most]);
+        let mut received = ReadBuf::new(&mut room[pending..max]);
         ready!(Pin::new(&mut *tcp).poll_read(cx, &mut received))?;
         let n = received.filled().len();
         if n == 0 {
@@ -184,7 +187,7 @@ fn poll_receive(
             buf.put_slice(&plain[..n]);
             n
         });
-        // A new key's confirmation, or why it failed. What belongs to a handshake is waited for.
+        // Confirms a new key, or says why it failed. Handshake messages are flushed elsewhere.
         if session.taken == 0 && !handshaking || taken.is_err() {
             session.flush_some(tcp.as_ref());
         }
@@ -193,17 +196,17 @@ fn poll_receive(
 }
 
 impl ReadHalf<'_> {
-    /// The socket below.
+    /// Returns the socket.
     pub fn tcp(&self) -> &TcpStream {
         self.tcp.as_ref()
     }
 
-    /// Whether a part of something has come whose rest is still to come.
+    /// Whether part of a record or message has arrived.
     pub fn has_partial(&self) -> bool {
         self.session.borrow().pending() > 0
     }
 
-    /// Sends a few bytes if nothing else is on its way. False when the peer has gone.
+    /// Sends a few bytes if nothing else is queued. Returns false if the peer has gone.
     pub fn try_write(&self, bytes: &[u8]) -> bool {
         let mut session = self.session.borrow_mut();
         if session.taken > 0 || !session.outgoing().is_empty() {
@@ -217,7 +220,7 @@ impl ReadHalf<'_> {
 }
 
 impl WriteHalf<'_> {
-    /// The socket below.
+    /// Returns the socket.
     pub fn tcp(&self) -> &TcpStream {
         self.tcp.as_ref()
     }
@@ -243,20 +246,20 @@ impl AsyncRead for ReadHalf<'_> {
 }
 
 impl AsyncWrite for WriteHalf<'_> {
-    /// Bytes that were taken stay taken: after `Pending` the same ones have to be given again.
+    /// Accepted bytes stay accepted: after `Pending` the same bytes have to be passed again.
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
-        // What is left of this, of a handshake or of a nudge goes first, in order.
+        // Leftovers of an earlier write, of a handshake or of a nudge go first, in order.
         ready!(poll_flush(&mut session, cx, tcp))?;
         if session.taken > 0 || buf.is_empty() {
             return Poll::Ready(Ok(std::mem::take(&mut session.taken).min(buf.len())));
         }
-        let part = &buf[..buf.len().min(AT_ONCE)];
+        let part = &buf[..buf.len().min(MAX_WRITE)];
         ROOM.with_borrow_mut(|room| {
             let n = session.encrypt(part, room)?;
             let mut left = &room[..n];
-            // A new key comes before what it is for.
+            // A new key has to be announced before it is used.
             let mut in_order = session.outgoing().is_empty();
             while in_order && !left.is_empty() {
                 match Pin::new(&mut *tcp).poll_write(cx, left) {
@@ -279,7 +282,7 @@ impl AsyncWrite for WriteHalf<'_> {
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let Self { tcp, session } = self.get_mut();
         let mut session = session.borrow_mut();
-        session.say_farewell();
+        session.send_close_notify();
         ready!(poll_flush(&mut session, cx, tcp))?;
         Pin::new(tcp).poll_shutdown(cx)
     }
@@ -343,7 +346,7 @@ mod tests {
             let mut left = &body[..];
             {
                 let (_, mut writer) = server.split();
-                // Until the socket takes no more: nobody reads.
+                // Fills the socket: nothing reads from it.
                 while let Ok(n) = tokio::time::timeout(
                     std::time::Duration::from_millis(200),
                     writer.write(&left[..left.len().min(1 << 20)]),
@@ -352,7 +355,7 @@ mod tests {
                 {
                     left = &left[n.unwrap()..];
                 }
-                assert!(writer.session.borrow_mut().outgoing().len() <= encrypted(AT_ONCE));
+                assert!(writer.session.borrow_mut().outgoing().len() <= encrypted(MAX_WRITE));
             }
             let mut got = Vec::new();
             let (mut reader, _) = client.split();
@@ -372,13 +375,13 @@ mod tests {
         for version in VERSIONS {
             let (mut client, mut server) = pair(version).await;
             let body: Vec<u8> = (0..300_000u32).map(|n| (n % 249) as u8).collect();
-            for (most, room) in
+            for (max, room) in
                 [(1_000, 7), (40_000, 1), (16_384, 16_384), (70_000, 100_000), (300_000, 1_000)]
             {
                 let (mut reader, _) = client.split();
                 let (_, mut writer) = server.split();
                 let sending = async {
-                    for part in body.chunks(most) {
+                    for part in body.chunks(max) {
                         writer.write_all(part).await.unwrap();
                     }
                 };
@@ -394,7 +397,7 @@ mod tests {
                 let both = async { tokio::join!(sending, reading) };
                 let both = tokio::time::timeout(std::time::Duration::from_secs(20), both).await;
                 let ((), got) = both.expect("no byte is lost");
-                assert!(got == body, "writes of {most}, reads of {room}");
+                assert!(got == body, "writes of {max}, reads of {room}");
             }
             assert!(holds_nothing(&client) && holds_nothing(&server));
         }
@@ -427,7 +430,7 @@ mod tests {
             let error = client.read(&mut [0; 9]).await.unwrap_err();
             assert_eq!(error.kind(), io::ErrorKind::InvalidData);
         }
-        // The peer is told.
+        // The peer gets an alert.
         let error = server.read(&mut [0; 9]).await.unwrap_err();
         assert!(error.to_string().contains("BadRecordMac"), "{error}");
     }

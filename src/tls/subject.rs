@@ -1,5 +1,5 @@
-//! A certificate's subject as text (RFC 4514). Pure. In ASCII only, so that it fits a header field whatever it holds:
-//! all other bytes are written as `\` and two hexadecimal digits (§2.4).
+//! Formats a certificate's subject as text (RFC 4514). Pure. ASCII only, so that it fits into a header field: all
+//! other bytes are written as `\` and two hexadecimal digits (§2.4).
 
 use std::fmt::Write;
 
@@ -18,8 +18,8 @@ const SHORT: [(&[u8], &str); 9] = [
     (&[0x09, 0x92, 0x26, 0x89, 0x93, 0xf2, 0x2c, 0x64, 1, 1], "UID"),
 ];
 
-/// The subject of a certificate in DER, the most special part first, as in `CN=ada,O=Shop`; empty if it has none, and
-/// `None` for what is no certificate.
+/// Returns the subject of a certificate in DER, most specific part first, as in `CN=ada,O=Shop`; empty if it has
+/// none, `None` if this is no certificate.
 pub fn subject(der: &[u8]) -> Option<String> {
     let mut rest = parts(der)?.subject;
     let mut sets = Vec::new();
@@ -50,7 +50,7 @@ fn put_attribute(text: &mut String, id: &[u8], der: &[u8]) -> Option<()> {
             let _ = write!(text, "{name}=");
             put_escaped(text, &value);
         }
-        // What has no short name is written by its number, and its value as the DER that it is (§2.4).
+        // A type without a short name is written as its number, its value as DER (§2.4).
         _ => {
             put_number(text, id);
             *text += "=#";
@@ -62,12 +62,12 @@ fn put_attribute(text: &mut String, id: &[u8], der: &[u8]) -> Option<()> {
     Some(())
 }
 
-/// A DER string as text; none for other types, and for what isn't the text that it says it is.
+/// Converts a DER string to text; `None` for other types and for invalid text.
 fn string(tag: u8, value: &[u8]) -> Option<String> {
     match tag {
-        // UTF8String, and those that are ASCII: NumericString, PrintableString, IA5String.
+        // UTF8String, and the ASCII types: NumericString, PrintableString, IA5String.
         0x0c | 0x12 | 0x13 | 0x16 => String::from_utf8(value.to_vec()).ok(),
-        // TeletexString, which everybody takes for Latin-1.
+        // TeletexString, treated as Latin-1 by common practice.
         0x14 => Some(value.iter().map(|byte| char::from(*byte)).collect()),
         // BMPString.
         0x1e if value.len().is_multiple_of(2) => {
@@ -95,7 +95,7 @@ fn put_escaped(text: &mut String, value: &str) {
     }
 }
 
-/// An object identifier with dots: seven bits a byte, the first two numbers in one (X.690 §8.19).
+/// Writes an object identifier with dots: seven bits per byte, the first two numbers combined (X.690 §8.19).
 fn put_number(text: &mut String, id: &[u8]) {
     let (mut arc, mut first) = (0u64, true);
     for byte in id {

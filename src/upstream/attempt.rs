@@ -9,13 +9,13 @@ use super::slots::Slot;
 use super::stream::{Stream, open};
 use crate::tls::client::handshake;
 
-/// One attempt to connect may take so long; a new one asks again sooner than the kernel would.
-const ATTEMPT: Duration = Duration::from_secs(1);
-/// How often a connection attempt asks whether its server is still one of the app's.
-const STILL_THERE: Duration = Duration::from_millis(50);
+/// Time limit for one attempt to connect; a new attempt retries sooner than the kernel would.
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often an attempt to connect checks whether its server is still one of the app's.
+const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// One attempt, for as long as the server is one of the app's: a container that has gone answers nothing. `protocol`: what
-/// is to be spoken, where TLS asks for it.
+/// Attempts to connect, until the server is no longer one of the app's: a container that is gone never answers.
+/// `protocol` is offered by ALPN if TLS is used.
 pub(super) async fn attempt(
     upstream: Arc<Upstream>,
     backend: Arc<Backend>,
@@ -29,8 +29,8 @@ pub(super) async fn attempt(
         }
     };
     let gone = async {
-        for _ in 0..ATTEMPT.as_millis() / STILL_THERE.as_millis() {
-            tokio::time::sleep(STILL_THERE).await;
+        for _ in 0..ATTEMPT_TIMEOUT.as_millis() / RECHECK_INTERVAL.as_millis() {
+            tokio::time::sleep(RECHECK_INTERVAL).await;
             if backend.is_gone() {
                 return Err(io::ErrorKind::NotFound.into());
             }
@@ -44,7 +44,7 @@ pub(super) async fn attempt(
         gone = gone => gone,
     }?;
     let stream = match (stream, &backend.at) {
-        // Who has taken a connection is there, and has its time.
+        // The server has accepted the connection, so the handshake has its own time limit.
         (Stream::Tcp(tcp), ServerAddr::Tls(_, name)) => Stream::Tls(handshake(tcp, name, protocol).await?),
         (stream, _) => stream,
     };

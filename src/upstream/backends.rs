@@ -1,4 +1,4 @@
-//! Where the app is: the addresses that its name has now, who is busy at which, and which of them are down.
+//! The app's servers: the addresses of its name, the requests in flight at each, and which of them are unhealthy.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -12,42 +12,42 @@ use tokio::sync::Notify;
 use super::habits::Habit;
 use crate::config::UpstreamAddr;
 
-/// One server of the app, under one of the addresses that the app's name has.
+/// One server of the app, at one of the addresses of the app's name.
 #[derive(Debug)]
 pub struct Backend {
-    /// Where it is.
+    /// Its address.
     pub at: ServerAddr,
-    /// Requests and tunnels on their way to it, counted by each thread for itself.
+    /// Requests and tunnels in flight to it, counted per thread.
     busy: Box<[Counter]>,
-    /// It is new beside others, or didn't take a connection: they come first until it answers.
+    /// It is new beside others, or refused a connection: healthy servers are preferred.
     unhealthy: AtomicBool,
-    /// It is being asked whether it answers.
+    /// Its readiness check is running.
     pub(super) asked: AtomicBool,
-    /// The app's name has it no longer, or another upstream was chosen.
+    /// The app's name no longer has it, or another upstream was chosen.
     gone: AtomicBool,
-    /// Its streams end, within so many milliseconds; `STAY` while they need not.
+    /// The time within which its streams end, in milliseconds; `NO_STREAM_END` while they need not.
     streams_ms: AtomicU64,
-    /// What it does with its connections.
+    /// How it treats its connections.
     pub habit: Habit,
 }
 
-/// Where a server is.
+/// The address of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ServerAddr {
-    /// By TCP. Several only for `localhost`, which means one server on either loopback address.
+    /// TCP. Several addresses only for `localhost`, which means one server on either loopback address.
     Tcp(Vec<SocketAddr>),
-    /// The same with TLS, and the name that its certificate has to be for.
+    /// TCP with TLS, and the name that its certificate must have.
     Tls(Vec<SocketAddr>, String),
-    /// By unix socket.
+    /// A unix socket.
     Unix(PathBuf),
 }
 
-/// A cache line of its own: only one thread writes to it.
+/// On a cache line of its own, because a single thread writes to it.
 #[derive(Debug, Default)]
 #[repr(align(64))]
 struct Counter(AtomicU64);
 
-const STAY: u64 = u64::MAX;
+const NO_STREAM_END: u64 = u64::MAX;
 
 impl Backend {
     fn new(at: ServerAddr, threads: usize) -> Self {
@@ -57,24 +57,24 @@ impl Backend {
             unhealthy: AtomicBool::new(false),
             asked: AtomicBool::new(false),
             gone: AtomicBool::new(false),
-            streams_ms: AtomicU64::new(STAY),
+            streams_ms: AtomicU64::new(NO_STREAM_END),
             habit: Habit::default(),
         }
     }
 
-    /// Requests and tunnels on their way to it.
+    /// Returns the requests and tunnels in flight to it.
     pub fn in_flight(&self) -> u64 {
         self.busy.iter().map(|busy| busy.0.load(Ordering::Acquire)).sum()
     }
 
-    /// Counts one more or one less on its way. Only this thread writes there, so a plain store will do.
+    /// Counts one more or one less in flight. Only `thread` writes to its counter, so a plain store suffices.
     pub(super) fn count(&self, thread: usize, more: bool) {
         let busy = &self.busy[thread].0;
         let now = busy.load(Ordering::Relaxed);
         busy.store(if more { now + 1 } else { now - 1 }, Ordering::Release);
     }
 
-    /// Whether others come first because it didn't answer lately, or not yet.
+    /// Whether other servers are preferred because this one did not answer lately, or has not yet.
     pub fn is_unhealthy(&self) -> bool {
         self.unhealthy.load(Ordering::Relaxed)
     }
@@ -90,18 +90,18 @@ impl Backend {
         self.gone.load(Ordering::Acquire)
     }
 
-    /// Its WebSockets and event streams end, each at random within `spread`.
+    /// Ends its WebSockets and event streams, each at a random time within `spread`.
     pub fn end_streams(&self, spread: Duration) {
         self.streams_ms.store(spread.as_millis() as u64, Ordering::Release);
     }
 
-    /// Within what time one of its streams is to end, once it is to end at all.
+    /// Returns the time within which its streams have to end; `None` if they need not.
     pub fn streams_end(&self) -> Option<Duration> {
         let ms = self.streams_ms.load(Ordering::Acquire);
-        (ms != STAY).then(|| Duration::from_millis(ms))
+        (ms != NO_STREAM_END).then(|| Duration::from_millis(ms))
     }
 
-    /// The addresses of a server on loopback, which nobody else reaches; none of any other.
+    /// Returns the addresses of a server on loopback, which other hosts can't reach; none for any other server.
     pub fn loopback(&self) -> &[SocketAddr] {
         match &self.at {
             ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _)
@@ -128,7 +128,7 @@ impl fmt::Display for ServerAddr {
 }
 
 impl ServerAddr {
-    /// As an address that can be asked.
+    /// Returns the address in a form that can be connected to.
     pub fn to_addr(&self) -> UpstreamAddr {
         match self {
             Self::Tcp(addrs) => UpstreamAddr::Tcp { host: addrs[0].ip().to_string(), port: addrs[0].port() },
@@ -141,7 +141,7 @@ impl ServerAddr {
         }
     }
 
-    /// Where it is if nobody has to be asked for that.
+    /// Returns the address if no name has to be resolved.
     pub(super) fn known(addr: &UpstreamAddr) -> Option<Self> {
         if let UpstreamAddr::Unix(path) = addr {
             return Some(Self::Unix(path.clone()));
@@ -158,7 +158,7 @@ impl ServerAddr {
         }
     }
 
-    /// At these of its addresses.
+    /// The server at these addresses.
     fn of(addr: &UpstreamAddr, at: Vec<SocketAddr>) -> Self {
         match addr {
             UpstreamAddr::Tls { name, .. } => Self::Tls(at, name.clone()),
@@ -170,33 +170,33 @@ impl ServerAddr {
 /// The servers to choose from.
 pub type Set = Arc<[Arc<Backend>]>;
 
-/// The app's address, shared by all threads. They look at the version, and at the rest only when it has changed.
+/// The app's address, shared by all threads. They read the version each time, and the rest only when it has changed.
 #[derive(Debug)]
 pub struct Upstream {
     version: AtomicU64,
     state: Mutex<State>,
-    /// The version that each thread chooses by.
+    /// The version that each thread uses.
     seen: Box<[AtomicU64]>,
-    /// Look-ups begun.
+    /// The number of lookups begun.
     look_ups: AtomicU64,
-    /// A connection failed: the name may have another address by now.
+    /// A connection failed: the name may have another address now.
     pub(super) re_resolve: Notify,
 }
 
 #[derive(Debug)]
 struct State {
-    /// `--upstream`, or where `run` has its app: unless another one was chosen, the app's address.
+    /// `--upstream`, or the address `run` gave its app: the address unless another one was chosen.
     own: UpstreamAddr,
     addr: UpstreamAddr,
     set: Set,
-    /// No longer chosen, and perhaps still busy.
+    /// No longer chosen, but perhaps still busy.
     old: Vec<Arc<Backend>>,
-    /// The look-up that this comes from.
+    /// The number of the lookup that produced the set.
     look_up: u64,
 }
 
 impl Upstream {
-    /// The app at `addr`, for `threads` threads. A name has no server before it was looked up.
+    /// The app at `addr`, for `threads` threads. A name has no server before its first lookup.
     pub fn new(addr: UpstreamAddr, threads: usize) -> Self {
         let at = ServerAddr::known(&addr);
         let set = at.into_iter().map(|at| Arc::new(Backend::new(at, threads))).collect();
@@ -209,28 +209,28 @@ impl Upstream {
         }
     }
 
-    /// The address as it was given.
+    /// Returns the current address, unresolved.
     pub fn addr(&self) -> UpstreamAddr {
         self.state().addr.clone()
     }
 
-    /// The address that it has unless another one was chosen.
+    /// Returns the address that applies unless another one is chosen.
     pub fn own(&self) -> UpstreamAddr {
         self.state().own.clone()
     }
 
-    /// The app is at `addr` instead, and was nowhere else: nothing has been served yet.
+    /// Replaces the app's own address, before anything has been served.
     pub fn be_at(&self, addr: UpstreamAddr) {
         self.state().own = addr.clone();
         self.switch(addr, &[]);
     }
 
-    /// The servers that new requests go to.
+    /// Returns the servers that new requests go to.
     pub fn servers(&self) -> Set {
         self.state().set.clone()
     }
 
-    /// The name and port to look up; none if nobody has to be asked.
+    /// Returns the name and port to look up; `None` if no lookup is needed.
     pub(super) fn name(&self) -> Option<(String, u16)> {
         match self.addr() {
             addr if ServerAddr::known(&addr).is_some() => None,
@@ -238,12 +238,12 @@ impl Upstream {
         }
     }
 
-    /// Begins a look-up: its number.
+    /// Begins a lookup; returns its number.
     pub(super) fn next_look_up(&self) -> u64 {
         self.look_ups.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// The name's addresses are these now, unless a look-up that began later has said so already; those that stay keep
+    /// Sets the addresses of a name, unless a lookup that began later has already set them. Servers that remain keep
     /// their counts.
     pub(super) fn resolved(&self, name: &(String, u16), look_up: u64, mut addrs: Vec<SocketAddr>) {
         addrs.sort();
@@ -264,7 +264,7 @@ impl Upstream {
         self.choose(&mut state, at);
     }
 
-    /// Sends new requests to `addr`. `addrs`: what its name resolves to. Returns the servers that were left.
+    /// Sends new requests to `addr`; `addrs` are its resolved addresses. Returns the servers no longer used.
     pub fn switch(&self, addr: UpstreamAddr, addrs: &[SocketAddr]) -> Vec<Arc<Backend>> {
         let mut state = self.state();
         let at = ServerAddr::known(&addr).map_or_else(|| at_each(&addr, addrs), |at| vec![at]);
@@ -281,7 +281,7 @@ impl Upstream {
         let chosen = |at: ServerAddr| {
             known(&at).unwrap_or_else(|| {
                 let new = Backend::new(at, threads);
-                // It may still boot: as long as there are others it proves first that it answers.
+                // It may still be booting: while there are others, it has to pass a readiness check first.
                 new.unhealthy.store(some_stay, Ordering::Relaxed);
                 Arc::new(new)
             })
@@ -293,13 +293,13 @@ impl Upstream {
             state.old.push(left.clone());
         }
         state.set = set;
-        // New ones beside others are to be asked now.
+        // Check new servers beside others now.
         self.re_resolve.notify_one();
         self.version.fetch_add(1, Ordering::Release);
     }
 
-    /// Whether a client at this address is the app itself, or whoever shares the address with it (by a NAT, or in the
-    /// same network namespace). On loopback everybody may be, and counts as somebody else.
+    /// Whether a client at this address is the app itself, or a host that shares the address with it (through NAT, or
+    /// in the same network namespace). False on loopback, where any process could be the client.
     pub fn is_app(&self, ip: IpAddr) -> bool {
         let ip = ip.to_canonical();
         let state = self.state();
@@ -307,7 +307,7 @@ impl Upstream {
         !ip.is_loopback() && state.set.iter().chain(old).any(|backend| backend.is_at(ip))
     }
 
-    /// Whether [`Upstream::is_app`] can tell at all.
+    /// Whether [`Upstream::is_app`] can tell.
     pub fn tells_app(&self) -> bool {
         let told = |backend: &Arc<Backend>| match &backend.at {
             ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => {
@@ -318,18 +318,18 @@ impl Upstream {
         self.state().set.iter().all(told)
     }
 
-    /// Whether every thread chooses by the latest set: nothing new goes to a server that was left.
+    /// Whether every thread uses the latest set: nothing new goes to a server that was dropped.
     pub fn is_seen_by_all(&self) -> bool {
         let version = self.version.load(Ordering::Acquire);
         self.seen.iter().all(|seen| seen.load(Ordering::Acquire) == version)
     }
 
-    /// The version that a thread has to have seen.
+    /// Returns the version that a thread must have seen.
     pub(super) fn version(&self) -> u64 {
         self.version.load(Ordering::Relaxed)
     }
 
-    /// The set and its version, for this thread to choose by from now on.
+    /// Returns the set and its version, which this thread uses from now on.
     pub(super) fn see(&self, thread: usize) -> (u64, Set) {
         let state = self.state();
         let version = self.version.load(Ordering::Acquire);
@@ -355,14 +355,14 @@ pub struct ServerGuard {
 }
 
 impl ServerGuard {
-    /// Of a busy server.
+    /// A guard for a busy server.
     pub fn new(backend: Arc<Backend>, thread: usize) -> Self {
         let mut guard = Self { backend, thread, busy: false };
         guard.set_busy(true);
         guard
     }
 
-    /// Counts, or counts no longer, while the connection is kept.
+    /// Starts or stops counting while the connection is kept.
     pub fn set_busy(&mut self, busy: bool) {
         if self.busy != busy {
             self.busy = busy;

@@ -1,25 +1,25 @@
-//! What an app does with its connections, learned from its answers.
+//! How an app treats its connections, learned from its responses.
 
 use std::cell::Cell;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-/// It has kept no connection so far.
+/// It has not kept a connection so far.
 const UNKNOWN: u64 = 0;
-/// It has closed none so far.
+/// It has kept every connection so far.
 const KEEPS: u64 = 1;
-/// It closes one now and then, and goes on.
+/// It sometimes closes a connection without shutting down.
 const VARIES: u64 = 2;
-/// An answer that was on its way when an app began to go comes this late at most, in milliseconds.
-const ON_ITS_WAY: u64 = 1000;
-/// An app that was asked so often how long it keeps a connection, and didn't say, never will.
-const ASK: u32 = 1000;
+/// Latest arrival of a response that was already under way when an app began to shut down, in milliseconds.
+const LATE_RESPONSE_LIMIT_MS: u64 = 1000;
+/// Number of times that the app is asked how long it keeps a connection, before the proxy gives up.
+const MAX_ASKED: u32 = 1000;
 
-/// Whether a server keeps its connections. `Connection: close` is between the two of us (RFC 9110 §7.6.1), as is GOAWAY.
-/// But one that kept all of them and begins to close them is going.
+/// Whether a server keeps its connections. `Connection: close` concerns only one connection (RFC 9110 §7.6.1), as
+/// does GOAWAY; but a server that has kept all of them and begins to close them is shutting down.
 #[derive(Debug)]
 pub struct Habit {
-    /// [`UNKNOWN`], [`KEEPS`], [`VARIES`], or since when it closes them: in milliseconds since `began`, and three more.
+    /// [`UNKNOWN`], [`KEEPS`], [`VARIES`], or when it began to close them: milliseconds since `began`, plus 3.
     state: AtomicU64,
     began: Instant,
 }
@@ -31,18 +31,18 @@ impl Default for Habit {
 }
 
 impl Habit {
-    /// It keeps a connection.
+    /// Records that the server keeps a connection.
     pub fn keeps(&self) {
         match self.state.load(Ordering::Relaxed) {
             KEEPS | VARIES => {}
             UNKNOWN => self.state.store(KEEPS, Ordering::Relaxed),
-            since if self.now() < since + ON_ITS_WAY => {}
-            // It goes on after all: it closes a connection after so many requests, or with an error.
+            since if self.now() < since + LATE_RESPONSE_LIMIT_MS => {}
+            // It keeps running: it closes connections after some number of requests, or on an error.
             _ => self.state.store(VARIES, Ordering::Relaxed),
         }
     }
 
-    /// It closes a connection.
+    /// Records that the server closes a connection.
     pub fn closes(&self) {
         if self.state.load(Ordering::Relaxed) == KEEPS {
             self.state.store(self.now(), Ordering::Relaxed);
@@ -54,7 +54,7 @@ impl Habit {
         self.state.load(Ordering::Relaxed) > VARIES
     }
 
-    /// It has gone: the next one there may have other habits.
+    /// Forgets everything: the server is gone, and the next one at its address may behave differently.
     pub fn forget(&self) {
         self.state.store(UNKNOWN, Ordering::Relaxed);
     }
@@ -64,33 +64,33 @@ impl Habit {
     }
 }
 
-/// Whether the app says how long it keeps a connection. Some servers do so only in answer to `Connection: keep-alive`:
-/// Tomcat, Apache.
+/// Whether the app says how long it keeps a connection. Some servers, such as Tomcat and Apache, do so only in
+/// response to `Connection: keep-alive`.
 #[derive(Debug, Default)]
 pub struct KeepAlive(Cell<Says>);
 
 #[derive(Clone, Copy, Debug, Default)]
 enum Says {
-    /// Unasked, as Node, or it keeps none.
+    /// It says so unasked, like Node, or keeps no connection.
     #[default]
     Unasked,
-    /// It has kept one without saying so, and so many since.
+    /// It has kept this many connections without saying for how long.
     Nothing(u32),
-    /// When it is asked.
+    /// It says so when asked.
     Asked,
 }
 
 impl KeepAlive {
-    /// Whether a request is to say `Connection: keep-alive`.
+    /// Whether requests ask with `Connection: keep-alive`.
     pub fn is_asked(&self) -> bool {
-        matches!(self.0.get(), Says::Nothing(..ASK) | Says::Asked)
+        matches!(self.0.get(), Says::Nothing(..MAX_ASKED) | Says::Asked)
     }
 
-    /// The app keeps a connection, for so long if it says so.
+    /// Records that the app keeps a connection, for `timeout` if it says so.
     pub fn learn(&self, timeout: Option<Duration>) {
         match (self.0.get(), timeout) {
             (Says::Unasked, None) => self.0.set(Says::Nothing(0)),
-            (Says::Nothing(times @ ..ASK), None) => self.0.set(Says::Nothing(times + 1)),
+            (Says::Nothing(times @ ..MAX_ASKED), None) => self.0.set(Says::Nothing(times + 1)),
             (Says::Nothing(_), Some(_)) => self.0.set(Says::Asked),
             _ => {}
         }
@@ -101,7 +101,7 @@ impl KeepAlive {
 mod tests {
     use super::*;
 
-    /// As if everything had been so much earlier.
+    /// The same habit as if everything had happened `time` earlier.
     fn later(habit: Habit, time: Duration) -> Habit {
         Habit { began: habit.began.checked_sub(time).unwrap(), ..habit }
     }
@@ -133,7 +133,7 @@ mod tests {
         let habit = Habit::default();
         habit.keeps();
         habit.closes();
-        let habit = later(habit, Duration::from_millis(ON_ITS_WAY));
+        let habit = later(habit, Duration::from_millis(LATE_RESPONSE_LIMIT_MS));
         habit.keeps();
         habit.closes();
         assert!(!habit.is_going());
@@ -148,7 +148,7 @@ mod tests {
         let (node, go) = (KeepAlive::default(), KeepAlive::default());
         node.learn(Some(Duration::from_secs(5)));
         assert!(!node.is_asked() && !go.is_asked());
-        for _ in 0..ASK {
+        for _ in 0..MAX_ASKED {
             go.learn(None);
             assert!(go.is_asked());
         }

@@ -21,28 +21,29 @@ use super::backends::{Backend, ServerGuard};
 use super::slots::Slot;
 use super::stream::Stream;
 
-/// What one stream may have on its way to us, in bytes.
+/// Flow-control window of one stream from the app, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
-/// The same for all streams of a connection. So large that slow readers never hold up the others.
+/// Flow-control window of a connection: large enough that slow readers never block other streams.
 const CONNECTION_WINDOW: u32 = 64 * 1024 * 1024;
-/// What one stream may have waiting for the app's window, in bytes.
+/// Maximum bytes that one stream queues for the app's window.
 const SEND_BUFFER: usize = 64 * 1024;
-/// Streams that were reset and whose late frames are still told apart from nonsense.
-const RESET_STREAMS: usize = 1000;
+/// Number of reset streams per connection whose late frames are tolerated.
+const MAX_RESET_STREAMS: usize = 1000;
 /// Connections per thread.
-const MOST: usize = 256;
-/// Attempts to find room; an app that closes each new connection is full for now.
-const ROUNDS: usize = 3;
-/// An idle connection is closed after so long.
-const KEEP_ALIVE: Duration = Duration::from_secs(30);
-/// With streams in flight and no byte from the app for so long, it is asked whether it is still there.
-const SILENCE: Duration = Duration::from_secs(20);
-/// It has to answer within this time. A busy app may take a while.
-const PONG: Duration = Duration::from_secs(20);
-/// gRPC servers close on a client that asks more often without getting data in between (gRFC A8: 5 minutes).
-const APART: Duration = Duration::from_secs(305);
+const MAX_CONNECTIONS: usize = 256;
+/// Attempts to find a connection with room; an app that closes each new connection counts as full.
+const MAX_ATTEMPTS: usize = 3;
+/// Idle time after which a connection is closed.
+const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
+/// With streams in flight and no byte from the app for this long, the connection is checked with a PING.
+const PING_DELAY: Duration = Duration::from_secs(20);
+/// Time limit for the answer to a PING. A busy app may take a while.
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// gRPC servers close the connection of a client that sends PINGs more often without data in between (gRFC A8: 5
+/// minutes).
+const PING_INTERVAL: Duration = Duration::from_secs(305);
 
-/// The place of one stream on a connection, counted there and at the app's server.
+/// The right to one stream on a connection, counted there and at the app's server.
 #[derive(Debug)]
 pub struct Lease {
     stream: StreamGuard,
@@ -54,12 +55,12 @@ impl Lease {
         Self { stream, server }
     }
 
-    /// The server it leads to.
+    /// Returns the connection's server.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.server.backend
     }
 
-    /// Whether the connection was made for this stream.
+    /// Whether the connection was opened for this stream.
     pub fn is_first(&self) -> bool {
         self.stream.first
     }
@@ -67,7 +68,7 @@ impl Lease {
     /// Opens the stream. `end`: the request has no body.
     ///
     /// # Errors
-    /// [`was_unprocessed`] when the connection takes no more streams.
+    /// [`was_unprocessed`] holds if the connection takes no more streams.
     pub fn send(
         &mut self,
         request: Request<()>,
@@ -82,7 +83,7 @@ impl Lease {
 pub(super) struct StreamGuard {
     sender: SendRequest<Bytes>,
     activity: Rc<Activity>,
-    /// The connection was made for it.
+    /// The connection was opened for this stream.
     first: bool,
 }
 
@@ -93,20 +94,20 @@ impl Drop for StreamGuard {
     }
 }
 
-/// Whether the app has done nothing for the stream that failed so, so that it may be sent once more whatever it asks for:
-/// it was refused, or its number is above the last one of a GOAWAY (RFC 9113 §8.7).
+/// Whether the app has not processed the stream that failed with this error, so that any request may be retried: the
+/// stream was refused, or its number is above the last one of a GOAWAY (RFC 9113 §8.7).
 pub fn was_unprocessed(error: &h2::Error) -> bool {
     error.is_remote() && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
-/// What a connection's task and its streams share.
+/// State shared by a connection's task and its streams.
 #[derive(Debug)]
 struct Activity {
     streams: Cell<usize>,
-    /// There was a stream.
+    /// There has been a stream.
     used: Cell<bool>,
     idle_since: Cell<Instant>,
-    /// Grows with each read that brought something.
+    /// Incremented by each read that brought bytes.
     heard: Cell<u64>,
 }
 
@@ -118,7 +119,7 @@ struct SharedConnection {
 }
 
 impl SharedConnection {
-    /// Neither closed nor told to take no more streams.
+    /// Neither closed nor going away.
     fn is_open(&self) -> bool {
         takes_streams(&mut self.sender.clone())
     }
@@ -132,7 +133,7 @@ fn takes_streams(sender: &mut SendRequest<Bytes>) -> bool {
     !matches!(sender.poll_ready(&mut Context::from_waker(Waker::noop())), Poll::Ready(Err(_)))
 }
 
-/// An attempt to connect, which all who wait for room share.
+/// An attempt to connect, shared by all that wait for it.
 #[derive(Debug)]
 struct Opening {
     backend: Arc<Backend>,
@@ -147,10 +148,11 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// StreamGuard for one more stream to this server, on a connection that `connect` makes where none has any.
+    /// Reserves one more stream to this server, on a connection opened by `connect` if none has room.
     ///
     /// # Errors
-    /// As `connect`; `WouldBlock` when the app takes no more streams for now, `InvalidData` when it speaks no HTTP/2.
+    /// Those of `connect`; `WouldBlock` if the app takes no more streams for now, `InvalidData` if it doesn't speak
+    /// HTTP/2.
     pub(super) async fn room<F>(
         self: &Rc<Self>,
         backend: &Arc<Backend>,
@@ -160,13 +162,13 @@ impl Connections {
     where
         F: Future<Output = io::Result<(Stream, Slot)>> + 'static,
     {
-        for _ in 0..ROUNDS {
+        for _ in 0..MAX_ATTEMPTS {
             if let Some(room) = self.find(backend) {
                 return Ok(room);
             }
             let opening = self.opening(backend);
             let mut ended = opening.unwrap_or_else(|| self.start(backend, head, connect.clone()));
-            // Gone without a word: it is open.
+            // The sender was dropped without an error: the connection is open.
             if let Ok(failed) = ended.wait_for(Option::is_some).await {
                 return Err(failed.unwrap_or(io::ErrorKind::Other).into());
             }
@@ -196,7 +198,7 @@ impl Connections {
         opening.iter().find(|it| Arc::ptr_eq(&it.backend, backend)).map(|it| it.ended.clone())
     }
 
-    /// In a task of its own, so that it goes on for the others when who began it has gone.
+    /// Runs in a task of its own, so that it continues for the others if its first caller gives up.
     fn start<F>(
         self: &Rc<Self>,
         backend: &Arc<Backend>,
@@ -207,7 +209,7 @@ impl Connections {
         F: Future<Output = io::Result<(Stream, Slot)>> + 'static,
     {
         let (end, ended) = watch::channel(None);
-        if self.open.borrow().len() >= MOST {
+        if self.open.borrow().len() >= MAX_CONNECTIONS {
             end.send_replace(Some(io::ErrorKind::WouldBlock));
             return ended;
         }
@@ -233,12 +235,12 @@ impl Connections {
         ended
     }
 
-    /// Takes no new streams to servers that are gone, and closes what rested too long. A connection closes once its
-    /// last stream has ended.
+    /// Takes no new streams to servers that are gone, and closes connections that were idle for too long. Each closes
+    /// once its last stream has ended.
     pub fn retire(&self) {
         self.open.borrow_mut().retain(|it| {
             let rested =
-                it.activity.streams.get() == 0 && it.activity.idle_since.get().elapsed() > KEEP_ALIVE;
+                it.activity.streams.get() == 0 && it.activity.idle_since.get().elapsed() > IDLE_TIMEOUT;
             let open = it.is_open();
             if !open {
                 it.backend.habit.closes();
@@ -247,14 +249,14 @@ impl Connections {
         });
     }
 
-    /// Closes all of them, each with its last stream.
+    /// Closes all connections, each with its last stream.
     pub fn clear(&self) {
         self.open.borrow_mut().clear();
     }
 }
 
-/// Begins HTTP/2. Returns once the app has answered, so that its settings are known and nothing is sent to one that
-/// has accepted and will never read.
+/// Does the HTTP/2 handshake. Returns once the app has answered, so that its settings are known and nothing is sent
+/// to an app that accepts connections but never reads.
 async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes>, Driver)> {
     let activity = Activity {
         streams: Cell::new(0),
@@ -270,7 +272,7 @@ async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buffer_size(SEND_BUFFER)
-        .max_concurrent_reset_streams(RESET_STREAMS)
+        .max_concurrent_reset_streams(MAX_RESET_STREAMS)
         .max_header_list_size(u32::try_from(head).unwrap_or(u32::MAX));
     let answered = async {
         let (sender, mut connection) = builder.handshake(io).await.map_err(no_http2)?;
@@ -284,10 +286,10 @@ async fn handshake(stream: Stream, head: usize) -> io::Result<(SendRequest<Bytes
         .await?;
         Ok((sender, Driver { connection, pings, activity }))
     };
-    tokio::time::timeout(PONG, answered).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+    tokio::time::timeout(PING_TIMEOUT, answered).await.unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
-/// An app that hangs up at once may just be going, and nothing was sent to it. One that answers anything else speaks
+/// An app that closes at once may be shutting down, and nothing was sent to it. One that sends anything else speaks
 /// another protocol.
 fn no_http2(error: h2::Error) -> io::Error {
     match error.is_io() || error.is_remote() {
@@ -296,7 +298,7 @@ fn no_http2(error: h2::Error) -> io::Error {
     }
 }
 
-/// Moves a connection's frames.
+/// Drives a connection's frames.
 struct Driver {
     connection: client::Connection<Heard, Bytes>,
     pings: PingPong,
@@ -304,7 +306,7 @@ struct Driver {
 }
 
 impl Driver {
-    /// Until the connection closes, or the app doesn't answer a PING. Whatever streams are left fail then.
+    /// Runs until the connection closes, or the app does not answer a PING. The remaining streams fail then.
     async fn run(self) {
         let Self { mut connection, mut pings, activity } = self;
         let mut dead = pin!(dies(&mut pings, &activity));
@@ -321,24 +323,24 @@ impl Driver {
     }
 }
 
-/// Returns when the app doesn't answer any more.
+/// Returns when the app no longer answers.
 async fn dies(pings: &mut PingPong, activity: &Activity) {
     let mut asked: Option<Instant> = None;
     loop {
         let heard = activity.heard.get();
-        tokio::time::sleep(SILENCE).await;
+        tokio::time::sleep(PING_DELAY).await;
         if activity.heard.get() != heard {
             asked = None;
             continue;
         }
-        if activity.streams.get() == 0 || asked.is_some_and(|at| at.elapsed() < APART) {
+        if activity.streams.get() == 0 || asked.is_some_and(|at| at.elapsed() < PING_INTERVAL) {
             continue;
         }
         asked = Some(Instant::now());
         if pings.send_ping(Ping::opaque()).is_err() {
             return;
         }
-        match tokio::time::timeout(PONG, poll_fn(|cx| pings.poll_pong(cx))).await {
+        match tokio::time::timeout(PING_TIMEOUT, poll_fn(|cx| pings.poll_pong(cx))).await {
             Ok(Ok(_)) => {}
             _ => {
                 tracing::warn!("an HTTP/2 connection to the app is dead: no answer to a PING");
@@ -348,7 +350,7 @@ async fn dies(pings: &mut PingPong, activity: &Activity) {
     }
 }
 
-/// The app's stream, and whether something came from it.
+/// The app's stream, recording whether bytes came from it.
 #[derive(Debug)]
 struct Heard {
     stream: Stream,

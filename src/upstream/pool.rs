@@ -1,4 +1,4 @@
-//! One thread's way to the app: which server, over a connection that rests or a new one.
+//! One thread's access to the app: chooses a server, and an idle connection or a new one.
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
@@ -19,14 +19,14 @@ use super::stream::{Reader, Stream, Writer, is_down, is_full, is_lost};
 use crate::tls::stream::{Session, Tls};
 use crate::tls::{HTTP1, HTTP2};
 
-/// IdleConnection connections are kept so long where the app doesn't say; Node closes its own after 5 s.
-const KEEP_ALIVE: Duration = Duration::from_secs(4);
-/// However long the app would keep it, a connection that rests longer isn't worth its memory.
-const KEEP_ALIVE_MOST: Duration = Duration::from_secs(60);
-/// The app may count its timeout from a little before we do.
+/// Time that idle connections are kept if the app doesn't say; Node closes its own after 5 s.
+const DEFAULT_KEEP_ALIVE: Duration = Duration::from_secs(4);
+/// Maximum time that idle connections are kept, whatever the app says, to save memory.
+const MAX_KEEP_ALIVE: Duration = Duration::from_secs(60);
+/// Subtracted from the app's timeout, which may start slightly before ours.
 const KEEP_ALIVE_MARGIN: Duration = Duration::from_secs(1);
-/// IdleConnection connections kept per thread.
-const POOL: usize = 1024;
+/// Maximum number of idle connections per thread.
+const MAX_IDLE: usize = 1024;
 
 /// A connection to one of the app's servers, counted there while it is in use.
 #[derive(Debug)]
@@ -37,21 +37,21 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Both halves, usable side by side, and the server they lead to.
+    /// Returns both halves, which can be used concurrently, and the server.
     pub fn split(&mut self) -> (Reader<'_>, Writer<'_>, &Arc<Backend>) {
         let (reader, writer) = self.stream.split();
         (reader, writer, &self.server.backend)
     }
 
-    /// The server it leads to.
+    /// Returns its server.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.server.backend
     }
 
-    /// The bare socket, still counted at its server.
+    /// Returns the bare socket, still counted at its server.
     ///
     /// # Errors
-    /// When the runtime doesn't let go of it.
+    /// If the runtime doesn't release it.
     pub fn park(self) -> io::Result<ParkedConnection> {
         let Self { stream, server, slot } = self;
         let (socket, kind) = match stream {
@@ -66,7 +66,7 @@ impl Connection {
     }
 }
 
-/// A connection that no task looks at.
+/// A connection without a task.
 #[derive(Debug)]
 pub struct ParkedConnection {
     socket: OwnedFd,
@@ -75,7 +75,7 @@ pub struct ParkedConnection {
     slot: Slot,
 }
 
-/// What the socket is.
+/// The type of the socket.
 #[derive(Debug)]
 enum Kind {
     Tcp,
@@ -84,15 +84,15 @@ enum Kind {
 }
 
 impl ParkedConnection {
-    /// The server it leads to.
+    /// Returns its server.
     pub fn backend(&self) -> &Arc<Backend> {
         &self.server.backend
     }
 
-    /// For use by a task again.
+    /// Makes it usable by a task again.
     ///
     /// # Errors
-    /// When the runtime doesn't take it.
+    /// If the runtime doesn't take it.
     pub fn unpark(self) -> io::Result<Connection> {
         let Self { socket, kind, server, slot } = self;
         let stream = match kind {
@@ -116,27 +116,27 @@ struct IdleConnection {
     until: Instant,
 }
 
-/// The servers as one thread sees them, and its connections that rest between requests.
+/// One thread's view of the servers, and its idle connections.
 #[derive(Debug)]
 pub struct Pool {
     upstream: Arc<Upstream>,
     thread: usize,
     version: Cell<u64>,
     set: RefCell<Set>,
-    /// There is a choice.
+    /// There is more than one server.
     several: Cell<bool>,
     idle: RefCell<VecDeque<IdleConnection>>,
-    /// Where to begin to look, so that equals take turns.
+    /// Where to begin the search, so that equally busy servers take turns.
     turn: Cell<usize>,
     http2: Rc<Connections>,
-    /// How it says how long it keeps a connection.
+    /// Whether the app says how long it keeps a connection.
     pub keep_alive: KeepAlive,
-    /// Bytes that the head of an answer may have.
+    /// Maximum size of a response's head, in bytes.
     head: usize,
 }
 
 impl Pool {
-    /// For the thread with this number. `head`: the bytes that the head of an answer may have over HTTP/2.
+    /// A pool for the thread with this index. `head`: maximum size of a response's head over HTTP/2, in bytes.
     pub fn new(upstream: Arc<Upstream>, thread: usize, head: usize) -> Self {
         let (version, set) = upstream.see(thread);
         Self {
@@ -153,9 +153,9 @@ impl Pool {
         }
     }
 
-    /// A connection that rests and is alive, to the server that has the fewest requests; the one that rested the shortest.
+    /// Returns a live idle connection to the server with the fewest requests; of several the one that was used last.
     ///
-    /// Without `surely` one may be taken that the app has closed since the runtime last asked the kernel.
+    /// Without `surely` it may be one that the app has closed since the runtime last asked the kernel.
     pub fn take(&self, surely: bool) -> Option<Connection> {
         self.look();
         let now = Instant::now();
@@ -179,10 +179,10 @@ impl Pool {
         }
     }
 
-    /// A new connection to the server that has the fewest requests, or to another one when that is down.
+    /// Opens a connection to the server with the fewest requests, or to another one if that is down.
     ///
     /// # Errors
-    /// When none takes one; `NotFound` when there is none.
+    /// If no server accepts one; `NotFound` if there is no server.
     pub async fn connect(&self) -> io::Result<Connection> {
         let attempt =
             async |backend: &Arc<Backend>| attempt(self.upstream.clone(), backend.clone(), HTTP1).await;
@@ -190,10 +190,10 @@ impl Pool {
         Ok(Connection { stream, server, slot })
     }
 
-    /// A place for one HTTP/2 stream to the server that has the fewest, on a connection that has room or a new one.
+    /// Reserves one HTTP/2 stream to the server with the fewest requests, on a connection with room or a new one.
     ///
     /// # Errors
-    /// As for [`Self::connect`]; `InvalidData` when the app speaks no HTTP/2.
+    /// As for [`Self::connect`]; `InvalidData` if the app doesn't speak HTTP/2.
     pub async fn lease(&self) -> io::Result<Lease> {
         let room = async |backend: &Arc<Backend>| {
             let connect = || attempt(self.upstream.clone(), backend.clone(), HTTP2);
@@ -219,7 +219,7 @@ impl Pool {
                     backend.set_unhealthy(false);
                     return Ok((reached, server));
                 }
-                // Whatever is wrong with this one, another may do; a full one is only busy.
+                // Another server may work, whatever is wrong with this one; a full one is only busy.
                 Err(error)
                     if is_down(&error) || is_lost(&error) || (self.several.get() && !is_full(&error)) =>
                 {
@@ -239,13 +239,13 @@ impl Pool {
         Err(failed)
     }
 
-    /// Whether nobody takes connections any more where this server was.
+    /// Whether this server's address no longer accepts connections.
     pub async fn has_left(&self, backend: &Arc<Backend>) -> bool {
         let again = attempt(self.upstream.clone(), backend.clone(), HTTP1).await;
         again.is_err_and(|error| is_down(&error) || is_lost(&error))
     }
 
-    /// The server with the fewest requests that wasn't tried; those that are down come last.
+    /// Returns the untried server with the fewest requests; unhealthy ones come last.
     fn best(&self, tried: &[Arc<Backend>]) -> Option<Arc<Backend>> {
         let set = self.set.borrow();
         let from = self.turn.get().checked_rem(set.len())?;
@@ -254,30 +254,31 @@ impl Pool {
         inturn.min_by_key(|backend| (backend.is_unhealthy(), backend.in_flight())).cloned()
     }
 
-    /// Once a request: whoever looks for a connection that rests and makes one instead looks at the same server.
+    /// Once per request: a failed search for an idle connection and the new connection that follows use the same
+    /// server.
     fn next_turn(&self) {
         self.turn.set(self.turn.get().wrapping_add(1));
     }
 
-    /// Keeps a connection whose last answer has been read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
+    /// Keeps a connection whose last response was read to its end. `timeout` is the app's `Keep-Alive: timeout=`.
     pub fn put(&self, mut connection: Connection, timeout: Option<Duration>) {
         self.keep_alive.learn(timeout);
         if connection.server.backend.is_gone() || slots::are_taken() {
             return;
         }
         let rest = match timeout {
-            Some(timeout) => timeout.saturating_sub(KEEP_ALIVE_MARGIN).max(timeout / 2).min(KEEP_ALIVE_MOST),
-            None => KEEP_ALIVE,
+            Some(timeout) => timeout.saturating_sub(KEEP_ALIVE_MARGIN).max(timeout / 2).min(MAX_KEEP_ALIVE),
+            None => DEFAULT_KEEP_ALIVE,
         };
         connection.server.set_busy(false);
         let mut idle = self.idle.borrow_mut();
-        if idle.len() == POOL {
+        if idle.len() == MAX_IDLE {
             idle.pop_front();
         }
         idle.push_back(IdleConnection { connection, until: Instant::now() + rest });
     }
 
-    /// Closes what rested too long or was closed by the app.
+    /// Closes connections that were idle for too long or that the app has closed.
     pub fn retire(&self) {
         self.look();
         let now = Instant::now();
@@ -285,14 +286,14 @@ impl Pool {
         self.http2.retire();
     }
 
-    /// Closes all of them, so that an app which waits for its connections can leave.
+    /// Closes all idle connections, so that an app which waits for them can exit.
     pub fn clear(&self) {
         self.look();
         self.idle.borrow_mut().clear();
         self.http2.clear();
     }
 
-    /// Chooses by the latest set from here on. What rests and leads elsewhere is closed.
+    /// Switches to the latest set of servers. Idle connections to other servers are closed.
     fn look(&self) {
         if self.version.get() == self.upstream.version() {
             return;
@@ -344,7 +345,7 @@ mod tests {
         assert_eq!(load(&upstream), [3, 3]);
         busy.retain(|connection| !connection.server.backend.at.to_string().contains(&b.to_string()));
         assert_eq!(load(&upstream), [3, 0]);
-        // One that rests is used before a new one is made, but only if it leads to the least busy one.
+        // An idle connection is preferred to a new one, but only if it is to the least busy server.
         pool.put(busy.pop().unwrap(), None);
         assert!(pool.take(false).is_none(), "it leads to the busier one");
         for _ in 0..2 {

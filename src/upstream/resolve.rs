@@ -1,8 +1,8 @@
 //! Keeps the app's addresses up to date.
 //!
-//! By the system's own resolver, on a thread for blocking calls: neither musl's nor glibc's keeps answers, so asking
-//! it each second is what a DNS client of our own would do, and it knows /etc/hosts and nsswitch too. An answer's TTL is not
-//! looked at: Docker's says 600 s for names that change within one.
+//! Uses the system's resolver on a thread for blocking calls: neither musl's nor glibc's caches, so calling it each
+//! second does what a DNS client of our own would, and it knows /etc/hosts and nsswitch too. TTLs are ignored:
+//! Docker's says 600 s for names that change within one.
 
 use std::io;
 use std::net::SocketAddr;
@@ -16,16 +16,16 @@ use tokio::task::JoinSet;
 use super::backends::{ServerAddr, Upstream};
 use crate::config::UpstreamAddr;
 
-/// Between two look-ups of the name.
-const EVERY: Duration = Duration::from_secs(1);
-/// Between two when connections fail.
-const IN_DOUBT: Duration = Duration::from_millis(100);
-/// Look-ups at the same time. One that hangs must not keep the next one's answer.
-const AT_ONCE: usize = 4;
-/// Between two questions to an unhealthy server.
-const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// Time between two lookups of the name.
+const LOOKUP_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two lookups while connections fail.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// Maximum number of concurrent lookups. One that hangs must not delay the next one's answer.
+const MAX_LOOKUPS: usize = 4;
+/// Time between two readiness checks of an unhealthy server.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Looks the app's name up for as long as the process lives, and asks unhealthy servers whether they `answer`.
+/// Looks up the app's name as long as the process lives, and checks whether unhealthy servers `answer`.
 pub async fn keep_up_to_date<F>(upstream: Arc<Upstream>, answer: impl Fn(UpstreamAddr) -> F)
 where
     F: Future<Output = bool> + Send + 'static,
@@ -34,18 +34,18 @@ where
     loop {
         let began = Instant::now();
         while looking.try_join_next().is_some() {}
-        if let Some(name) = upstream.name().filter(|_| looking.len() < AT_ONCE) {
+        if let Some(name) = upstream.name().filter(|_| looking.len() < MAX_LOOKUPS) {
             let (upstream, number) = (upstream.clone(), upstream.next_look_up());
             looking.spawn(async move {
-                // A name without an address: its container is being replaced, so the old addresses are as good as any.
+                // A name without an address: its container is being replaced, so the old addresses stay.
                 if let Ok(addrs) = addresses(&name.0, name.1).await {
                     upstream.resolved(&name, number, addrs);
                 }
             });
         }
         let look_again = async {
-            let _ = tokio::time::timeout(EVERY, upstream.re_resolve.notified()).await;
-            tokio::time::sleep(IN_DOUBT.saturating_sub(began.elapsed())).await;
+            let _ = tokio::time::timeout(LOOKUP_INTERVAL, upstream.re_resolve.notified()).await;
+            tokio::time::sleep(RETRY_INTERVAL.saturating_sub(began.elapsed())).await;
         };
         tokio::select! {
             () = look_again => {}
@@ -54,7 +54,7 @@ where
     }
 }
 
-/// Goes on for ever, and wakes nobody while all are healthy. Each is asked once at a time.
+/// Runs for ever, and sleeps while all servers are healthy. Each has at most one check running.
 async fn ask_unhealthy_servers<F>(upstream: &Upstream, answer: &impl Fn(UpstreamAddr) -> F)
 where
     F: Future<Output = bool> + Send + 'static,
@@ -73,16 +73,16 @@ where
             });
         }
         match upstream.servers().iter().any(|server| server.is_unhealthy()) {
-            true => tokio::time::sleep(ASK_AGAIN).await,
+            true => tokio::time::sleep(CHECK_INTERVAL).await,
             false => std::future::pending().await,
         }
     }
 }
 
-/// Where an upstream is by TCP; nobody is asked for what is known. Nothing for a unix socket.
+/// Returns the TCP addresses of an upstream, without a lookup if they are known; none for a unix socket.
 ///
 /// # Errors
-/// As [`addresses`].
+/// As for [`addresses`].
 pub async fn locate(addr: &UpstreamAddr) -> io::Result<Vec<SocketAddr>> {
     match (ServerAddr::known(addr), addr.host_and_port()) {
         (Some(ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _)), _) => Ok(addrs),
@@ -91,10 +91,10 @@ pub async fn locate(addr: &UpstreamAddr) -> io::Result<Vec<SocketAddr>> {
     }
 }
 
-/// What a name resolves to.
+/// Returns the addresses of a name.
 ///
 /// # Errors
-/// When it resolves to nothing, or nobody answers.
+/// If it has none, or no resolver answers.
 pub async fn addresses(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     Ok(lookup_host((host, port)).await?.collect())
 }

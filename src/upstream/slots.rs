@@ -1,37 +1,38 @@
-//! How many connections to the app may be open at once, over all threads: each is an open file of this process.
+//! Limits the open connections to the app, over all threads: each is an open file of this process.
 
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-static MOST: AtomicU64 = AtomicU64::new(u64::MAX);
+static MAX_OPEN: AtomicU64 = AtomicU64::new(u64::MAX);
 static OPEN: AtomicU64 = AtomicU64::new(0);
 
 /// Counts one connection until it is dropped.
 #[derive(Debug)]
 pub struct Slot(());
 
-/// Sets how many there may be.
-pub fn set_most(most: u64) {
-    MOST.store(most, Ordering::Relaxed);
+/// Sets the maximum number of connections.
+pub fn set_max_connections(max: u64) {
+    MAX_OPEN.store(max, Ordering::Relaxed);
 }
 
-/// How many there are.
+/// Returns the number of open connections.
 pub fn open_connections() -> u64 {
     OPEN.load(Ordering::Relaxed)
 }
 
-/// Whether there may be no more: then none rests, since another thread may wait for its place.
+/// Whether the limit is reached: then no connection is kept idle, because another thread may be waiting for its
+/// place.
 pub fn are_taken() -> bool {
-    open_connections() >= MOST.load(Ordering::Relaxed)
+    open_connections() >= MAX_OPEN.load(Ordering::Relaxed)
 }
 
 impl Slot {
-    /// A place for one more.
+    /// Takes a place for one more connection.
     ///
     /// # Errors
-    /// `QuotaExceeded` when there is none.
+    /// `QuotaExceeded` if there is none.
     pub fn take() -> io::Result<Self> {
-        if OPEN.fetch_add(1, Ordering::Relaxed) >= MOST.load(Ordering::Relaxed) {
+        if OPEN.fetch_add(1, Ordering::Relaxed) >= MAX_OPEN.load(Ordering::Relaxed) {
             OPEN.fetch_sub(1, Ordering::Relaxed);
             return Err(io::ErrorKind::QuotaExceeded.into());
         }

@@ -1,4 +1,4 @@
-//! A connection to the app, by TCP, TLS or unix socket, and one attempt to make it.
+//! A connection to the app over TCP, TLS or a unix socket, and one attempt to open it.
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
@@ -18,44 +18,44 @@ use crate::tls::HTTP1;
 use crate::tls::client::handshake;
 use crate::tls::stream::{self as tls, Tls};
 
-/// One attempt to connect may take so long; an app on the same host answers at once or never.
+/// Time limit for one attempt to connect; an app on the same host answers at once or never.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to the app.
 #[derive(Debug)]
 pub enum Stream {
-    /// By TCP.
+    /// Plain TCP.
     Tcp(TcpStream),
-    /// By TCP, with TLS.
+    /// TLS over TCP.
     Tls(Tls),
-    /// By unix socket.
+    /// A unix socket.
     Unix(UnixStream),
 }
 
 /// The half that reads from the app.
 #[derive(Debug)]
 pub enum Reader<'s> {
-    /// By TCP.
+    /// Plain TCP.
     Tcp(tcp::ReadHalf<'s>),
-    /// By TCP, with TLS.
+    /// TLS over TCP.
     Tls(tls::ReadHalf<'s>),
-    /// By unix socket.
+    /// A unix socket.
     Unix(unix::ReadHalf<'s>),
 }
 
 /// The half that writes to the app.
 #[derive(Debug)]
 pub enum Writer<'s> {
-    /// By TCP.
+    /// Plain TCP.
     Tcp(tcp::WriteHalf<'s>),
-    /// By TCP, with TLS.
+    /// TLS over TCP.
     Tls(tls::WriteHalf<'s>),
-    /// By unix socket.
+    /// A unix socket.
     Unix(unix::WriteHalf<'s>),
 }
 
 impl Stream {
-    /// Both halves, usable side by side.
+    /// Returns both halves, which can be used concurrently.
     pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
         match self {
             Self::Tcp(stream) => {
@@ -81,13 +81,14 @@ impl Stream {
         UnixStream::connect(path).await.map(Self::Unix)
     }
 
-    /// Ready once the app has closed it, or sent what nobody asked for.
+    /// Ready once the app has closed the connection, or sent bytes that no request asked for.
     pub fn poll_end(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let mut byte = [0];
         Pin::new(&mut self.split().0).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
     }
 
-    /// [`Stream::is_alive`], asked of the kernel: the runtime lets a task look at only so many streams in one go.
+    /// Like [`Stream::is_alive`], but asks the kernel: the runtime limits the number of streams that a task may poll
+    /// in one go.
     pub fn is_quiet(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
         let peeked = match self {
@@ -98,7 +99,7 @@ impl Stream {
         matches!(peeked, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
-    /// Fit for another request. Costs no system call while nothing has arrived.
+    /// Whether it can take another request. Costs no system call while nothing has arrived.
     pub fn is_alive(&mut self) -> bool {
         self.poll_end(&mut Context::from_waker(Waker::noop())).is_pending()
     }
@@ -163,7 +164,7 @@ impl AsyncWrite for Stream {
         match self.get_mut() {
             Self::Tcp(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
             Self::Unix(stream) => Pin::new(stream).poll_write_vectored(cx, bufs),
-            // A session seals one piece at a time.
+            // A session encrypts one piece at a time.
             Self::Tls(stream) => {
                 let first = bufs.iter().find(|buf| !buf.is_empty());
                 Pin::new(&mut stream.split().1).poll_write(cx, first.map_or(&[], |buf| buf))
@@ -176,7 +177,10 @@ impl AsyncWrite for Stream {
     }
 }
 
-/// Connects to the app once; tries each address that its name has.
+/// Connects to the app once; tries each address of its name.
+///
+/// # Errors
+/// Those of connect(2); `NotFound` if the name has no address.
 pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
     let attempt = async {
         match addr {
@@ -195,45 +199,48 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
 async fn by_name(host: &str, port: u16) -> io::Result<TcpStream> {
     match host.parse() {
         Ok(ip) => open(&[SocketAddr::new(ip, port)]).await,
-        // Always loopback (RFC 6761 §6.3), so nobody has to be asked for it.
+        // Always loopback (RFC 6761 §6.3), so no lookup is needed.
         Err(_) if host == "localhost" => {
             open(&[(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]).await
         }
         Err(_) => {
-            // An orchestrator takes a container's name away while it replaces the container.
+            // An orchestrator removes a container's name while it replaces the container.
             let named = addresses(host, port).await;
             open(&named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?).await
         }
     }
 }
 
-/// By TCP, to the first of these that takes a connection.
+/// Connects over TCP to the first address that accepts.
+///
+/// # Errors
+/// That of the last address.
 pub async fn open(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
     let stream = TcpStream::connect(addrs).await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-/// The app lives, but its queue of connections is full (a unix socket says so at once, TCP waits), or there may be no more
-/// on our side.
+/// Whether the app is alive but its accept queue is full (a unix socket reports that at once, TCP waits), or our own
+/// limit of connections is reached.
 pub fn is_full(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::WouldBlock || lacks_files(error)
 }
 
-/// No more files may be open, of this process or of all.
+/// Whether the limit of open files is reached, of this process or of the system.
 pub fn lacks_files(error: &io::Error) -> bool {
     use rustix::io::Errno;
     let errno = error.raw_os_error().map(Errno::from_raw_os_error);
     error.kind() == io::ErrorKind::QuotaExceeded || matches!(errno, Some(Errno::MFILE | Errno::NFILE))
 }
 
-/// Nobody answers at all: a container that has gone, or whose address another one is about to get.
+/// Whether no host answers: a container is gone, or another one is about to get its address.
 pub fn is_lost(error: &io::Error) -> bool {
     error.kind() == io::ErrorKind::TimedOut
 }
 
-/// Nobody listens there: the app crashed, restarts or has not started yet. Nothing was sent. A reset comes from a listening
-/// socket that closes over a connection which it has not accepted.
+/// Whether the address refuses connections: the app crashed, restarts or has not started yet. Nothing was sent. A
+/// reset comes from a listening socket that closes before it has accepted the connection.
 pub fn is_down(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset, HostUnreachable, NotFound};
     matches!(
@@ -255,7 +262,7 @@ mod tests {
         let (app, _) = listener.accept().unwrap();
         assert!(stream.is_alive() && stream.is_quiet());
         drop(app);
-        // From here on nothing is awaited, so the runtime hears nothing.
+        // Nothing is awaited from here on, so the runtime gets no events.
         let began = Instant::now();
         while stream.is_quiet() {
             assert!(began.elapsed() < Duration::from_secs(20), "the end does not come");

@@ -1,4 +1,4 @@
-//! Listening sockets: one thread accepts and gives each connection to the thread that has the fewest.
+//! Listening sockets: one thread accepts connections and gives each to the thread with the fewest.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -16,13 +16,14 @@ use crate::drain::ledger::Assigned;
 use crate::proxy::shared::Shared;
 use crate::repeated::Repeated;
 
-/// Connections that wait for being accepted; the kernel cuts it to `net.core.somaxconn`.
+/// Length of the accept queue; the kernel limits it to `net.core.somaxconn`.
 const BACKLOG: i32 = 4096;
-/// After an accept that failed for want of files or memory, and while there are too many connections.
-const BACK_OFF: Duration = Duration::from_millis(50);
+/// Delay after an accept that failed for lack of files or memory, and while there are too many connections.
+const BACKOFF_DELAY: Duration = Duration::from_millis(50);
 
-/// A listening socket. `[::]` takes IPv4 too; where there is no IPv6, it is `0.0.0.0` instead. `shared`: another process
-/// of the same user may listen there too, and the kernel gives each its part of the new connections (socket(7)).
+/// Opens a listening socket. `[::]` also accepts IPv4; without IPv6, `0.0.0.0` is used instead. `shared`: another
+/// process of the same user may listen on the address too, and the kernel spreads new connections (SO_REUSEPORT,
+/// socket(7)).
 pub fn bind(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
     match bind_exactly(addr, shared) {
         Err(error) if addr.is_ipv6() && addr.ip().is_unspecified() => {
@@ -49,41 +50,41 @@ fn bind_exactly(addr: SocketAddr, shared: bool) -> io::Result<TcpListener> {
 #[derive(Clone)]
 pub struct Switch {
     on: watch::Sender<bool>,
-    /// How many listening sockets are closed.
+    /// The number of closed listening sockets.
     closed: watch::Sender<usize>,
-    /// How many there are.
+    /// The number of all listening sockets.
     all: Arc<AtomicUsize>,
 }
 
 impl Default for Switch {
-    /// A switch for listening sockets that nobody accepts from yet.
+    /// A switch for listening sockets that do not accept yet.
     fn default() -> Self {
         Self { on: watch::Sender::new(true), closed: watch::Sender::new(0), all: Arc::default() }
     }
 }
 
 impl Switch {
-    /// For this many listening sockets.
+    /// Sets the number of listening sockets.
     pub fn expect(&self, listeners: usize) {
         self.all.store(listeners, Ordering::Release);
     }
 
-    /// Takes what is in the accept queues, then closes the listening sockets.
+    /// Accepts what is in the accept queues, then closes the listening sockets.
     pub fn close(&self) {
         self.on.send_replace(false);
     }
 
-    /// Begins to listen again at the same addresses.
+    /// Listens again on the same addresses.
     pub fn listen(&self) {
         self.on.send_replace(true);
     }
 
-    /// Whether a listening socket is still open.
+    /// Whether any listening socket is open.
     pub fn is_listening(&self) -> bool {
         *self.closed.borrow() < self.all.load(Ordering::Acquire)
     }
 
-    /// Returns when every listening socket is open, or when they are to close after all.
+    /// Returns when all listening sockets are open, or have to close again.
     pub async fn all_open(&self) {
         let (mut on, mut closed) = (self.on.subscribe(), self.closed.subscribe());
         tokio::select! {
@@ -97,11 +98,11 @@ impl Switch {
 pub struct Given {
     /// The connection.
     pub accepted: Accepted<TcpStream>,
-    /// Counts it for that thread until it is there.
+    /// Counts the connection for that thread until it arrives there.
     pub assigned: Assigned,
 }
 
-/// Accepts connections on the first thread and gives each to the thread that has the fewest.
+/// Accepts connections on the first thread and gives each to the thread with the fewest.
 pub struct Acceptor {
     shared: Arc<Shared>,
     others: Vec<mpsc::UnboundedSender<Given>>,
@@ -109,12 +110,12 @@ pub struct Acceptor {
 }
 
 impl Acceptor {
-    /// For the first thread; the `others` get their connections by these.
+    /// An acceptor for the first thread; the `others` get their connections through these channels.
     pub fn new(shared: Arc<Shared>, others: Vec<mpsc::UnboundedSender<Given>>, switch: Switch) -> Self {
         Self { shared, others, switch }
     }
 
-    /// Accepts until told to stop, then waits to be told to listen again. `serve` gets this thread's connections;
+    /// Accepts until it has to stop, then waits until it may listen again. `serve` gets this thread's connections;
     /// `on_closed` is called when the listening socket has closed.
     pub async fn run(
         self: Rc<Self>,
@@ -178,12 +179,12 @@ impl Acceptor {
     ) -> io::Result<TcpListener> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
-            // Those past the bound wait in the socket's queue, and are taken when a drain closes it.
+            // Connections above the limit wait in the accept queue; a drain accepts them when it closes the socket.
             let full = self.is_full(service);
             tokio::select! {
                 biased;
                 _ = on.wait_for(|on| !*on) => return listener.into_std(),
-                () = tokio::time::sleep(BACK_OFF), if full => {}
+                () = tokio::time::sleep(BACKOFF_DELAY), if full => {}
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, peer)) => self.give(stream, peer, service, serve),
                     Err(error) => self.back_off(&error).await,
@@ -201,7 +202,7 @@ impl Acceptor {
         loop {
             match listener.accept() {
                 Ok((stream, peer)) => {
-                    // One that fails is no reason to leave those behind it.
+                    // One bad connection must not stop those queued behind it.
                     let stream =
                         stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
                     if let Ok(stream) = stream {
@@ -214,7 +215,7 @@ impl Acceptor {
         }
     }
 
-    /// Handshakes cost more than connections: fewer have room.
+    /// Whether the limit is reached. Handshakes have a lower limit because they cost more than connections.
     fn is_full(&self, service: Service) -> bool {
         if service == Service::Https && self.shared.tls.as_ref().is_some_and(|tls| tls.is_busy()) {
             return true;
@@ -222,7 +223,7 @@ impl Acceptor {
         self.shared.is_full()
     }
 
-    /// To the thread with the fewest connections; this one is the first.
+    /// Gives a connection to the thread with the fewest; this thread is the first.
     fn give(
         &self,
         stream: tokio::net::TcpStream,
@@ -250,14 +251,15 @@ impl Acceptor {
         }
     }
 
-    /// A peer that left before it was accepted is nobody's fault; anything else won't be better at once.
+    /// A peer that disconnected before the accept is no fault of ours; other errors won't go away at once, so this
+    /// waits.
     async fn back_off(&self, error: &io::Error) {
         if !matches!(error.kind(), io::ErrorKind::ConnectionAborted | io::ErrorKind::ConnectionReset) {
             static FAILED: Repeated = Repeated::new();
             if let Some(times) = FAILED.due() {
                 tracing::warn!(%error, times, "accept failed");
             }
-            tokio::time::sleep(BACK_OFF).await;
+            tokio::time::sleep(BACKOFF_DELAY).await;
         }
     }
 }

@@ -1,4 +1,4 @@
-//! A connection that was just accepted: for whom it comes, and what stands before its first request.
+//! Prepares a connection that was just accepted: who the client is, and what precedes its first request.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,7 +13,7 @@ use super::proxy_protocol;
 use super::tls::handshake;
 use crate::drain::gate::Connected;
 use crate::metrics::add;
-use crate::proxy::shared::FIRST_REQUEST;
+use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
 use crate::repeated::ByReason;
@@ -25,24 +25,24 @@ pub enum Service {
     Http,
     /// `--tls-listen`.
     Https,
-    /// `--tcp`, the one with this number.
+    /// `--tcp`, by its index.
     Tcp(usize),
 }
 
-/// A connection that was just accepted. Counted from that moment, so that no drain is over while it is on its way to its thread.
+/// An accepted connection. It counts from the accept, so that no drain ends while it is on its way to its thread.
 pub struct Accepted<S> {
     /// The client's connection.
     pub stream: S,
-    /// Its other end.
+    /// The peer's address.
     pub peer: SocketAddr,
-    /// By its listening socket.
+    /// Set by the listening socket.
     pub service: Service,
-    /// Counts it.
+    /// Counts the connection.
     pub connected: Connected,
 }
 
 impl<S> Accepted<S> {
-    /// The same with another kind of stream.
+    /// Converts the stream.
     ///
     /// # Errors
     /// Those of `change`.
@@ -52,8 +52,8 @@ impl<S> Accepted<S> {
     }
 }
 
-/// Reads the PROXY protocol header and does the TLS handshake, where they are due. Returns the connection with the client
-/// for whom it comes; none for one that is closed.
+/// Reads the PROXY protocol header and does the TLS handshake, if they are due. Returns the connection with its
+/// client's address; `None` if it was closed.
 pub async fn welcome(accepted: Accepted<TcpStream>, worker: &Worker) -> Option<Accepted<Stream>> {
     add(&worker.shard.accepted, 1);
     let Accepted { stream, mut peer, service, connected } = accepted;
@@ -70,7 +70,7 @@ pub async fn welcome(accepted: Accepted<TcpStream>, worker: &Worker) -> Option<A
         }
     }
     if service == Service::Https {
-        // Boxed, since few connections are in it at a time.
+        // Boxed, because few connections are in a handshake at a time.
         let (stream, connected) = Box::pin(handshake(stream, peer, connected, worker)).await?;
         return Some(Accepted { stream, peer, service, connected });
     }
@@ -84,8 +84,10 @@ fn warn_of_closed(peer: SocketAddr, why: &'static str) {
     }
 }
 
-/// Reads the PROXY protocol header, and not a byte more. Returns the client that it names, or the peer where it
-/// names none. An error is why there is no header; without a word when the peer sent nothing at all.
+/// Reads exactly the PROXY protocol header. Returns the client that it names, or the peer if it names none.
+///
+/// # Errors
+/// Why there is no header; `None` if the peer sent nothing at all.
 async fn announced(
     stream: &TcpStream,
     peer: SocketAddr,
@@ -102,7 +104,7 @@ async fn announced(
             let mut coming = ReadBuf::new(&mut room);
             match stream.poll_peek(cx, &mut coming) {
                 Poll::Ready(Ok(n)) if n > 0 => {}
-                // A health check by TCP.
+                // A TCP health check.
                 Poll::Ready(_) if head.is_empty() => return Poll::Ready(Err(None)),
                 Poll::Ready(_) => return Poll::Ready(Err(Some("its PROXY protocol header has no end"))),
                 Poll::Pending => break,
@@ -110,7 +112,7 @@ async fn announced(
             let before = head.len();
             head.extend_from_slice(coming.filled());
             let read = proxy_protocol::header(&head).map_err(|broken| Some(broken.0))?;
-            // All of what is only a part of a header is the header's own.
+            // All bytes of an incomplete header belong to the header.
             let own = read.map_or(head.len(), |header| header.len) - before;
             if !matches!(stream.try_read(&mut room[..own]), Ok(n) if n == own) {
                 return Poll::Ready(Err(Some("its PROXY protocol header can't be read")));
@@ -120,17 +122,17 @@ async fn announced(
             }
         }
         if shared.closing_idle() {
-            if since.elapsed() >= FIRST_REQUEST || shared.forced() {
+            if since.elapsed() >= FIRST_REQUEST_TIMEOUT || shared.forced() {
                 return Poll::Ready(Err(None));
             }
-            entry.set_deadline(worker.deadline(FIRST_REQUEST));
+            entry.set_deadline(worker.deadline(FIRST_REQUEST_TIMEOUT));
         } else if entry.expired() {
             return Poll::Ready(Err(Some("its PROXY protocol header came too slowly (--head-timeout)")));
         }
         Poll::Pending
     });
     let client = client.await?;
-    // Another place, for the client.
+    // The connection gets a new ledger entry, for the client.
     worker.ledger.assign();
     Ok(client)
 }

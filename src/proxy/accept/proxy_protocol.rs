@@ -1,38 +1,38 @@
-//! The PROXY protocol's header, versions 1 and 2, in which a load balancer says for whom it connects
-//! (HAProxy, "The PROXY protocol"). Pure; no sockets.
+//! The PROXY protocol's header, versions 1 and 2, in which a load balancer names the client (HAProxy, "The PROXY
+//! protocol"). Pure; no sockets.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// The longest header of version 1, with its line end (§2.1).
+/// Maximum length of a version 1 header with its line end, in bytes (§2.1).
 pub const MAX_V1: usize = 107;
-/// The longest header of version 2 that is read, in bytes; the two longest addresses (unix) take 232 of them, the
-/// rest is for additional fields, which are not looked at.
+/// Maximum length of a version 2 header, in bytes. The largest addresses (unix) take 232 of them; the rest is for
+/// additional fields, which are ignored.
 pub const MAX_V2: usize = 4096;
 
 const START_V1: &[u8] = b"PROXY ";
 /// The 12 bytes that begin version 2 (§2.2).
 const START_V2: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// These, then version and command, family and protocol, and the length of what follows.
+/// Length of the signature, version and command, family and protocol, and the length field, in bytes.
 const FIXED_V2: usize = 16;
 
-/// A whole header.
+/// A complete header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Header {
-    /// Its bytes.
+    /// Its length in bytes.
     pub len: usize,
-    /// The client that it names; none where the peer speaks for itself (a health check), or for a client whose
-    /// address is not an IP's.
+    /// The client that it names; `None` if the peer connects for itself (a health check) or the client has no IP
+    /// address.
     pub client: Option<SocketAddr>,
 }
 
-/// These bytes begin no header; why, in words.
+/// Why these bytes begin no header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Broken(pub &'static str);
 
-/// Reads the header that a connection begins with; none if `bytes` are only a part of one.
+/// Parses the header at the start of a connection; `None` if `bytes` are an incomplete one.
 ///
 /// # Errors
-/// When they are no part of a header, or of one that is too long.
+/// If they begin no header, or one that is too long.
 pub fn header(bytes: &[u8]) -> Result<Option<Header>, Broken> {
     if begins(bytes, START_V2) {
         version_2(bytes)
@@ -43,13 +43,13 @@ pub fn header(bytes: &[u8]) -> Result<Option<Header>, Broken> {
     }
 }
 
-/// Whether `bytes` begin with `start`, as far as they go.
+/// Whether `bytes` match `start` as far as they go.
 fn begins(bytes: &[u8], start: &[u8]) -> bool {
     let n = bytes.len().min(start.len());
     bytes[..n] == start[..n]
 }
 
-/// One line: `PROXY TCP4 client proxy port port`.
+/// Parses one line: `PROXY TCP4 client proxy port port`.
 fn version_1(bytes: &[u8]) -> Result<Option<Header>, Broken> {
     const BAD: Broken = Broken("its PROXY protocol line can't be read");
     let within = &bytes[..bytes.len().min(MAX_V1)];
@@ -61,7 +61,7 @@ fn version_1(bytes: &[u8]) -> Result<Option<Header>, Broken> {
         };
     };
     let (line, len) = (&within[..end], end + 2);
-    // Whatever follows is to be left aside (§2.1).
+    // The rest of the line must be ignored (§2.1).
     if line == b"PROXY UNKNOWN" || line.starts_with(b"PROXY UNKNOWN ") {
         return Ok(Some(Header { len, client: None }));
     }
@@ -87,19 +87,19 @@ fn ip<A: std::str::FromStr + Into<IpAddr>>(text: &str) -> Option<IpAddr> {
     text.parse::<A>().ok().map(Into::into)
 }
 
-/// Without a sign and without leading zeros (§2.1).
+/// Parses a port without a sign or leading zeros (§2.1).
 fn port_number(text: &str) -> Option<u16> {
     let plain = text == "0" || !text.starts_with('0');
     text.parse().ok().filter(|_| plain && text.bytes().all(|b| b.is_ascii_digit()))
 }
 
-/// Binary: the fixed part, the addresses, additional fields.
+/// Parses the binary header: the fixed part, the addresses, additional fields.
 fn version_2(bytes: &[u8]) -> Result<Option<Header>, Broken> {
     let Some((fixed, rest)) = bytes.split_at_checked(FIXED_V2) else { return Ok(None) };
     let len = FIXED_V2 + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
     let (version, command) = (fixed[12] >> 4, fixed[12] & 0xf);
     let (family, protocol) = (fixed[13] >> 4, fixed[13] & 0xf);
-    // Those that are not assigned must be refused (§2.2).
+    // Unassigned values must be refused (§2.2).
     if version != 2 || command > 1 || family > 3 || protocol > 2 {
         return Err(Broken("its PROXY protocol header has a version, command or family that isn't known"));
     }
@@ -107,7 +107,7 @@ fn version_2(bytes: &[u8]) -> Result<Option<Header>, Broken> {
         return Err(Broken("its PROXY protocol header is too long"));
     }
     let Some(body) = rest.get(..len - FIXED_V2) else { return Ok(None) };
-    // LOCAL: the peer speaks for itself, whatever the rest says.
+    // LOCAL: the peer connects for itself, whatever the rest says.
     let client = match (command, family, protocol) {
         (1, 1, 1) => Some(address::<4>(body)?),
         (1, 2, 1) => Some(address::<16>(body)?),
@@ -116,7 +116,7 @@ fn version_2(bytes: &[u8]) -> Result<Option<Header>, Broken> {
     Ok(Some(Header { len, client }))
 }
 
-/// The client's address of `N` bytes, the proxy's, and both ports.
+/// Parses the client's address of `N` bytes; the proxy's address and both ports follow it.
 fn address<const N: usize>(body: &[u8]) -> Result<SocketAddr, Broken>
 where
     IpAddr: From<[u8; N]>,

@@ -1,5 +1,6 @@
-//! The last handshakes of a listening socket. A client whose handshake is under way believes itself connected one step
-//! before the kernel offers the connection for being accepted: closing the socket in between would reset it.
+//! Finishes the handshakes of a listening socket before it closes. A client whose handshake is under way considers
+//! itself connected just before the kernel offers the connection to accept(2); closing the socket in between would
+//! reset it.
 
 use std::io;
 use std::net::SocketAddr;
@@ -12,49 +13,49 @@ use rustix::net::{
 use socket2::{SockFilter, SockRef};
 use tokio::sync::oneshot;
 
-/// Handshakes get so long to end: longer than any takes on a busy machine, and a client that has vanished in the
-/// middle of one costs a drain no more.
-const MOST: Duration = Duration::from_millis(300);
-/// Before the first look, and twice as long before each that follows.
-const LOOK: Duration = Duration::from_millis(2);
-/// What they get where the kernel doesn't tell whether there are any.
-const UNTOLD: Duration = Duration::from_millis(20);
+/// Time limit for handshakes: longer than any takes on a busy machine, and the most that a client vanishing during
+/// one can delay a drain.
+const HANDSHAKE_TIMEOUT: Duration = Duration::from_millis(300);
+/// Delay before the first check; it doubles for each further one.
+const FIRST_CHECK_DELAY: Duration = Duration::from_millis(2);
+/// Delay if the kernel can't say whether handshakes are under way.
+const UNKNOWN_DELAY: Duration = Duration::from_millis(20);
 
-/// Returns when no connection will come to a listening socket any more. New handshakes are ignored from here on, those
-/// that had begun may end. Ignored ones are refused when they ask again, once it has closed.
+/// Returns when no further connection will reach a listening socket. From here on new SYNs are ignored and handshakes
+/// under way may finish. A client whose SYN was ignored sends it again, and is refused once the socket has closed.
 pub async fn handshakes_end(listener: &impl AsFd) {
     let socket = SockRef::from(listener);
     if let Err(error) = socket.attach_filter(&IGNORE_SYN) {
-        tracing::debug!(%error, "no filter on the listening socket");
+        tracing::debug!(%error, "could not attach a filter to the listening socket");
     }
     let addr = socket.local_addr().ok().and_then(|addr| addr.as_socket());
     let (tell, told) = oneshot::channel();
-    // With 20,000 sockets a look takes 3 ms: too long for a thread that serves.
-    let look = move || tell.send(addr.is_some_and(|addr| wait(addr).is_ok()));
-    let looks = std::thread::Builder::new().name("handshakes".to_owned()).spawn(look).is_ok();
-    if !(looks && told.await.unwrap_or(false)) {
-        tokio::time::sleep(UNTOLD).await;
+    // With 20,000 sockets a check takes 3 ms: too long for a thread that serves connections.
+    let check = move || tell.send(addr.is_some_and(|addr| wait(addr).is_ok()));
+    let checking = std::thread::Builder::new().name("handshakes".to_owned()).spawn(check).is_ok();
+    if !(checking && told.await.unwrap_or(false)) {
+        tokio::time::sleep(UNKNOWN_DELAY).await;
     }
 }
 
-/// Blocks until no handshake with this address is under way, or they have had their time.
+/// Blocks until no handshake with this address is under way, or their time limit has passed.
 fn wait(addr: SocketAddr) -> io::Result<()> {
-    let (began, mut pause) = (Instant::now(), LOOK);
+    let (began, mut pause) = (Instant::now(), FIRST_CHECK_DELAY);
     loop {
         std::thread::sleep(pause);
         if !any_under_way(addr)? {
             return Ok(());
         }
-        if began.elapsed() >= MOST {
-            tracing::debug!(%addr, "a handshake did not end");
+        if began.elapsed() >= HANDSHAKE_TIMEOUT {
+            tracing::debug!(%addr, "a handshake did not finish in time");
             return Ok(());
         }
-        pause = (pause * 2).min(MOST.saturating_sub(began.elapsed())).max(LOOK);
+        pause = (pause * 2).min(HANDSHAKE_TIMEOUT.saturating_sub(began.elapsed())).max(FIRST_CHECK_DELAY);
     }
 }
 
 /// Asks the kernel for connections to this address's port in SYN-RECEIVED (RFC 9293 §3.3.2), as `ss` does
-/// (sock_diag(7)). Needs no rights; the walk over all sockets is the kernel's own, and what it sends is about these only.
+/// (sock_diag(7)). Needs no privileges; the kernel walks all sockets but returns only these.
 fn any_under_way(addr: SocketAddr) -> io::Result<bool> {
     const NLMSG_ERROR: u16 = 2;
     const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -67,18 +68,18 @@ fn any_under_way(addr: SocketAddr) -> io::Result<bool> {
     send(&socket, &question(addr, SOCK_DIAG_BY_FAMILY), SendFlags::empty())?;
     let mut answer = [0; 16 << 10];
     let (_, len) = recv(&socket, &mut answer, RecvFlags::empty())?;
-    // The first message tells: a connection, the end of an empty list, or an error. Its type follows its length.
+    // The first message decides: a connection, the end of an empty list, or an error. Its type follows its length.
     match answer[..len].get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
         None | Some(NLMSG_ERROR) => Err(io::ErrorKind::Unsupported.into()),
         kind => Ok(kind == Some(SOCK_DIAG_BY_FAMILY)),
     }
 }
 
-/// `struct nlmsghdr` and `struct inet_diag_req_v2`.
+/// Builds a `struct nlmsghdr` and a `struct inet_diag_req_v2`.
 fn question(addr: SocketAddr, kind: u16) -> [u8; 72] {
     const NLM_F_REQUEST_DUMP: u16 = 0x301;
     const TCP_SYN_RECV: u32 = 3;
-    // A connection's family is its listening socket's, whoever comes.
+    // A connection has the address family of its listening socket, whatever the client's is.
     let family = if addr.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
     let mut message = [0; 72];
     message[..4].copy_from_slice(&72_u32.to_ne_bytes());
@@ -91,7 +92,7 @@ fn question(addr: SocketAddr, kind: u16) -> [u8; 72] {
     message
 }
 
-/// Classic BPF over a TCP header: drop when of SYN and ACK only SYN is set (RFC 9293 §3.1), else keep all of it.
+/// Classic BPF on the TCP header: drop the packet if SYN is set and ACK is not (RFC 9293 §3.1), else keep it.
 const IGNORE_SYN: [SockFilter; 5] = [
     SockFilter::new(0x30, 0, 0, 13),          // load the flags' byte
     SockFilter::new(0x54, 0, 0, 0x12),        // mask all but SYN and ACK
@@ -107,7 +108,7 @@ mod tests {
 
     use super::*;
 
-    /// Drops every segment with an ACK, as a network that is slow with a handshake's last one.
+    /// Drops every segment with an ACK, like a network that is slow to deliver a handshake's last one.
     const IGNORE_ACK: [SockFilter; 5] = [
         SockFilter::new(0x30, 0, 0, 13),
         SockFilter::new(0x54, 0, 0, 0x10),
@@ -116,7 +117,7 @@ mod tests {
         SockFilter::new(0x06, 0, 0, 0xffff_ffff),
     ];
 
-    /// A listening socket, and a client that believes itself connected to it.
+    /// A listening socket, and a client that considers itself connected to it.
     fn half_way(listen: &str) -> (TcpListener, TcpStream) {
         let listener = TcpListener::bind(listen).unwrap();
         SockRef::from(&listener).attach_filter(&IGNORE_ACK).unwrap();
@@ -130,7 +131,7 @@ mod tests {
         for listen in ["127.0.0.1:0", "[::]:0"] {
             let (listener, mut client) = half_way(listen);
             let mut ends = std::pin::pin!(handshakes_end(&listener));
-            let early = tokio::time::timeout(UNTOLD * 3, &mut ends).await;
+            let early = tokio::time::timeout(UNKNOWN_DELAY * 3, &mut ends).await;
             assert!(early.is_err(), "the socket would close over it");
             client.write_all(b"here").unwrap();
             ends.await;
@@ -145,7 +146,11 @@ mod tests {
         let (listener, _client) = half_way("127.0.0.1:0");
         let began = Instant::now();
         handshakes_end(&listener).await;
-        assert!((MOST..MOST * 4).contains(&began.elapsed()), "{:?}", began.elapsed());
+        assert!(
+            (HANDSHAKE_TIMEOUT..HANDSHAKE_TIMEOUT * 4).contains(&began.elapsed()),
+            "{:?}",
+            began.elapsed()
+        );
     }
 
     #[tokio::test]

@@ -1,4 +1,4 @@
-//! The TLS handshake of a client's connection: bounded in time, and told of a drain.
+//! The TLS handshake with a client: bounded in time, and aware of a drain.
 
 use std::future::poll_fn;
 use std::io;
@@ -13,13 +13,13 @@ use crate::drain::gate::Connected;
 use crate::drain::ledger::LedgerEntry;
 use crate::proxy::close::shut;
 use crate::proxy::request::failure;
-use crate::proxy::shared::FIRST_REQUEST;
+use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
 use crate::repeated::Repeated;
 use crate::tls::stream::speaks_no_tls;
 
-/// The connection once its handshake is over; none for one that came to nothing, which is closed.
+/// Returns the connection after its handshake; `None` if it failed and the connection was closed.
 pub async fn handshake(
     tcp: TcpStream,
     peer: SocketAddr,
@@ -30,7 +30,7 @@ pub async fn handshake(
     let termination = shared.tls.as_ref()?;
     let entry = worker.ledger.enter(peer);
     entry.set_deadline(worker.deadline(termination.timeout()));
-    // One that says nothing is bounded as a connection is, and takes no handshake's place from others.
+    // A silent client has the time limit of a connection and takes up no place for a handshake.
     let mut byte = [0];
     let spoke = in_time(worker, &entry, |cx| tcp.poll_peek(cx, &mut ReadBuf::new(&mut byte)));
     if !matches!(spoke.await, Ok(n) if n > 0) {
@@ -43,7 +43,7 @@ pub async fn handshake(
         Err(error) => {
             static FAILED: Repeated = Repeated::new();
             if let Some(times) = FAILED.due() {
-                tracing::warn!(%error, times, "no TLS session");
+                tracing::warn!(%error, times, "could not create a TLS session");
             }
             return None;
         }
@@ -59,12 +59,12 @@ pub async fn handshake(
             tracing::debug!(%peer, "a TLS handshake failed: {error}");
             let tcp = tls.into_tcp();
             if speaks_no_tls(&error) {
-                // Written to a connection that has had nothing yet: it fits.
+                // The socket's send buffer is empty, so this fits.
                 let _ =
                     tcp.try_write(&failure::answer(400, "plain HTTP was sent to a port for HTTPS", false));
             }
             worker.ledger.assign();
-            // The client reads why before the connection closes.
+            // Lets the client read the reason before the connection closes.
             let entry = worker.ledger.enter(peer);
             shut(Stream::Tcp(tcp), connected, shared).await;
             drop(entry);
@@ -74,7 +74,7 @@ pub async fn handshake(
     None
 }
 
-/// What `poll` comes to, unless the place's deadline passes before, or the drain has none left.
+/// Returns the result of `poll`, unless the entry's deadline passes first or the drain leaves no more time.
 async fn in_time<T>(
     worker: &Worker,
     entry: &LedgerEntry,
@@ -89,10 +89,10 @@ async fn in_time<T>(
             Poll::Pending if shared.forced() || entry.expired() => {
                 return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
             }
-            // As long as a fresh connection has for its first request.
+            // A fresh connection has as long for its first request.
             Poll::Pending if shared.closing_idle() && !hurried => {
                 hurried = true;
-                entry.set_deadline(worker.deadline(FIRST_REQUEST));
+                entry.set_deadline(worker.deadline(FIRST_REQUEST_TIMEOUT));
             }
             Poll::Pending => {}
         }

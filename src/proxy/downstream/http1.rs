@@ -1,4 +1,4 @@
-//! One client connection: its requests one after the other, idle times between them, and how it closes.
+//! One client connection: its requests one after another, the idle time between them, and how it closes.
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -22,29 +22,29 @@ use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request_log::{RequestLog, Totals};
-use crate::proxy::shared::FIRST_REQUEST;
+use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Reader, Stream, Writer};
 use crate::proxy::worker::Worker;
 use crate::upstream::Connection;
 
-/// How a connection goes on once no request of it is served any more.
+/// What happens to a connection that serves no further request here.
 enum Close {
-    /// The peer has gone already.
+    /// The peer has already closed it.
     Gone,
-    /// Our end first, then theirs, bounded, so that the last answer isn't lost.
+    /// Close our side first, then wait for the peer's, so that the last response isn't lost.
     Linger,
-    /// At once and visibly: an answer was cut.
+    /// Reset it, because a response was cut off.
     Reset,
-    /// Not at all: it is parked until its next request.
+    /// Keep it: it is parked until its next request.
     Rests,
-    /// Not yet: it is a tunnel to the app now.
+    /// Keep it: it is now a tunnel to the app.
     Tunnels(Box<Upgraded>),
-    /// Not yet: it speaks HTTP/2, of which this much was read.
+    /// Keep it: it speaks HTTP/2; these bytes of it were read.
     Http2(Buffer),
 }
 
-/// What a 101 has made of a connection, without its client's side.
+/// The result of a 101 response, without the client's side.
 struct Upgraded {
     app: Connection,
     app_buf: Buffer,
@@ -55,13 +55,13 @@ struct Upgraded {
     totals: Totals,
 }
 
-/// Why a request's head was not read.
+/// Why no request head was read.
 enum NoHead {
-    /// The client went away.
+    /// The client disconnected.
     Gone,
-    /// It is none: the connection speaks HTTP/2.
+    /// The connection speaks HTTP/2.
     Http2,
-    /// It can't be served.
+    /// The head can't be served.
     Refused(Reject),
 }
 
@@ -71,8 +71,8 @@ impl From<Reject> for NoHead {
     }
 }
 
-/// Serves a connection's requests until there is no more to do for it as HTTP/1.1. `accepted`: when, if its first
-/// request is still to come. Returns what becomes of it.
+/// Serves a connection's requests as HTTP/1.1 until something else has to take over, and returns that. `accepted` is
+/// the time of the accept while the first request is still to come.
 pub async fn serve(
     mut stream: Stream,
     peer: SocketAddr,
@@ -87,7 +87,7 @@ pub async fn serve(
         let peer = peer.ip().to_canonical().to_string();
         let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
         let mut serving = pin!(serve_requests(&mut client, worker, &entry, &mut accepted));
-        // Every wake-up by the drain or the sweeper comes by this task's waker.
+        // The drain and the sweeper wake the connection through this task's waker.
         poll_fn(|cx| {
             entry.register(cx);
             serving.as_mut().poll(cx)
@@ -152,7 +152,7 @@ async fn serve_requests(
     }
 }
 
-/// Waits for a request's first byte, holding no buffer. `Some`: there will be none.
+/// Waits for a request's first byte without holding a buffer. Returns `Some` if no request will come.
 async fn first_byte(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
@@ -175,14 +175,14 @@ async fn first_byte(
         }
         if shared.closing_idle() {
             let since = *closing_since.get_or_insert_with(Instant::now);
-            let fresh = accepted.is_some_and(|at| at.elapsed() < FIRST_REQUEST);
-            // The part of a TLS record is a request that has begun.
-            let begun = reader.has_partial() && since.elapsed() < FIRST_REQUEST;
+            let fresh = accepted.is_some_and(|at| at.elapsed() < FIRST_REQUEST_TIMEOUT);
+            // A partial TLS record is the beginning of a request.
+            let begun = reader.has_partial() && since.elapsed() < FIRST_REQUEST_TIMEOUT;
             let waits = (fresh || begun) && !shared.forced();
             if !waits && !reader.has_unread() {
                 return Poll::Ready(Some(Close::Linger));
             }
-            entry.set_deadline(worker.deadline(FIRST_REQUEST));
+            entry.set_deadline(worker.deadline(FIRST_REQUEST_TIMEOUT));
         } else if entry.expired() && reader.has_partial() {
             if overdue {
                 return Poll::Ready(Some(Close::Linger));
@@ -190,13 +190,13 @@ async fn first_byte(
             overdue = true;
             entry.set_deadline(worker.deadline(shared.settings.limits.head_timeout));
         } else if entry.expired() {
-            return Poll::Ready(Some(if idle_timeout > parking::AFTER {
+            return Poll::Ready(Some(if idle_timeout > parking::PARK_AFTER {
                 Close::Rests
             } else {
                 Close::Linger
             }));
         } else if !armed {
-            entry.set_deadline(worker.deadline(idle_timeout.min(parking::AFTER)));
+            entry.set_deadline(worker.deadline(idle_timeout.min(parking::PARK_AFTER)));
             armed = true;
         }
         Poll::Pending
@@ -204,7 +204,8 @@ async fn first_byte(
     .await
 }
 
-/// One request, whose first byte is here, the connection's `first` or a later one. `Some`: the connection closes.
+/// Serves one request whose first byte has arrived; `first` if it is the connection's first. Returns `Some` if this
+/// loop ends.
 async fn one_request(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
@@ -254,7 +255,8 @@ async fn one_request(
     close
 }
 
-/// Reads a request's head; the app's version of it stands in `head` then. Instead of the `first` one HTTP/2 may begin.
+/// Reads a request's head and writes the app's version of it to `head`. HTTP/2 may begin only in place of the `first`
+/// request.
 async fn read_head<R, W>(
     client: &mut Client<R, W>,
     worker: &Worker,
@@ -309,7 +311,7 @@ where
     }
 }
 
-/// Which part of a head is too large: the target already, or only all of it (RFC 9110 §15.5.15, RFC 6585 §5).
+/// Returns which part of a head is too large: the target, or the head as a whole (RFC 9110 §15.5.15, RFC 6585 §5).
 fn too_large(head: &[u8], limits: &Limits) -> Reject {
     let target = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
     match target.len() > limits.max_uri {
@@ -318,7 +320,7 @@ fn too_large(head: &[u8], limits: &Limits) -> Reject {
     }
 }
 
-/// Ends a request that failed: with an answer where one is still possible, else with a visible cut.
+/// Ends a failed request: with an error response if one is still possible, else by cutting the connection.
 async fn fail<R, W: AsyncWrite + Unpin>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
@@ -326,7 +328,7 @@ async fn fail<R, W: AsyncWrite + Unpin>(
 ) -> (Ended, Close) {
     let response = failure.response(exchange.flow.progress.get());
     let close = match response.status {
-        // Half of an interim answer is out: nothing can be told apart from its rest.
+        // Half of an interim response is out: the client could not tell another response from the rest of it.
         Some(_) if exchange.flow.writing.get() => Close::Reset,
         Some(status) => {
             exchange.flow.status.set(status);
@@ -338,7 +340,7 @@ async fn fail<R, W: AsyncWrite + Unpin>(
     (response.ended, close)
 }
 
-/// Writes an answer of our own, after which the connection closes.
+/// Writes our own error response, after which the connection closes.
 async fn refuse<R, W: AsyncWrite + Unpin>(
     client: &mut Client<R, W>,
     status: u16,

@@ -1,8 +1,9 @@
-//! One HTTP/2 connection from a client (RFC 9113): a task that runs it, and one for each of its streams, which are
-//! requests like any others.
+//! One HTTP/2 connection from a client (RFC 9113): one task runs it, and one task runs each stream, which is a
+//! request like any other.
 //!
-//! The `h2` crate is the protocol's engine. A drain tells a client by GOAWAY to go: first without an end (2^31-1), so
-//! that what is on its way is served, then, when the client has answered a ping, with the last stream's number.
+//! The `h2` crate implements the protocol. A drain announces the end to a client by GOAWAY: first with the highest
+//! stream number (2^31-1), so that requests on their way are still served, then, once the client has answered a ping,
+//! with the number of the last stream.
 
 use std::future::{Future, poll_fn};
 use std::pin::pin;
@@ -23,29 +24,29 @@ use crate::proxy::connection::{Http2, Next};
 use crate::proxy::http2::adapter;
 use crate::proxy::http2::wire::{Transport, Wire};
 use crate::proxy::request::failure::LAST_WRITE_TIMEOUT;
-use crate::proxy::shared::{CROWDED, FIRST_REQUEST};
+use crate::proxy::shared::{CROWDED_DIVISOR, FIRST_REQUEST_TIMEOUT};
 use crate::proxy::socket::keep_alive;
 use crate::proxy::worker::Worker;
 
-/// What a stream's client may send before the app takes it: 20 MB/s at a round trip of 12 ms.
+/// Flow-control window per stream, in bytes: 20 MB/s at a round trip of 12 ms, as long as the app keeps up.
 const STREAM_WINDOW: u32 = 256 * 1024;
-/// The same for a connection: eight uploads that the app doesn't take leave room for the others.
+/// Flow-control window per connection, in bytes: the other streams make progress until eight uploads are stuck.
 const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW;
 
 /// How a connection closes.
 enum Close {
-    /// The peer has gone already.
+    /// The peer has already closed it.
     Gone,
-    /// Our end first, then theirs, bounded.
+    /// Close our side first, then wait for the peer's.
     Linger,
-    /// At once and visibly.
+    /// Reset it.
     Reset,
 }
 
-/// Serves an HTTP/2 connection until it closes. Returns what becomes of it.
+/// Serves an HTTP/2 connection until it closes. Returns what follows.
 pub async fn serve(http2: Http2, worker: &Rc<Worker>) -> Next {
     let Http2 { stream, read, entry, connected } = http2;
-    // A call may be silent for hours: a client that vanished would hold it, and a drain.
+    // A call may be silent for hours; without keep-alive probes a vanished client would hold it, and a drain.
     keep_alive(stream.tcp());
     let channel = stream.channel();
     let wire = Rc::new(Wire::new(stream, read, worker.clone()));
@@ -68,7 +69,7 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_concurrent_streams(limits.max_streams)
         .max_header_list_size(u32::try_from(limits.max_head).unwrap_or(u32::MAX))
-        .max_send_buffer_size(adapter::QUEUED);
+        .max_send_buffer_size(adapter::MAX_QUEUED);
     let mut handshake = pin!(builder.handshake(Transport(connection.wire.clone())));
     let began = Instant::now();
     entry.set_deadline(connection.worker.deadline(limits.head_timeout));
@@ -81,12 +82,12 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
             return Poll::Ready(Err(Close::Gone));
         }
         let (shared, age) = (&connection.worker.shared, began.elapsed());
-        let idle = shared.closing_idle() && age >= FIRST_REQUEST && !connection.wire.has_unread();
+        let idle = shared.closing_idle() && age >= FIRST_REQUEST_TIMEOUT && !connection.wire.has_unread();
         if idle || shared.forced() || age >= limits.head_timeout {
             return Poll::Ready(Err(Close::Linger));
         }
         if shared.closing_idle() || entry.expired() {
-            entry.set_deadline(connection.worker.deadline(FIRST_REQUEST));
+            entry.set_deadline(connection.worker.deadline(FIRST_REQUEST_TIMEOUT));
         }
         Poll::Pending
     });
@@ -99,22 +100,22 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
     }
 }
 
-/// What a connection waits for no longer than for a while.
+/// The bounded wait that a connection is in.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wait {
-    /// Nothing.
+    /// None: streams are running.
     None,
-    /// Its first request; a drain has begun.
+    /// For its first request, after a drain has begun.
     Fresh,
-    /// Its next request.
+    /// For its next request.
     Idle,
-    /// The client has to take a byte; so many have moved, either way.
+    /// For the client to accept a byte; holds the bytes moved so far in either direction.
     Blocked(u64),
-    /// The last frames have to be written.
+    /// For the last frames to be written.
     Close,
 }
 
-/// A connection's own task.
+/// The task of a connection.
 struct Session<'a> {
     connection: Rc<Http2Connection>,
     entry: &'a LedgerEntry,
@@ -122,14 +123,14 @@ struct Session<'a> {
     began: Instant,
     /// A stream has been accepted.
     used: bool,
-    /// The client was told to go.
+    /// GOAWAY was sent to the client.
     goaway_sent: bool,
-    /// It closes once the last frames are written.
+    /// The connection closes once the last frames are written.
     closing: bool,
     wait: Wait,
-    /// Since when it waits for that.
+    /// When the current wait began.
     waits_since: Instant,
-    /// What the client had not acknowledged when it was looked at last.
+    /// The bytes not acknowledged by the client at the last check.
     unacknowledged: u32,
 }
 
@@ -155,23 +156,23 @@ impl<'a> Session<'a> {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
-        self.mind_the_drain();
+        self.follow_drain();
         loop {
             if let Poll::Ready(close) = self.poll_streams(cx) {
                 return Poll::Ready(close);
             }
             let drained = self.connection.wire.poll_drain(cx);
             self.connection.settle();
-            // What was unread a moment ago may have been nothing.
+            // What was unread a moment ago may have been no request.
             let before = (self.goaway_sent, self.closing);
-            self.mind_the_drain();
+            self.follow_drain();
             if before != (self.goaway_sent, self.closing) {
                 continue;
             }
             match drained {
                 Poll::Ready(Err(_)) => return Poll::Ready(Close::Gone),
                 _ if self.connection.wire.excess() && !self.closing => self.close(Reason::ENHANCE_YOUR_CALM),
-                _ => match self.mind_the_time(drained.is_pending()) {
+                _ => match self.enforce_timeout(drained.is_pending()) {
                     // Its GOAWAY is still to be written.
                     Poll::Ready(None) => self.close(Reason::NO_ERROR),
                     Poll::Ready(Some(close)) => return Poll::Ready(close),
@@ -201,13 +202,14 @@ impl<'a> Session<'a> {
         self.connection.is_idle()
     }
 
-    /// Told at once, a client would come again and again without ever asking for anything.
+    /// Whether the connection is too young for GOAWAY: a client that gets it at once would reconnect again and again
+    /// without ever sending a request.
     fn is_fresh(&self) -> bool {
-        !self.used && self.began.elapsed() < FIRST_REQUEST && !self.connection.worker.shared.forced()
+        !self.used && self.began.elapsed() < FIRST_REQUEST_TIMEOUT && !self.connection.worker.shared.forced()
     }
 
-    /// Tells the client to go, and closes once nothing runs and nothing is to come.
-    fn mind_the_drain(&mut self) {
+    /// Announces the end to the client during a drain, and closes once nothing runs and nothing is expected.
+    fn follow_drain(&mut self) {
         let shared = &self.connection.worker.shared;
         let stays = shared.phase() == Phase::Serving && !self.connection.app_goes.get();
         if self.closing || stays || self.is_fresh() {
@@ -228,15 +230,15 @@ impl<'a> Session<'a> {
         self.h2.abrupt_shutdown(reason);
     }
 
-    /// Whether it has taken something since the last look. The kernel takes more from us only once a third of its queue is
-    /// free.
+    /// Whether the client has accepted bytes since the last check. The kernel reports the socket as writable only
+    /// once a third of its queue is free.
     fn client_takes(&mut self) -> bool {
         let now = self.connection.wire.unacknowledged();
         std::mem::replace(&mut self.unacknowledged, now) != now
     }
 
-    /// Bounds what the connection waits for. `None`: it has been idle for long enough.
-    fn mind_the_time(&mut self, blocked: bool) -> Poll<Option<Close>> {
+    /// Enforces the time limit of the current wait. `Ready(None)` if the connection has been idle for too long.
+    fn enforce_timeout(&mut self, blocked: bool) -> Poll<Option<Close>> {
         let shared = &self.connection.worker.shared;
         let limits = &shared.settings.limits;
         let (wait, time) = if self.closing || shared.forced() {
@@ -246,10 +248,10 @@ impl<'a> Session<'a> {
         } else if !self.nothing_runs() {
             (Wait::None, Duration::ZERO)
         } else if shared.phase() != Phase::Serving && self.is_fresh() {
-            (Wait::Fresh, FIRST_REQUEST)
+            (Wait::Fresh, FIRST_REQUEST_TIMEOUT)
         } else {
-            // It may be asked for its place before.
-            (Wait::Idle, limits.idle_timeout / CROWDED)
+            // It may have to close early to make room for another connection.
+            (Wait::Idle, limits.idle_timeout / CROWDED_DIVISOR)
         };
         if wait != self.wait {
             (self.wait, self.waits_since) = (wait, Instant::now());
@@ -261,7 +263,7 @@ impl<'a> Session<'a> {
         } else if self.entry.expired() {
             match wait {
                 Wait::None => {}
-                // The sweeper's clock is coarse: it may have woken us a little early.
+                // The sweeper's clock is coarse and may wake this task slightly early.
                 Wait::Fresh => self.entry.set_deadline(self.connection.worker.deadline(time)),
                 Wait::Idle if self.waits_since.elapsed() < shared.idle_timeout() => {
                     let left = shared.idle_timeout().saturating_sub(self.waits_since.elapsed());

@@ -1,4 +1,4 @@
-//! A client's connection, by the protocol that it speaks.
+//! A client's connection, by protocol.
 
 pub mod http1;
 pub mod http2;

@@ -28,9 +28,9 @@ use crate::proxy::request::relay_http2;
 use crate::proxy::request_log::{RequestLog, Totals};
 
 const NO_GRPC: Reject =
-    Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which carries no gRPC" };
+    Reject { status: 501, why: "the app speaks HTTP/1.1 only (--upstream-protocol), which can't carry gRPC" };
 
-/// Serves a stream that was just accepted.
+/// Serves a newly accepted stream.
 pub async fn serve(
     connection: Rc<Http2Connection>,
     id: u32,
@@ -46,7 +46,7 @@ pub async fn serve(
     };
     ledger.assign();
     let entry = ledger.enter(connection.peer);
-    // Every wake-up by the drain or the sweeper comes by this task's waker.
+    // The drain and the sweeper wake the stream through this task's waker.
     poll_fn(|cx| {
         entry.register(cx);
         Poll::Ready(())
@@ -86,7 +86,7 @@ pub async fn serve(
     let log = RequestLog::new(since, &head, &request, &connection.peer_text, settings.access_log);
 
     let exchange = Exchange { worker, entry: &entry, request: &request, long_poll, flow: Flow::default() };
-    // How an event stream and a long poll end is what the other way knows.
+    // Only the HTTP/1.1 path can end an event stream or a long poll early.
     let by_itself = !request.reopens && long_poll.is_none();
     let ended = if call || exchange.http2() && by_itself {
         relay_http2::relay(&exchange, head, call, body, respond).await
@@ -116,7 +116,7 @@ fn read_head(
     head::request(parts, shared.settings.limits.max_fields, body.is_end_stream(), sender, head)
 }
 
-/// Sends the request to the app by HTTP/1.1, and the answer to the client.
+/// Sends the request to the app over HTTP/1.1, and the response to the client.
 async fn by_http1(
     connection: &Http2Connection,
     exchange: &Exchange<'_>,
@@ -131,7 +131,7 @@ async fn by_http1(
     let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
     let ended = match forward(&mut client, exchange, head).await {
         Ok(Finish::Answered(ended)) => ended,
-        // Never: no stream asks for an upgrade.
+        // Unreachable: a stream can't ask for an upgrade.
         Ok(Finish::Upgraded(..)) => Ended::AppBroken,
         Err(failure) => fail(&adapter, exchange, failure).await,
     };
@@ -141,7 +141,7 @@ async fn by_http1(
     ended
 }
 
-/// Ends a request that failed: with an answer where one is still possible.
+/// Ends a failed request, with an error response if one is still possible.
 async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
     let response = failure.response(exchange.flow.progress.get());
     if let Some(status) = response.status {
@@ -151,9 +151,9 @@ async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> E
     response.ended
 }
 
-/// Writes an answer of our own.
+/// Writes our own error response.
 async fn refuse(adapter: &Adapter, status: u16, why: &str) {
     let answer = failure::answer(status, why, adapter.head_only());
-    // A client that takes nothing finds its stream reset.
+    // If the client accepts nothing, its stream is reset.
     let _ = tokio::time::timeout(LAST_WRITE_TIMEOUT, adapter.split().1.write_all(&answer)).await;
 }

@@ -1,4 +1,5 @@
-//! A connection as its streams see it: which of them run. A stream counts until its last frame is in the socket.
+//! The state of a connection that its streams share. A stream counts as running until its last frame is in the
+//! socket.
 
 use std::cell::{Cell, RefCell};
 use std::net::SocketAddr;
@@ -12,22 +13,22 @@ use crate::proxy::request_log::{RequestLog, Totals};
 use crate::proxy::stream::Channel;
 use crate::proxy::worker::Worker;
 
-/// A connection as its streams see it.
+/// The state of a connection that its streams share.
 pub struct Http2Connection {
-    /// The thread that serves it.
+    /// The thread that serves the connection.
     pub worker: Rc<Worker>,
-    /// The client.
+    /// The client's address.
     pub peer: SocketAddr,
-    /// Its address as text.
+    /// The client's address as text.
     pub peer_text: String,
-    /// What an app is told of the connection.
+    /// The channel the client came in by, as reported to an app.
     pub channel: Channel,
-    /// Its bytes.
+    /// The connection's bytes.
     pub wire: Rc<Wire>,
     streams: RefCell<Vec<Running>>,
-    /// The last stream that was accepted.
+    /// The number of the last accepted stream.
     accepted: Cell<u32>,
-    /// Streams that the client has reset before they were accepted.
+    /// Streams that the client reset before they were accepted.
     early: RefCell<Vec<u32>>,
     /// The app has begun to close its connections.
     pub app_goes: Cell<bool>,
@@ -38,12 +39,12 @@ struct Running {
     id: u32,
     /// Its last frame has been written, or the client has reset it.
     written: bool,
-    /// Its request has ended, with this to be told once its last frame has been written.
+    /// Set once its request has ended; recorded when its last frame has been written.
     ending: Option<Ending>,
 }
 
 impl Http2Connection {
-    /// Of a client, with no stream yet.
+    /// A client's connection without streams.
     pub fn new(wire: Rc<Wire>, peer: SocketAddr, channel: Channel, worker: Rc<Worker>) -> Self {
         Self {
             worker,
@@ -58,15 +59,15 @@ impl Http2Connection {
         }
     }
 
-    /// Whether no stream runs.
+    /// Whether no stream is running.
     pub fn is_idle(&self) -> bool {
         self.streams.borrow().is_empty()
     }
 
-    /// A request has ended: it is over once its last frame is in the socket.
+    /// Called when a request has ended: it is over once its last frame is in the socket.
     pub fn ended(&self, id: u32, ending: Ending) {
         if !self.streams.borrow().iter().any(|stream| stream.id == id) {
-            // Its connection has ended before it.
+            // The connection ended before the request did.
             return ending.cut(self.how_cut()).write(&self.worker.shard);
         }
         self.update(id, |stream| stream.ending = Some(ending));
@@ -76,26 +77,26 @@ impl Http2Connection {
         if self.worker.shared.forced() { Ended::Cut } else { Ended::ClientGone }
     }
 
-    /// A stream has begun.
+    /// Called when a stream has been accepted.
     pub fn begun(&self, id: u32) {
         self.accepted.set(id);
         let mut early = self.early.borrow_mut();
         self.streams.borrow_mut().push(Running { id, written: early.contains(&id), ending: None });
-        // The engine takes them in order and leaves out those that were reset in time.
+        // `h2` accepts streams in order and leaves out those that were reset early enough.
         early.retain(|other| *other > id);
     }
 
-    /// Whether the last of an answer waits for the client's window.
+    /// Whether the end of a response is waiting for the client's window.
     pub fn is_stuck(&self) -> bool {
         self.streams.borrow().iter().any(|stream| stream.ending.is_some() && !stream.written)
     }
 
-    /// A stream was refused.
+    /// Called when a stream was refused.
     pub fn forget(&self, id: u32) {
         self.streams.borrow_mut().retain(|stream| stream.id != id);
     }
 
-    /// Ends the requests whose last frame is in the socket.
+    /// Records the requests whose last frame is in the socket.
     pub fn settle(&self) {
         self.wire.ended(|id| match id > self.accepted.get() {
             true => self.early.borrow_mut().push(id),
@@ -113,7 +114,7 @@ impl Http2Connection {
         }
     }
 
-    /// The connection is over: what was not written will not be.
+    /// The connection is over: records the requests whose last frame will not be written.
     pub fn abandon(&self) {
         self.settle();
         for stream in self.streams.take() {
@@ -124,28 +125,28 @@ impl Http2Connection {
     }
 }
 
-/// What is told of a request once its last frame is in the socket. Until then it counts.
+/// What is recorded of a request once its last frame is in the socket. Until then the request counts.
 pub struct Ending {
-    /// None for a request that could not be read.
+    /// `None` for a request that could not be parsed.
     pub log: Option<RequestLog>,
-    /// What it moved.
+    /// Its totals.
     pub totals: Totals,
     /// How it ended.
     pub ended: Ended,
-    /// Counts it.
+    /// Counts the request.
     pub _in_flight: InFlightOwned,
-    /// Its place in the ledger.
+    /// The request's ledger entry.
     pub _entry: LedgerEntry,
 }
 
 impl Ending {
-    /// Its last frame never got there.
+    /// The request's last frame was not delivered.
     fn cut(self, ended: Ended) -> Self {
         let whole = self.ended == Ended::Complete;
         Self { ended: if whole { ended } else { self.ended }, ..self }
     }
 
-    /// It has ended.
+    /// Records the end.
     fn write(self, shard: &Shard) {
         if let Some(log) = self.log {
             log.write(shard, self.totals, self.ended);

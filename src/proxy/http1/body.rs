@@ -1,14 +1,14 @@
-//! Bodies: where a message ends and where an event ends, without taking the bytes apart. Pure; no sockets.
+//! Bodies: where a message ends and where an event ends. Pure; no sockets.
 
 use super::head::Framing;
 
-/// One chunk's extension, or the trailer section, past this is refused; in bytes.
+/// Limit for one chunk's extension and for the trailer section, in bytes.
 const MAX_EXTRA: u32 = 16 * 1024;
 
-/// What is left of a body.
+/// The rest of a body.
 #[derive(Debug)]
 pub enum Body {
-    /// So many bytes.
+    /// A number of bytes.
     Length(u64),
     /// Chunks and trailers.
     Chunked(Chunks),
@@ -16,12 +16,12 @@ pub enum Body {
     UntilClose,
 }
 
-/// The body can't be read: whoever sent it breaks the chunked coding (RFC 9112 §7.1).
+/// The body violates the chunked coding (RFC 9112 §7.1).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Broken;
 
 impl Body {
-    /// A body of this framing, of which nothing has been seen.
+    /// Returns a body of this framing, before its first byte.
     pub fn new(framing: Framing) -> Self {
         match framing {
             Framing::None => Self::Length(0),
@@ -31,7 +31,11 @@ impl Body {
         }
     }
 
-    /// How many of `bytes` belong to this body; its content, without the coding, goes to `content` piece by piece.
+    /// Returns how many of `bytes` belong to this body, and passes its content, without the coding, to `content`
+    /// piece by piece.
+    ///
+    /// # Errors
+    /// If the chunked coding is violated.
     pub fn take(&mut self, bytes: &[u8], mut content: impl FnMut(&[u8])) -> Result<usize, Broken> {
         match self {
             Self::Length(left) => {
@@ -48,7 +52,7 @@ impl Body {
         }
     }
 
-    /// The last byte has been taken.
+    /// Whether the last byte has been taken.
     pub fn is_done(&self) -> bool {
         match self {
             Self::Length(left) => *left == 0,
@@ -57,7 +61,8 @@ impl Body {
         }
     }
 
-    /// What has been taken ends where its sender ended a write: between two chunks. Other framings don't tell.
+    /// Whether the bytes taken so far end between two chunks, so where the sender ended a write. False for other
+    /// framings, where that is not visible.
     pub fn is_between_chunks(&self) -> bool {
         match self {
             Self::Chunked(chunks) => chunks.state == State::Size && chunks.digits == 0,
@@ -66,12 +71,12 @@ impl Body {
     }
 }
 
-/// Follows the chunked coding byte by byte and accepts nothing that two readers could see differently:
-/// CRLF only, hexadecimal digits only, bounded extensions and trailers. What it accepts may be passed on as it is.
+/// Parses the chunked coding byte by byte and accepts nothing that two readers could interpret differently: only
+/// CRLF, only hexadecimal digits, bounded extensions and trailers. What it accepts may be passed on unchanged.
 #[derive(Debug, Default)]
 pub struct Chunks {
     state: State,
-    /// The chunk's size while it is read, then what is left of it.
+    /// The chunk's size while it is parsed, then the bytes left of it.
     size: u64,
     digits: u8,
     extra: u32,
@@ -115,11 +120,11 @@ impl Chunks {
         Ok(at)
     }
 
-    /// One byte of the coding itself.
+    /// Processes one byte of the coding itself.
     fn step(&mut self, byte: u8) -> Result<State, Broken> {
         Ok(match (self.state, byte) {
             (State::Size, digit) if digit.is_ascii_hexdigit() => {
-                // 15 digits are 2^60 bytes; more would overflow somewhere behind us.
+                // 15 digits are 2^60 bytes; a larger size could overflow in a reader behind us.
                 self.digits += 1;
                 let value = (digit as char).to_digit(16).ok_or(Broken)?;
                 self.size = self.size << 4 | u64::from(value);
@@ -157,12 +162,12 @@ impl Chunks {
     }
 }
 
-/// Visible, space, tab or beyond ASCII (RFC 9110 §5.5).
+/// Visible, space, tab or above ASCII (RFC 9110 §5.5).
 fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
-/// A field name's characters (RFC 9110 §5.6.2).
+/// Characters of a field name (RFC 9110 §5.6.2).
 fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
@@ -171,7 +176,7 @@ fn is_token(byte: u8) -> bool {
 /// (HTML standard, "Parsing an event stream").
 #[derive(Debug)]
 pub struct Events {
-    /// Nothing has come since the last empty line.
+    /// Nothing has arrived since the last empty line.
     at_boundary: bool,
     line_empty: bool,
     after_cr: bool,
@@ -184,12 +189,12 @@ impl Default for Events {
 }
 
 impl Events {
-    /// How many of these bytes come before the last boundary in them; `None` when there is none.
+    /// Returns how many bytes of `content` precede its last event boundary; `None` if there is none.
     pub fn last_boundary(&mut self, content: &[u8]) -> Option<usize> {
         let mut last = None;
         for (at, &byte) in content.iter().enumerate() {
             match byte {
-                // The second half of a line end: a boundary just before it moves behind it.
+                // The second half of a CRLF: a boundary just before it moves behind it.
                 b'\n' if self.after_cr => {}
                 b'\r' | b'\n' => {
                     self.at_boundary = self.line_empty;
@@ -208,7 +213,7 @@ impl Events {
         last
     }
 
-    /// Nothing of a next event has come.
+    /// Whether nothing of the next event has arrived.
     pub fn at_boundary(&self) -> bool {
         self.at_boundary
     }

@@ -1,12 +1,12 @@
-//! Which requests are health checks: those of kubelets, load balancers and monitors that are known by their user agent, and
-//! those that the user names. Pure.
+//! Recognises health checks: those of kubelets, load balancers and monitors by their known user agents, and those
+//! that the user named. Pure.
 
 use crate::config::HealthCheck;
 
-/// gRPC's own health check, whoever asks.
-const GRPC: &str = "/grpc.health.v1.Health/Check";
+/// gRPC's own health check, from any client.
+const GRPC_PATH: &str = "/grpc.health.v1.Health/Check";
 
-/// What a request says of itself.
+/// The properties of a request that matter here.
 pub struct Asked<'a> {
     /// The method.
     pub method: &'a str,
@@ -16,21 +16,21 @@ pub struct Asked<'a> {
     pub agent: Option<&'a [u8]>,
     /// HTTP/1.0 without a `Host`.
     pub hostless: bool,
-    /// No body follows.
+    /// No body follows the head.
     pub bodiless: bool,
     /// It asks for a stream or a tunnel, which no health check does.
     pub lasts: bool,
 }
 
-/// Whether it is one of those that are known, or of the `named` ones. An agent can be claimed by anybody, so by that only
-/// what asks for nothing but an answer is one: no body, and a method that changes nothing.
+/// Whether the request is a known health check or one of the `named` ones. Any client can claim a user agent, so the
+/// agent counts only on a harmless request: no body, and a method that changes nothing.
 pub fn is_health_check(asked: &Asked<'_>, named: &[HealthCheck]) -> bool {
     if asked.lasts {
         return false;
     }
     let path_named =
         |check: &HealthCheck| matches!(check, HealthCheck::Path(path) if is_at(asked.path, path));
-    if asked.path == GRPC || named.iter().any(path_named) {
+    if asked.path == GRPC_PATH || named.iter().any(path_named) {
         return true;
     }
     if !asked.bodiless || !matches!(asked.method, "GET" | "HEAD" | "OPTIONS") {
@@ -50,7 +50,7 @@ fn contains(agent: &[u8], text: &str) -> bool {
     memchr::memmem::find(agent, text.as_bytes()).is_some()
 }
 
-/// By its first byte, so that a browser's costs next to nothing.
+/// Matches by the first byte, so that the check costs a browser's request almost nothing.
 fn is_known(agent: &[u8]) -> bool {
     let begins: &[&[u8]] = match agent.first() {
         Some(b'A') => &[b"Amazon-Route53-Health-Check", b"Azure Traffic Manager Endpoint Monitor"],
@@ -59,7 +59,7 @@ fn is_known(agent: &[u8]) -> bool {
         Some(b'D') => &[b"Datadog/Synthetics", b"Datadog Agent/"],
         Some(b'E') => &[b"ELB-HealthChecker/", b"Envoy/HC", b"Edge Health Probe"],
         Some(b'G') => &[b"GoogleHC/", b"GoogleStackdriverMonitoring-UptimeChecks"],
-        // HAProxy has no agent of its own; this is what is given to it by custom.
+        // HAProxy sends no agent by default; this is the customary one.
         Some(b'H') => &[b"HAProxy", b"HealthCheck/", b"HetrixTools"],
         Some(b'K') => &[b"Knative-Activator-Probe", b"Knative-Ingress-Probe"],
         Some(b'L') => &[b"Load Balancer Agent"],
@@ -71,7 +71,7 @@ fn is_known(agent: &[u8]) -> bool {
         Some(b'c') => &[b"check_http/"],
         Some(b'h') => &[b"haproxy"],
         Some(b'k') => &[b"kube-probe/", b"kamal-proxy"],
-        // Another lameduck, whose app we are.
+        // Another lameduck, for which this one is the app.
         Some(b'l') => &[b"lameduck-probe/"],
         Some(b'u') => &[b"updown.io"],
         _ => return false,
@@ -79,7 +79,7 @@ fn is_known(agent: &[u8]) -> bool {
     begins.iter().any(|begin| agent.starts_with(begin))
 }
 
-/// `Mozilla/5.0 (compatible; NAME/…)`, or with a `+` for the space.
+/// Matches `Mozilla/5.0 (compatible; NAME/…)`, also with `+` for the space.
 fn is_known_browser_like(agent: &[u8]) -> bool {
     let comment = agent.strip_prefix(b"Mozilla/5.0").and_then(|rest| rest.get(1..));
     let name = comment.and_then(|comment| comment.strip_prefix(b"(compatible;")).unwrap_or_default();
@@ -157,7 +157,7 @@ mod tests {
         ] {
             assert_eq!(is_health_check(&get(path, agent), &named), is, "{path} {agent:?}");
         }
-        // The path is the user's own word; an agent can be claimed by anybody.
+        // The user named the path, so any method counts; an agent can be claimed by any client.
         let post = |path, agent| Asked { method: "POST", bodiless: false, ..get(path, agent) };
         assert!(is_health_check(&post("/healthz", None), &named));
         assert!(!is_health_check(&post("/", Some("Own Monitor")), &named));

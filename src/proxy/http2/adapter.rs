@@ -1,5 +1,5 @@
-//! A stream as the request pipeline sees a client: the request's body comes as HTTP/1.1 has it, and the answer's bytes
-//! become frames.
+//! Presents an HTTP/2 stream to the request pipeline as an HTTP/1.1 client: the request's body is read as HTTP/1.1,
+//! and the response's bytes become frames.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -17,55 +17,55 @@ use crate::proxy::http1::body::Body;
 use crate::proxy::http1::head::Framing;
 use crate::proxy::stream::{Sink, Source};
 
-/// Content in one go, and so the most that a stream has queued before its connection.
-pub const QUEUED: usize = 64 * 1024;
+/// Maximum content per write, in bytes, and so the most that a stream queues before its connection.
+pub const MAX_QUEUED: usize = 64 * 1024;
 
-/// A stream, whose two halves are used side by side in one task.
+/// A client's stream; one task uses both halves concurrently.
 pub struct Adapter {
     upload: RefCell<Upload>,
     answer: RefCell<Answer>,
     head_only: bool,
-    /// The client has reset it, or gone.
+    /// The client has reset the stream or disconnected.
     failed: Cell<bool>,
-    /// Bytes of the answer that were taken.
+    /// Bytes of the response taken so far; wraps around.
     taken: Cell<u32>,
 }
 
 /// The half that reads the request's body.
 pub struct Reader<'s>(&'s Adapter);
 
-/// The half that writes the answer.
+/// The half that writes the response.
 pub struct Writer<'s>(&'s Adapter);
 
-/// A body that comes in frames, as HTTP/1.1 has it.
+/// A body received in frames, read as HTTP/1.1.
 pub struct Upload {
     body: RecvStream,
     chunked: bool,
-    /// Before `piece`: a chunk's size, or the whole of the last chunk.
+    /// Precedes `piece`: a chunk's size, or the whole last chunk.
     lead: Vec<u8>,
     led: usize,
     piece: Bytes,
-    /// Bytes of the window that are given back once `piece` has been read.
+    /// Window bytes to release once `piece` has been read.
     owed: usize,
-    /// What ends a chunk.
+    /// The CRLF that ends a chunk.
     tail: &'static [u8],
     ended: bool,
 }
 
-/// The answer.
+/// The response.
 struct Answer {
     respond: SendResponse<Bytes>,
-    /// There once the head has gone out.
+    /// Set once the head has been sent.
     stream: Option<SendStream<Bytes>>,
-    /// What is left of it.
+    /// The rest of the body.
     body: Body,
-    /// The chunked coding since the last content: in the end it holds the trailers.
+    /// The chunked coding since the last content; at the end it holds the trailers.
     coded: Vec<u8>,
     whole: bool,
 }
 
 impl Adapter {
-    /// Of a request with this framing.
+    /// A stream for a request with this framing.
     pub fn new(framing: Framing, head_only: bool, body: RecvStream, respond: SendResponse<Bytes>) -> Self {
         Self {
             upload: RefCell::new(Upload::new(body, framing == Framing::Chunked, vec![])),
@@ -82,22 +82,22 @@ impl Adapter {
         }
     }
 
-    /// Both halves.
+    /// Returns both halves.
     pub fn split(&self) -> (Reader<'_>, Writer<'_>) {
         (Reader(self), Writer(self))
     }
 
-    /// The answer has no body whatever it says.
+    /// Whether the response has no body, whatever its fields say.
     pub fn head_only(&self) -> bool {
         self.head_only
     }
 
-    /// The answer's last byte was handed over.
+    /// Whether the response's last byte was handed over.
     pub fn is_whole(&self) -> bool {
         self.answer.borrow().whole
     }
 
-    /// Ends it without an end.
+    /// Resets the stream, so that the response has no clean end.
     pub fn reset(&self, reason: Reason) {
         self.answer.borrow_mut().respond.send_reset(reason);
     }
@@ -116,7 +116,7 @@ impl Adapter {
 }
 
 impl Source for Reader<'_> {
-    /// A client that doesn't want its answer any more says so.
+    /// Notices a client that no longer wants its response, which it says with a reset.
     fn nudge(&self) -> bool {
         true
     }
@@ -129,14 +129,14 @@ impl Source for Reader<'_> {
         poll_fn(|cx| self.0.poll_failed(cx)).await;
     }
 
-    /// The connection's, not this stream's: nothing that counts.
+    /// Acknowledgements belong to the connection, not to this stream.
     fn unacknowledged(&self) -> u32 {
         0
     }
 }
 
 impl Sink for Writer<'_> {
-    /// What was taken in all: it stands still when the client gives its stream no more window.
+    /// Returns the number of bytes taken so far: it stops changing when the client gives the stream no more window.
     fn unacknowledged(&self) -> u32 {
         self.0.taken.get()
     }
@@ -153,29 +153,29 @@ impl AsyncRead for Reader<'_> {
         if !upload.ended || read.is_pending() || buf.filled().len() > before {
             return read;
         }
-        // The request is whole; there is only the client's leaving to be noticed.
+        // The request is complete; only the client's disconnect is left to notice.
         self.0.poll_failed(cx).map(|()| Err(io::ErrorKind::ConnectionReset.into()))
     }
 }
 
 impl Upload {
-    /// Of a stream; `lead` comes before it.
+    /// A stream's body; `lead` is read before it.
     pub fn new(body: RecvStream, chunked: bool, lead: Vec<u8>) -> Self {
         let ended = body.is_end_stream();
         Self { body, chunked, lead, led: 0, piece: Bytes::new(), owed: 0, tail: b"", ended }
     }
 
-    /// Nothing more will come.
+    /// Whether nothing more will arrive.
     pub fn is_ended(&self) -> bool {
         self.ended || self.body.is_end_stream()
     }
 
-    /// Waits for the end; nothing but trailers comes before it.
+    /// Waits for the end, before which only trailers can come.
     pub async fn end(mut self) {
         while !self.is_ended() && poll_fn(|cx| self.poll_more(cx)).await.is_ok() {}
     }
 
-    /// Reads what there is; nothing once it has ended.
+    /// Reads the available bytes; none after the end.
     pub fn poll_read(
         &mut self,
         cx: &mut Context<'_>,
@@ -198,7 +198,7 @@ impl Upload {
         }
     }
 
-    /// Moves what is there.
+    /// Copies the available bytes to `buf`.
     fn read(&mut self, buf: &mut ReadBuf<'_>) {
         let n = buf.remaining().min(self.lead.len() - self.led);
         buf.put_slice(&self.lead[self.led..self.led + n]);
@@ -207,7 +207,7 @@ impl Upload {
         buf.put_slice(&self.piece[..n]);
         self.piece.advance(n);
         if self.piece.is_empty() && self.owed > 0 {
-            // Fails only for a stream that has ended already.
+            // Fails only for a stream that has already ended.
             let _ = self.body.flow_control().release_capacity(std::mem::take(&mut self.owed));
         }
         let n = if self.piece.is_empty() { buf.remaining().min(self.tail.len()) } else { 0 };
@@ -215,7 +215,7 @@ impl Upload {
         self.tail = &self.tail[n..];
     }
 
-    /// Takes the next piece of the body, once the last one has been read.
+    /// Takes the next piece of the body, once the previous one has been read.
     fn poll_more(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ::h2::Error>> {
         self.lead.clear();
         self.led = 0;
@@ -257,14 +257,14 @@ impl AsyncWrite for Writer<'_> {
         Poll::Ready(Ok(()))
     }
 
-    /// The answer's end has gone out with its last byte.
+    /// The end of the response was sent with its last byte.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
 }
 
 impl Answer {
-    /// Sends a head, interim ones too; it stands whole at the start of `bytes`.
+    /// Sends a final or interim head, which is complete at the start of `bytes`.
     fn begin(&mut self, bytes: &[u8], head_only: bool) -> io::Result<usize> {
         let head = head::response(bytes, head_only).ok_or(io::ErrorKind::InvalidData)?;
         if head.response.status().is_informational() {
@@ -277,7 +277,7 @@ impl Answer {
         Ok(head.len)
     }
 
-    /// Sends as much of the body as the client's windows take.
+    /// Sends as much of the body as the client's windows allow.
     fn poll_content(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let Some(stream) = self.stream.as_mut().filter(|_| !self.whole) else {
             return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
@@ -288,7 +288,7 @@ impl Answer {
     }
 }
 
-/// Sends as much of a body as the peer's windows take, and its end.
+/// Sends as much of a body as the peer's windows allow, and its end.
 pub fn poll_content(
     stream: &mut SendStream<Bytes>,
     body: &mut Body,
@@ -297,7 +297,7 @@ pub fn poll_content(
     bytes: &[u8],
 ) -> Poll<io::Result<usize>> {
     while stream.capacity() == 0 {
-        stream.reserve_capacity(bytes.len().min(QUEUED));
+        stream.reserve_capacity(bytes.len().min(MAX_QUEUED));
         match ready!(stream.poll_capacity(cx)) {
             Some(Ok(_)) => {}
             Some(Err(error)) => return Poll::Ready(Err(gone(error))),
@@ -317,7 +317,7 @@ pub fn poll_content(
     Poll::Ready(Ok(n))
 }
 
-/// How many of `bytes` belong to the body, and its content in them.
+/// Returns how many of `bytes` belong to the body, and the content in them.
 fn take_content(body: &mut Body, coded: &mut Vec<u8>, bytes: &[u8]) -> io::Result<(usize, Bytes)> {
     if let Body::Length(_) = body {
         let n = body.take(bytes, |_| ()).map_err(|_| io::ErrorKind::InvalidData)?;

@@ -1,5 +1,5 @@
-//! An app that speaks HTTP/2, as the request pipeline sees one that speaks HTTP/1.1: what is written for the one becomes
-//! frames, and the frames of the answer come as HTTP/1.1 has them (RFC 9113 §8).
+//! Presents an app that speaks HTTP/2 to the request pipeline as one that speaks HTTP/1.1: what is written becomes
+//! frames, and the response's frames are read as HTTP/1.1 (RFC 9113 §8).
 
 use std::cell::{Cell, RefCell};
 use std::io;
@@ -23,13 +23,13 @@ use crate::proxy::http1::body::Body;
 use crate::proxy::http1::head::{Field, Framing, Room, put, put_field};
 use crate::upstream::{Backend, Lease, was_unprocessed};
 
-/// A head's end.
-const END: &[u8] = b"\r\n\r\n";
+/// The end of a head.
+const HEAD_END: &[u8] = b"\r\n\r\n";
 
-/// An answer's last frame may come so long after its last byte.
-const LAST_FRAME: Duration = Duration::from_secs(1);
+/// Time limit for the response's last, empty frame to arrive after its last byte.
+const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A stream to the app, whose two halves are used side by side in one task.
+/// A stream to the app; one task uses both halves concurrently.
 pub struct AppStream {
     lease: RefCell<Lease>,
     request: Request<()>,
@@ -37,11 +37,11 @@ pub struct AppStream {
     head_only: bool,
     sending: RefCell<Option<Sending>>,
     answer: RefCell<Answer>,
-    /// The app has done nothing for it.
+    /// The app has not processed the request.
     unprocessed: Cell<bool>,
 }
 
-/// The request's body, once its head has gone out.
+/// Sends the request's body once its head has been sent.
 struct Sending {
     stream: SendStream<Bytes>,
     body: Body,
@@ -49,22 +49,22 @@ struct Sending {
 }
 
 enum Answer {
-    /// The request's head is still to be written.
+    /// The request's head is not written yet.
     Unasked,
-    /// With interim heads that nobody has read yet.
+    /// The response is awaited; the bytes are interim heads not read yet.
     Awaited(ResponseFuture, Vec<u8>),
-    /// The head is its lead.
+    /// The response is arriving; its head is the lead.
     Comes(Upload),
 }
 
-/// The half that reads the answer.
+/// The half that reads the response.
 pub struct Reader<'s>(&'s AppStream);
 
-/// The half that writes the request. Its head has to come in one piece.
+/// The half that writes the request. The head must be written in one piece.
 pub struct Writer<'s>(&'s AppStream);
 
 impl AppStream {
-    /// For a request of this head and framing; `head_only`: its answer has no body.
+    /// A stream for a request of this head and framing; `head_only` if its response has no body.
     pub fn new(lease: Lease, request: Request<()>, framing: Framing, head_only: bool) -> Self {
         Self {
             lease: RefCell::new(lease),
@@ -77,36 +77,37 @@ impl AppStream {
         }
     }
 
-    /// Both halves, and the server they lead to.
+    /// Returns both halves and the server they lead to.
     pub fn split(&self) -> (Reader<'_>, Writer<'_>, Arc<Backend>) {
         (Reader(self), Writer(self), self.lease.borrow().backend().clone())
     }
 
-    /// Whether its connection was made for it.
+    /// Whether its connection was opened for it.
     pub fn is_first(&self) -> bool {
         self.lease.borrow().is_first()
     }
 
-    /// Whether it has failed, and the app has done nothing for it.
+    /// Whether the stream failed without the app having processed the request.
     pub fn is_unprocessed(&self) -> bool {
         self.unprocessed.get()
     }
 
-    /// The answer is whole. Its stream may still have an empty last frame to come: without it the app would see a reset.
+    /// Called when the response is complete. Waits for an empty last frame that may still follow: dropping the stream
+    /// earlier would look like a reset to the app.
     pub fn finish(self) {
         let Answer::Comes(upload) = self.answer.into_inner() else { return };
         if !upload.is_ended() {
             let (lease, sending) = (self.lease, self.sending);
             spawn_local(async move {
-                let _ = tokio::time::timeout(LAST_FRAME, upload.end()).await;
+                let _ = tokio::time::timeout(LAST_FRAME_TIMEOUT, upload.end()).await;
                 drop((lease, sending));
             });
         }
     }
 
-    /// The head stands in `bytes` as HTTP/1.1 has it.
+    /// Sends the head, which is in `bytes` in HTTP/1.1 form.
     fn begin(&self, bytes: &[u8]) -> io::Result<usize> {
-        let head = memmem::find(bytes, END).ok_or(io::ErrorKind::InvalidData)? + END.len();
+        let head = memmem::find(bytes, HEAD_END).ok_or(io::ErrorKind::InvalidData)? + HEAD_END.len();
         let request = self.request.clone();
         let sent = self.lease.borrow_mut().send(request, self.framing == Framing::None);
         let (response, stream) = sent.map_err(|error| self.failed(&error))?;
@@ -134,7 +135,7 @@ impl AsyncWrite for Writer<'_> {
         Poll::Ready(Ok(()))
     }
 
-    /// The request's end has gone out with its last byte.
+    /// The end of the request was sent with its last byte.
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }
@@ -172,7 +173,7 @@ impl AsyncRead for Reader<'_> {
     }
 }
 
-/// The answer, its head behind what is in `lead`.
+/// Returns the response with its head appended to `lead`.
 fn answer_of(response: Response<RecvStream>, head_only: bool, mut lead: Vec<u8>) -> Upload {
     let (parts, body) = response.into_parts();
     let bodiless = head_only || matches!(parts.status.as_u16(), 204 | 304);
@@ -199,11 +200,11 @@ fn write_head(head: &Response<()>, chunked: bool, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// The request whose head, as it was written for the app, begins `bytes`; none if HTTP/2 can't say it. An upgrade is not
-/// asked for: HTTP/2 has none (RFC 9113 §8.6).
+/// Converts the HTTP/1.1 head at the start of `bytes`; `None` if HTTP/2 can't express it. Drops an upgrade: HTTP/2
+/// has none (RFC 9113 §8.6).
 pub fn request(bytes: &[u8]) -> Option<Request<()>> {
-    // One copy for all values.
-    let all = Bytes::copy_from_slice(&bytes[..memmem::find(bytes, END)? + END.len()]);
+    // One copy serves all values.
+    let all = Bytes::copy_from_slice(&bytes[..memmem::find(bytes, HEAD_END)? + HEAD_END.len()]);
     let mut room = Room::new();
     let (head, _) = room.request(&all, usize::MAX).ok()??;
     let mut out = HeaderMap::with_capacity(head.headers.len());
@@ -216,7 +217,7 @@ pub fn request(bytes: &[u8]) -> Option<Request<()>> {
             | Field::TransferEncoding
             | Field::Upgrade => {}
             Field::Host => host = Some(field.value),
-            // Whatever else it says is hop by hop (RFC 9113 §8.2.2).
+            // Any other value of TE is hop-by-hop (RFC 9113 §8.2.2).
             Field::Te => drop(out.insert(TE, HeaderValue::from_static("trailers"))),
             _ => {
                 let value = HeaderValue::from_maybe_shared(all.slice_ref(field.value)).ok()?;
@@ -227,7 +228,7 @@ pub fn request(bytes: &[u8]) -> Option<Request<()>> {
     let mut uri = http::uri::Parts::default();
     uri.path_and_query = Some(PathAndQuery::try_from(head.path?).ok()?);
     uri.scheme = Some(Scheme::HTTP);
-    // HTTP/1.0 knows no host, but HTTP/2's readers want one (RFC 9113 §8.3.1).
+    // HTTP/1.0 has no host, but HTTP/2 readers expect one (RFC 9113 §8.3.1).
     let host = host.filter(|host: &&[u8]| !host.is_empty()).unwrap_or(b"localhost");
     uri.authority = Some(Authority::try_from(host).ok()?);
     let mut request = Request::new(());

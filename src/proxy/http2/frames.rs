@@ -1,5 +1,5 @@
-//! HTTP/2 frames as far as a bystander has to know them (RFC 9113 §4.1, §6), and how many of them a client may send.
-//! Pure; no sockets.
+//! Follows HTTP/2 frames without taking part in the protocol (RFC 9113 §4.1, §6), and limits how many of them a
+//! client may send. Pure; no sockets.
 
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
@@ -8,60 +8,60 @@ const CONTINUATION: u8 = 0x9;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
 
-/// What begins a client's side (RFC 9113 §3.4).
+/// The client's connection preface (RFC 9113 §3.4).
 pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
-/// Whether a connection's first bytes are HTTP/2's, as far as they go.
+/// Whether a connection's first bytes match the HTTP/2 preface as far as they go.
 pub fn begins_http2(bytes: &[u8]) -> bool {
     bytes.iter().zip(PREFACE).all(|(byte, preface)| byte == preface)
 }
 
-/// Which way the bytes go.
+/// The direction of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sides {
-    /// The client's frames, told of as they begin.
+    /// The client's frames, reported when they begin.
     FromClient,
-    /// Ours, told of as they end.
+    /// Our frames, reported when they end.
     ToClient,
 }
 
-/// What a frame is to a bystander.
+/// What a frame means to the proxy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// Carries a part of a message.
+    /// Carries part of a message.
     Work,
-    /// The last one of this stream in its direction, or a reset of ours.
+    /// The last frame of this stream in its direction, or our reset of it.
     LastOf(u32),
     /// The client's reset of this stream.
     Reset(u32),
-    /// Everything else, empty DATA frames included.
+    /// Any other frame, empty DATA frames included.
     Control,
 }
 
-/// Follows frames by their heads; what lies between is skipped.
+/// Follows frames by their headers and skips the payloads.
 #[derive(Debug)]
 pub struct Follower {
     sides: Sides,
     head: [u8; 9],
-    /// Bytes of `head` that are there.
+    /// Bytes of `head` read so far.
     have: usize,
-    /// Bytes of the payload, or the preface, that are to come.
+    /// Bytes left of the payload, or of the preface.
     payload: usize,
-    /// What is told once the payload is there.
+    /// Reported once the payload is complete.
     then: Option<Frame>,
-    /// The stream ends with the header block that is being sent.
+    /// The stream ends with the header block being sent.
     ends: bool,
 }
 
 impl Follower {
-    /// At the connection's begin.
+    /// At the start of a connection.
     pub fn new(sides: Sides) -> Self {
         let payload = if sides == Sides::FromClient { PREFACE.len() } else { 0 };
         Self { sides, head: [0; 9], have: 0, payload, then: None, ends: false }
     }
 
-    /// Follows the next bytes and tells of the frames in them.
-    pub fn follow(&mut self, mut bytes: &[u8], mut tell: impl FnMut(Frame)) {
+    /// Follows the next bytes and reports the frames in them.
+    pub fn follow(&mut self, mut bytes: &[u8], mut report: impl FnMut(Frame)) {
         while !bytes.is_empty() {
             if self.payload > 0 {
                 let skipped = self.payload.min(bytes.len());
@@ -76,17 +76,17 @@ impl Follower {
                     return;
                 }
                 self.have = 0;
-                self.begin(&mut tell);
+                self.begin(&mut report);
             }
             if self.payload == 0
                 && let Some(frame) = self.then.take()
             {
-                tell(frame);
+                report(frame);
             }
         }
     }
 
-    fn begin(&mut self, tell: &mut impl FnMut(Frame)) {
+    fn begin(&mut self, report: &mut impl FnMut(Frame)) {
         let [a, b, c, kind, flags, id @ ..] = self.head;
         self.payload = u32::from_be_bytes([0, a, b, c]) as usize;
         let id = u32::from_be_bytes(id) & (u32::MAX >> 1);
@@ -108,14 +108,14 @@ impl Follower {
             _ => Frame::Control,
         };
         match self.sides {
-            Sides::FromClient => tell(frame),
+            Sides::FromClient => report(frame),
             Sides::ToClient => self.then = Some(frame),
         }
     }
 }
 
-/// Frames that ask for work and carry none: how many a client may send. Each has its price, time and work bring it in
-/// again; who overdraws is told to calm down.
+/// Limits the frames that cause work and carry no data. Each kind has a budget that time and useful work refill; a
+/// client that exceeds it gets ENHANCE_YOUR_CALM.
 #[derive(Debug)]
 pub struct Allowance {
     control: u32,
@@ -123,34 +123,36 @@ pub struct Allowance {
     at_ms: u64,
 }
 
-/// Pings, settings, window updates, priorities, empty frames: at once, and more in a second. A browser sends some ten
-/// when it connects, gRPC a ping per round trip while an answer comes in.
-const CONTROL: u32 = 1_000;
+/// Budget for pings, settings, window updates, priorities and empty frames: burst, and refill per second. A browser
+/// sends about ten when it connects, gRPC one ping per round trip while a response arrives.
+const MAX_CONTROL: u32 = 1_000;
 const CONTROL_PER_SECOND: u64 = 100;
-/// For each frame of an answer: a window update for its stream and one for the connection, a ping, and one to spare.
+/// Refill for each frame of a response: a window update for the stream and one for the connection, a ping, and one
+/// spare.
 const CONTROL_PER_FRAME: u32 = 4;
-/// Resets at once: all streams of a page that is left, twice; and more in a second, and one for each whole answer.
-const RESETS: u32 = 200;
+/// Budget for resets: enough for a browser to leave a page and all of its streams twice; then the refill per second,
+/// and one for each complete response.
+const MAX_RESETS: u32 = 200;
 const RESETS_PER_SECOND: u64 = 20;
 
 impl Allowance {
-    /// A new client's.
+    /// The full budget of a new client.
     pub fn new(now_ms: u64) -> Self {
-        Self { control: CONTROL, resets: RESETS, at_ms: now_ms }
+        Self { control: MAX_CONTROL, resets: MAX_RESETS, at_ms: now_ms }
     }
 
-    /// A frame with a part of an answer was sent.
+    /// A frame with part of a response was sent.
     pub fn worked(&mut self) {
-        self.control = (self.control + CONTROL_PER_FRAME).min(CONTROL);
+        self.control = (self.control + CONTROL_PER_FRAME).min(MAX_CONTROL);
     }
 
-    /// The last frame of an answer was sent.
+    /// The last frame of a response was sent.
     pub fn answered(&mut self) {
         self.worked();
-        self.resets = (self.resets + 1).min(RESETS);
+        self.resets = (self.resets + 1).min(MAX_RESETS);
     }
 
-    /// Takes one control frame off; false when there was none left.
+    /// Takes one control frame from the budget. Returns false if it is used up.
     pub fn control(&mut self, now_ms: u64) -> bool {
         if self.control == 0 {
             self.refill(now_ms);
@@ -160,7 +162,7 @@ impl Allowance {
         left
     }
 
-    /// Takes one reset off; false when there was none left.
+    /// Takes one reset from the budget. Returns false if it is used up.
     pub fn reset(&mut self, now_ms: u64) -> bool {
         if self.resets == 0 {
             self.refill(now_ms);
@@ -173,8 +175,8 @@ impl Allowance {
     fn refill(&mut self, now_ms: u64) {
         let ms = now_ms.saturating_sub(self.at_ms).min(10_000);
         self.at_ms = now_ms;
-        self.control = (self.control + (ms * CONTROL_PER_SECOND / 1_000) as u32).min(CONTROL);
-        self.resets = (self.resets + (ms * RESETS_PER_SECOND / 1_000) as u32).min(RESETS);
+        self.control = (self.control + (ms * CONTROL_PER_SECOND / 1_000) as u32).min(MAX_CONTROL);
+        self.resets = (self.resets + (ms * RESETS_PER_SECOND / 1_000) as u32).min(MAX_RESETS);
     }
 }
 
@@ -204,11 +206,11 @@ mod tests {
         let whole =
             vec![Frame::Work, Frame::Work, Frame::LastOf(1), Frame::Work, Frame::LastOf(3), Frame::LastOf(5)];
         for cut in 0..bytes.len() {
-            let (mut follower, mut told) = (Follower::new(Sides::ToClient), vec![]);
-            follower.follow(&bytes[..cut], |frame| told.push(frame));
-            assert_eq!(told.contains(&Frame::LastOf(1)), cut >= 19 + 309 + 14, "after {cut} bytes");
-            follower.follow(&bytes[cut..], |frame| told.push(frame));
-            assert_eq!(told, whole, "cut at {cut}");
+            let (mut follower, mut reported) = (Follower::new(Sides::ToClient), vec![]);
+            follower.follow(&bytes[..cut], |frame| reported.push(frame));
+            assert_eq!(reported.contains(&Frame::LastOf(1)), cut >= 19 + 309 + 14, "after {cut} bytes");
+            follower.follow(&bytes[cut..], |frame| reported.push(frame));
+            assert_eq!(reported, whole, "cut at {cut}");
         }
     }
 
@@ -223,18 +225,21 @@ mod tests {
             frame(HEADERS, END_STREAM | END_HEADERS, 3, 9),
         ]
         .concat();
-        let (mut follower, mut told) = (Follower::new(Sides::FromClient), vec![]);
-        follower.follow(&bytes, |frame| told.push(frame));
-        assert_eq!(told, [Frame::Control, Frame::Control, Frame::Control, Frame::Reset(1), Frame::LastOf(3)]);
+        let (mut follower, mut reported) = (Follower::new(Sides::FromClient), vec![]);
+        follower.follow(&bytes, |frame| reported.push(frame));
+        assert_eq!(
+            reported,
+            [Frame::Control, Frame::Control, Frame::Control, Frame::Reset(1), Frame::LastOf(3)]
+        );
     }
 
     #[test]
     fn an_allowance_comes_back_with_time_and_with_work() {
         let mut allowance = Allowance::new(0);
-        assert!((0..RESETS).all(|_| allowance.reset(0)), "a page that is left, twice");
+        assert!((0..MAX_RESETS).all(|_| allowance.reset(0)), "a page that is left, twice");
         assert!(!allowance.reset(40), "all at once");
         assert!(allowance.reset(1_040) && allowance.reset(1_040));
-        assert!((0..CONTROL).all(|_| allowance.control(1_040)));
+        assert!((0..MAX_CONTROL).all(|_| allowance.control(1_040)));
         assert!(!allowance.control(1_040));
         allowance.worked();
         assert!((0..CONTROL_PER_FRAME).all(|_| allowance.control(1_040)));

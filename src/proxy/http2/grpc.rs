@@ -1,4 +1,4 @@
-//! gRPC over HTTP/2: which requests are calls, and what a call hears that the proxy ends itself. Pure; no sockets.
+//! gRPC over HTTP/2: which requests are calls, and how the proxy ends a call itself. Pure; no sockets.
 //!
 //! Sources: grpc/grpc, doc/PROTOCOL-HTTP2.md, doc/statuscodes.md and doc/http-grpc-status-mapping.md.
 
@@ -8,36 +8,36 @@ use http::{Response, StatusCode};
 const GRPC_STATUS: HeaderName = HeaderName::from_static("grpc-status");
 const GRPC_MESSAGE: HeaderName = HeaderName::from_static("grpc-message");
 
-/// A call's status, as far as a proxy gives one.
+/// The call statuses that a proxy sends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Code {
-    /// The mapping knows nothing better.
+    /// No better mapping exists.
     Unknown = 2,
-    /// More than somebody takes.
+    /// A limit was exceeded.
     ResourceExhausted = 8,
-    /// Not to be had here.
+    /// Not available here.
     Unimplemented = 12,
-    /// Somebody breaks the protocol.
+    /// A protocol violation.
     Internal = 13,
-    /// Not now: come again.
+    /// Temporarily unavailable; the client may retry.
     Unavailable = 14,
 }
 
-/// Whether a request of this content type is a call: `application/grpc`, alone or with `+proto` and the like. gRPC-Web
-/// (`application/grpc-web`) is another protocol, which runs over HTTP/1.1 too.
+/// Whether a request with this content type is a call: `application/grpc`, alone or with a suffix like `+proto`.
+/// gRPC-Web (`application/grpc-web`) is another protocol, which also runs over HTTP/1.1.
 pub fn is_call(content_type: &[u8]) -> bool {
     const GRPC: &[u8] = b"application/grpc";
     content_type.get(..GRPC.len()).is_some_and(|start| start.eq_ignore_ascii_case(GRPC))
         && matches!(content_type.get(GRPC.len()), None | Some(b'+' | b';' | b' ' | b'\t'))
 }
 
-/// [`is_call`] by a request's fields.
+/// [`is_call`], from a request's fields.
 pub fn is_call_by(fields: &HeaderMap) -> bool {
     fields.get(CONTENT_TYPE).is_some_and(|value| is_call(value.as_bytes()))
 }
 
-/// The status for what would be this HTTP status (doc/http-grpc-status-mapping.md, which has no 431 and no 501: these
-/// are the proxy's own refusals, so they say what they mean).
+/// Maps an HTTP status to a call's status (doc/http-grpc-status-mapping.md; 431 and 501, which it lacks, are the
+/// proxy's own refusals).
 pub fn code_of(http: u16) -> Code {
     match http {
         400 => Code::Internal,
@@ -48,7 +48,7 @@ pub fn code_of(http: u16) -> Code {
     }
 }
 
-/// A whole answer of our own: HTTP 200, and what else there is to say stands where trailers would (Trailers-Only).
+/// Returns a complete response of our own: HTTP 200 with the status fields in the head (Trailers-Only).
 pub fn trailers_only(code: Code, why: &str) -> Response<()> {
     let mut answer = Response::new(());
     *answer.status_mut() = StatusCode::OK;
@@ -57,7 +57,7 @@ pub fn trailers_only(code: Code, why: &str) -> Response<()> {
     answer
 }
 
-/// The trailers that end a call.
+/// Returns the trailers that end a call.
 pub fn trailers(code: Code, why: &str) -> HeaderMap {
     let mut fields = HeaderMap::with_capacity(3);
     fields.insert(GRPC_STATUS, HeaderValue::from(code as u16));
@@ -67,7 +67,8 @@ pub fn trailers(code: Code, why: &str) -> HeaderMap {
     fields
 }
 
-/// `grpc-message`: visible ASCII and spaces but for `%` stay (doc/PROTOCOL-HTTP2.md, Percent-Encoded).
+/// Encodes `grpc-message`: visible ASCII and spaces, except `%`, stay unchanged (doc/PROTOCOL-HTTP2.md,
+/// Percent-Encoded).
 fn percent_encode(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for byte in text.bytes() {

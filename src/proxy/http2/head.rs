@@ -1,4 +1,4 @@
-//! Heads between HTTP/2 and HTTP/1.1: a client's request as the app gets it, and the app's answer as fields
+//! Converts heads between HTTP/2 and HTTP/1.1: a client's request for the app, and the app's response for the client
 //! (RFC 9113 §8). Pure; no sockets.
 
 use ::h2::Reason;
@@ -14,15 +14,14 @@ use crate::proxy::http1::head::{
 };
 use crate::proxy::http1::health_check::{Asked, is_health_check};
 
-/// Appends the request's head for the app to `out`, which is empty; `ended` when no body follows. What is left of a
-/// request that the protocol's engine has let pass: what HTTP/1.1 could read differently is refused here, and more than
-/// `most` fields.
+/// Appends the request's head for the app to `out`, which is empty; `ended` if no body follows. Refuses what `h2`
+/// accepts but HTTP/1.1 readers could interpret differently, and more than `max` fields.
 ///
 /// # Errors
-/// The status that the client gets.
+/// The status for the client.
 pub fn request(
     parts: &Parts,
-    most: usize,
+    max: usize,
     ended: bool,
     sender: Sender<'_>,
     out: &mut Vec<u8>,
@@ -33,9 +32,9 @@ pub fn request(
     }
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     if !(path.starts_with('/') || (path == "*" && method == "OPTIONS")) {
-        return Err(bad("the request's target is no path"));
+        return Err(bad("the request's target is not a path"));
     }
-    if parts.headers.len() > most {
+    if parts.headers.len() > max {
         return Err(TOO_MANY_FIELDS);
     }
     let parsed_fields = read_fields(&parts.headers)?;
@@ -46,8 +45,8 @@ pub fn request(
         None if ended => Framing::None,
         None => Framing::Chunked,
     };
-    // The authority is what the client asked for; a Host field may only stand in for it (RFC 9113 §8.3.1).
-    // Neither is there where the request began as one of HTTP/1.0.
+    // The authority names the host; a Host field may only replace a missing one (RFC 9113 §8.3.1). Both are missing
+    // if the request began as HTTP/1.0.
     let host = parts.uri.authority().map(|authority| authority.as_str().as_bytes()).or(parsed_fields.host);
     if host.is_some_and(|host| host.is_empty() || host.contains(&b'@')) {
         return Err(bad("the request names no host"));
@@ -90,7 +89,7 @@ fn read_fields(fields: &HeaderMap) -> Result<ParsedFields<'_>, Reject> {
             return Err(bad("a field's value begins or ends with a space"));
         }
         match Field::of(name.as_str()) {
-            // Specific to a connection, of which HTTP/2 has none (RFC 9113 §8.2.2).
+            // Connection-specific fields, which HTTP/2 does not have (RFC 9113 §8.2.2).
             Field::Connection
             | Field::KeepAlive
             | Field::ProxyConnection
@@ -125,7 +124,7 @@ fn write_fields(
             _ => put_field(out, name.as_str(), value.as_bytes()),
         }
     }
-    // HTTP/1.1 has one Cookie field (RFC 9113 §8.2.3).
+    // HTTP/1.1 allows only one Cookie field (RFC 9113 §8.2.3).
     for (n, crumb) in fields.get_all(header::COOKIE).iter().enumerate() {
         put(out, &[if n == 0 { b"Cookie: " } else { b"; " }, crumb.as_bytes()]);
     }
@@ -140,18 +139,18 @@ fn write_fields(
     out.extend_from_slice(b"\r\n");
 }
 
-/// An answer's head.
+/// A response's head.
 pub struct Head {
-    /// Its bytes.
+    /// Its length in bytes.
     pub len: usize,
-    /// As HTTP/2 has it.
+    /// The head in HTTP/2 form.
     pub response: Response<()>,
-    /// The body that follows.
+    /// The framing of the body that follows.
     pub framing: Framing,
 }
 
-/// Reads an answer's head, as it was written for an HTTP/1.1 client, from the start of `bytes`. `None` when it isn't
-/// complete, or says what no HTTP/2 client can be told.
+/// Parses a response's head, written for an HTTP/1.1 client, from the start of `bytes`. `None` if it is incomplete or
+/// can't be expressed in HTTP/2.
 pub fn response(bytes: &[u8], head_only: bool) -> Option<Head> {
     let mut room = Room::new();
     let (head, len) = room.response(bytes, usize::MAX).ok()??;
@@ -160,7 +159,7 @@ pub fn response(bytes: &[u8], head_only: bool) -> Option<Head> {
     *response.status_mut() = status;
     let mut framing = Framing::None;
     let bodiless = head_only || status.is_informational() || matches!(status.as_u16(), 204 | 304);
-    // One copy for all values.
+    // One copy serves all values.
     let all = Bytes::copy_from_slice(&bytes[..len]);
     let out = response.headers_mut();
     out.reserve(head.headers.len());
@@ -184,7 +183,7 @@ pub fn response(bytes: &[u8], head_only: bool) -> Option<Head> {
     Some(Head { len, response, framing })
 }
 
-/// Trailers of a chunked body: `coded` is what follows its last content, from the last chunk's size on.
+/// Parses the trailers of a chunked body; `coded` is what follows its last content, from the last chunk's size on.
 pub fn trailers(coded: &[u8]) -> Option<HeaderMap> {
     let coded = coded.strip_prefix(b"\r\n").unwrap_or(coded);
     let section = &coded[memchr::memchr(b'\n', coded)? + 1..];
@@ -207,7 +206,7 @@ pub fn trailers(coded: &[u8]) -> Option<HeaderMap> {
     Some(trailers)
 }
 
-/// A chunked body's end, with these trailers.
+/// Writes the end of a chunked body, with these trailers.
 pub fn last_chunk(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"0\r\n");
     for (name, value) in trailers.into_iter().flatten() {
@@ -218,7 +217,8 @@ pub fn last_chunk(trailers: Option<&HeaderMap>, out: &mut Vec<u8>) {
     out.extend_from_slice(b"\r\n");
 }
 
-/// Fields that are no trailers in any version: a reader that merges them would frame or route by them (RFC 9110 §6.5.1).
+/// Fields that may not be trailers: a reader that merges them would use them for framing or routing (RFC 9110
+/// §6.5.1).
 fn is_framing(field: Field) -> bool {
     matches!(
         field,
@@ -233,7 +233,7 @@ fn is_framing(field: Field) -> bool {
     )
 }
 
-/// What a client is told of an answer that was cut (RFC 9113 §7).
+/// Returns the error code for a response that was cut off (RFC 9113 §7).
 pub fn reason(ended: Ended) -> Reason {
     match ended {
         Ended::Cut | Ended::TimedOut | Ended::Unanswered | Ended::EventsEnded => Reason::CANCEL,

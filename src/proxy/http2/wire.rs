@@ -1,7 +1,7 @@
-//! The bytes of an HTTP/2 connection, followed frame by frame on their way: so it is known when a stream's last frame
-//! is in the socket, and how many frames a client sends that ask for work and carry none.
+//! Follows the bytes of an HTTP/2 connection frame by frame, to know when a stream's last frame is in the socket, and
+//! how many frames a client sends that cause work and carry no data.
 //!
-//! Frames to the client are gathered and written at once, when the connection's task has done all that it can.
+//! Frames to the client are gathered and written together at the end of each turn of the connection's task.
 
 use std::cell::{Cell, RefCell};
 use std::io::{self, IoSlice};
@@ -16,36 +16,36 @@ use crate::proxy::buffer::{Buffer, LARGE, SIZE};
 use crate::proxy::stream::{Sink, Stream};
 use crate::proxy::worker::Worker;
 
-/// A client's connection, shared by the task that runs it and by whoever asks how far it has come.
+/// A client's connection, shared by the task that runs it and by those who ask for its progress.
 pub struct Wire {
     inner: RefCell<Inner>,
     worker: Rc<Worker>,
-    /// The client asks for too much.
+    /// The client has exceeded its allowance of frames.
     excess: Cell<bool>,
 }
 
 struct Inner {
-    /// Gone once it has been taken back.
+    /// `None` after [`Wire::take`].
     stream: Option<Stream>,
-    /// What was read before it was known to be HTTP/2.
+    /// What was read before the connection was known to be HTTP/2.
     read: Buffer,
     gathered: Vec<u8>,
-    /// How much of it has been written.
+    /// Bytes of it that have been written.
     written: usize,
-    /// Bytes written and read in all.
+    /// Bytes written and read in total.
     moved: u64,
     came: Follower,
     went: Follower,
     allowance: Allowance,
-    /// Streams whose last frame was written, or that the client has reset, and that nobody was told of.
+    /// Streams whose last frame was written, or that the client has reset, and that are not reported yet.
     ended: Vec<u32>,
 }
 
-/// The wire as a transport for the protocol's engine.
+/// The wire as a transport for `h2`.
 pub struct Transport(pub Rc<Wire>);
 
 impl Wire {
-    /// A connection that begins with what was read of it already.
+    /// A connection that begins with the bytes already read from it.
     pub fn new(stream: Stream, read: Buffer, worker: Rc<Worker>) -> Self {
         let inner = Inner {
             stream: Some(stream),
@@ -66,42 +66,42 @@ impl Wire {
         let mut inner = self.inner.borrow_mut();
         let drained = inner.poll_drain(cx);
         if inner.gathered.is_empty() {
-            // A connection at rest holds no buffer.
+            // An idle connection holds no buffer.
             inner.gathered = Vec::new();
         }
         drained
     }
 
-    /// Tells of each stream that has come to its end since the last call: its last frame has been written, or the
-    /// client has reset it, so that none will be.
+    /// Reports each stream that has ended since the last call: its last frame was written, or the client reset it, so
+    /// that none will be.
     pub fn ended(&self, mut tell: impl FnMut(u32)) {
         let mut inner = self.inner.borrow_mut();
         inner.ended.drain(..).for_each(&mut tell);
     }
 
-    /// Whether the client has sent more of what costs and brings nothing than it may; nothing more is read then.
+    /// Whether the client has exceeded its allowance of frames; nothing more is read then.
     pub fn excess(&self) -> bool {
         self.excess.get()
     }
 
-    /// Bytes that were written and read in all.
+    /// Bytes written and read in total.
     pub fn moved(&self) -> u64 {
         self.inner.borrow().moved
     }
 
-    /// Bytes that were written and that the client has not acknowledged.
+    /// Bytes written that the client has not acknowledged.
     pub fn unacknowledged(&self) -> u32 {
         let mut inner = self.inner.borrow_mut();
         inner.stream.as_mut().map_or(0, |stream| stream.split().1.unacknowledged())
     }
 
-    /// Whether something came that was not read yet, asked of the kernel itself.
+    /// Whether unread bytes are in the kernel's buffer.
     pub fn has_unread(&self) -> bool {
         let mut inner = self.inner.borrow_mut();
         inner.stream.as_mut().is_some_and(|stream| stream.split().0.has_unread())
     }
 
-    /// The connection, for closing it. Whoever still uses the wire gets errors from here on.
+    /// Takes the connection, in order to close it. Any later use of the wire returns errors.
     pub fn take(&self) -> Option<Stream> {
         self.inner.borrow_mut().stream.take()
     }
@@ -112,7 +112,7 @@ impl Inner {
         self.stream.as_mut().ok_or_else(|| io::ErrorKind::NotConnected.into())
     }
 
-    /// Whether so much may be gathered: the usual buffer will do for heads, a large one for bodies.
+    /// Whether `more` bytes may be gathered: the usual buffer suffices for heads, a large one is taken for bodies.
     fn make_room(&mut self, more: usize) -> bool {
         let (gathered, needed) = (self.gathered.len(), self.gathered.len() + more);
         if needed > self.gathered.capacity() && needed <= LARGE {
@@ -129,7 +129,7 @@ impl Inner {
         Poll::Ready(Ok(()))
     }
 
-    /// Writes what was gathered and `more` behind it; returns how many bytes of `more` were taken.
+    /// Writes what was gathered, then `more`; returns how many bytes of `more` were taken.
     fn poll_write_with(&mut self, cx: &mut Context<'_>, more: &[IoSlice<'_>]) -> Poll<io::Result<usize>> {
         let Some(stream) = self.stream.as_mut() else {
             return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
@@ -171,7 +171,7 @@ impl AsyncRead for Transport {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let wire = &self.0;
         if wire.excess() {
-            // The connection's task looks for this after each of its turns.
+            // The connection's task drains the buffer after each of its turns.
             return Poll::Pending;
         }
         let mut inner = wire.inner.borrow_mut();
@@ -211,7 +211,7 @@ impl AsyncWrite for Transport {
         bufs: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let mut inner = self.0.inner.borrow_mut();
-        // A frame's head and its payload.
+        // A frame's header and its payload.
         let bufs = &bufs[..bufs.len().min(2)];
         let all: usize = bufs.iter().map(|buf| buf.len()).sum();
         loop {
@@ -230,7 +230,7 @@ impl AsyncWrite for Transport {
         true
     }
 
-    /// The connection's task does it at the end of its turn, once for all frames.
+    /// The connection's task writes at the end of its turn, once for all frames.
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
     }

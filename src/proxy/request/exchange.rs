@@ -1,4 +1,4 @@
-//! One request on its way: how far it has come, and what all of its steps need.
+//! One request in flight: its progress, and what all of its steps share.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -25,9 +25,9 @@ use crate::proxy::worker::Worker;
 use crate::tls::stream::ONE_RECORD;
 use crate::upstream::{self, Backend, Lease};
 
-/// After an early answer nobody may be silent for longer than this: neither the client, which was told that the connection
-/// closes, nor the app, which may want no more of the request.
-const EARLY: Duration = Duration::from_secs(5);
+/// Silence limit after an early response, for both sides: the client was told that the connection closes, and the app
+/// may not want the rest of the request.
+const EARLY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The client's side of a connection.
 pub struct Client<R, W> {
@@ -35,65 +35,65 @@ pub struct Client<R, W> {
     pub reader: R,
     /// Writes to the client.
     pub writer: W,
-    /// Read and not yet used.
+    /// Bytes read and not yet used.
     pub buf: Buffer,
     /// The peer's address as text.
     pub peer: String,
-    /// What the app is told of the connection.
+    /// The channel the client came in by, as reported to the app.
     pub channel: Channel,
 }
 
-/// One request on its way.
+/// One request in flight.
 pub struct Exchange<'a> {
-    /// The thread that serves it.
+    /// The thread that serves the request.
     pub worker: &'a Worker,
     /// The connection's place in the ledger.
     pub entry: &'a LedgerEntry,
-    /// What it says.
+    /// The parsed head of the request.
     pub request: &'a Request,
-    /// It waits for news.
+    /// Set if the request is a long poll.
     pub long_poll: Option<LongPoll>,
-    /// How far it has come.
+    /// The progress of the request.
     pub flow: Flow,
 }
 
-/// How far a request has come. Cells, since both directions write to it side by side.
+/// The progress of a request. Cells, because both directions update it concurrently.
 #[derive(Debug, Default)]
 pub struct Flow {
-    /// For the answer to a failure.
+    /// Decides how a failure is answered.
     pub progress: Cell<Progress>,
-    /// The answer's status, once it is known.
+    /// The response's status; 0 until it is known.
     pub status: Cell<u16>,
-    /// The client was told that its connection closes.
+    /// The client was told that its connection will close.
     pub close: Cell<bool>,
-    /// Bytes of the request's body.
+    /// Bytes of the request's body received.
     pub received: Cell<u64>,
     /// Bytes written to the client.
     pub sent: Cell<u64>,
-    /// The request's last byte was passed on.
+    /// The last byte of the request was passed on.
     pub uploaded: Cell<bool>,
-    /// What was passed on is still there to be sent once more.
+    /// What was passed on is still buffered and can be sent again.
     pub replayable: Cell<bool>,
-    /// The client's next request is here already.
+    /// The client's next request has already arrived.
     pub pipelined: Cell<bool>,
-    /// The client has ended its side.
+    /// The client has closed its sending side.
     pub half_closed: Cell<bool>,
-    /// The answer is an event stream that the client can reopen.
+    /// The response is an event stream that the client can reopen.
     pub events: Cell<bool>,
-    /// The app's connection was reset before it had answered.
+    /// The app's connection was reset before the app answered.
     pub reset: Cell<bool>,
-    /// The client's bytes are waited for.
+    /// The proxy is waiting for bytes from the client.
     pub reading: Cell<bool>,
-    /// The client is waited for to take bytes.
+    /// The proxy is waiting for the client to accept bytes.
     pub writing: Cell<bool>,
     /// The app has begun to close its connections.
     pub app_goes: Cell<bool>,
-    /// The answer is whole and the request is not.
+    /// The response is complete and the request is not.
     early: Cell<bool>,
 }
 
 impl Exchange<'_> {
-    /// Runs `work` until it ends, a deadline of the ledger passes or the drain forces the end.
+    /// Runs `work` until it ends, the ledger entry's deadline passes or the drain forces the end.
     pub async fn bounded<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let mut work = pin!(work);
         poll_fn(|cx| match work.as_mut().poll(cx) {
@@ -108,12 +108,16 @@ impl Exchange<'_> {
         .await
     }
 
-    /// Counts the request as a stream, which a hold may let stay, until this is dropped. A health check is none.
+    /// Counts the request as a stream, which a hold may leave running, until the result is dropped. `None` for a
+    /// health check.
     pub fn streaming(&self) -> Option<Streaming<'_>> {
         (!self.request.health_check).then(|| self.worker.shared.gate.stream())
     }
 
-    /// Whether a request that has just come is served at all.
+    /// Whether a new request is served.
+    ///
+    /// # Errors
+    /// If the drain has cut everything, or too many requests are in flight.
     pub fn may_begin(&self) -> Result<(), Failure> {
         let shared = &self.worker.shared;
         match (shared.forced(), !self.request.health_check && shared.past_in_flight()) {
@@ -123,14 +127,15 @@ impl Exchange<'_> {
         }
     }
 
-    /// The deadline has passed; a health check isn't worth waiting for even before.
+    /// Whether the drain has cut everything; for a health check, whether idle connections have to close: it is not
+    /// worth waiting for.
     fn is_over(&self) -> bool {
         let shared = &self.worker.shared;
         shared.forced() || (self.request.health_check && shared.closing_idle())
     }
 
-    /// Runs `work`, in which nobody reads from the client, and ends it when the client has gone: what nobody waits
-    /// for any more must not be sent to the app.
+    /// Runs `work`, during which nothing reads from the client, and aborts it when the client disconnects: a request
+    /// that its client has abandoned must not reach the app.
     pub async fn while_watched<R, W, T>(
         &self,
         client: &mut Client<R, W>,
@@ -166,27 +171,27 @@ impl Exchange<'_> {
         .await
     }
 
-    /// [`Source::nudge`], where an interim answer may still be sent.
+    /// [`Source::nudge`], while an interim response may still be sent.
     ///
     /// # Errors
-    /// When the client has gone.
+    /// If the client has disconnected.
     pub fn nudge(&self, client: &impl Source) -> Result<(), Failure> {
         let flow = &self.flow;
         let may = self.request.http11 && flow.progress.get() < Progress::Answering && !flow.writing.get();
         if may && !client.nudge() { Err(Failure::ClientGone) } else { Ok(()) }
     }
 
-    /// Whether everything goes to the app over HTTP/2.
+    /// Whether all requests go to the app over HTTP/2.
     pub fn http2(&self) -> bool {
         self.worker.shared.settings.upstream_protocol == UpstreamProtocol::Http2
     }
 
-    /// [`held_back`], with a head of so many bytes.
+    /// [`held_back`], with a head of `head` bytes.
     pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
         if self.request.health_check {
             return Ok(());
         }
-        // What comes of its body meanwhile fills one buffer.
+        // The part of the body that arrives meanwhile fills one buffer.
         held_back(&self.worker.shared, self.entry, head + buffer::SIZE).await
     }
 
@@ -195,16 +200,16 @@ impl Exchange<'_> {
         reach(self.worker, connect).await
     }
 
-    /// The same for a stream on a connection that others may share.
+    /// [`reach`] for a stream on an HTTP/2 connection that may be shared.
     pub async fn lease(&self) -> Result<Lease, Failure> {
         let lease = self.reach(async || self.worker.pool.lease().await).await?;
         add(&self.worker.shard.connects, u64::from(lease.is_first()));
         Ok(lease)
     }
 
-    /// Writes the request's head, and what of its body came with it.
+    /// Writes the request's head and the part of its body that came with it.
     pub async fn send(&self, app: &mut (impl AsyncWrite + Unpin), head: &[u8]) -> Result<(), Failure> {
-        // HTTP/2 makes frames of it, and needs the head in one piece.
+        // The HTTP/2 side converts the head into frames and needs it in one piece.
         let first = if self.http2() { head.len() } else { ONE_RECORD };
         send(app, head, first, &self.flow.progress).await.map_err(|_| {
             self.flow.reset.set(true);
@@ -212,8 +217,8 @@ impl Exchange<'_> {
         })
     }
 
-    /// Reads more of the request's body. While the client takes bytes of an answer that the socket still holds, it is not
-    /// silent.
+    /// Reads more of the request's body. A client that is still accepting bytes of a response from the socket's queue
+    /// does not count as silent.
     pub async fn read<R: Source>(&self, reader: &mut R, buf: &mut Buffer) -> io::Result<usize> {
         let mut queued = None;
         self.client_owes(&self.flow.reading, true);
@@ -228,12 +233,12 @@ impl Exchange<'_> {
             read
         })
         .await;
-        // From here on it is the app that takes its time.
+        // From here on the app is the one taking time.
         self.client_owes(&self.flow.reading, false);
         read
     }
 
-    /// Writes to the client, which has to take a byte within `--body-timeout`, unless something moves the other way.
+    /// Writes to the client, which must accept a byte within `--body-timeout` unless the other direction moves.
     pub async fn write<W>(&self, writer: &mut W, bytes: &[u8]) -> Result<(), Failure>
     where
         W: Sink,
@@ -246,7 +251,8 @@ impl Exchange<'_> {
                     Poll::Ready(Ok(n)) if n > 0 => left = &left[n..],
                     Poll::Ready(_) => return Poll::Ready(Err(Failure::ClientGone)),
                     Poll::Pending => {
-                        // The kernel takes more only once a third of its queue is free; the client may be reading.
+                        // The kernel reports the socket as writable only once a third of its queue is free; the
+                        // client may be reading meanwhile.
                         let now = writer.unacknowledged();
                         if queued.replace(now) != Some(now) {
                             self.client_owes(&self.flow.writing, true);
@@ -263,10 +269,10 @@ impl Exchange<'_> {
         Ok(())
     }
 
-    /// What the client's side of this answer is to be.
+    /// Decides the client's side of this response.
     pub fn plan(&self, response: &Response, backend: &Backend) -> Answer {
         let (request, flow) = (self.request, &self.flow);
-        // A shared connection says it by GOAWAY (RFC 9113 §6.8).
+        // A shared connection announces its end with GOAWAY (RFC 9113 §6.8).
         match response {
             _ if self.http2() || response.status < 200 => {}
             Response { says_close: true, .. } => backend.habit.closes(),
@@ -291,45 +297,45 @@ impl Exchange<'_> {
         }
     }
 
-    /// Counts bytes of the request's body.
+    /// Counts `n` bytes of the request's body.
     pub fn received(&self, n: usize) {
         self.flow.received.set(self.flow.received.get() + n as u64);
     }
 
-    /// The client has, or no longer has, to move a byte in this direction. Something has just moved, so whatever it owes, in
-    /// either direction, has `--body-timeout` again: it is silent only if nothing moves at all.
+    /// Sets whether the client owes a byte in this direction. Called after something moved, so `--body-timeout`
+    /// starts again for both directions: the client is silent only if nothing moves at all.
     pub fn client_owes(&self, direction: &Cell<bool>, owes: bool) {
         direction.set(owes);
         let limits = &self.worker.shared.settings.limits;
         let patience = match (self.client_waits(), self.flow.early.get()) {
-            (_, true) => limits.body_timeout.min(EARLY),
+            (_, true) => limits.body_timeout.min(EARLY_RESPONSE_TIMEOUT),
             (false, false) => limits.body_timeout,
-            // It is the app's turn to take the request and to begin its answer. Without a bound of its own it may take the
-            // time it wants, as with its answer: what bounds it is the drain.
+            // Now the app has to take the request and begin its response. Without `--answer-timeout` only the drain
+            // limits that time.
             (true, false) if self.flow.progress.get() == Progress::Answering => Duration::ZERO,
             (true, false) => limits.answer_timeout,
         };
         self.entry.set_deadline(if patience.is_zero() { 0 } else { self.worker.deadline(patience) });
     }
 
-    /// The client has nothing to do but wait.
+    /// Whether the client owes nothing and can only wait.
     fn client_waits(&self) -> bool {
         !self.flow.reading.get() && !self.flow.writing.get()
     }
 
-    /// The whole answer has gone out before the whole request came in.
+    /// The complete response was sent before the complete request was received.
     pub fn answered_early(&self) {
         self.flow.early.set(true);
         self.client_owes(&self.flow.reading, self.flow.reading.get());
     }
 }
 
-/// Writes the start of a request, of which the `first` bytes alone. `progress` tells at any time, also when this is dropped
-/// half-way, whether the app may have read something of it: with TLS a write of more than [`ONE_RECORD`] is several, and
-/// some of them may be there when it fails.
+/// Writes the start of a request, with its `first` bytes as one write. `progress` says at any time, even if this is
+/// dropped half-way, whether the app may have read part of it: with TLS a write of more than [`ONE_RECORD`] becomes
+/// several records, and some of them may have arrived when it fails.
 ///
 /// # Errors
-/// When the app takes no more.
+/// If the app accepts no more bytes.
 pub async fn send(
     app: &mut (impl AsyncWrite + Unpin),
     bytes: &[u8],
@@ -349,8 +355,8 @@ pub async fn send(
     Ok(())
 }
 
-/// Waits while the app restarts or is replaced; `bytes` is what is kept in memory meanwhile. What the app itself asks
-/// for goes on: what runs may be waiting for it.
+/// Waits while the app restarts or is replaced, with `bytes` bytes held in memory. Requests that come from the app
+/// itself are not held: running work may depend on them.
 pub async fn held_back(shared: &Shared, entry: &LedgerEntry, bytes: usize) -> Result<(), Failure> {
     if !shared.gate.holding() || shared.upstream.is_app(entry.peer.ip()) {
         return Ok(());
@@ -365,8 +371,8 @@ pub async fn held_back(shared: &Shared, entry: &LedgerEntry, bytes: usize) -> Re
     }
 }
 
-/// Connects by `connect`; while nobody listens there, tries again for `--upstream-wait`. Nothing has been sent, so waiting
-/// is safe; once the pod goes it is of no use.
+/// Connects with `connect`, and retries for up to `--upstream-wait` while the connection is refused. Nothing has been
+/// sent, so waiting is safe; once the pod is terminating it is useless.
 pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>) -> Result<T, Failure> {
     let settings = &worker.shared.settings;
     let (since, mut wait) = (Instant::now(), Duration::from_millis(5));
@@ -392,15 +398,15 @@ pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>)
 }
 
 impl Flow {
-    /// The app has ended its connection, in order or by a failed read, before the whole head of its answer; `unanswered`
-    /// when before any byte of it.
+    /// The failure for an app that ended its connection, cleanly or by a read error, before the complete head of its
+    /// response; `unanswered` if before any byte of it.
     pub fn app_ended(&self, ended: &io::Result<usize>, unanswered: bool) -> Failure {
-        // TLS without its farewell is an end too, though not an orderly one.
+        // A missing TLS close_notify is an end too, though an unclean one.
         self.reset.set(matches!(ended, Err(error) if error.kind() != io::ErrorKind::UnexpectedEof));
         Failure::AppGone { unanswered }
     }
 
-    /// For the record.
+    /// The totals for the request log.
     pub fn totals(&self) -> Totals {
         Totals { status: self.status.get(), received: self.received.get(), sent: self.sent.get() }
     }

@@ -1,4 +1,4 @@
-//! What can go wrong with a request, and the answer it gets.
+//! What can go wrong with a request, and the response it gets.
 
 use std::time::Duration;
 
@@ -11,75 +11,77 @@ pub const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
 /// Limit on interim (1xx) responses to one request.
 pub const MAX_INTERIM: u32 = 64;
 
-/// Why a request did not end by itself.
+/// Why a request failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failure {
     /// The client closed or reset its connection.
     ClientGone,
-    /// The request's head can't be said to an app that speaks HTTP/2.
+    /// The request's head can't be expressed in HTTP/2, which the app speaks.
     BadHead,
-    /// The client's body breaks its coding.
+    /// The client's body violates its transfer coding.
     BadBody,
-    /// The app closed or reset its connection; `unanswered` when before any byte of an answer.
+    /// The app closed or reset its connection.
     AppGone {
-        /// Nothing of the answer had come.
+        /// No byte of the response had arrived.
         unanswered: bool,
     },
-    /// Nobody listens at the app's address.
+    /// The app's address refuses connections.
     AppDown,
     /// The app's address can't be reached.
     AppUnreachable,
-    /// The app's answer can't be read.
+    /// The app's response can't be parsed.
     AppBroken(&'static str),
-    /// The app reset the HTTP/2 stream; the client is to hear the same.
+    /// The app reset the HTTP/2 stream; the reason is passed on to the client.
     AppReset(Reason),
-    /// The app has done nothing for the request: it refused the stream, or is leaving.
+    /// The app has not processed the request: it refused the stream, or is going away.
     Unprocessed(Reason),
-    /// Nothing moved for too long.
+    /// Nothing moved within the time limit.
     TimedOut,
-    /// The app's answer has not begun in time.
+    /// The app's response did not begin in time.
     AppSlow,
-    /// Too many are in flight already.
+    /// Too many requests are in flight.
     TooManyInFlight,
-    /// No more files may be open, and a connection to the app is one.
+    /// The limit of open files leaves none for a connection to the app.
     NoMoreFiles,
-    /// Too many are held already, or too many bytes of them.
+    /// Too many requests, or too many bytes of them, are being held.
     HeldTooMany,
-    /// It was held for as long as it may be.
+    /// The request was held for the maximum time.
     HeldTooLong,
     /// The drain's deadline has passed.
     Forced,
 }
 
-/// How far a request had come when it failed.
+/// How far a request had progressed when it failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Progress {
-    /// The app has nothing of it.
+    /// The app has received nothing.
     #[default]
     Unsent,
-    /// The app has it, or a part of it.
+    /// The app has received at least part of the request.
     Sent,
-    /// The answer has begun to go to the client.
+    /// The response has begun to go to the client.
     Answering,
 }
 
-/// The answer of our own to a failed request: status, what ended it, and why, in words.
+/// Our own response to a failed request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct FailureResponse {
-    /// The status to answer with; none where no whole answer is possible any more.
+    /// The status to send; `None` if a complete response is no longer possible.
     pub status: Option<u16>,
     /// For metrics and the access log.
     pub ended: Ended,
-    /// The answer's text.
+    /// The reason, as the response's text.
     pub why: &'static str,
 }
 
 impl Failure {
-    /// The answer, by how far the request had come. A half-sent answer never gets a clean end.
+    /// Returns the response for the request's progress. A response that was cut off never gets a clean end.
     pub fn response(self, progress: Progress) -> FailureResponse {
         let (status, ended, why) = match (self, progress) {
             (Self::ClientGone, _) => (None, Ended::ClientGone, ""),
-            (Self::BadHead, _) => (Some(400), Ended::Rejected, "the request's head can't be said in HTTP/2"),
+            (Self::BadHead, _) => {
+                (Some(400), Ended::Rejected, "the request's head can't be expressed in HTTP/2")
+            }
             (Self::BadBody, _) => (Some(400), Ended::Rejected, "the request's body can't be read"),
             (Self::AppGone { .. }, _) => {
                 (Some(502), Ended::AppGone, "the app closed the connection without a whole answer")
@@ -88,7 +90,7 @@ impl Failure {
             (Self::AppUnreachable, _) => (Some(502), Ended::AppDown, "the app's address can't be reached"),
             (Self::AppBroken(why), _) => (Some(502), Ended::AppBroken, why),
             (Self::AppReset(_), _) => (Some(502), Ended::AppGone, "the app reset the stream"),
-            (Self::Unprocessed(_), _) => (Some(503), Ended::AppGone, "the app did not take the request"),
+            (Self::Unprocessed(_), _) => (Some(503), Ended::AppGone, "the app did not process the request"),
             (Self::TimedOut, Progress::Unsent) => (Some(408), Ended::TimedOut, "the request came too slowly"),
             (Self::TimedOut, _) => (Some(408), Ended::TimedOut, "the request's body came too slowly"),
             (Self::AppSlow, _) => {
@@ -100,7 +102,9 @@ impl Failure {
             (Self::NoMoreFiles, _) => {
                 (Some(503), Ended::Refused, "no more connections to the app may be open (ulimit -n)")
             }
-            (Self::HeldTooMany, _) => (Some(503), Ended::Refused, "too many requests wait for the app"),
+            (Self::HeldTooMany, _) => {
+                (Some(503), Ended::Refused, "too many requests are waiting for the app")
+            }
             (Self::HeldTooLong, _) => (Some(503), Ended::Refused, "the request waited too long for the app"),
             (Self::Forced, Progress::Unsent) => {
                 (Some(503), Ended::Unsent, "shutting down; the request was not processed, send it again")
@@ -114,7 +118,7 @@ impl Failure {
     }
 }
 
-/// A whole answer of our own. The connection closes after it.
+/// Returns a complete response of our own. The connection closes after it.
 pub fn answer(status: u16, why: &str, head_only: bool) -> Vec<u8> {
     let reason = match status {
         400 => "Bad Request",

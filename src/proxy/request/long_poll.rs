@@ -1,26 +1,27 @@
-//! Long polls: requests that wait for news, and what is said to one whose wait is over. Pure; no sockets.
+//! Long polls: which requests they are, and what ends one for the app. Pure; no sockets.
 
 use crate::config::{LongPollAnswer, LongPolls};
 
-/// Whose long poll a request is.
+/// The kind of a long poll.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LongPoll {
-    /// engine.io's, below socket.io, with its protocol's number 3 or 4.
+    /// An engine.io poll (the transport of socket.io), with its protocol version, 3 or 4.
     EngineIo(u8),
-    /// One of `--long-poll`.
+    /// A path named by `--long-poll`.
     Named,
 }
 
 impl LongPoll {
-    /// Whether a request with this method and target is one.
+    /// Returns the kind of long poll that a request with this method and target is, if any.
     pub fn of(polls: &LongPolls, method: &[u8], target: &[u8]) -> Option<Self> {
         let named = || polls.routes.iter().any(|route| route.is(method, target)).then_some(Self::Named);
         engine_io(method, target).or_else(named)
     }
 
-    /// Status, `Content-Type` and body. engine.io's is the packet "close": its session is in the app's memory and goes
-    /// with the app, so its client has to begin another one, which it does at once. (By a "noop" it would ask for the
-    /// old session, at an app that doesn't know it.) The app notices that nobody waits any more, and ends it too.
+    /// Returns status, `Content-Type` and body. engine.io gets the packet "close": the session lives in the app's
+    /// memory and ends with the app, so the client has to open a new one, which it does at once. (After a "noop" it
+    /// would ask for the old session, at an app that doesn't know it.) The app sees the poll's connection close and
+    /// ends the session too.
     pub fn answer(self, named: &LongPollAnswer) -> (u16, Option<(&str, &str)>) {
         match self {
             Self::EngineIo(3) => (200, Some(("text/plain; charset=UTF-8", "1:1"))),
@@ -30,8 +31,8 @@ impl LongPoll {
     }
 }
 
-/// `GET /any/path?EIO=4&transport=polling&sid=…`, the poll of a session that has begun. Without `sid` it begins one,
-/// which is answered at once; with `j` it wants a script (JSONP), which is left to the app.
+/// `GET /any/path?EIO=4&transport=polling&sid=…` polls an open session. Without `sid` it opens one, which is answered
+/// at once; with `j` it wants a script (JSONP), which is left to the app.
 fn engine_io(method: &[u8], target: &[u8]) -> Option<LongPoll> {
     if method != b"GET" {
         return None;

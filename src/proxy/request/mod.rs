@@ -1,4 +1,4 @@
-//! One request on its way to the app, and its answer back: the same for HTTP/1.1 and HTTP/2.
+//! A request's way to the app and its response's way back: the same for HTTP/1.1 and HTTP/2.
 
 pub mod exchange;
 pub mod failure;

@@ -1,5 +1,5 @@
-//! The end of a long poll that still waits when streams are to end: it is answered for the app, as it would hold up a drain
-//! or a hold for as long as it may.
+//! Ends a long poll that is still waiting when streams have to end. The proxy answers for the app; otherwise the poll
+//! would delay a drain or a hold up to its time limit.
 
 use std::future::poll_fn;
 use std::task::Poll;
@@ -16,7 +16,7 @@ use crate::proxy::http1::head::{Framing, Response};
 use crate::proxy::stream::Sink;
 use crate::upstream::Backend;
 
-/// Waits for the first bytes of the app's answer, which stand in `buf` then. False: the poll is to end before.
+/// Waits for the first bytes of the app's response, which go to `buf`. Returns false if the poll has to end first.
 pub async fn has_news<A: AsyncRead + Unpin>(
     exchange: &Exchange<'_>,
     app: &mut A,
@@ -40,7 +40,7 @@ pub async fn has_news<A: AsyncRead + Unpin>(
     }
 }
 
-/// Answers for the app.
+/// Answers the poll in the app's place.
 pub async fn answer<W: Sink>(
     exchange: &Exchange<'_>,
     backend: &Backend,

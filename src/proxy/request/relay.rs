@@ -1,4 +1,4 @@
-//! An answer's body on its way from the app to the client.
+//! Relays a response's body from the app to the client.
 
 use std::pin::pin;
 use std::time::Duration;
@@ -16,14 +16,15 @@ use crate::proxy::http1::head::{Framing, Response};
 use crate::proxy::stream::Sink;
 use crate::upstream::Backend;
 
-/// How the answer's body goes to the client.
+/// How the body is encoded for the client.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Coding {
     /// Byte for byte.
     AsIs,
-    /// The client can't read chunks.
+    /// Without chunks, which the client can't read.
     Plain,
-    /// The app's body ends with its connection; the client gets chunks, so that it can tell the end from a cut.
+    /// The app's body ends with its connection; the client gets chunks, so that it can tell a complete body from a
+    /// cut one.
     Chunks,
 }
 
@@ -37,7 +38,7 @@ impl Coding {
     }
 }
 
-/// Passes a finite body on.
+/// Relays a finite body.
 pub async fn relay<A, W>(
     exchange: &Exchange<'_>,
     app: &mut A,
@@ -60,7 +61,7 @@ where
             exchange.write(writer, &buf.unread()[..n]).await?;
             buf.consume(n);
         } else {
-            // What has come of the body goes out in one write with the head.
+            // The part of the body that has arrived goes out in one write with the head.
             let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
             buf.consume(n);
             exchange.write(writer, out).await?;
@@ -87,10 +88,10 @@ where
     Ok(())
 }
 
-/// An event stream that is to end, and that comes to no event boundary for so long, is cut.
-const BOUNDARY: Duration = Duration::from_secs(10);
+/// Time limit for reaching an event boundary once an event stream has to end; past it the stream is cut.
+const BOUNDARY_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Passes an event stream on, chunk by chunk, so that it can end after any event.
+/// Relays an event stream chunk by chunk, so that it can end after any event.
 pub async fn relay_events<A, W>(
     exchange: &Exchange<'_>,
     app: &mut A,
@@ -107,7 +108,7 @@ where
     let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
     let mut told = false;
     let mut end = pin!(exchange.worker.shared.stream_end(backend));
-    let mut late = pin!(tokio::time::sleep(BOUNDARY));
+    let mut late = pin!(tokio::time::sleep(BOUNDARY_TIMEOUT));
     let ended = loop {
         content.clear();
         let n =
@@ -132,7 +133,7 @@ where
                 if events.at_boundary() {
                     break Ended::EventsEnded;
                 }
-                late.as_mut().reset(Instant::now() + BOUNDARY);
+                late.as_mut().reset(Instant::now() + BOUNDARY_TIMEOUT);
                 continue;
             }
             () = &mut late, if told => return Err(Failure::Forced),
@@ -148,18 +149,19 @@ where
         out.extend_from_slice(LAST_CHUNK);
     }
     exchange.write(writer, out).await?;
-    // The connection stays: its client wasn't told that it would close, and may be sending the next request.
+    // The connection stays open: its client wasn't told that it would close, and may be sending the next request.
     Ok(ended)
 }
 
-/// Where a compressed stream was quiet for so long, the app has flushed whole events.
-const QUIET: Duration = Duration::from_millis(100);
-/// One that is never quiet for so long ends between any two of the app's writes.
-const BUSY: Duration = Duration::from_secs(1);
+/// A compressed stream that is quiet for this long has flushed whole events.
+const QUIET_DELAY: Duration = Duration::from_millis(100);
+/// A compressed stream that is never quiet ends between any two of the app's writes after this time.
+const BUSY_LIMIT: Duration = Duration::from_secs(1);
 
-/// Passes a compressed event stream on. Its events can't be told, so it ends where it was quiet for a moment; and with its
-/// connection, not with a last chunk, as its coding isn't whole. A client reopens a broken stream as it does an ended one
-/// (HTML standard, "Server-sent events": reestablish the connection), from the last whole event on.
+/// Relays a compressed event stream. Event boundaries are not visible in it, so it ends at a quiet moment, and by
+/// closing the connection rather than with a last chunk, because its coding is incomplete. A client reopens a broken
+/// stream like an ended one, from the last whole event (HTML standard, "Server-sent events": reestablish the
+/// connection).
 pub async fn relay_compressed_events<A, W>(
     exchange: &Exchange<'_>,
     app: &mut A,
@@ -177,7 +179,7 @@ where
     let mut body = Body::new(response.framing);
     let mut told: Option<Instant> = None;
     let mut end = pin!(exchange.worker.shared.stream_end(backend));
-    let mut late = pin!(tokio::time::sleep(BOUNDARY));
+    let mut late = pin!(tokio::time::sleep(BOUNDARY_TIMEOUT));
     loop {
         let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
         buf.consume(n);
@@ -188,9 +190,9 @@ where
         }
         let between = body.is_between_chunks();
         if let Some(told) = told {
-            late.as_mut().reset(if between { Instant::now() + QUIET } else { told + BOUNDARY });
+            late.as_mut().reset(if between { Instant::now() + QUIET_DELAY } else { told + BOUNDARY_TIMEOUT });
         }
-        let busy = told.is_some_and(|told| between && told.elapsed() >= BUSY);
+        let busy = told.is_some_and(|told| between && told.elapsed() >= BUSY_LIMIT);
         let read = tokio::select! {
             biased;
             read = buf.fill(app), if !busy => read,
@@ -217,7 +219,7 @@ where
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
 
-/// Takes what belongs to the body from `bytes` and appends it to `out`; returns how much it took.
+/// Takes the part of `bytes` that belongs to the body and appends it to `out`. Returns the number of bytes taken.
 fn recode(body: &mut Body, bytes: &[u8], coding: Coding, out: &mut Vec<u8>) -> Result<usize, Broken> {
     match coding {
         Coding::AsIs => {
@@ -230,7 +232,7 @@ fn recode(body: &mut Body, bytes: &[u8], coding: Coding, out: &mut Vec<u8>) -> R
     }
 }
 
-/// Appends a piece of content, as a chunk if the client reads chunks. An empty chunk would be the end.
+/// Appends a piece of content, as a chunk if `chunked`. Skips an empty piece: an empty chunk would end the body.
 fn put_piece(out: &mut Vec<u8>, piece: &[u8], chunked: bool) {
     match (piece.is_empty(), chunked) {
         (true, _) => {}

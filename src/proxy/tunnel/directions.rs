@@ -1,4 +1,4 @@
-//! The two directions of a tunnel: what they pass on, what they know of each other, and how a WebSocket's end between two
+//! The two directions of a tunnel: what they relay, the state they share, and how a WebSocket ends between two
 //! messages.
 
 use std::cell::Cell;
@@ -17,27 +17,27 @@ use crate::upstream;
 /// One direction of a tunnel.
 #[derive(Default)]
 pub struct Direction {
-    /// Bytes that it has passed on.
+    /// Bytes relayed.
     pub moved: Cell<u64>,
-    /// It waits for a message's first byte.
+    /// It is waiting for a message's first byte.
     pub rests: Cell<bool>,
-    /// A message has begun to pass, and its end is still to come.
+    /// A message has begun and not ended yet.
     inside: Cell<bool>,
-    /// Its source has sent a Close of its own.
+    /// Its source has sent a Close.
     closed: Cell<bool>,
-    /// How far it has come in ending.
+    /// Its progress towards the end.
     stage: Cell<Stage>,
 }
 
-/// How far a direction of a WebSocket that is told to end has come.
+/// The progress of a WebSocket's direction towards its end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stage {
-    /// It passes on what comes.
+    /// It relays what arrives.
     #[default]
     Passes,
-    /// The same, and since it was told to end it has stood between two messages.
+    /// It still relays, and has been between two messages since the end was requested.
     Reached,
-    /// It stands between two messages and passes nothing more.
+    /// It is between two messages and relays nothing more.
     Stopped,
     /// Its sink has been sent a Close, or its source has ended.
     Closed,
@@ -46,26 +46,26 @@ pub enum Stage {
 /// Which end of a direction failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Failed {
-    /// The one that is read from.
+    /// The end it reads from.
     Source,
-    /// The one that is written to.
+    /// The end it writes to.
     Sink,
 }
 
-/// What the two directions know of each other.
+/// The state that the two directions share.
 #[derive(Default)]
 pub struct Ends {
     /// From the client to the app.
     pub up: Direction,
     /// From the app to the client.
     pub down: Direction,
-    /// The tunnel is to end.
+    /// The tunnel has to end.
     pub close_requested: Cell<bool>,
     /// Nothing has moved for too long.
     pub quiet: Cell<bool>,
-    /// A direction got its Close from us.
+    /// A direction's sink got our Close.
     close_sent: Cell<bool>,
-    /// A direction has come to another stage, which the rest has to look at.
+    /// A direction has reached another stage, so the other futures have to be polled again.
     pub news: Cell<bool>,
     /// One direction has ended.
     half: Cell<bool>,
@@ -74,7 +74,7 @@ pub struct Ends {
 
 /// The half of a connection that is read from.
 pub trait Half: AsyncRead + Unpin {
-    /// Returns once the connection has failed, also after its orderly end.
+    /// Returns once the connection has failed, even after a regular end.
     fn failed(&self) -> impl Future<Output = ()>;
 }
 
@@ -94,25 +94,25 @@ impl Half for upstream::Reader<'_> {
     }
 }
 
-/// Returns once this holds. It is asked whenever the tunnel's task is awake.
+/// Returns once `holds` is true. Checked whenever the tunnel's task is awake.
 pub fn when(holds: impl Fn() -> bool) -> impl Future<Output = ()> {
     poll_fn(move |_| if holds() { Poll::Ready(()) } else { Poll::Pending })
 }
 
 impl Direction {
-    /// Whether it has come so far in ending.
+    /// Whether the direction has reached `stage`.
     pub fn is(&self, stage: Stage) -> bool {
         self.stage.get() >= stage
     }
 }
 
 impl Ends {
-    /// Nothing is under way in either direction.
+    /// Whether both directions are between two messages and idle.
     pub fn rest(&self) -> bool {
         self.up.rests.get() && self.down.rests.get() && !self.close_requested.get()
     }
 
-    /// A direction has come so far in ending.
+    /// Moves a direction to its next stage.
     fn advance(&self, direction: &Direction, to: Stage) {
         if !direction.is(to) {
             direction.stage.set(to);
@@ -120,8 +120,9 @@ impl Ends {
         }
     }
 
-    /// Whether a direction that stands between two messages stops there. Not while the other one is still in the middle of
-    /// its first: whoever hears a Close gives up on what it sends itself after a while, so both are to hear it together.
+    /// Whether a direction that is between two messages stops there. Not while the other one is still inside its
+    /// first message: a peer that gets a Close soon gives up on what it is sending, so both peers have to get it
+    /// together.
     fn stops(&self, (own, other): (&Direction, &Direction)) -> bool {
         if !self.close_requested.get() {
             return false;
@@ -130,9 +131,9 @@ impl Ends {
         self.quiet.get() || other.is(Stage::Reached)
     }
 
-    /// How the tunnel has ended. `Err`: a direction failed, at the app's end if true.
+    /// Returns how the tunnel ended. `Err`: a direction failed; true if on the app's side.
     pub fn response(&self, ended: Result<(), bool>, websocket: bool) -> Ended {
-        // Who has said goodbye may leave in the middle of what the other sends.
+        // A side that has sent a Close may leave in the middle of the other's message.
         let cut = |direction: &Direction, back: &Direction| direction.inside.get() && !back.closed.get();
         let (from_client, from_app) = (cut(&self.up, &self.down), cut(&self.down, &self.up));
         match ended {
@@ -146,7 +147,7 @@ impl Ends {
         }
     }
 
-    /// One direction has ended: waits for the other one, unless this one's source goes away for sure.
+    /// Called when one direction has ended: waits for the other one, unless this one's source fails.
     async fn other_half(&self, source: &impl Half) -> Result<(), Failed> {
         if self.half.replace(true) {
             self.whole.notify_one();
@@ -160,8 +161,8 @@ impl Ends {
     }
 }
 
-/// Relays one direction until its source ends. With `close` it is a WebSocket's: once told to end, it stops between two
-/// messages and says goodbye.
+/// Relays one direction until its source ends. With `close` it is a WebSocket's: on request it stops between two
+/// messages and sends a Close.
 pub async fn direction<S, D>(
     ends: &Ends,
     source: &mut S,
@@ -189,7 +190,7 @@ where
                 sink.write_all(last).await.map_err(|_| Failed::Sink)?;
                 own.inside.set(false);
                 buf.consume(n);
-                return say_goodbye(ends, source, buf, sink, close, (own, other), frames).await;
+                return send_close(ends, source, buf, sink, close, (own, other), frames).await;
             }
             own.inside.set(n > 0);
         }
@@ -220,9 +221,9 @@ where
     }
 }
 
-/// The end of a direction that has stopped between two messages. Its sink gets our Close once the other direction has
-/// stopped too; what the source still sends is read and dropped until it closes as well.
-async fn say_goodbye<S, D>(
+/// Ends a direction that has stopped between two messages. Its sink gets our Close once the other direction has
+/// stopped too; further bytes from the source are read and dropped until it closes as well.
+async fn send_close<S, D>(
     ends: &Ends,
     source: &mut S,
     buf: &mut Buffer,

@@ -1,4 +1,4 @@
-//! Connections that are bytes both ways: WebSockets, other upgrades and `--tcp`.
+//! Connections relayed byte for byte: WebSockets, other upgrades and `--tcp`.
 
 mod directions;
 pub mod relay;

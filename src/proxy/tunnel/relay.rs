@@ -1,6 +1,6 @@
-//! Tunnels: an upgraded connection or one of `--tcp`, bytes both ways until both sides have ended. A WebSocket is told to
-//! go by a Close frame between two messages; any other tunnel can only run on until the deadline, and what resets one
-//! side of it resets the other.
+//! Tunnels: relays an upgraded connection or one of `--tcp` both ways until both sides have ended. A WebSocket is
+//! ended with a Close frame between two messages; any other tunnel runs until the deadline. A reset of one side is
+//! passed on to the other.
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
@@ -19,10 +19,10 @@ use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
 use crate::upstream::{self, Connection};
 
-/// Both sides have so long to answer a Close of ours.
-const CLOSING: Duration = Duration::from_secs(2);
+/// Time limit for both sides to answer our Close.
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Relays until both sides have ended, or the drain ends it; or until nothing has moved for a while. Returns what
+/// Relays until both sides have ended, the drain ends the tunnel, or nothing has moved for a while. Returns what
 /// becomes of the client's connection.
 pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
     let Tunnel { mut client, mut app, mut app_buf, mut client_buf, mut state } = *tunnel;
@@ -51,7 +51,7 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
             if entry.expired() && ends.rest() && !worker.shared.ends_tunnel(websocket, &backend) {
                 return Poll::Ready(None);
             }
-            entry.set_deadline(worker.deadline(watch.look));
+            entry.set_deadline(worker.deadline(watch.interval));
             Poll::Pending
         })
         .await
@@ -74,7 +74,7 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
     Next::Close(client, state.connected)
 }
 
-/// Nothing of it is lost: both directions stand between two messages, and no byte is buffered.
+/// Loses nothing: both directions are between two messages, and no byte is buffered.
 fn park(client: Stream, app: Connection, state: TunnelState) -> Next {
     match (client.rest(), app.park()) {
         (Ok(client), Ok(app)) => Next::ParkTunnel(ParkedTunnel { client, app, state }),
@@ -82,7 +82,7 @@ fn park(client: Stream, app: Connection, state: TunnelState) -> Next {
     }
 }
 
-/// A parked tunnel as a task can use it again; none if the runtime doesn't take its sockets, which are closed by then.
+/// Makes a parked tunnel usable by a task; `None` if the runtime doesn't take its sockets, which are then closed.
 pub fn unpark(parked: ParkedTunnel, worker: &Worker) -> Option<Box<Tunnel>> {
     let ParkedTunnel { client, app, state } = parked;
     match (client.go_on(), app.unpark()) {
@@ -97,7 +97,7 @@ pub fn unpark(parked: ParkedTunnel, worker: &Worker) -> Option<Box<Tunnel>> {
     }
 }
 
-/// A tunnel's two connections, and what was read from each and not yet passed on.
+/// A tunnel's two connections, and the bytes read from each and not yet passed on.
 struct Sides<'a> {
     client: &'a mut Stream,
     client_buf: &'a mut Buffer,
@@ -114,7 +114,7 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
     let to_client = websocket.then_some(&to_client[..]);
     let up = direction(ends, &mut reader, client_buf, &mut app_writer, to_app, (&ends.up, &ends.down));
     let down = direction(ends, &mut app_reader, app_buf, &mut writer, to_client, (&ends.down, &ends.up));
-    // A direction that fails takes the other with it: nobody is left to read that one.
+    // If one direction fails to write, the other ends too: nothing reads from that peer any more.
     let both = async {
         let up = async { up.await.map_err(|failed| failed == Failed::Sink) };
         let down = async { down.await.map_err(|failed| failed == Failed::Source) };
@@ -129,17 +129,17 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
             () = when(|| ends.quiet.get()) => {}
         }
         ends.close_requested.set(true);
-        // One that was too quiet in the middle of a message isn't waited for again.
+        // A direction that was quiet for too long in the middle of a message is not waited for again.
         let closed = when(|| ends.up.is(Stage::Closed) && ends.down.is(Stage::Closed));
         match ends.quiet.get() {
-            true => drop(tokio::time::timeout(CLOSING, closed).await),
+            true => drop(tokio::time::timeout(CLOSE_TIMEOUT, closed).await),
             false => closed.await,
         }
-        tokio::time::sleep(CLOSING).await;
+        tokio::time::sleep(CLOSE_TIMEOUT).await;
         Ok(())
     };
     let mut relaying = pin!(async {
-        // `told` first: it sets what the directions look at in the same poll.
+        // `told` comes first: it sets flags that the directions read in the same poll.
         tokio::select! {
             biased;
             ended = close_requested => ended,
@@ -156,20 +156,20 @@ async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) 
     ends.response(ended.await, websocket)
 }
 
-/// Looks after each poll what has come of a tunnel.
+/// Checks a tunnel's progress after each poll.
 struct Watch {
     unheard: bool,
     moved: u64,
     moved_at: u64,
-    /// How often it is looked at.
-    look: Duration,
+    /// The time between checks.
+    interval: Duration,
 }
 
 impl Watch {
     fn new(tunnel: &TunnelState, worker: &Worker) -> Self {
         let timeout = worker.shared.settings.limits.tunnel_timeout;
-        let look = if timeout.is_zero() { parking::AFTER } else { parking::AFTER.min(timeout) };
-        Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, look }
+        let interval = if timeout.is_zero() { parking::PARK_AFTER } else { parking::PARK_AFTER.min(timeout) };
+        Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, interval }
     }
 
     /// Whether nothing has moved for `--tunnel-timeout`.
@@ -186,7 +186,7 @@ impl Watch {
     }
 }
 
-/// Resets the connection to the app when it is closed. A unix socket has no reset: it ends.
+/// Makes the close of the app's connection a reset. A unix socket has no reset: it just ends.
 fn reset_on_close(app: &mut Connection) {
     let _ = match app.split().1 {
         upstream::Writer::Tcp(half) => SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO)),

@@ -1,5 +1,5 @@
-//! `--tcp`: connections that are passed on byte for byte. Each is work in flight from its accept to its close, and a
-//! tunnel once its upstream has taken it.
+//! `--tcp`: connections relayed byte for byte. Each counts as in flight from its accept to its close, and is a tunnel
+//! once its upstream has accepted it.
 
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
@@ -20,7 +20,7 @@ use crate::proxy::stream::{Source, Stream};
 use crate::proxy::worker::Worker;
 use crate::upstream::Connection;
 
-/// Connects a client to its upstream; `route` is the number of its `--tcp`. Returns the tunnel that it becomes.
+/// Connects a client to its upstream; `route` is the index of its `--tcp`. Returns the tunnel it becomes.
 pub async fn serve(
     mut client: Stream,
     peer: SocketAddr,
@@ -60,14 +60,14 @@ pub async fn serve(
         (reached, _in_flight) => {
             let failure = reached.err().unwrap_or(Failure::Forced);
             log.write(&worker.shard, Totals::default(), failure.response(Progress::Unsent).ended);
-            // Nobody may take it for an end of what it asked for.
+            // The client must not mistake this for a regular end.
             client.reset_on_close();
             Next::Closed
         }
     }
 }
 
-/// A connection to the upstream, once it may be made. Not a byte of the client's is read before: they stay where they are.
+/// Connects to the upstream once that is allowed. Reads nothing from the client before: its bytes stay in the kernel.
 async fn reached(
     client: &mut Stream,
     route: usize,
@@ -81,7 +81,7 @@ async fn reached(
         add(&worker.shard.connects, 1);
         Ok(app)
     });
-    // One that has only ended its side may still wait for an answer.
+    // A client that has only closed its sending side may still wait for a response.
     let mut gone = pin!(reader.failed());
     poll_fn(|cx| {
         entry.register(cx);

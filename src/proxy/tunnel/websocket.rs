@@ -1,4 +1,5 @@
-//! WebSocket frames as they pass (RFC 6455 §5.2): only where messages end, not what they say. Pure; no sockets.
+//! Follows WebSocket frames (RFC 6455 §5.2) to find where messages end, without looking at their contents. Pure; no
+//! sockets.
 
 use std::hash::{BuildHasher, RandomState};
 
@@ -8,18 +9,18 @@ const GOING_AWAY: [u8; 2] = 1001u16.to_be_bytes();
 /// Follows one direction of a WebSocket.
 #[derive(Debug, Default)]
 pub struct Frames {
-    /// The header bytes of the frame that has begun.
+    /// The header bytes of the current frame.
     header: [u8; 10],
     have: usize,
-    /// Masking key and payload still to come.
+    /// Bytes of the masking key and payload still to come.
     left: u64,
-    /// The last frame of a message is still to come (RFC 6455 §5.4).
+    /// The last frame of the current message is still to come (RFC 6455 §5.4).
     open: bool,
     closed: bool,
 }
 
 impl Frames {
-    /// Follows `bytes`; returns how many of them come before the end of the last whole message.
+    /// Follows `bytes`; returns how many of them precede the end of the last complete message.
     pub fn follow(&mut self, bytes: &[u8]) -> usize {
         let (mut at, mut boundary) = (0, 0);
         while at < bytes.len() {
@@ -45,21 +46,21 @@ impl Frames {
         boundary
     }
 
-    /// The next byte begins a message, or a control frame between two.
+    /// Whether the next byte begins a message, or a control frame between two.
     pub fn at_boundary(&self) -> bool {
         self.have == 0 && self.left == 0 && !self.open
     }
 
-    /// A Close frame has begun to pass.
+    /// Whether a Close frame has begun to pass.
     pub fn closed(&self) -> bool {
         self.closed
     }
 
     fn note_opcode(&mut self) {
         match self.header[0] & 0x0f {
-            // After a Close nothing comes, not even the rest of a message.
+            // Nothing follows a Close, not even the rest of a message.
             8 => (self.closed, self.open) = (true, false),
-            // Control frames may stand between the frames of a message.
+            // Control frames may come between the frames of a message.
             9.. => {}
             _ => self.open = self.header[0] & 0x80 == 0,
         }
@@ -74,7 +75,7 @@ impl Frames {
         }
     }
 
-    /// Payload and masking key.
+    /// Returns the bytes of the payload and the masking key.
     fn payload_len(&self) -> u64 {
         let key = if self.header[1] & 0x80 != 0 { 4 } else { 0 };
         let length = match self.header[1] & 0x7f {
@@ -91,7 +92,7 @@ pub fn close_to_client() -> [u8; 4] {
     [0x88, 2, GOING_AWAY[0], GOING_AWAY[1]]
 }
 
-/// The same for the app, masked as a client's frames must be (RFC 6455 §5.3).
+/// A Close frame with status 1001 for the app, masked as a client's frames must be (RFC 6455 §5.3).
 pub fn close_to_app() -> [u8; 8] {
     let key = RandomState::new().hash_one(0).to_ne_bytes();
     [0x88, 0x82, key[0], key[1], key[2], key[3], GOING_AWAY[0] ^ key[0], GOING_AWAY[1] ^ key[1]]

@@ -1,4 +1,4 @@
-//! The fields that are looked at, and what they say together.
+//! The fields that the proxy interprets, and what they say together.
 
 use std::cmp::Ordering;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::message::{Reject, Sender, bad, list, starts_with};
 use crate::config::Forwarded;
 
-/// Fields that are looked at; all others pass.
+/// Fields that are interpreted; all others pass unchanged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::proxy) enum Field {
     Accept,
@@ -35,7 +35,7 @@ pub(in crate::proxy) enum Field {
 }
 
 impl Field {
-    /// By its name.
+    /// Returns the field of this name.
     pub(in crate::proxy) fn of(name: &str) -> Self {
         let name = name.as_bytes();
         match name.len() {
@@ -65,7 +65,7 @@ impl Field {
         }
     }
 
-    /// Fields that `Connection` cannot take out: the message would change its meaning or its framing.
+    /// Fields that `Connection` cannot remove: the message would change its meaning or its framing.
     fn is_end_to_end(self) -> bool {
         matches!(
             self,
@@ -78,31 +78,32 @@ impl Field {
             || self.is_forwarded()
     }
 
-    /// What other proxies say of a request's way, besides `X-Forwarded-For`, of which there may be several.
+    /// Fields in which other proxies describe a request's origin, apart from `X-Forwarded-For`, which may be
+    /// repeated.
     pub(in crate::proxy) fn is_forwarded(self) -> bool {
         matches!(self, Self::Forwarded | Self::ForwardedHost | Self::ForwardedPort | Self::ForwardedProto)
     }
 }
 
-/// Whether a field's name is this one, which is given in small letters. Without a branch per byte, since every field of
-/// every message comes by here; in a token (RFC 9110 §5.6.2) setting the bit turns only capitals into what `lower` has.
+/// Compares a field's name with `lower`, ignoring case. Branch-free, because every field of every message passes
+/// here; within a token (RFC 9110 §5.6.2) setting the bit maps only capitals to the letters in `lower`.
 fn is<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
     let Ok(name) = <&[u8; N]>::try_from(name) else { return false };
     name.iter().zip(lower).fold(0, |differs, (byte, lower)| differs | ((byte | 0x20) ^ lower)) == 0
 }
 
-/// The same with `_` taken for `-`, as in many apps' view of their fields (CGI, RFC 3875 §4.1.18).
+/// The same with `_` equal to `-`, as many apps see their fields (CGI, RFC 3875 §4.1.18).
 fn is_dashed<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
     name.iter().zip(lower).all(|(byte, lower)| *lower == if *byte == b'_' { b'-' } else { byte | 0x20 })
 }
 
-/// What the fields of either kind of message say together.
+/// What a message's fields say together.
 #[derive(Default)]
 pub(in crate::proxy) struct ParsedFields<'b> {
     pub(super) close: bool,
     pub(super) keep_alive: bool,
     pub(super) upgrade_listed: bool,
-    /// `Connection` names fields beyond the usual ones, so each field has to be looked up in it.
+    /// `Connection` names fields other than the usual ones, so each field has to be looked up in it.
     pub(super) names_fields: bool,
     pub(in crate::proxy) length: Option<u64>,
     pub(super) chunked: bool,
@@ -115,7 +116,7 @@ pub(in crate::proxy) struct ParsedFields<'b> {
     pub(super) forwarded_proto: Option<&'b [u8]>,
     pub(super) forwarded_host: bool,
     pub(super) forwarded_port: bool,
-    /// RFC 7239.
+    /// `Forwarded` (RFC 7239) is present.
     pub(super) forwarded: bool,
     pub(in crate::proxy) agent: Option<&'b [u8]>,
     pub(in crate::proxy) accepts_events: bool,
@@ -133,7 +134,10 @@ impl<'b> ParsedFields<'b> {
         Ok(parsed_fields)
     }
 
-    /// Takes in one field.
+    /// Interprets one field.
+    ///
+    /// # Errors
+    /// If the field makes the message ambiguous or malformed.
     pub(in crate::proxy) fn field(&mut self, field: Field, value: &'b [u8]) -> Result<(), Reject> {
         match field {
             Field::Connection => self.connection(value),
@@ -182,7 +186,7 @@ impl<'b> ParsedFields<'b> {
         }
     }
 
-    /// Whether the client's URLs begin with `https:`, as the app is told.
+    /// Whether the client's URLs begin with `https:`, according to what the app is told.
     pub(in crate::proxy) fn https(&self, sender: Sender<'_>) -> bool {
         let told = self.forwarded_proto.filter(|_| sender.forwarded != Forwarded::Replace);
         match told.and_then(|schemes| list(schemes).next()) {
@@ -192,14 +196,14 @@ impl<'b> ParsedFields<'b> {
         }
     }
 
-    /// Persistence by RFC 9112 §9.3.
+    /// Whether the connection persists (RFC 9112 §9.3).
     pub(super) fn persists(&self, http11: bool) -> bool {
         !self.close && (http11 || self.keep_alive)
     }
 }
 
-/// What `Connection` names besides its usual options, in order, so that many fields and many names cost no more than
-/// both together. None, without an allocation, for an ordinary head.
+/// Returns the names in `Connection` besides its usual options, sorted, so that looking up many fields among many
+/// names stays cheap. Empty, without an allocation, for an ordinary head.
 pub(super) fn named_in_connection<'b>(
     fields: &[httparse::Header<'b>],
     parsed_fields: &ParsedFields<'_>,
@@ -213,7 +217,7 @@ pub(super) fn named_in_connection<'b>(
     named
 }
 
-/// Whether a `Connection` field names this one (RFC 9110 §7.6.1).
+/// Whether `Connection` names this field (RFC 9110 §7.6.1).
 pub(super) fn is_named(named: &[&[u8]], name: &str, known: Field) -> bool {
     !named.is_empty()
         && !known.is_end_to_end()
@@ -224,7 +228,7 @@ fn in_any_case(a: &[u8], b: &[u8]) -> Ordering {
     a.iter().map(u8::to_ascii_lowercase).cmp(b.iter().map(u8::to_ascii_lowercase))
 }
 
-/// Digits only, so that no two readers differ; `None` for anything else, lists and signs included.
+/// Parses digits only, so that no two readers differ; `None` for anything else, including lists and signs.
 pub(in crate::proxy) fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
         return None;
@@ -240,7 +244,8 @@ fn parse_keep_alive(value: &[u8]) -> Option<Duration> {
     std::str::from_utf8(seconds).ok()?.parse::<u32>().ok().map(|s| Duration::from_secs(s.into()))
 }
 
-/// Whether a `Content-Encoding` is one. Some servers name the lack of one (RFC 9110 §8.4.1 reserves only `identity`).
+/// Whether a `Content-Encoding` names a coding. Some servers send a name for "no coding" (RFC 9110 §8.4.1 reserves
+/// only `identity`).
 fn is_coding(name: &[u8]) -> bool {
     !name.eq_ignore_ascii_case(b"identity") && !name.eq_ignore_ascii_case(b"none")
 }

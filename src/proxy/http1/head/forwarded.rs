@@ -1,10 +1,11 @@
-//! What the app is told of who sent a request.
+//! The forwarded fields: what the app is told about a request's sender.
 
 use super::fields::ParsedFields;
 use super::message::{Sender, put, put_field};
 use crate::config::Forwarded;
 
-/// A list of those that a request came from; the `last` of several fields is the one that goes on.
+/// Writes `X-Forwarded-For`, which lists the request's senders; the peer's address is added to the `last` of several
+/// such fields.
 pub(in crate::proxy) fn put_forwarded_for(
     out: &mut Vec<u8>,
     name: &str,
@@ -22,7 +23,7 @@ pub(in crate::proxy) fn put_forwarded_for(
     }
 }
 
-/// The forwarded fields that are not there yet, or not to be believed, and the client's certificate.
+/// Writes the forwarded fields that are missing or not trusted, and the client certificate's subject.
 pub(in crate::proxy) fn put_forwarded(
     out: &mut Vec<u8>,
     parsed_fields: &ParsedFields<'_>,
@@ -32,7 +33,7 @@ pub(in crate::proxy) fn put_forwarded(
     if let Some(subject) = sender.subject {
         put_field(out, "X-Client-Cert-Subject", subject.as_bytes());
     }
-    // The first proxy's scheme, host and port belong together: a port of ours beside another's scheme is wrong.
+    // The first proxy's scheme, host and port belong together: our port beside another proxy's scheme would be wrong.
     let placed = parsed_fields.forwarded_proto.is_some()
         || parsed_fields.forwarded_host
         || parsed_fields.forwarded_port;
@@ -57,7 +58,7 @@ pub(in crate::proxy) fn put_forwarded(
     }
 }
 
-/// The port that a client has connected to by its own word, which is the one of its URLs: ours may be mapped to another.
+/// Returns the port in the client's `Host`, which is the one in its URLs: ours may be mapped to another.
 fn port_of(host: &[u8], https: bool) -> &[u8] {
     let digits = host.iter().rev().take_while(|byte| byte.is_ascii_digit()).count();
     match host.split_at(host.len() - digits) {

@@ -1,36 +1,36 @@
-//! What the heads of requests and responses have in common.
+//! Types and helpers shared by request and response heads.
 
 use std::ops::Range;
 
 use crate::config::{Forwarded, HealthCheck};
 
-/// Who sent a request, for the forwarded fields, and what is a health check.
+/// Who sent a request, for the forwarded fields, and the settings for its head.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Sender<'a> {
     /// The peer's address as text.
     pub peer: &'a str,
-    /// What happens to `X-Forwarded-*`.
+    /// How to treat `X-Forwarded-*`.
     pub forwarded: Forwarded,
-    /// It came by TLS.
+    /// It came over TLS.
     pub https: bool,
-    /// The subject of its certificate, for `X-Client-Cert-Subject`.
+    /// The subject of its client certificate, for `X-Client-Cert-Subject`.
     pub subject: Option<&'a str>,
-    /// Such a field from the sender itself is left out.
+    /// Whether `X-Client-Cert-Subject` from the sender itself is removed.
     pub hide_subject: bool,
-    /// What is a health check besides those that are known.
+    /// Health checks named by the user, besides the known ones.
     pub health_checks: &'a [HealthCheck],
-    /// The app is asked how long it keeps its connection.
+    /// Whether to ask the app how long it keeps idle connections.
     pub ask_keep_alive: bool,
-    /// The app's own address, as the `Host` of a request that has none.
+    /// The app's own address, as the `Host` of a request without one.
     pub app: &'a str,
 }
 
-/// How long a message's body is.
+/// How the length of a message's body is determined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Framing {
     /// No body.
     None,
-    /// So many bytes.
+    /// A number of bytes.
     Length(u64),
     /// Chunked, with trailers.
     Chunked,
@@ -49,12 +49,12 @@ pub enum Upgrade {
     Other,
 }
 
-/// Why a head is refused: the status that a client gets, and the reason in words.
+/// Why a head is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reject {
-    /// 400, 414, 431, 501 or 505; for a response it becomes 502.
+    /// 400, 414, 431, 501 or 505; a response's is turned into 502.
     pub status: u16,
-    /// For the answer's body and the log.
+    /// The reason, for the response's body and the log.
     pub why: &'static str,
 }
 
@@ -82,8 +82,8 @@ pub(super) fn unreadable(error: httparse::Error) -> Reject {
     }
 }
 
-/// Whether an empty line, a head's end, stands in `buf`, of which `looked` bytes were looked through before. Keeps a
-/// head that comes byte by byte from being read anew at each of them.
+/// Whether an empty line, which ends a head, is in `buf`; its first `looked` bytes were searched before. Keeps a head
+/// that arrives byte by byte from being searched from the start each time.
 pub fn ends_within(buf: &[u8], looked: usize) -> bool {
     let fresh = &buf[looked.saturating_sub(3)..];
     memchr::memchr_iter(b'\n', fresh).any(|at| {
@@ -100,7 +100,7 @@ pub(super) fn starts_with(value: &[u8], prefix: &[u8]) -> bool {
     value.get(..prefix.len()).is_some_and(|start| start.eq_ignore_ascii_case(prefix))
 }
 
-/// Where `part`, a slice of `buf`, stands in it.
+/// Returns the position of `part`, a slice of `buf`, in `buf`.
 pub(super) fn within(buf: &[u8], part: &str) -> Range<usize> {
     let start = part.as_ptr() as usize - buf.as_ptr() as usize;
     start..start + part.len()

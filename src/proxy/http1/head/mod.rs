@@ -1,7 +1,7 @@
-//! Heads: what a request or response says, and the bytes that go on in its place. Pure; no sockets.
+//! Heads: parses a request's or response's head and writes the one that is passed on. Pure; no sockets.
 //!
-//! Names keep their case, fields their order, repeated fields stay repeated. Hop-by-hop fields are taken out
-//! (RFC 9110 §7.6.1), the framing is checked strictly (RFC 9112 §6.3) and written anew.
+//! Names keep their case, fields their order, repeated fields stay repeated. Hop-by-hop fields are removed (RFC 9110
+//! §7.6.1); the framing is checked strictly (RFC 9112 §6.3) and written anew.
 
 mod fields;
 mod forwarded;

@@ -1,25 +1,25 @@
-//! URLs in an answer that name the app where only this proxy reaches it: at its own loopback address, with a port that
-//! the clients never heard of. They get the scheme and the `Host` of the request, as by nginx' `proxy_redirect default`.
+//! Rewrites URLs in a response that name the app by its own loopback address and port, where clients can't reach it.
+//! They get the scheme and the `Host` of the request, like nginx's `proxy_redirect default`.
 
 use std::net::{IpAddr, SocketAddr};
 
 use super::fields::Field;
 use super::message::starts_with;
 
-/// Where a request's client finds the app, and where it is in truth.
+/// Where a request's client reaches the app, and where the app really listens.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Site<'a> {
     /// The client's URLs begin with `https:`.
     pub https: bool,
-    /// The request's `Host`; empty if it had none.
+    /// The request's `Host`; empty if it has none.
     pub host: &'a [u8],
-    /// The loopback addresses of the app's server; none if it isn't on loopback.
+    /// The app's loopback addresses; empty if it isn't on loopback.
     pub app: &'a [SocketAddr],
 }
 
 impl Site<'_> {
-    /// Appends the value of a field that holds URLs, with those changed that name the app. False if none does: then
-    /// nothing is appended.
+    /// Appends the value of a field that holds URLs, with the app's own URLs rewritten. Returns false, and appends
+    /// nothing, if there are none.
     pub(in crate::proxy) fn put(&self, field: Field, value: &[u8], out: &mut Vec<u8>) -> bool {
         let mut done = 0;
         let mut next = first_url(field, value);
@@ -40,10 +40,10 @@ impl Site<'_> {
         done > 0
     }
 
-    /// What comes before `rest`, which begins with the path if there is one.
+    /// Writes the part before `rest`, which begins with the path if there is one.
     fn put_origin(&self, scheme: &[u8], rest: &[u8], out: &mut Vec<u8>) {
         if self.host.is_empty() {
-            // A path alone is as good (RFC 9110 §10.2.2), unless it reads as a host (RFC 3986 §4.2).
+            // A path alone is enough (RFC 9110 §10.2.2), unless it reads as a host (RFC 3986 §4.2).
             return match rest {
                 [b'/', b'/', ..] => out.extend_from_slice(b"/."),
                 [b'/', ..] => {}
@@ -57,7 +57,7 @@ impl Site<'_> {
         out.extend_from_slice(self.host);
     }
 
-    /// The scheme with its slashes and the length with the authority, if this URL names the app.
+    /// If this URL names the app, returns its scheme with the slashes, and its length up to the end of the authority.
     fn names_app(&self, url: &[u8]) -> Option<(&'static [u8], usize)> {
         const SCHEMES: [(&[u8], u16); 3] = [(b"http://", 80), (b"https://", 443), (b"//", 80)];
         let begins = |scheme: &[u8]| starts_with(url, scheme);
@@ -74,19 +74,19 @@ impl Site<'_> {
     }
 }
 
-/// Whether a URL's host is the machine itself, or any of its addresses: what an app takes for its own name.
+/// Whether a URL's host is this machine's loopback or unspecified address, which an app may take for its own name.
 fn is_here(host: &str) -> bool {
     let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(host);
     let here = |ip: IpAddr| ip.is_loopback() || ip.is_unspecified();
     host.eq_ignore_ascii_case("localhost") || bare.parse().is_ok_and(here)
 }
 
-/// Where a field's first URL begins.
+/// Returns the position of a field's first URL.
 fn first_url(field: Field, value: &[u8]) -> Option<usize> {
     match field {
-        // RFC 8288 §3: each target stands in angle brackets.
+        // Each target is in angle brackets (RFC 8288 §3).
         Field::Link => memchr::memchr(b'<', value).map(|at| at + 1),
-        // HTML standard, "Shared declarative refresh steps": `5; url=…`, perhaps without `url=`, perhaps in quotes.
+        // HTML standard, "Shared declarative refresh steps": `5; url=…`; `url=` and quotes are optional.
         Field::Refresh => {
             let after = |at: usize, bytes: &[u8]| {
                 let skipped = value[at..].iter().take_while(|byte| bytes.contains(byte)).count();

@@ -1,4 +1,4 @@
-//! A request's head, and the one that the app gets.
+//! A request's head, and the one for the app.
 
 use std::ops::Range;
 
@@ -9,54 +9,57 @@ use super::room::Room;
 use crate::config::Forwarded;
 use crate::proxy::http1::health_check::{Asked, is_health_check};
 
-/// What the pipeline needs to know of a request.
+/// The parts of a request's head that the pipeline uses.
 #[derive(Clone, Debug)]
 pub struct Request {
-    /// Bytes of the head in the buffer that it was read from.
+    /// Length of the head in the buffer it was read from, in bytes.
     pub len: usize,
-    /// The method, in that buffer.
+    /// Position of the method in that buffer.
     pub method: Range<usize>,
-    /// The target, in that buffer.
+    /// Position of the target in that buffer.
     pub target: Range<usize>,
-    /// The body that follows.
+    /// The framing of the body that follows.
     pub framing: Framing,
     /// HTTP/1.1 rather than 1.0.
     pub http11: bool,
-    /// The client would send another request over this connection.
+    /// The client keeps the connection open for another request.
     pub keep_alive: bool,
-    /// The answer has no body whatever its fields say.
+    /// The response has no body, whatever its fields say.
     pub head_only: bool,
     /// Sending it twice does what sending it once does (RFC 9110 §9.2.2).
     pub idempotent: bool,
-    /// Upgrade asked for.
+    /// The upgrade it asks for.
     pub upgrade: Upgrade,
-    /// A GET that accepts an event stream: its client can reopen it.
+    /// A GET that accepts an event stream: its client can reopen the stream.
     pub reopens: bool,
-    /// From the kubelet, a load balancer or a monitor: neither work nor an arrival.
+    /// A health check of a kubelet, load balancer or monitor: it counts neither as work nor as an arrival.
     pub health_check: bool,
-    /// What its client's URLs of the app begin with.
+    /// The scheme and host of the client's URLs of the app.
     pub origin: Origin,
 }
 
-/// What a client's URLs of the app begin with.
+/// The scheme and host of a client's URLs of the app.
 #[derive(Clone, Debug, Default)]
 pub struct Origin {
-    /// `https:` rather than `http:`, as the app is told.
+    /// `https:` rather than `http:`, according to what the app is told.
     pub https: bool,
-    /// The `Host`, in the app's version of the head; empty if the client said none.
+    /// Position of the `Host` in the head for the app; empty if the client sent none.
     pub host: Range<usize>,
 }
 
-/// Reads a request's head of `most` fields from the start of `buf` and appends to `out` the one for the app.
-/// `None`: it isn't complete yet.
+/// Parses a request's head of at most `max` fields from the start of `buf` and appends the one for the app to `out`.
+/// `None` if it is incomplete.
+///
+/// # Errors
+/// Why the head is refused.
 pub fn request(
     buf: &[u8],
-    most: usize,
+    max: usize,
     sender: Sender<'_>,
     out: &mut Vec<u8>,
 ) -> Result<Option<Request>, Reject> {
     let mut room = Room::new();
-    let Some((head, len)) = room.request(buf, most).map_err(unreadable)? else { return Ok(None) };
+    let Some((head, len)) = room.request(buf, max).map_err(unreadable)? else { return Ok(None) };
     let (method, target) = (head.method.unwrap_or_default(), head.path.unwrap_or_default());
     let http11 = head.version == Some(1);
     if !ends_lines_in_crlf(&buf[..len], head.headers) {
@@ -69,10 +72,10 @@ pub fn request(
         return Err(bad("an HTTP/1.1 request needs a Host field"));
     }
     let upgrade = match parsed_fields.upgrade {
-        // HTTP/2 by upgrade is obsolete (RFC 9113 §3.1), and hop by hop besides.
+        // Upgrading to HTTP/2 is obsolete (RFC 9113 §3.1), and `h2c` is hop-by-hop.
         Some(_) if parsed_fields.h2c => Upgrade::None,
         Some(protocol) if http11 && parsed_fields.upgrade_listed => {
-            // The opening of a WebSocket has no body (RFC 6455 §4.1); that of another protocol may.
+            // A WebSocket's opening request has no body (RFC 6455 §4.1); that of another protocol may have one.
             let websocket = protocol.eq_ignore_ascii_case(b"websocket") && framing == Framing::None;
             if websocket { Upgrade::WebSocket } else { Upgrade::Other }
         }
@@ -105,12 +108,12 @@ pub fn request(
     }))
 }
 
-/// Sending it twice does what sending it once does (RFC 9110 §9.2.2).
+/// Whether repeating the request has no further effect (RFC 9110 §9.2.2).
 pub(in crate::proxy) fn is_idempotent(method: &str) -> bool {
     matches!(method, "GET" | "HEAD" | "PUT" | "DELETE" | "OPTIONS" | "TRACE")
 }
 
-/// A message whose length two readers could see differently is refused (RFC 9112 §6.3, §11.2).
+/// Returns the framing; refuses a message whose length two readers could see differently (RFC 9112 §6.3, §11.2).
 fn request_framing(parsed_fields: &ParsedFields<'_>, http11: bool) -> Result<Framing, Reject> {
     match (parsed_fields.codings, parsed_fields.length) {
         (0, None | Some(0)) => Ok(Framing::None),
@@ -123,7 +126,7 @@ fn request_framing(parsed_fields: &ParsedFields<'_>, http11: bool) -> Result<Fra
     }
 }
 
-/// Splits an absolute-form target into authority and path (RFC 9112 §3.2.2); other forms pass as they are.
+/// Splits an absolute-form target into authority and path (RFC 9112 §3.2.2); other forms pass unchanged.
 fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &'b str), Reject> {
     if method == "CONNECT" {
         return Err(Reject { status: 501, why: "CONNECT is for forward proxies" });
@@ -137,7 +140,7 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &
         {
             rest
         }
-        _ => return Err(bad("the request's target is no path")),
+        _ => return Err(bad("the request's target is not a path")),
     };
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
     let (authority, path) = rest.split_at(end);
@@ -145,13 +148,13 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &
         _ if authority.is_empty() || authority.contains('@') => {
             Err(bad("the request's target names no host"))
         }
-        // A whole server is asked for its options by `*` (RFC 9112 §3.2.4).
+        // `OPTIONS *` asks about the whole server (RFC 9112 §3.2.4).
         "" if method == "OPTIONS" => Ok((Some(authority), "*")),
         path => Ok((Some(authority), path)),
     }
 }
 
-/// Returns where the client's `Host` stands in `out`.
+/// Writes the head for the app and returns the position of the client's `Host` in `out`.
 #[expect(clippy::too_many_arguments, reason = "the parts of one head, written in one go")]
 fn write_request(
     out: &mut Vec<u8>,
@@ -163,7 +166,7 @@ fn write_request(
     sender: Sender<'_>,
     upgrade: Upgrade,
 ) -> Range<usize> {
-    // An absolute target may have no path, or begin with its query.
+    // An absolute target may lack a path, or have only a query.
     let slash: &[u8] = if path.starts_with(['/', '*']) { b"" } else { b"/" };
     put(out, &[method.as_bytes(), b" ", slash, path.as_bytes(), b" HTTP/1.1\r\n"]);
     let replace = sender.forwarded == Forwarded::Replace;
@@ -186,7 +189,7 @@ fn write_request(
     }
     match (authority, parsed_fields.host) {
         (Some(authority), _) => host = put_host(out, "Host", authority.as_bytes()),
-        // HTTP/1.0 knows no Host, but HTTP/1.1 asks for one (RFC 9112 §3.2), and apps make URLs of it.
+        // HTTP/1.0 has no Host, but HTTP/1.1 requires one (RFC 9112 §3.2), and apps build URLs from it.
         (None, None) => put_field(out, "Host", sender.app.as_bytes()),
         (None, Some(_)) => {}
     }
@@ -199,7 +202,7 @@ fn write_request(
     host
 }
 
-/// What the app's connection is told where it isn't asked for an upgrade.
+/// Writes the `Connection` field of a request without an upgrade.
 pub(in crate::proxy) fn put_connection(
     out: &mut Vec<u8>,
     parsed_fields: &ParsedFields<'_>,
@@ -212,15 +215,15 @@ pub(in crate::proxy) fn put_connection(
     }
 }
 
-/// Returns where the value stands.
+/// Writes the field and returns the position of its value.
 fn put_host(out: &mut Vec<u8>, name: &str, value: &[u8]) -> Range<usize> {
     put_field(out, name, value);
     let end = out.len() - b"\r\n".len();
     end - value.len()..end
 }
 
-/// A bare LF, which the tokeniser lets pass, is no line end to everybody (RFC 9112 §2.2). A line ends where the next
-/// field begins, the last one where the head does.
+/// Whether all lines end in CRLF. httparse accepts a bare LF, which other readers may not (RFC 9112 §2.2). A line
+/// ends where the next field begins, the last one where the head ends.
 fn ends_lines_in_crlf(head: &[u8], fields: &[httparse::Header<'_>]) -> bool {
     head.ends_with(b"\r\n\r\n")
         && fields.iter().all(|field| head[..within(head, field.name).start].ends_with(b"\r\n"))

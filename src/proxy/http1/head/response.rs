@@ -1,4 +1,4 @@
-//! A response's head, and the one that the client gets.
+//! A response's head, and the one for the client.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use super::message::{Framing, Reject, bad, put, put_field, unreadable};
 use super::own_urls::Site;
 use super::room::Room;
 
-/// What the pipeline needs to know of a response.
+/// The parts of a response's head that the pipeline uses.
 #[derive(Clone, Debug)]
 pub struct Response {
-    /// Bytes of the head in the buffer that it was read from.
+    /// Length of the head in the buffer it was read from, in bytes.
     pub len: usize,
     /// The status code.
     pub status: u16,
-    /// The body as the app sends it.
+    /// The body's framing as the app sends it.
     pub framing: Framing,
-    /// The app keeps the connection.
+    /// Whether the app keeps the connection open.
     pub keep_alive: bool,
-    /// The app said `Connection: close` in so many words.
+    /// The app sent `Connection: close`.
     pub says_close: bool,
-    /// `Keep-Alive: timeout=`.
+    /// The value of `Keep-Alive: timeout=`.
     pub keep_alive_timeout: Option<Duration>,
     /// `Content-Type: text/event-stream`.
     pub events: bool,
@@ -29,7 +29,7 @@ pub struct Response {
 }
 
 impl Response {
-    /// An answer of our own, to a request that the app will never answer.
+    /// Our own response to a request that the app will never answer.
     pub fn of_ours(status: u16, framing: Framing) -> Self {
         Self {
             len: 0,
@@ -44,12 +44,12 @@ impl Response {
     }
 }
 
-/// What the client's side of a response is to be.
+/// The client's side of a response.
 #[derive(Clone, Copy, Debug)]
 pub struct Answer {
     /// The client speaks HTTP/1.1.
     pub http11: bool,
-    /// The answer to HEAD.
+    /// The response answers HEAD.
     pub head_only: bool,
     /// The client asked for an upgrade.
     pub upgrade: bool,
@@ -57,18 +57,21 @@ pub struct Answer {
     pub close: bool,
 }
 
-/// Reads a response's head of `most` fields from the start of `buf`. `None`: it isn't complete yet.
-/// `finish` is told what it says and returns what the client's side is to be; the head for the client goes to `out`.
+/// Parses a response's head of at most `max` fields from the start of `buf`. `None` if it is incomplete. `finish`
+/// gets the result and decides the client's side; the head for the client is appended to `out`.
+///
+/// # Errors
+/// Why the head is refused.
 pub fn response(
     buf: &[u8],
-    most: usize,
+    max: usize,
     head_only: bool,
     site: Site<'_>,
     out: &mut Vec<u8>,
     finish: impl FnOnce(&Response) -> Answer,
 ) -> Result<Option<Response>, Reject> {
     let mut room = Room::new();
-    let Some((head, len)) = room.response(buf, most).map_err(unreadable)? else { return Ok(None) };
+    let Some((head, len)) = room.response(buf, max).map_err(unreadable)? else { return Ok(None) };
     let (status, http11) = (head.code.unwrap_or_default(), head.version == Some(1));
     if !(100..=999).contains(&status) {
         return Err(bad("the status is not three digits"));
@@ -79,7 +82,8 @@ pub fn response(
         len,
         status,
         framing,
-        // A length beside a coding is an attack or a mistake: the connection is not used again (RFC 9112 §6.3).
+        // A Content-Length beside a Transfer-Encoding is an attack or a mistake: the connection is not reused (RFC
+        // 9112 §6.3).
         keep_alive: parsed_fields.persists(http11)
             && framing != Framing::UntilClose
             && !(parsed_fields.codings > 0 && parsed_fields.length.is_some()),
@@ -94,7 +98,8 @@ pub fn response(
     Ok(Some(response))
 }
 
-/// The reason phrase as it came. The tokeniser reads none where a byte is beyond ASCII, which it may be (RFC 9112 §4).
+/// Returns the reason phrase unchanged. httparse returns an empty one if it has bytes above ASCII, which are allowed
+/// (RFC 9112 §4).
 fn reason<'b>(buf: &'b [u8], read: &'b str) -> &'b [u8] {
     if !read.is_empty() {
         return read.as_bytes();
@@ -139,7 +144,7 @@ fn write_response(
             Field::Connection | Field::KeepAlive | Field::ProxyConnection => {}
             Field::Upgrade if status != 101 && status != 426 => {}
             Field::ContentLength if parsed_fields.codings > 0 || status < 200 || status == 204 => {}
-            // The answer to HEAD tells what GET would have, framing included.
+            // The response to HEAD says what GET would have, framing included.
             Field::TransferEncoding if !(answer.http11 && framing == Framing::None && answer.head_only) => {}
             known if is_named(&named, field.name, known) => {}
             known @ (Field::Location | Field::ContentLocation | Field::Refresh | Field::Link) => {
