@@ -20,7 +20,7 @@ use subtle::ConstantTimeEq;
 pub use self::sockets::{Bound, bind};
 use crate::answer::{Answer, answer, text, wrong_method};
 use crate::config::UpstreamAddr;
-use crate::drain::control::{Control, HoldAnswer, Outcome, Status};
+use crate::control::handle::{Control, HoldAnswer, Outcome, Status};
 use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Trigger;
 use crate::readiness::Readiness;
@@ -285,7 +285,7 @@ fn parameters<'a, const N: usize>(ask: &'a Ask, names: [&str; N]) -> Result<[Opt
 
 fn ended(outcome: Outcome) -> Answer {
     let body = match outcome {
-        Outcome::Drained { verdict } => json!({ "outcome": "drained", "verdict": verdict }),
+        Outcome::Drained { verdict } => json!({ "outcome": "drained", "verdict": verdict.to_string() }),
         Outcome::AppMayStop => json!({ "outcome": "app-may-stop" }),
         Outcome::Resumed => json!({ "outcome": "resumed" }),
     };

@@ -17,11 +17,11 @@ use self::state::AppState;
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
+use crate::control::handle::{Control, Outcome};
+use crate::control::runner::control;
+use crate::control::switch;
 use crate::descriptors;
-use crate::drain::control::{Control, Outcome};
 use crate::drain::machine::Trigger;
-use crate::drain::runner::control;
-use crate::drain::switch;
 use crate::inject::share;
 use crate::metrics::{self, Now};
 use crate::proxy::accept::listener::{self, Switch};
@@ -250,7 +250,7 @@ async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
     loop {
         tokio::select! {
             outcome = &mut drained => match outcome {
-                Outcome::Drained { verdict } => return code(verdict == "clean"),
+                Outcome::Drained { verdict } => return code(verdict.is_clean()),
                 // Somebody resumed: the next signal begins anew.
                 Outcome::Resumed | Outcome::AppMayStop => {
                     signals.next().await;
@@ -264,7 +264,7 @@ async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
             () = control.exit() => {
                 // No verdict in time: what ran at the signal may have been cut by now.
                 return match tokio::time::timeout(AT_ONCE, &mut drained).await {
-                    Ok(Outcome::Drained { verdict }) => code(verdict == "clean"),
+                    Ok(Outcome::Drained { verdict }) => code(verdict.is_clean()),
                     _ => code(idle),
                 };
             }

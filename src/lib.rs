@@ -3,20 +3,19 @@
 //! It counts what the app works on. Told to go, it stops new work, waits for the work that is running, and only then
 //! lets the app get its SIGTERM. `ARCHITECTURE.md` says more.
 //!
-//! # A request's way
+//! # The path of a request
 //!
 //! ```text
-//! client ─► proxy::listen ─► proxy::conn ─► proxy::forward ─► upstream ─► app
-//!           accept, give      first byte,    upload and        kept or
-//!           to a thread       gate, head     answer side       new
-//!                             (headers)      by side (body)    connection
-//!                                │ ▲             │
-//!                                │ │             └─ 101 ─► proxy::upgrade (frames)
-//!               counted ─────────┘ └── last byte written: not counted any more, next request or linger
+//! client ─► proxy::accept ─► proxy::downstream ─► proxy::request ─► upstream ─► app
+//!           listener,         first byte, gate,    upload and        kept or
+//!           PROXY, TLS        head, ledger         response          new
+//!                               │  ▲               side by side      connection
+//!                               │  │                  └─ 101 ─► proxy::tunnel
+//!               counted ────────┘  └── last byte written: not counted any more, next request or close
 //!               (drain::gate, drain::ledger, metrics)
 //!
-//! signal, admin ─► drain::runner ─► drain::machine: step(now, event, counts) → effects
-//!                        └─► proxy::plane: phases, which wake every connection
+//! signal, admin ─► control::runner ─► drain::machine: step(now, event, counts) → effects
+//!                        └─► proxy::shared: phases, which wake every connection
 //! ```
 //!
 //! # Modules
@@ -28,7 +27,8 @@
 //! | [`proxy`] | the data plane: one thread per core, one task per connection |
 //! | [`upstream`] | the app's servers: looked up, balanced; connections made, kept, retired before the app would close them |
 //! | [`tls`] | certificates, watched; the TLS stream of either side |
-//! | [`drain`] | the pure machine, the gate that counts, the ledger of who is in flight, the task that runs them |
+//! | [`drain`] | the pure machine, the gate that counts, the ledger of what is in flight |
+//! | [`control`] | the task that runs the machine, and what its callers hold |
 //! | [`admin`], [`readiness`], [`metrics`] | what the probe and control listeners answer |
 //! | [`client`] | `lameduck drain`, `resume`, `status`, `hold`, `swap`, `switch` |
 //! | [`supervise`], [`signal`] | `lameduck run`'s child; our own signals |
@@ -38,16 +38,9 @@
 //! | [`allocator`] | freed memory at hand for the data plane |
 //! | [`descriptors`], [`repeated`] | who may open how many files; lines in the log that may come often |
 //!
-//! # Who may use whom
+//! # Layers
 //!
-//! Downwards only, or its own parts; `tests/tidy` holds it:
-//!
-//! ```text
-//! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → drain::switch → proxy → readiness
-//!      → upstream → tls → metrics → drain::{ledger, gate, machine, quiet} → cli → inject → {answer, config, descriptors, repeated}
-//! ```
-//!
-//! `drain::machine` uses nothing of ours but `config`, `proxy::headers` also `proxy::health_check`; `proxy::frames` and `metrics` nothing at all.
+//! A module uses only what stands below it, or its own parts: `ARCHITECTURE.md` draws the layers, `tests/tidy` holds them.
 
 pub mod admin;
 pub mod allocator;
@@ -56,6 +49,7 @@ pub mod app;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod control;
 pub mod descriptors;
 pub mod drain;
 pub mod inject;

@@ -9,7 +9,7 @@ use super::state::ASK_AT_START;
 use super::{AT_ONCE, drain_by_signals, drain_now, linger, linger_most};
 use crate::cli::AppCommand;
 use crate::config::UpstreamAddr;
-use crate::drain::control::Control;
+use crate::control::handle::Control;
 use crate::drain::machine::{Phase, Trigger};
 use crate::proxy::shared::Shared;
 use crate::signal::{Signals, Taken};

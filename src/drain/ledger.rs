@@ -280,7 +280,7 @@ impl Ledger {
 }
 
 /// A panic elsewhere doesn't make what a lock guards here unusable.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 

@@ -9,9 +9,10 @@ use super::{expect_none, files};
 const LAYERS: &[&[&str]] = &[
     &["app"],
     &["admin", "client", "signal", "supervise", "telemetry", "webhook"],
-    &["drain::runner"],
-    &["drain::control"],
-    &["drain::switch"],
+    &["control::runner"],
+    &["control::app_stop"],
+    &["control::handle"],
+    &["control::switch", "control::verdict"],
     &["proxy::threads"],
     &["proxy::accept", "proxy::downstream", "proxy::tunnel"],
     &["proxy::request"],

@@ -1,19 +1,18 @@
 //! Runs the machine: feeds it what happens, carries out its effects, answers who waits, and tells the story in the log.
 
-mod app_stop;
-
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use self::app_stop::{AppStop, Waiting};
-use super::control::{Control, HoldAnswer, Order, Outcome, Published, trigger_name};
-use super::ledger::lock;
-use super::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
-use super::quiet::LookBack;
+use super::app_stop::{AppStop, Waiting};
+use super::handle::{Control, HoldAnswer, Order, Outcome, Published, trigger_name};
+use super::verdict::Verdict;
 use crate::config::UpstreamAddr;
+use crate::drain::ledger::{LedgerRow, lock};
+use crate::drain::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
+use crate::drain::quiet::LookBack;
 use crate::metrics::{self, Ended};
 use crate::proxy::accept::listener::Switch;
 use crate::proxy::shared::Shared;
@@ -273,11 +272,11 @@ impl Runner {
             .iter()
             .map(|way| (*way, after[*way as usize] - self.ended_before[*way as usize]))
             .collect();
-        let verdict = verdict(&ended);
+        let verdict = Verdict::of(&ended);
         let count = |way: Ended| ended.iter().find(|(other, _)| *other == way).map_or(0, |(_, n)| *n);
         let took = self.machine.began().map_or(Duration::ZERO, |began| began.elapsed());
         tracing::info!(
-            verdict,
+            %verdict,
             seconds = took.as_secs_f64(),
             complete = count(Ended::Complete),
             streams_ended =
@@ -289,7 +288,7 @@ impl Runner {
         );
         self.write_termination_log(&format!("lameduck: drained in {:.1} s: {verdict}\n", took.as_secs_f64()));
         let mut published = lock(&self.published);
-        published.drains[usize::from(verdict != CLEAN)] += 1;
+        published.drains[usize::from(!verdict.is_clean())] += 1;
         published.last = Some(took);
         published.verdict = Some(verdict.clone());
         drop(published);
@@ -322,7 +321,7 @@ impl Runner {
     /// Those who call once it is over already.
     fn answer_late_callers(&mut self) {
         if self.machine.phase() == Phase::Drained {
-            let verdict = lock(&self.published).verdict.clone().unwrap_or_else(|| CLEAN.to_owned());
+            let verdict = lock(&self.published).verdict.clone().unwrap_or(Verdict::Clean);
             self.answer(&Outcome::Drained { verdict });
         } else if self.hook_released && self.machine.restarting() {
             self.answer(&Outcome::AppMayStop);
@@ -341,7 +340,7 @@ impl Runner {
 
     fn log_still(&mut self) {
         let rows = self.shared.ledger();
-        let name = |row: &super::ledger::LedgerRow| {
+        let name = |row: &LedgerRow| {
             format!("{} {} {}s {} {}", row.method, row.path, row.age_ms / 1000, row.class, row.peer)
         };
         let oldest: Vec<_> = rows.iter().take(NAMED).map(name).collect();
@@ -388,19 +387,6 @@ impl Runner {
     }
 }
 
-const CLEAN: &str = "clean";
-
-/// `clean`, or what was lost.
-fn verdict(ended: &[(Ended, u64)]) -> String {
-    let lost = [Ended::Unsent, Ended::Unanswered, Ended::Cut, Ended::AppGone, Ended::AppDown];
-    let parts: Vec<_> = ended
-        .iter()
-        .filter(|(way, n)| *n > 0 && lost.contains(way))
-        .map(|(way, n)| format!("{n} {}", way.name()))
-        .collect();
-    if parts.is_empty() { CLEAN.to_owned() } else { parts.join(", ") }
-}
-
 /// While the app restarts: tells whenever it has gone and whenever it is back. Which time was its restart is for the
 /// machine to say.
 async fn watch_app(shared: Arc<Shared>, events: mpsc::UnboundedSender<Order>) {
@@ -435,7 +421,7 @@ async fn gone(addr: &UpstreamAddr) {
 }
 
 fn seconds_until(at: Instant) -> f64 {
-    at.saturating_duration_since(Instant::now()).as_secs_f64()
+    at.saturating_duration_since(Instant::now()).as_secs_f64().round()
 }
 
 async fn sleep_until(at: Option<Instant>) {

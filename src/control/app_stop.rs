@@ -9,8 +9,8 @@ use http_body_util::Empty;
 use hyper::Request;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
+use super::handle::{Order, Outcome};
 use crate::config::AfterDrain;
-use crate::drain::control::{Order, Outcome};
 use crate::drain::machine::{Event, Trigger};
 use crate::inject::share;
 use crate::proxy::shared::Shared;

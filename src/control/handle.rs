@@ -6,10 +6,11 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::ledger::lock;
-use super::machine::{Event, Phase, Trigger};
 use super::switch;
+use super::verdict::Verdict;
 use crate::config::{Settings, UpstreamAddr};
+use crate::drain::ledger::lock;
+use crate::drain::machine::{Event, Phase, Trigger};
 use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream::Backend;
@@ -19,8 +20,8 @@ use crate::upstream::Backend;
 pub enum Outcome {
     /// Nothing is in flight any more.
     Drained {
-        /// `clean`, or what was cut.
-        verdict: String,
+        /// What was lost.
+        verdict: Verdict,
     },
     /// Only the app restarts: it may stop now.
     AppMayStop,
@@ -108,7 +109,7 @@ pub struct Published {
     pub(super) round: u32,
     pub(super) began: Option<Instant>,
     pub(super) deadline: Option<Instant>,
-    pub(super) verdict: Option<String>,
+    pub(super) verdict: Option<Verdict>,
     /// Drains that ended: clean, and with something cut.
     pub drains: [u64; 2],
     /// How long the last one took.
@@ -142,7 +143,7 @@ impl Control {
     pub async fn drain(&self, trigger: Trigger) -> Outcome {
         let (done, outcome) = oneshot::channel();
         let _ = self.commands.send(Order::Begin(trigger, done));
-        outcome.await.unwrap_or(Outcome::Drained { verdict: "the proxy has ended".to_owned() })
+        outcome.await.unwrap_or(Outcome::Drained { verdict: Verdict::Unknown })
     }
 
     /// Lets new requests wait for `most`; with `wait` it returns when nothing runs any more. `keep_streams`: WebSockets,
@@ -247,7 +248,7 @@ impl Control {
             connections: gate.connections(),
             age_ms: published.began.map(|began| now.duration_since(began).as_millis() as u64),
             deadline_ms: published.deadline.map(until),
-            verdict: published.verdict,
+            verdict: published.verdict.map(|verdict| verdict.to_string()),
         }
     }
 }
