@@ -62,7 +62,7 @@ fn subscriber(
     let layer = fmt::layer().with_timer(Utc).with_writer(queue);
     if human {
         let layer = layer.with_target(false);
-        // Without this call, colours would follow NO_COLOR only.
+        // By default the layer uses colours unless NO_COLOR is set.
         return match colours {
             true => Box::new(registry.with(layer)),
             false => Box::new(registry.with(layer.with_ansi(false))),
