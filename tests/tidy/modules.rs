@@ -1,4 +1,4 @@
-//! Who may use whom: modules use what stands below them, and no files use each other in a circle.
+//! Module layers: modules use only those below them, and no files depend on each other in a circle.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
