@@ -62,7 +62,7 @@ impl Admin {
         match which {
             Listener::Probe { token } => self.probe(token.as_deref(), ask).await,
             Listener::ControlTcp if !from_this_machine(ask.headers()) => {
-                text(StatusCode::FORBIDDEN, "control answers only to a loopback Host and to no web page")
+                text(StatusCode::FORBIDDEN, "control responds only to a loopback Host, and not to web pages")
             }
             // Protects against requests forged through an app that can be made to POST to any address: it can't set
             // this header.
@@ -218,7 +218,7 @@ impl Admin {
             (None, ..) => {}
             // The app's container can't use the socket and has no token, but it is in this pod.
             (Some("app"), None, None) => return ended(self.control.drain(Trigger::AppHook).await),
-            (Some(_), ..) => return text(StatusCode::BAD_REQUEST, "hook is app, and stands alone"),
+            (Some(_), ..) => return text(StatusCode::BAD_REQUEST, "hook is app, without other parameters"),
         }
         let timeout = match timeout.map(time) {
             Some(None) => return text(StatusCode::BAD_REQUEST, "timeout is a time over 0, as in 30s"),

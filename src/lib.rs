@@ -38,9 +38,9 @@
 //! | [`allocator`] | keeps freed memory ready for the data plane |
 //! | [`descriptors`], [`repeated`] | limits on open files; rate-limited log lines |
 //!
-//! # Who may use whom
+//! # Module layers
 //!
-//! Downwards only, or its own parts; `tests/tidy` holds it:
+//! A module uses only modules below it, or its own submodules; `tests/tidy` checks this:
 //!
 //! ```text
 //! main → app → {admin, client, signal, supervise, telemetry, webhook} → drain::runner → drain::control → drain::switch → proxy → readiness

@@ -44,7 +44,7 @@ impl Admin {
         let path = &path(ask)[PREFIX.len() - 1..];
         let target = ask.uri().query().map_or(path.to_owned(), |query| format!("{path}?{query}"));
         if !settings.app_probes.iter().any(|probe| probe.0 == target) {
-            return text(StatusCode::NOT_FOUND, "no probe of the app's (--app-probe)");
+            return text(StatusCode::NOT_FOUND, "not a probe of the app (--app-probe)");
         }
         let mut request = Request::builder().method(ask.method()).uri(target);
         if let Some(headers) = request.headers_mut() {

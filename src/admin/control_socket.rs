@@ -100,8 +100,8 @@ fn own_directory(dir: &Path) -> io::Result<()> {
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(dir, flags, Mode::empty());
-    let found =
-        File::from(opened.map_err(|_| refusal(dir, "is no folder that this user may read"))?).metadata()?;
+    let found = File::from(opened.map_err(|_| refusal(dir, "is not a folder that this user may read"))?)
+        .metadata()?;
     let above = dir.parent().map_or_else(|| Ok(found.clone()), fs::metadata)?;
     // Users who may write to the parent folder decide who owns this one: /run/lameduck may be a mount for us.
     if found.uid() != geteuid().as_raw() && others_may_write(&above) {

@@ -61,5 +61,5 @@ pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result
 
 /// Parses a JSON response.
 pub fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
-    serde_json::from_slice(answer).map_err(|why| format!("an answer of another lameduck version? {why}"))
+    serde_json::from_slice(answer).map_err(|why| format!("a response from another lameduck version? {why}"))
 }

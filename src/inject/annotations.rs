@@ -65,7 +65,7 @@ fn set(
 }
 
 fn port(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("'{text}' is no port"))
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("'{text}' is not a port"))
 }
 
 /// The socket gets its own file in the directory that the app and the sidecar share.
@@ -84,7 +84,7 @@ fn socket(text: &str) -> Result<String, String> {
 
 fn seconds(text: &str) -> Result<u64, String> {
     let time =
-        humantime::parse_duration(text).map_err(|_| format!("'{text}' is no time: write 75s or 2m"))?;
+        humantime::parse_duration(text).map_err(|_| format!("'{text}' is not a time: write 75s or 2m"))?;
     let whole = time == Duration::from_secs(time.as_secs()) && !time.is_zero();
     whole.then_some(time.as_secs()).ok_or_else(|| format!("'{text}' is not a whole number of seconds over 0"))
 }

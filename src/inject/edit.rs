@@ -60,7 +60,7 @@ fn splice(text: &str, root: &Node, op: &Op, style: Style) -> Result<Splice, Stri
             let before = n.checked_sub(1).map(|n| items[n].span.end);
             remove(text, start..item.span.end, next, before, *flow)
         }
-        _ => Err("it stands in neither a mapping nor a list".to_owned()),
+        _ => Err("its parent is neither a mapping nor a list".to_owned()),
     }
 }
 
@@ -72,13 +72,13 @@ fn child<'a>(node: &'a Node, key: &str) -> Result<&'a Node, String> {
     match &node.kind {
         Kind::Map(..) => node.get(key).ok_or_else(|| format!("'{key}' is merged in from elsewhere")),
         Kind::Seq(items, _) => items.get(index(key)?).ok_or_else(|| "there is no such element".to_owned()),
-        Kind::Alias(_) => Err(format!("'{key}' stands behind an alias")),
-        Kind::Scalar(..) => Err(format!("'{key}' stands in a plain value")),
+        Kind::Alias(_) => Err(format!("'{key}' is inside an alias")),
+        Kind::Scalar(..) => Err(format!("the parent of '{key}' is a plain value")),
     }
 }
 
 fn index(key: &str) -> Result<usize, String> {
-    key.parse().map_err(|_| format!("'{key}' is no index"))
+    key.parse().map_err(|_| format!("'{key}' is not an index"))
 }
 
 fn add_member(text: &str, parent: &Node, key: &str, value: &Value, style: Style) -> Result<Splice, String> {
@@ -92,7 +92,7 @@ fn add_member(text: &str, parent: &Node, key: &str, value: &Value, style: Style)
             let column = column(text, first.0.span.start);
             Ok(after_line(text, last.1.span.end, emit::member(key, value, column, style), style))
         }
-        _ => Err("it is no mapping".to_owned()),
+        _ => Err("it is not a mapping".to_owned()),
     }
 }
 
@@ -116,7 +116,7 @@ fn add_element(text: &str, parent: &Node, n: usize, value: &Value, style: Style)
                 None => Err("a list within a list's line".to_owned()),
             }
         }
-        _ => Err("it is no list".to_owned()),
+        _ => Err("it is not a list".to_owned()),
     }
 }
 
@@ -178,7 +178,7 @@ fn remove(
                 (true, _) => line..end,
                 // First key behind a dash: the next key moves into its place.
                 (false, Some(next)) => span.start..next,
-                (false, None) => return Err("it is all that stands in its line".to_owned()),
+                (false, None) => return Err("it is alone on its line".to_owned()),
             }
         }
     };
@@ -190,7 +190,7 @@ fn dash(text: &str, item: &Node) -> Result<usize, String> {
     let before = text[..item.span.start].trim_end_matches([' ', '\t']);
     match before.strip_suffix('-') {
         Some(rest) => Ok(rest.len()),
-        None => Err("an element that doesn't begin in its dash's line".to_owned()),
+        None => Err("an element that doesn't begin on the line of its dash".to_owned()),
     }
 }
 

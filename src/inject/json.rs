@@ -21,7 +21,7 @@ pub fn list<'a>(parent: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut
     if list.is_null() {
         *list = json!([]);
     }
-    list.as_array_mut().ok_or_else(|| format!("its {key} is no list"))
+    list.as_array_mut().ok_or_else(|| format!("its {key} is not a list"))
 }
 
 /// Requests that the kubelet sends to a port of the app, each with its location: probes and the postStart hook.
@@ -54,5 +54,5 @@ pub fn object<'a>(
     if value.is_null() {
         *value = json!({});
     }
-    value.as_object_mut().ok_or_else(|| format!("its {key} is no object"))
+    value.as_object_mut().ok_or_else(|| format!("its {key} is not an object"))
 }

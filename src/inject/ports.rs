@@ -69,7 +69,7 @@ fn choose(app: &Map<String, Value>, annotations: &Annotations) -> Result<(u16, O
         (None, _) => return Err("the app has several ports: say which by lameduck.dev/port".to_owned()),
     };
     let number = port["containerPort"].as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
-    let number = number.ok_or_else(|| format!("containerPort {} is no port", port["containerPort"]))?;
+    let number = number.ok_or_else(|| format!("containerPort {} is not a port", port["containerPort"]))?;
     Ok((number, port["name"].as_str().map(str::to_owned)))
 }
 

@@ -68,7 +68,7 @@ impl Undo {
 /// # Errors
 /// The record can't be parsed, or no longer matches the pod.
 pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
-    let mut new = pod.as_object().ok_or("it is no object")?.clone();
+    let mut new = pod.as_object().ok_or("it is not an object")?.clone();
     let Some(text) = pod["metadata"]["annotations"][INJECTED].as_str() else { return Ok(new) };
     let record: Undo = serde_json::from_str(text)
         .map_err(|error| format!("annotation {INJECTED} can't be read: {error}"))?;

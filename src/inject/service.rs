@@ -57,7 +57,7 @@ pub fn retargeted(service: &Value, number: u16, name: &str) -> Result<Value, Str
         let was = port.insert("targetPort".to_owned(), json!(name));
         record.insert(key(port), was.unwrap_or(Value::Null));
     }
-    let metadata = object(new.as_object_mut().ok_or("it is no object")?, "metadata")?;
+    let metadata = object(new.as_object_mut().ok_or("it is not an object")?, "metadata")?;
     let record = serde_json::to_string(&record).map_err(|error| error.to_string())?;
     object(metadata, "annotations")?.insert(INJECTED.to_owned(), json!(record));
     Ok(new)

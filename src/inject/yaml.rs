@@ -49,7 +49,7 @@ pub fn parse(text: &str) -> Result<Option<Node>, String> {
         match event {
             Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd => {}
             event if root.is_none() => root = Some(builder.node(event, span, 0)?),
-            _ => return Err("a second document that no --- line begins".to_owned()),
+            _ => return Err("a second document without a --- line before it".to_owned()),
         }
     }
     Ok(root.filter(|root| !(root.is_nothing() && root.span.is_empty())))
@@ -66,7 +66,7 @@ impl<'a> Builder<'a> {
             None => Ok(None),
             Some(Err(error)) => Err(error.to_string()),
             Some(Ok((event, span))) => {
-                let bytes = span.byte_range().ok_or("a place that is not known")?;
+                let bytes = span.byte_range().ok_or("an unknown position")?;
                 Ok(Some((event, bytes)))
             }
         }
@@ -124,7 +124,7 @@ impl<'a> Builder<'a> {
                 let tag = tag.map(|tag| tag.to_string());
                 Ok(Node { span: span.start..end, kind: Kind::Map(entries, style), tag, anchor })
             }
-            _ => Err("an event that is no node".to_owned()),
+            _ => Err("an event that is not a node".to_owned()),
         }
     }
 }
@@ -224,7 +224,7 @@ impl<'a> Resolver<'a> {
                     }
                 }
                 Kind::Scalar(text, _) => drop(own.insert(text.clone(), value)),
-                _ => return Err("a key that is no text".to_owned()),
+                _ => return Err("a key that is not text".to_owned()),
             }
         }
         // The mapping's own keys win over merged ones, wherever the merge key is.

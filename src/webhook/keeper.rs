@@ -99,7 +99,7 @@ impl Keeper {
             if problem != self.problem {
                 match &problem {
                     Some(problem) => tracing::warn!("certificate: {problem}"),
-                    None => tracing::info!("certificate: all is well again"),
+                    None => tracing::info!("certificate: the problem is resolved"),
                 }
             }
             self.problem = problem;
@@ -115,7 +115,7 @@ impl Keeper {
         let believed =
             self.config.is_none() || self.accepted.is_some_and(|since| since.elapsed() >= ACCEPTED_DELAY);
         let problem = self.problem.clone().or_else(|| {
-            (!believed).then(|| "the caBundles have verified the certificate for a moment only".to_owned())
+            (!believed).then(|| "the caBundles have only just begun to verify the certificate".to_owned())
         });
         self.webhook.publish(believed && self.served.is_some(), problem)
     }
@@ -128,7 +128,7 @@ impl Keeper {
                 None => return Ok(()),
             }
         }
-        Err(format!("it changes again and again: {done}"))
+        Err(format!("it keeps changing: {done}"))
     }
 
     /// One check with at most one write. Returns what was written if another check should follow. The configuration is

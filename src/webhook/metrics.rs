@@ -57,7 +57,7 @@ impl Metrics {
             counters("lameduck_webhook_reviews_total", "Reviews by their outcome.", &outcomes),
             histogram(
                 "lameduck_webhook_review_duration_seconds",
-                "From a review's last byte to its answer.",
+                "Time from a review's last byte to its response.",
                 &BOUNDS_MS,
                 &durations,
                 load(&self.duration_us),

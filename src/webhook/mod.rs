@@ -82,7 +82,7 @@ pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) 
     };
     tokio::select! {
         _ = async { tokio::join!(reviews, probes) } => {
-            tracing::info!("every review has its answer");
+            tracing::info!("every review was answered");
             Ok(())
         }
         // The keeper never ends by itself; without it the certificate would expire.

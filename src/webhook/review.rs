@@ -94,7 +94,7 @@ pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String)
 /// As for `review`.
 pub fn allowed_anyway(bytes: &[u8]) -> Result<Reviewed, String> {
     let (uid, request) = request(bytes)?;
-    let why = "an error in lameduck, its log says more".to_owned();
+    let why = "an internal error of lameduck, see its log".to_owned();
     let warning = format!("not injected: {why}");
     Ok(reviewed(&uid, &request, Outcome::Failed(why), vec![warning], None))
 }
@@ -107,7 +107,7 @@ fn request(bytes: &[u8]) -> Result<(String, Value), String> {
     }
     let mut review: Value = serde_json::from_slice(bytes).map_err(|why| format!("no JSON: {why}"))?;
     if review["apiVersion"] != VERSION || review["kind"] != "AdmissionReview" {
-        return Err(format!("no AdmissionReview of {VERSION}"));
+        return Err(format!("not an AdmissionReview of {VERSION}"));
     }
     let request = review["request"].take();
     match request["uid"].as_str() {

@@ -150,7 +150,7 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
         }
         Err(why) => {
             webhook.metrics.review(&Outcome::Failed(String::new()), began.elapsed());
-            tracing::warn!("what was posted to /mutate is {why}");
+            tracing::warn!("refused a request to /mutate: {why}");
             text(StatusCode::BAD_REQUEST, &why)
         }
     }

@@ -144,7 +144,7 @@ fn random<const N: usize>() -> [u8; N] {
     if let Err(why) = provider().secure_random.fill(&mut bytes) {
         // A pod without a sidecar is better than a guessable token: the panic is caught, and the pod is allowed
         // unchanged.
-        panic!("the kernel gives no randomness: {why:?}");
+        panic!("the kernel provides no randomness: {why:?}");
     }
     bytes
 }

@@ -64,7 +64,7 @@ impl Served {
             }
             Error::InvalidCertificate(
                 CertificateError::ExpiredContext { .. } | CertificateError::NotValidYetContext { .. },
-            ) => "a certificate of its chain has expired, or is not valid yet".to_owned(),
+            ) => "a certificate in its chain has expired or is not valid yet".to_owned(),
             why => why.to_string(),
         };
         if !self.valid.contains(&now) {
@@ -82,7 +82,7 @@ impl Served {
             let _ = store.add(root.der.clone());
         }
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider()).build();
-        let verifier = verifier.map_err(|_| "it has no authority that is valid now".to_owned())?;
+        let verifier = verifier.map_err(|_| "it has no CA that is valid now".to_owned())?;
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
         let verified = verifier.verify_server_cert(self.der(), &self.key.cert[1..], &name, &[], now);
         verified.map(drop).map_err(explain)

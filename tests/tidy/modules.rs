@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::{expect_none, files};
 
-/// Who may use whom: a module uses only what stands below it, or its own parts. One line, one layer.
+/// Module layers: a module uses only those below it, or its own submodules. One line is one layer.
 const LAYERS: &[&[&str]] = &[
     &["app"],
     &["admin", "client", "signal", "supervise", "telemetry", "webhook"],
