@@ -1,13 +1,13 @@
-# `just` lists these; each is one command, which can be typed without just as well.
+# `just` lists these recipes; each is one command that can be typed as well.
 
 default:
     @just --list
 
-# The slow app under lameduck, with curl lines to try; or `just example chat`
+# Run the slow app under lameduck, with curl lines to try; or `just example chat`
 example name="slow":
     examples/run {{name}}
 
-# All tests; real Node processes behind real proxies
+# Run all tests, with real Node processes behind real proxies
 test *args:
     cargo test --locked {{args}}
 
@@ -18,26 +18,26 @@ lint:
     cargo fmt --check
     cargo clippy --locked --all-targets -- -D warnings
 
-# Licences, bans and sources of what we depend on; advisories need the network
+# Check licences, bans and sources of the dependencies; advisories need the network
 deny checks="licenses bans sources":
     cargo deny check {{checks}}
 
-# manifests/install.yaml, rendered anew
+# Render manifests/install.yaml
 manifests:
     kubectl kustomize manifests/overlays/default > manifests/install.yaml
 
-# What must hold before a change goes in
+# Run everything that must pass before a change is merged
 ci:
     bash .ci/run
 
-# The README's figures; needs nginx, haproxy and wrk
+# Measure the README's figures; needs nginx, haproxy and wrk
 bench *args:
     cargo bench --bench compare -- {{args}}
 
-# How long after the last byte the hook returns
+# Measure the time from the last byte to the hook's return
 bench-hook:
     cargo bench --bench hook_latency -- --runs 100
 
-# The container image
+# Build the container image
 image tag="lameduck":
     docker build -t {{tag}} .

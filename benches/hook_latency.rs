@@ -1,4 +1,4 @@
-//! How long after a response's last byte the blocking drain hook answers: median and p99 of 100 drains.
+//! Time from the last byte of a response to the response of the blocking drain hook: median and p99 of 100 drains.
 //!
 //! `cargo bench --bench hook_latency -- --runs 100`
 
@@ -18,12 +18,13 @@ use server::{Result, Scratch, Server, TOKEN, free_address, get, lameduck};
 
 const USAGE: &str = "usage: cargo bench --bench hook_latency -- [--runs N]";
 
-/// The slow request's whole answer but for its last byte.
+/// The slow response without its last byte.
 const ANSWER_BUT_ONE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 13\r\n\r\nHello, world";
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    // `cargo bench` says --bench, `cargo test --benches` doesn't: there it is enough that this file compiles.
+    // `cargo bench` passes --bench, `cargo test --benches` doesn't: for the latter it is enough that this file
+    // compiles.
     let Some(options) = arguments.iter().position(|argument| argument == "--bench") else {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
@@ -65,13 +66,14 @@ fn measure(runs: usize) -> Result<()> {
     Ok(())
 }
 
-/// One proxy, one slow request, one drain. Returns the time from the client's last byte to the hook's answer, in ms;
-/// below zero when the hook's caller was woken first.
+/// One proxy, one slow request, one drain. Returns the time in ms from the client's last byte to the hook's response;
+/// negative if the hook's caller woke up first.
 fn drain_once(scratch: &Scratch, run: usize) -> Result<f64> {
     let app = TcpListener::bind("127.0.0.1:0")?;
     let (listen, probe, upstream) = (free_address()?, free_address()?, app.local_addr()?);
     let dir = scratch.dir(&run.to_string())?;
-    // A short grace only bounds the lame duck (a third of what grace leaves), so that a run takes a second or two.
+    // The short grace period only bounds the lame-duck phase (a third of what the grace period leaves), so that a run
+    // takes a second or two.
     let binary = Path::new(env!("CARGO_BIN_EXE_lameduck"));
     let command = lameduck(binary, &dir, listen, &upstream.to_string(), probe, "11s");
     let mut server = Server::start(command, &dir)?;
@@ -85,7 +87,7 @@ fn drain_once(scratch: &Scratch, run: usize) -> Result<f64> {
 
     let hook = thread::spawn(move || call_hook(probe));
     wait_until_closed(listen)?;
-    // The client and the hook's caller both sleep in a read by now.
+    // By now the client and the hook's caller both block in a read.
     thread::sleep(Duration::from_millis(20));
     finish.send(())?;
     let last_byte = client.join().map_err(|_| "the client panicked")??;
@@ -95,8 +97,8 @@ fn drain_once(scratch: &Scratch, run: usize) -> Result<f64> {
     Ok((late - early) * 1e3)
 }
 
-/// Answers the one request it gets and keeps the last byte until told. Connections without a request (the readiness
-/// check's) are let go.
+/// Serves one request and holds back the last byte until told. Connections without a request (readiness checks) are
+/// dropped.
 fn slow_app(app: &TcpListener, asked: &Sender<()>, may_finish: &Receiver<()>) {
     for stream in app.incoming() {
         let Ok(mut stream) = stream else { return };
@@ -111,12 +113,12 @@ fn slow_app(app: &TcpListener, asked: &Sender<()>, may_finish: &Receiver<()>) {
     }
 }
 
-/// Returns when the answer's last byte was read.
+/// Returns when the last byte of the response was read.
 fn slow_request(address: SocketAddr) -> std::io::Result<Instant> {
     let mut stream = TcpStream::connect(address)?;
     let status = get(&mut stream, "/slow", "")?;
     let last_byte = Instant::now();
-    // As a client does that is told to close: no lingering close has to wait for us.
+    // Close at once, as a client does after `Connection: close`: lameduck need not linger for us.
     drop(stream);
     if status == 200 {
         Ok(last_byte)
@@ -125,7 +127,7 @@ fn slow_request(address: SocketAddr) -> std::io::Result<Instant> {
     }
 }
 
-/// Returns when the hook was answered.
+/// Returns when the hook has responded.
 fn call_hook(probe: SocketAddr) -> std::io::Result<Instant> {
     let mut stream = TcpStream::connect(probe)?;
     let status = get(&mut stream, "/drain", &format!("Lameduck-Token: {TOKEN}\r\n"))?;
@@ -133,8 +135,8 @@ fn call_hook(probe: SocketAddr) -> std::io::Result<Instant> {
     if status == 200 { Ok(answered) } else { Err(std::io::Error::other(format!("the hook got {status}"))) }
 }
 
-/// Waits for the end of the lame duck, when nothing listens any more. Seen in the kernel's table: a connection to try
-/// it would be an arrival and prolong it.
+/// Waits for the end of the lame-duck phase, when the listener is closed. Reads the kernel's table, since a trial
+/// connection would count as an arrival and prolong the phase.
 fn wait_until_closed(listen: SocketAddr) -> Result<()> {
     let port = format!(":{:04X} ", listen.port());
     let started = Instant::now();

@@ -1,5 +1,5 @@
-//! Instructions that lameduck executes in user space per request, and where: by callgrind, so that a noisy machine
-//! makes no difference.
+//! Instructions that lameduck executes in user space per request, and in which functions. Counted by callgrind, so a
+//! noisy machine makes no difference.
 //!
 //! `cargo bench --bench instructions -- --case browser --top 30`
 
@@ -26,10 +26,10 @@ const USAGE: &str = "usage: cargo bench --bench instructions -- [OPTION...]
   --top N         lines of each profile (15)
   --binary PATH   the lameduck to measure, with its symbols (the musl build in the profile 'profiling', made now)";
 
-/// As wrk asks: nothing but a `Host`.
+/// wrk's request: only a `Host`.
 const PLAIN: &str = "GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
 
-/// As a browser asks.
+/// A browser's request.
 const BROWSER: &str = "GET / HTTP/1.1\r\nHost: bench\r\nConnection: keep-alive\r\n\
     User-Agent: Mozilla/5.0 (X11; Linux x86_64; rv:128.0) Gecko/20100101 Firefox/128.0\r\n\
     Accept: text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8\r\n\
@@ -42,7 +42,7 @@ struct Case {
     what: &'static str,
     connections: usize,
     request: &'static str,
-    /// The app is reached by unix socket.
+    /// Whether the app is reached by a unix socket.
     unix: bool,
 }
 
@@ -73,7 +73,8 @@ fn main() -> ExitCode {
     } else if arguments.iter().any(|argument| argument == "--bench") {
         Options::parse(&arguments).and_then(|options| run(&options))
     } else {
-        // `cargo bench` says --bench, `cargo test --benches` doesn't: there it is enough that this file compiles.
+        // `cargo bench` passes --bench, `cargo test --benches` doesn't: for the latter it is enough that this file
+        // compiles.
         println!("{USAGE}");
         Ok(())
     };
@@ -136,15 +137,15 @@ fn run(options: &Options) -> Result<()> {
 /// Instructions by function.
 type Costs = BTreeMap<String, f64>;
 
-/// Where one run's instructions went.
+/// Instructions of one run.
 struct Profile {
-    /// In the function itself and what is inlined into it.
+    /// Of the function itself and what is inlined into it.
     own: Costs,
-    /// With the functions that it calls.
+    /// Including the functions that it calls.
     inclusive: Costs,
 }
 
-/// Runs lameduck with one thread under callgrind for that many requests, then ends it by a drain.
+/// Runs lameduck with one thread under callgrind for this number of requests, then ends it by a drain.
 fn profile(binary: &Path, scratch: &Scratch, app: &App, case: &Case, count: usize) -> Result<Profile> {
     let (listen, probe) = (free_address()?, free_address()?);
     let dir = scratch.dir(&format!("{}-{count}", case.name))?;
@@ -154,7 +155,7 @@ fn profile(binary: &Path, scratch: &Scratch, app: &App, case: &Case, count: usiz
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", &format!("--callgrind-out-file={}", out.display())]);
     command.arg(plain.get_program()).args(plain.get_args()).args(["--threads", "1"]);
-    // Servers start with an empty environment; valgrind finds its tools by itself, and we find valgrind.
+    // Servers start with an empty environment: valgrind finds its own tools, but we must resolve its path.
     let mut server = Server::start(resolved(command), &dir)?;
     server.wait_for_answer(listen, "/")?;
     ask(listen, case, count)?;
@@ -162,7 +163,7 @@ fn profile(binary: &Path, scratch: &Scratch, app: &App, case: &Case, count: usiz
     Ok(Profile { own: annotate(&out, false)?, inclusive: annotate(&out, true)? })
 }
 
-/// With the program's path instead of its name.
+/// The command with the path of the program instead of its name.
 fn resolved(command: Command) -> Command {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let found = std::env::split_paths(&path).map(|folder| folder.join(command.get_program()));
@@ -172,7 +173,7 @@ fn resolved(command: Command) -> Command {
     resolved
 }
 
-/// All connections ask, then all answers are read, and again.
+/// Sends a request on every connection, reads all responses, and repeats.
 fn ask(address: SocketAddr, case: &Case, count: usize) -> Result<()> {
     let mut lines = Vec::new();
     for _ in 0..case.connections {
@@ -200,7 +201,7 @@ fn ask(address: SocketAddr, case: &Case, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// What callgrind_annotate says, by function.
+/// Parses the output of callgrind_annotate by function.
 fn annotate(out: &Path, inclusive: bool) -> Result<Costs> {
     let mut command = Command::new("callgrind_annotate");
     command.args([
@@ -218,11 +219,11 @@ fn annotate(out: &Path, inclusive: bool) -> Result<Costs> {
         let rest = rest.split_once("%)").map_or(rest, |(_, rest)| rest).trim();
         let Some((file, function)) = rest.split_once(':') else { continue };
         let function = function.split(" [").next().unwrap_or(function);
-        // Assembly has no function's name.
+        // Assembly has no function name.
         let file = file.rsplit('/').next().unwrap_or(file);
         let name = if function.starts_with("0x") { file } else { function };
         let cost = costs.entry(name.to_owned()).or_default();
-        // A function has a line for each file that something was inlined from.
+        // A function has one line per file that code was inlined from.
         *cost = if inclusive { count.max(*cost) } else { *cost + count };
     }
     if costs.is_empty() {
@@ -231,7 +232,7 @@ fn annotate(out: &Path, inclusive: bool) -> Result<Costs> {
     Ok(costs)
 }
 
-/// What the longer run did more, by its requests more; the largest first. Start-up and the drain cancel out.
+/// Difference of the two runs per additional request, largest first. Start-up and the drain cancel out.
 fn per_request(short: &Costs, long: &Costs, count: usize) -> Vec<(String, f64)> {
     let more = |(name, n): (&String, &f64)| {
         (name.clone(), (n - short.get(name).copied().unwrap_or_default()) / count as f64)

@@ -1,6 +1,6 @@
-// What the preload adds to the start of `node server.js` as PID 1: CPU time until it listens, and memory then.
-// Run: node benches/preload.js [rounds]. Each round starts Node once with and once without it; medians are printed,
-// and the median of the rounds' differences.
+// Cost of the preload at the start of `node server.js` as PID 1: CPU time until it listens, and memory then.
+// Run: node benches/preload.js [rounds]. Each round starts Node once with and once without it; prints medians, and the
+// median of the differences per round.
 
 const { spawnSync } = require('child_process');
 const path = require('path');

@@ -1,6 +1,6 @@
-//! The probe listener (kubelet, Prometheus, hooks) and the control listeners (operators): routes → handlers.
+//! The probe listener (kubelet, Prometheus, hooks) and the control listeners (operators): routes and handlers.
 //!
-//! It lives on a thread of its own, so that it answers while the data plane is saturated, and closes last.
+//! Runs on its own thread, so that it responds while the data plane is saturated, and closes last.
 
 mod app_probe;
 mod control_socket;
@@ -26,45 +26,46 @@ use crate::drain::machine::Trigger;
 use crate::readiness::Readiness;
 use crate::repeated::ByReason;
 
-/// What the listeners show and steer. The functions run on the admin thread only.
+/// What the listeners read and control. The functions are called on the admin thread only.
 pub struct Admin {
-    /// The drain.
+    /// Control of the drain.
     pub control: Control,
-    /// What `/readyz` answers now.
+    /// Current result of `/readyz`.
     pub ready: Box<dyn Fn() -> Readiness + Send + Sync>,
-    /// Who is in flight now.
+    /// Current requests in flight.
     pub ledger: Box<dyn Fn() -> Vec<LedgerRow> + Send + Sync>,
-    /// Prometheus' text format, 0.0.4.
+    /// Metrics in Prometheus text format, version 0.0.4.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
 
-/// Where a request came in.
+/// Listener on which a request arrived.
 #[derive(Clone, Debug)]
 enum Listener {
-    /// Anybody may ask; `/drain` wants the token.
+    /// Open to everyone; `/drain` requires the token.
     Probe { token: Option<String> },
-    /// The socket's mode says who may ask.
+    /// Access is limited by the socket file's mode.
     ControlSocket,
-    /// Everything on this machine may ask, but no web page that a browser on it shows.
+    /// Open to every process of this machine, but not to web pages in its browsers.
     ControlTcp,
 }
 
 type Ask = Request<Incoming>;
 
 const TOKEN: HeaderName = HeaderName::from_static("lameduck-token");
-/// What a client of control sends along.
+/// Header field that clients of the control listener send.
 const CONTROL: HeaderName = HeaderName::from_static("lameduck-control");
-/// An operator's longest timeout: far from overflow when times are added.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Limit on an operator's timeout, far below an overflow when times are added.
+const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
 impl Admin {
     async fn answer(&self, which: &Listener, ask: &Ask) -> Answer {
         match which {
             Listener::Probe { token } => self.probe(token.as_deref(), ask).await,
             Listener::ControlTcp if !from_this_machine(ask.headers()) => {
-                text(StatusCode::FORBIDDEN, "control answers only to a loopback Host and to no web page")
+                text(StatusCode::FORBIDDEN, "control responds only to a loopback Host, and not to web pages")
             }
-            // An app that can be made to post to any address can't be made to say this.
+            // Protects against requests forged through an app that can be made to POST to any address: it can't set
+            // this header.
             Listener::ControlTcp if !ask.method().is_safe() && !ask.headers().contains_key(CONTROL) => {
                 text(StatusCode::FORBIDDEN, "by TCP a change needs the header Lameduck-Control, of any value")
             }
@@ -127,7 +128,7 @@ impl Admin {
             status: Status,
             ready: bool,
             reasons: Vec<String>,
-            /// Where the probe listener is.
+            /// Address of the probe listener.
             probe: Option<SocketAddr>,
         }
         let (ready, reasons) = match (self.ready)() {
@@ -138,7 +139,7 @@ impl Admin {
         json(StatusCode::OK, &Reply { status: self.control.status(), ready, reasons, probe })
     }
 
-    /// The blocking preStop hook. The kubelet ignores the answer's status, so a refusal is loud in the log instead.
+    /// The blocking preStop hook. The kubelet ignores the response's status, so a refusal is logged as a warning.
     async fn hook(&self, token: Option<&str>, ask: &Ask) -> Answer {
         let Some(token) = token else {
             warn_of_refusal("no token is configured (--token)");
@@ -215,9 +216,9 @@ impl Admin {
         };
         match (hook, timeout, wait) {
             (None, ..) => {}
-            // The app's container has no right to the socket and no token, but it is in this pod.
+            // The app's container can't use the socket and has no token, but it is in this pod.
             (Some("app"), None, None) => return ended(self.control.drain(Trigger::AppHook).await),
-            (Some(_), ..) => return text(StatusCode::BAD_REQUEST, "hook is app, and stands alone"),
+            (Some(_), ..) => return text(StatusCode::BAD_REQUEST, "hook is app, without other parameters"),
         }
         let timeout = match timeout.map(time) {
             Some(None) => return text(StatusCode::BAD_REQUEST, "timeout is a time over 0, as in 30s"),
@@ -237,7 +238,7 @@ impl Admin {
     }
 }
 
-/// Anybody may call, as often as he likes.
+/// The log is rate-limited, since anyone can send such requests.
 fn warn_of_refusal(why: &'static str) {
     static REFUSED: ByReason = ByReason::new();
     if let Some(times) = REFUSED.due(why) {
@@ -246,11 +247,11 @@ fn warn_of_refusal(why: &'static str) {
 }
 
 fn time(text: &str) -> Option<Duration> {
-    humantime::parse_duration(text).ok().filter(|time| !time.is_zero() && *time <= LONGEST)
+    humantime::parse_duration(text).ok().filter(|time| !time.is_zero() && *time <= MAX_TIMEOUT)
 }
 
-/// A browser can be led here by a name that its page's owner rebinds to 127.0.0.1; its requests then carry that name
-/// as Host, and an Origin when they could change something.
+/// Rejects requests of web pages. A page whose owner rebinds its name to 127.0.0.1 can make a browser send requests
+/// here; they carry that name in Host, and an Origin if they could change something.
 fn from_this_machine(headers: &HeaderMap) -> bool {
     let host = headers.get(header::HOST).and_then(|host| host.to_str().ok()).unwrap_or_default();
     let name = match host.rsplit_once(':') {
@@ -263,15 +264,16 @@ fn from_this_machine(headers: &HeaderMap) -> bool {
     loopback && !headers.contains_key(header::ORIGIN)
 }
 
-/// The path with one leading slash: kubelets have called `//drain` (kubernetes/kubernetes, hooks whose path has its
-/// slash already).
+/// The path with exactly one leading slash: kubelets send `//drain` for a hook path that already has a slash
+/// (kubernetes/kubernetes).
 fn path(ask: &Ask) -> &str {
     let path = ask.uri().path();
     let rest = path.trim_start_matches('/');
     if rest.len() == path.len() { path } else { &path[path.len() - rest.len() - 1..] }
 }
 
-/// The values of these query parameters; any other one is refused, since a typo must not start another kind of drain.
+/// Values of these query parameters. Any other parameter is an error, since a typo must not start another kind of
+/// drain.
 fn parameters<'a, const N: usize>(ask: &'a Ask, names: [&str; N]) -> Result<[Option<&'a str>; N], String> {
     let mut values = [None; N];
     for pair in ask.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {

@@ -1,4 +1,4 @@
-//! The only place that wires: build → bound (addresses known) → run until the drain is over.
+//! Wires everything together: build, bind (addresses are known), run until the drain is over.
 
 mod child;
 mod files;
@@ -37,28 +37,28 @@ use crate::tls::server::Termination;
 use crate::upstream;
 use crate::webhook;
 
-/// Exit codes beyond success, as `--help` lists them.
+/// Exit codes other than success, as listed in `--help`.
 const FAILED: u8 = 1;
 const CUT: u8 = 3;
-/// Of the platform's grace, what is left for the process's own end after the last lingering connection.
+/// Part of the platform's grace period that is reserved for the exit itself, after the last lingering connection.
 const MARGIN: Duration = Duration::from_secs(1);
-/// A native sidecar's last answers have so long to be delivered: at the grace's end it is given 2 s in all.
-const TAILS: Duration = Duration::from_millis(1000);
-/// What ends at once (a native sidecar at its SIGTERM, requests to an app that crashed) has so long to say so.
-const AT_ONCE: Duration = Duration::from_millis(300);
+/// Time limit for delivering the last responses of a native sidecar: after the grace period it has 2 s in all.
+const TAIL_TIMEOUT: Duration = Duration::from_millis(1000);
+/// Time limit for error responses when work ends at once (a native sidecar at SIGTERM, requests to a crashed app).
+const FAILURE_TIMEOUT: Duration = Duration::from_millis(300);
 
-/// `lameduck proxy`. Returns the exit code: 0 after a clean drain, 3 when something was cut, 1 when it can't start.
+/// `lameduck proxy`. Returns the exit code: 0 after a clean drain, 3 if something was cut, 1 if it can't start.
 pub fn proxy(settings: Settings, log: LogSettings) -> u8 {
     start(settings, log, None)
 }
 
-/// `lameduck run`. Returns the app's exit code, or why it could not be started by the codes of a shell.
+/// `lameduck run`. Returns the app's exit code, or a shell's code for the reason why it could not be started.
 pub fn run(settings: Settings, log: LogSettings, app: AppCommand) -> u8 {
     start(settings, log, Some(app))
 }
 
-/// `lameduck webhook`. Returns the exit code: 0 when it was asked to go and every review under way got its answer, 3
-/// when a second signal came before, 1 when it can't start.
+/// `lameduck webhook`. Returns the exit code: 0 if it was asked to end and every review in progress got its response, 3
+/// if a second signal came first, 1 if it can't start.
 pub fn webhook(settings: WebhookSettings, log: LogSettings) -> u8 {
     let _flush = match telemetry::init(log) {
         Ok(flush) => flush,
@@ -107,11 +107,11 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
         Ok(bound) => bound,
         Err(code) => return code,
     };
-    // The admin listeners, signals and the drain live on this thread; the data plane has its own.
+    // The admin listeners, the signals and the drain run on this thread; the data plane has its own threads.
     match tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(8).build() {
         Ok(runtime) => {
             let code = runtime.block_on(bound.run(app));
-            // A look-up of a name that hangs must not hold the end.
+            // A blocked name look-up must not delay the exit.
             runtime.shutdown_background();
             code
         }
@@ -119,7 +119,7 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
     }
 }
 
-/// Everything is bound: who connects from now on is served as soon as the threads run.
+/// All listeners are bound: clients that connect now are served as soon as the threads run.
 struct Bound {
     settings: Settings,
     listeners: Vec<(TcpListener, Service)>,
@@ -128,7 +128,7 @@ struct Bound {
 }
 
 impl Bound {
-    /// `run`: it is about an app of our own, which is not to die for a listener beside it.
+    /// With `run`, the app matters: it starts even if one of our other listeners can't be bound.
     fn bind(mut settings: Settings, run: bool) -> Result<Self, u8> {
         if let Some(dir) = &settings.share_dir {
             let written = share::write(dir);
@@ -155,7 +155,8 @@ impl Bound {
         let admin = admin.map_err(|error| cannot("open the probe and control listeners", &error))?;
         settings.probe_listen = admin.probe_addr();
         settings.control_listen = admin.control_addr();
-        // The app of `run` is this process's own child: nobody has switched to it before, or will find it after.
+        // The app of `run` is our own child process: no earlier `switch` can apply to it, nor can its address be used
+        // later.
         settings.switched = switch::file(admin.control()).filter(|_| !run);
         Ok(Self { settings, listeners, tls, admin })
     }
@@ -221,7 +222,7 @@ impl Bound {
     }
 }
 
-/// Keeps every upstream's addresses up to date for as long as the process lives.
+/// Keeps the addresses of every upstream up to date for the lifetime of the process.
 fn look_up(shared: &Shared) {
     let ReadySettings { check, timeout, .. } = shared.settings.ready.clone();
     let answers = |check: ReadyCheck| {
@@ -243,7 +244,7 @@ async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
     drain_now(control, signals).await
 }
 
-/// The same once the first signal has come.
+/// As [`drain_by_signals`], after the first signal.
 async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
     let idle = control.status().in_flight == 0;
     let mut drained = std::pin::pin!(control.drain(Trigger::Signal));
@@ -251,7 +252,7 @@ async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
         tokio::select! {
             outcome = &mut drained => match outcome {
                 Outcome::Drained { verdict } => return code(verdict.is_clean()),
-                // Somebody resumed: the next signal begins anew.
+                // An operator resumed: the next signal begins a new drain.
                 Outcome::Resumed | Outcome::AppMayStop => {
                     signals.next().await;
                     drained.set(control.drain(Trigger::Signal));
@@ -262,8 +263,8 @@ async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
                 control.force();
             }
             () = control.exit() => {
-                // No verdict in time: what ran at the signal may have been cut by now.
-                return match tokio::time::timeout(AT_ONCE, &mut drained).await {
+                // No verdict in time: the work in flight at the signal may have been cut.
+                return match tokio::time::timeout(FAILURE_TIMEOUT, &mut drained).await {
                     Ok(Outcome::Drained { verdict }) => code(verdict.is_clean()),
                     _ => code(idle),
                 };
@@ -276,11 +277,11 @@ fn code(clean: bool) -> u8 {
     if clean { 0 } else { CUT }
 }
 
-/// What the platform's grace leaves for lingering.
+/// Time that the platform's grace period leaves for lingering.
 fn linger_most(shared: &Shared, control: &Control) -> Duration {
     let settings = &shared.settings;
     if settings.sidecar == Sidecar::Native {
-        return TAILS;
+        return TAIL_TIMEOUT;
     }
     let left = control.status().deadline_ms.unwrap_or(0).max(0) as u64;
     Duration::from_millis(left) + settings.drain.reserve.saturating_sub(MARGIN)
@@ -360,7 +361,7 @@ fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Service)], admi
     );
 }
 
-/// What to open in a browser on this machine; none for what is no HTTP.
+/// URL of the listener for a browser on this machine; none if it is not HTTP.
 fn url(listener: &TcpListener, service: &Service) -> Option<String> {
     let scheme = match service {
         Service::Http => "http",

@@ -1,39 +1,39 @@
-//! Open files: how many this process may have, and which of them are whose. Clients may take all that they are given
-//! and the probes, the control socket and the looks at the app still find some.
+//! Limits on open files: how many this process may have, and how they are divided. Clients that use up their share
+//! leave enough for the probes, the control socket and the checks of the app.
 
 use std::fs;
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Kept for the admin side where there are plenty: its callers, the looks at the app, look-ups of names, certificates.
+/// Descriptors reserved for the admin side: its clients, checks of the app, name look-ups, certificates.
 const RESERVE: u64 = 512;
-/// What a thread of the data plane opens for itself at most: its epoll sets, and what wakes it.
+/// Maximum that a data-plane thread opens for itself: its epoll sets and wakers.
 const PER_THREAD: u64 = 6;
 
-/// Who may have how many open at once.
+/// Limits on open files by use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Shares {
-    /// Connections of clients and to the app together.
+    /// Connections of clients and to the app, together.
     pub data: u64,
     /// Connections to the probe listener.
     pub probe: u32,
-    /// Connections to each listener of control.
+    /// Connections to each control listener.
     pub control: u32,
 }
 
-/// Raises the soft limit, usually 1024, to the hard one. Returns what the limit is then.
+/// Raises the soft limit on open files, usually 1024, to the hard limit. Returns the new limit.
 pub fn raise() -> u64 {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
     getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX)
 }
 
-/// How many are open now (proc_pid_fd(5)); a guess where /proc is hidden.
+/// Number of open files (proc_pid_fd(5)); an estimate if /proc is not readable.
 pub fn open() -> u64 {
     fs::read_dir("/proc/self/fd").map_or(32, |files| files.count() as u64)
 }
 
-/// Divides a `limit`, of which so many are `open` and `threads` are still to be started.
+/// Divides `limit`, of which `open` are in use, with `threads` still to be started.
 pub fn divide(limit: u64, open: u64, threads: u64) -> Shares {
     let reserve = (limit / 4).min(RESERVE);
     let rest = limit.saturating_sub(reserve + open + threads * PER_THREAD);
@@ -41,8 +41,8 @@ pub fn divide(limit: u64, open: u64, threads: u64) -> Shares {
     Shares { data: rest.max(2), probe: part(2, 2), control: part(8, 1) }
 }
 
-/// Of `data` the most that either side may have: clients that are idle need no connection to the app, and one client may
-/// need many, but the other side always finds some.
+/// Maximum of `data` for client connections, and for connections to the app. Idle clients need no connection to the
+/// app, and an HTTP/2 client may need many; each side always keeps some.
 pub fn most_of_one_side(data: u64) -> u64 {
     (data - data / 4).max(1)
 }

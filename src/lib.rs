@@ -1,7 +1,7 @@
 //! lameduck: a sidecar proxy that makes unmodified apps shut down gracefully.
 //!
-//! It counts what the app works on. Told to go, it stops new work, waits for the work that is running, and only then
-//! lets the app get its SIGTERM. `ARCHITECTURE.md` says more.
+//! It counts the app's requests in flight. Asked to end, it refuses new work, waits for running work, and only then
+//! lets the app get its SIGTERM. `ARCHITECTURE.md` has the details.
 //!
 //! # The path of a request
 //!
@@ -22,25 +22,25 @@
 //!
 //! | | |
 //! |---|---|
-//! | [`cli`], [`config`] | what was typed, and the environment → checked settings |
+//! | [`cli`], [`config`] | command line and environment → checked settings |
 //! | [`app`] | the only place that wires: bind, run, drain, exit code |
 //! | [`proxy`] | the data plane: one thread per core, one task per connection |
 //! | [`upstream`] | the app's servers: looked up, balanced; connections made, kept, retired before the app would close them |
-//! | [`tls`] | certificates, watched; the TLS stream of either side |
+//! | [`tls`] | certificates, reloaded on change; the TLS stream of either side |
 //! | [`drain`] | the pure machine, the gate that counts, the ledger of what is in flight |
-//! | [`control`] | the task that runs the machine, and what its callers hold |
-//! | [`admin`], [`readiness`], [`metrics`] | what the probe and control listeners answer |
+//! | [`control`] | the task that runs the machine, and the handle of its callers |
+//! | [`admin`], [`readiness`], [`metrics`] | the probe and control listeners and their responses |
 //! | [`client`] | `lameduck drain`, `resume`, `status`, `hold`, `swap`, `switch` |
-//! | [`supervise`], [`signal`] | `lameduck run`'s child; our own signals |
+//! | [`supervise`], [`signal`] | the child process of `lameduck run`; our own signals |
 //! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
-//! | [`webhook`] | `lameduck webhook`: that patch as a mutating admission webhook, and its certificates |
-//! | [`telemetry`], [`answer`] | logs; the whole answers of the listeners above |
-//! | [`allocator`] | freed memory at hand for the data plane |
-//! | [`descriptors`], [`repeated`] | who may open how many files; lines in the log that may come often |
+//! | [`webhook`] | `lameduck webhook`: the same patch as a mutating admission webhook, and its certificates |
+//! | [`telemetry`], [`answer`] | logs; complete responses of the listeners above |
+//! | [`allocator`] | keeps freed memory ready for the data plane |
+//! | [`descriptors`], [`repeated`] | limits on open files; rate-limited log lines |
 //!
-//! # Layers
+//! # Module layers
 //!
-//! A module uses only what stands below it, or its own parts: `ARCHITECTURE.md` draws the layers, `tests/tidy` holds them.
+//! A module uses only modules below it, or its own parts: `ARCHITECTURE.md` draws the layers, `tests/tidy` checks them.
 
 pub mod admin;
 pub mod allocator;

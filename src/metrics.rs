@@ -1,48 +1,49 @@
-//! Every metric's name and label in one place. Counting is a plain add in the thread's own shard; the names, the sum
-//! over shards and the text format are made when somebody asks.
+//! All metric names and labels in one place. Counting is a plain add in the thread's own shard; names, sums over shards
+//! and the text format are produced on a scrape.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-/// How a request ended. What a drain ends is told apart, since the verdict counts it.
+/// How a request ended. Endings caused by a drain are separate, since its verdict counts them.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(u8)]
 pub enum Ended {
-    /// The last byte of the app's answer was written.
+    /// The last byte of the app's response was written.
     #[default]
     Complete,
-    /// The client went away first.
+    /// The client closed the connection first.
     ClientGone,
-    /// The client sent what is not HTTP, too much or too slowly; it got a 4xx, 501 or 505.
+    /// The client sent invalid HTTP, or too much, or too slowly; it got a 4xx, 501 or 505.
     Rejected,
-    /// The app closed the connection before its answer was whole.
+    /// The app closed the connection before its response was complete.
     AppGone,
     /// The app could not be reached within `--upstream-wait`.
     AppDown,
-    /// The app's answer is not HTTP.
+    /// The app's response is not valid HTTP.
     AppBroken,
-    /// Nothing moved for `--body-timeout` or `--tunnel-timeout`, or no answer came within `--answer-timeout`.
+    /// A time limit expired: `--body-timeout` or `--tunnel-timeout` without any traffic, or `--answer-timeout` without
+    /// a response.
     TimedOut,
-    /// Past a bound: too many held or in flight. 503.
+    /// A limit on held or in-flight requests was exceeded. 503.
     Refused,
-    /// An event stream ended on an event boundary, a compressed one where it was quiet, for a drain.
+    /// A drain ended an event stream: on an event boundary, or, if compressed, where it was quiet.
     EventsEnded,
-    /// A long poll was answered for the app, for a drain.
+    /// A drain answered a long poll for the app.
     PollEnded,
-    /// A WebSocket was sent Close 1001, for a drain.
+    /// A drain sent Close 1001 on a WebSocket.
     WebSocketEnded,
-    /// At the deadline: never sent to the app. 503.
+    /// At the deadline: the request was never sent to the app. 503.
     Unsent,
-    /// At the deadline: the app has it and has not answered. 504.
+    /// At the deadline: the app had the request but had not responded. 504.
     Unanswered,
-    /// At the deadline: the answer was half sent, or a tunnel was open.
+    /// At the deadline: the response was partly sent, or a tunnel was open.
     Cut,
 }
 
 impl Ended {
-    /// All of them, in order.
+    /// All variants, in order.
     pub const ALL: [Self; 14] = [
         Self::Complete,
         Self::ClientGone,
@@ -60,7 +61,7 @@ impl Ended {
         Self::Cut,
     ];
 
-    /// As it stands in the access log and in the label `ended`.
+    /// Value in the access log and in the label `ended`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Complete => "complete",
@@ -84,48 +85,48 @@ impl Ended {
 /// Upper bounds of the duration histogram, in milliseconds.
 const BOUNDS_MS: [u64; 14] = [1, 2, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000, 60_000];
 
-/// One thread's counters. Only its thread writes them; padded so that two threads never share a cache line.
+/// Counters of one thread. Only that thread writes them; padded so that no two threads share a cache line.
 #[derive(Debug, Default)]
 #[repr(align(128))]
 pub struct Shard {
-    /// Answers by status / 100; 0 for requests that got none.
+    /// Responses by status / 100; 0 counts requests without a response.
     statuses: [AtomicU64; 6],
     ended: [AtomicU64; Ended::ALL.len()],
-    /// The same of health checks, which no drain's verdict counts.
+    /// The same for health checks, which no drain's verdict counts.
     health_checks: [AtomicU64; Ended::ALL.len()],
     durations: [AtomicU64; BOUNDS_MS.len() + 1],
     duration_us: AtomicU64,
-    /// Body and head bytes from clients.
+    /// Bytes of heads and bodies from clients.
     pub received: AtomicU64,
-    /// Body and head bytes to clients.
+    /// Bytes of heads and bodies to clients.
     pub sent: AtomicU64,
-    /// Requests that arrived, health checks apart.
+    /// Requests that arrived, without health checks.
     pub arrivals: AtomicU64,
-    /// Those of them that were their connection's first.
+    /// Those that were the first request of their connection.
     pub newcomers: AtomicU64,
-    /// When the last of them arrived, in microseconds of the clock of `proxy::shared`; 0 for never.
+    /// Time of the latest one, in microseconds of the clock in `proxy::shared`; 0 for never.
     pub last_arrival_us: AtomicU64,
     /// Client connections accepted.
     pub accepted: AtomicU64,
     /// Connections made to the app.
     pub connects: AtomicU64,
-    /// Requests sent once more on a new connection.
+    /// Requests retried on a new connection.
     pub retries: AtomicU64,
 }
 
-/// Adds to a counter that only one thread writes: cheaper than an atomic add.
+/// Adds to a counter that only one thread writes; cheaper than an atomic add.
 pub fn add(counter: &AtomicU64, n: u64) {
     counter.store(counter.load(Ordering::Relaxed) + n, Ordering::Relaxed);
 }
 
 impl Shard {
-    /// Counts a request that ended.
+    /// Counts a finished request.
     pub fn request(&self, status: u16, ended: Ended, took: Duration) {
         add(&self.ended[ended as usize], 1);
         self.answered(status, took);
     }
 
-    /// Counts a health check that ended.
+    /// Counts a finished health check.
     pub fn health_check(&self, status: u16, ended: Ended, took: Duration) {
         add(&self.health_checks[ended as usize], 1);
         self.answered(status, took);
@@ -140,7 +141,7 @@ impl Shard {
     }
 }
 
-/// How many requests ended in each way, over all threads, health checks apart.
+/// Number of requests by ending, over all threads, without health checks.
 pub fn ended(shards: &[std::sync::Arc<Shard>]) -> [u64; Ended::ALL.len()] {
     by_way(shards, |shard| &shard.ended)
 }
@@ -152,28 +153,28 @@ fn by_way(
     std::array::from_fn(|way| shards.iter().map(|shard| counts(shard)[way].load(Ordering::Relaxed)).sum())
 }
 
-/// What is true now rather than counted.
+/// Current values, as opposed to counters.
 #[derive(Clone, Debug, Default)]
 pub struct Now {
     /// Requests and tunnels in flight.
     pub in_flight: u64,
-    /// Those of them that are held.
+    /// Held ones among them.
     pub held: u64,
     /// Open client connections.
     pub connections: u64,
-    /// The phase's number, 0 for serving to 4 for drained.
+    /// Number of the phase: 0 for serving to 4 for drained.
     pub phase: u64,
     /// The readiness verdict.
     pub ready: bool,
-    /// Drains that ended: clean, and with something cut.
+    /// Finished drains: clean ones, and those that cut something.
     pub drains: [u64; 2],
-    /// How long the last drain took, in seconds.
+    /// Duration of the last drain in seconds.
     pub last_drain: Option<f64>,
-    /// Access log lines that were dropped because nobody read them fast enough.
+    /// Access log lines dropped because stdout was too slow.
     pub log_dropped: u64,
 }
 
-/// All metrics in Prometheus' text format, version 0.0.4.
+/// All metrics in Prometheus text format, version 0.0.4.
 pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
     let sum = |pick: &dyn Fn(&Shard) -> &AtomicU64| -> u64 {
         shards.iter().map(|shard| pick(shard).load(Ordering::Relaxed)).sum()
@@ -241,19 +242,19 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
     text(&families)
 }
 
-/// Families in Prometheus' text format, version 0.0.4.
+/// Metric families in Prometheus text format, version 0.0.4.
 pub fn text(families: &[MetricFamily]) -> String {
     prometheus::TextEncoder::new().encode_to_string(families).unwrap_or_default()
 }
 
-/// A counter's label, if it has one, and its value.
+/// Label of a counter, if any, and its value.
 pub type Labelled = (Option<(&'static str, &'static str)>, u64);
 
 fn counter(name: &str, help: &str, value: u64) -> MetricFamily {
     counters(name, help, &[(None, value)])
 }
 
-/// Counters of one name, told apart by a label.
+/// Counters with one name and different labels.
 pub fn counters(name: &str, help: &str, values: &[Labelled]) -> MetricFamily {
     let metrics = values.iter().map(|(label, value)| {
         let mut counter = Counter::default();
@@ -283,14 +284,14 @@ fn durations(shards: &[std::sync::Arc<Shard>]) -> MetricFamily {
     histogram("lameduck_request_duration_seconds", help, &BOUNDS_MS, &counts, us)
 }
 
-/// A histogram of durations: how many were below each bound (and not below the one before it), and last how many
-/// were below none; all of them took `us` microseconds.
+/// A histogram of durations. `counts` has one entry per bucket, not cumulative, and a last one above all bounds; `us`
+/// is the sum of all durations in microseconds.
 pub fn histogram(name: &str, help: &str, bounds_ms: &[u64], counts: &[u64], us: u64) -> MetricFamily {
     let mut below = 0;
     let mut buckets = Vec::new();
     for (at, count) in counts.iter().enumerate() {
         below += count;
-        // The encoder adds the last bucket itself: it would write one of ours as `inf`, not as `+Inf`.
+        // The encoder adds the last bucket itself; one of ours would be written as `inf` instead of `+Inf`.
         if let Some(ms) = bounds_ms.get(at) {
             let mut bucket = Bucket::default();
             bucket.set_cumulative_count(below);

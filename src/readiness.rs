@@ -1,4 +1,4 @@
-//! Whether `/readyz` says yes: a pure verdict with its reasons, and the questions to the app that it rests on.
+//! The verdict of `/readyz`, a pure function with reasons, and the requests to the app that it depends on.
 
 pub mod stale_socket;
 
@@ -16,49 +16,49 @@ use crate::config::{DrainReadiness, ReadyCheck, Sidecar, UpstreamAddr, WarmUp};
 use crate::drain::machine::{Phase, Trigger};
 use crate::upstream;
 
-/// One warm-up request may take this long: it exists because the first ones are slow.
+/// Time limit for one warm-up request. It is long because the first requests to an app are slow.
 const WARM_UP_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What the verdict rests on.
+/// Input of the verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Inputs {
-    /// Where the drain stands.
+    /// Phase of the drain.
     pub phase: Phase,
-    /// What started the drain, if one runs.
+    /// Trigger of the running drain, if there is one.
     pub trigger: Option<Trigger>,
-    /// Whether this is a pod: SIGTERM then means that it is deleted.
+    /// Whether we run in a pod: SIGTERM then means that the pod is deleted.
     pub in_pod: bool,
-    /// How SIGTERM is meant.
+    /// Sidecar mode, which decides what SIGTERM means.
     pub sidecar: Sidecar,
-    /// The latest `check_app`.
+    /// Latest result of `check_app`.
     pub app_up: bool,
-    /// Whether warm-up is done, or none was asked for.
+    /// Whether warm-up is finished, or was not requested.
     pub warmed_up: bool,
     /// `--drain-readiness`.
     pub drain_readiness: Option<DrainReadiness>,
-    /// Only the app restarts: requests are held.
+    /// Whether only the app restarts, while requests are held.
     pub restarting: bool,
 }
 
-/// What `/readyz` answers.
+/// Result of `/readyz`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// 200.
+    /// Status 200.
     Ready,
-    /// 503, with all that stands in the way.
+    /// Status 503, with all reasons.
     NotReady(Vec<Reason>),
 }
 
-/// Why it isn't ready.
+/// Reason for not being ready.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
     /// The app's port is closed, or its check fails.
     AppDown,
-    /// `--warm-up` isn't through yet.
+    /// `--warm-up` has not finished.
     WarmingUp,
-    /// The app's hook came alone.
+    /// The app's hook was called, but not the sidecar's: only the app restarts.
     AppRestarting,
-    /// A drain has begun that makes it unready at once.
+    /// A drain of a kind that ends readiness at once.
     LameDuck(Option<Trigger>),
     /// New connections are refused.
     Leaving(Phase),
@@ -78,8 +78,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// The verdict. While a pod is deleted it stays ready until Draining, since kube-proxy falls back to pods that are
-/// terminating but ready when no others are left (Kubernetes: "ProxyTerminatingEndpoints", stable since 1.28).
+/// The verdict. A pod that is being deleted stays ready until Draining: kube-proxy falls back to terminating but ready
+/// pods if there are no others (Kubernetes: "ProxyTerminatingEndpoints", stable since 1.28).
 pub fn verdict(inputs: &Inputs) -> Readiness {
     let mut reasons = Vec::new();
     match inputs.phase {
@@ -109,7 +109,7 @@ fn stays_ready(inputs: &Inputs) -> bool {
     }
 }
 
-/// Asks the app once; false when it doesn't answer within `timeout`. A name is tried at each address it has.
+/// Checks the app once; false if it doesn't answer within `timeout`. Every address of a host name is tried.
 pub async fn check_app(addr: &UpstreamAddr, check: &ReadyCheck, timeout: Duration) -> bool {
     let asked = async {
         match check {
@@ -126,8 +126,9 @@ pub async fn check_app(addr: &UpstreamAddr, check: &ReadyCheck, timeout: Duratio
     tokio::time::timeout(timeout, asked).await.unwrap_or(false)
 }
 
-/// Sends each request `count` times, one after the other, and reads the answers to their ends. Returns how many had
-/// no answer within 30 s or one of 5xx: the app is as warm as it gets then, so that is no reason not to be ready.
+/// Sends each request `count` times, one after the other, and reads the responses to their end. Returns how many
+/// failed: no response within 30 s, or a 5xx. Failures don't keep us from being ready, since the app won't get any
+/// warmer.
 pub async fn warm_up(addr: &UpstreamAddr, requests: &[WarmUp], count: u32) -> u64 {
     let mut failed = 0;
     for _ in 0..count {
@@ -153,8 +154,8 @@ fn get(method: &str, path: &str) -> Option<Request<Empty<Bytes>>> {
     Request::builder().method(method).uri(path).body(Empty::new()).ok()
 }
 
-/// One HTTP/1.1 request on a connection of its own, with a `Host` and a `User-Agent` if it has none; none when no
-/// answer's head came.
+/// Sends one HTTP/1.1 request on its own connection, adding `Host` and `User-Agent` if missing. None if no response
+/// head arrived.
 pub async fn ask<F, T>(
     addr: &UpstreamAddr,
     mut request: Request<Empty<Bytes>>,
@@ -174,7 +175,7 @@ where
         let answer = sender.send_request(request).await.ok()?;
         Some(read(answer).await)
     };
-    // Both in this task: the connection ends once the exchange has dropped its sender.
+    // Both futures run in this task: the connection ends once the exchange has dropped its sender.
     tokio::join!(exchange, connection).0
 }
 
@@ -250,7 +251,7 @@ mod tests {
         }
     }
 
-    /// An app that answers every request with `answer`, and counts them.
+    /// An app that answers every request with `answer`, and counts the requests.
     async fn app(addr: &str, answer: &'static str) -> (u16, tokio::sync::mpsc::UnboundedReceiver<String>) {
         let listener = TcpListener::bind(addr).await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -294,7 +295,7 @@ mod tests {
             ("HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n", false),
             ("HTTP/1.1 503 Busy\r\ncontent-length: 0\r\n\r\n", false),
             ("SSH-2.0-OpenSSH\r\n", false),
-            // A body that never ends must not hold the verdict up.
+            // An endless body must not delay the verdict.
             ("HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", true),
         ] {
             let (port, mut requests) = app("127.0.0.1:0", answer).await;

@@ -1,31 +1,31 @@
-//! Lines in the log for what may happen often: one a second at most, which tells how often it happened.
+//! Log lines for frequent events: at most one per second, with the number of events since the last one.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{LazyLock, Mutex, PoisonError};
 use std::time::Instant;
 
-/// From one line to the next, in milliseconds.
-const APART: u64 = 1000;
+/// Minimum interval between two lines, in milliseconds.
+const INTERVAL_MS: u64 = 1000;
 
 static BEGAN: LazyLock<Instant> = LazyLock::new(Instant::now);
 
-/// One kind of line.
+/// One kind of log line.
 #[derive(Debug, Default)]
 pub struct Repeated {
-    /// When the last was written, in milliseconds and one more; 0 for never.
+    /// Time of the last line in milliseconds, plus one; 0 for never.
     written: AtomicU64,
-    /// How often it has happened since.
+    /// Events since the last line.
     times: AtomicU64,
 }
 
 impl Repeated {
-    /// One that has not happened yet.
+    /// Starts with no events.
     pub const fn new() -> Self {
         Self { written: AtomicU64::new(0), times: AtomicU64::new(0) }
     }
 
-    /// It has happened once more. Returns how often it did since the last line, this time included, when another line is
-    /// due; what is not told now is told by the next one.
+    /// Counts one event. If a line is due, returns the number of events since the last line, this one included;
+    /// otherwise the event is part of the next line's number.
     pub fn due(&self) -> Option<u64> {
         self.due_at(BEGAN.elapsed().as_millis() as u64 + 1)
     }
@@ -33,7 +33,7 @@ impl Repeated {
     fn due_at(&self, now: u64) -> Option<u64> {
         self.times.fetch_add(1, Ordering::Relaxed);
         let written = self.written.load(Ordering::Relaxed);
-        if written != 0 && now.saturating_sub(written) < APART {
+        if written != 0 && now.saturating_sub(written) < INTERVAL_MS {
             return None;
         }
         let mine = self.written.compare_exchange(written, now, Ordering::Relaxed, Ordering::Relaxed);
@@ -41,17 +41,17 @@ impl Repeated {
     }
 }
 
-/// Lines of one kind that differ in why: each reason is told on its own.
+/// Log lines with the same text and different reasons; each reason is counted separately.
 #[derive(Debug, Default)]
 pub struct ByReason(Mutex<Vec<(&'static str, Repeated)>>);
 
 impl ByReason {
-    /// None has happened yet.
+    /// Starts with no events.
     pub const fn new() -> Self {
         Self(Mutex::new(Vec::new()))
     }
 
-    /// [`Repeated::due`] of this reason.
+    /// As [`Repeated::due`], for one reason.
     pub fn due(&self, why: &'static str) -> Option<u64> {
         let mut reasons = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let at = reasons.iter().position(|(known, _)| *known == why).unwrap_or_else(|| {

@@ -1,4 +1,4 @@
-//! Signals → what is asked of this process.
+//! Signal handling: which signals ask this process to end.
 
 use std::fs::{self, File};
 use std::future::poll_fn;
@@ -8,13 +8,14 @@ use std::task::Poll;
 use rustix::process::Signal;
 use tokio::signal::unix::{self, SignalKind};
 
-/// These ask to go. SIGQUIT is the stop signal of many images, and may be any pod's (`stopSignal`).
-const ASKS: [(Signal, &str); 3] =
+/// Signals that ask the process to end. SIGQUIT is the stop signal of many images, and any pod may set it
+/// (`stopSignal`).
+const END_SIGNALS: [(Signal, &str); 3] =
     [(Signal::TERM, "SIGTERM"), (Signal::INT, "SIGINT"), (Signal::QUIT, "SIGQUIT")];
 
-/// These would end a process that doesn't care for them, or are for the app (SIGWINCH). SIGPIPE is ignored by Rust's
-/// own start; what stops and continues a job does what it does for any program.
-const OTHERS: [(Signal, &str); 9] = [
+/// Signals that would end a process without a handler, or are meant for the app (SIGWINCH). Rust's runtime ignores
+/// SIGPIPE; job control signals keep their default action.
+const OTHER_SIGNALS: [(Signal, &str); 9] = [
     (Signal::HUP, "SIGHUP"),
     (Signal::USR1, "SIGUSR1"),
     (Signal::USR2, "SIGUSR2"),
@@ -26,7 +27,7 @@ const OTHERS: [(Signal, &str); 9] = [
     (Signal::POWER, "SIGPWR"),
 ];
 
-/// The signals that this process takes over. From the moment it is made none is lost, and none ends the process.
+/// Handlers for the process's signals. From creation on no signal is lost, and none ends the process.
 pub struct Signals {
     asks: Taken,
     others: Taken,
@@ -35,35 +36,36 @@ pub struct Signals {
     first: Option<Signal>,
 }
 
-/// Some signals, from when they were taken over.
+/// Handlers for a set of signals.
 pub struct Taken(Vec<(Signal, &'static str, unix::Signal)>);
 
 impl Signals {
-    /// Takes them over, all but a SIGHUP that is ignored already (nohup).
+    /// Installs the handlers; a SIGHUP that is already ignored (nohup) stays ignored.
     ///
     /// # Errors
-    /// When the kernel or the runtime refuses it.
+    /// The kernel or the runtime refuses a handler.
     pub fn new() -> io::Result<Self> {
-        let others = OTHERS.into_iter().filter(|(signal, _)| *signal != Signal::HUP || !ignores(Signal::HUP));
+        let others =
+            OTHER_SIGNALS.into_iter().filter(|(signal, _)| *signal != Signal::HUP || !ignores(Signal::HUP));
         Ok(Self {
-            asks: Taken::over(ASKS)?,
+            asks: Taken::over(END_SIGNALS)?,
             others: Taken::over(others)?,
             terminal: File::open("/dev/tty").is_ok(),
             first: None,
         })
     }
 
-    /// Those that ask for nothing here: `run` passes them on. Where nobody takes them, they are ignored.
+    /// Handlers for the signals that don't ask to end: `run` forwards them. Other modes ignore them.
     pub fn others(&mut self) -> Taken {
         std::mem::replace(&mut self.others, Taken(Vec::new()))
     }
 
-    /// The first that asked to go, if one has.
+    /// The first signal that asked to end, if one came.
     pub fn first(&self) -> Option<Signal> {
         self.first
     }
 
-    /// Waits for the next that asks to go; its name.
+    /// Waits for the next signal that asks to end; returns its name.
     pub async fn next(&mut self) -> &'static str {
         loop {
             let (signal, name) = tokio::select! {
@@ -74,7 +76,7 @@ impl Signals {
                 other = self.others.next() => other,
             };
             if signal == Signal::HUP && self.terminal && File::open("/dev/tty").is_err() {
-                // Whoever typed the command has gone.
+                // The terminal is gone, and so is the user.
                 self.first.get_or_insert(Signal::TERM);
                 return name;
             }
@@ -91,7 +93,7 @@ impl Taken {
         signals.into_iter().map(take).collect::<io::Result<_>>().map(Self)
     }
 
-    /// Waits for the next of them, for ever if there are none; the signal and its name.
+    /// Waits for the next signal, forever if the set is empty; returns it with its name.
     pub async fn next(&mut self) -> (Signal, &'static str) {
         poll_fn(|cx| {
             let mut come = self.0.iter_mut().filter_map(|(signal, name, arrivals)| {
@@ -103,7 +105,7 @@ impl Taken {
     }
 }
 
-/// Whether whoever started this process had it ignore the signal; no where `/proc` doesn't say.
+/// Whether this process was started with the signal ignored; false if `/proc` is not readable.
 fn ignores(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask =

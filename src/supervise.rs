@@ -1,9 +1,9 @@
-//! The child side of `lameduck run`: start the app, wait until it listens, pass signals on, reap zombies, stop it.
+//! The app's process under `lameduck run`: start it, wait until it listens, forward signals, reap zombies, stop it.
 //!
-//! The app runs in a process group of its own, so that Ctrl-C reaches only the proxy, which drains first; it gets the
-//! terminal once it wants it (`terminal.rs`). The proxy becomes a child subreaper: what a wrapper (`npm start`,
-//! `sh -c …`) leaves behind becomes its child, as everything does for PID 1. [`App`] reaps every child there is, so a
-//! process may have only one, and nothing else in it may wait for children (`Child::wait`, `tokio::process`).
+//! The app runs in its own process group, so that Ctrl-C reaches only the proxy, which drains first; the app gets the
+//! terminal when it needs it (`terminal.rs`). The proxy becomes a child subreaper: processes that a wrapper (`npm
+//! start`, `sh -c …`) leaves behind become its children, as they would for PID 1. [`App`] reaps every child, so a
+//! process may have only one `App`, and nothing else in it may wait for children (`Child::wait`, `tokio::process`).
 
 mod error;
 mod processes;
@@ -28,19 +28,19 @@ use tokio::time::{Instant, interval_at, sleep, timeout};
 pub use self::error::StartError;
 use self::terminal::Terminal;
 
-/// A connect to loopback is answered at once, unless the app's accept queue is full.
+/// Time limit for a connect to the app. Loopback answers at once unless the app's accept queue is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
 
-/// An app that boots may open another port first. After this time it is told of one.
-const LISTENS_ELSEWHERE: Duration = Duration::from_secs(3);
+/// Time after which we warn that the app listens on another port: a booting app may open another port first.
+const LISTENS_ELSEWHERE_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// What a wrapper may do once the app that it wraps has ended on its SIGTERM.
-const WRAPPER_ENDS: Duration = Duration::from_secs(2);
+/// Time that a wrapper has to exit after the app that it wraps has exited on SIGTERM.
+const WRAPPER_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// SIGKILL works at once, except on a process stuck in the kernel. Nothing more can be done about that one.
-const AFTER_KILL: Duration = Duration::from_secs(1);
+/// Time to wait after SIGKILL. It works at once, except on a process stuck in the kernel.
+const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// A running app. A clone is another handle on the same app.
+/// A running app. Clones are handles on the same app.
 #[derive(Clone, Debug)]
 pub struct App {
     shared: Arc<Shared>,
@@ -56,35 +56,35 @@ struct Shared {
 
 #[derive(Clone, Copy, Debug)]
 struct Started {
-    /// The process that was started, and the process group that it leads.
+    /// The process that was started; it leads the app's process group.
     main: Pid,
     port: u16,
 }
 
-/// How the app ended.
+/// Result of [`App::terminate`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Exit {
-    /// The exit code of the process that was started, or 128 + the signal that ended it.
+    /// Exit code of the process that was started, or 128 + the number of the signal that ended it.
     pub code: u8,
-    /// Something of the app outlived its SIGTERM and was sent SIGKILL.
+    /// Whether a process of the app outlived its SIGTERM and was sent SIGKILL.
     pub killed: bool,
 }
 
 impl App {
-    /// Starts `argv` with `PORT=port` and without the `LAMEDUCK_*` of the environment, and from then on reaps. The app
-    /// is killed when this thread ends: it must be one that lasts as long as the process.
+    /// Starts `argv` with `PORT=port` and without the `LAMEDUCK_*` variables, and begins to reap. The app is killed
+    /// when the calling thread ends, so that thread must last as long as the process.
     ///
     /// # Errors
     ///
-    /// When the port is taken or the command can't be run. Nothing has been started then.
+    /// The port is taken or the command can't be run. Nothing has been started then.
     pub async fn start(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Self, StartError> {
         if let Some(addr) = answering(port).await {
             return Err(StartError::PortTaken(addr));
         }
-        // Before the app starts, so that no signal falls between.
+        // Handlers are installed before the app starts, so that no signal is lost.
         let signals = [SignalKind::child(), SignalKind::from_raw(Signal::CONT.as_raw())].map(unix::signal);
         let [child_exits, continued] = signals.map(|signal| signal.map_err(StartError::Signals));
-        // Where this is forbidden, init reaps what a wrapper leaves behind.
+        // Where this is forbidden, init reaps the processes that a wrapper leaves behind.
         let _ = process::set_child_subreaper(Some(process::getpid()));
 
         let terminal = Terminal::of_stdin();
@@ -95,7 +95,7 @@ impl App {
         Ok(Self { shared, exit })
     }
 
-    /// Starts the command again, on another port, after it has ended.
+    /// Starts the command again on another port, after it has exited.
     ///
     /// # Errors
     ///
@@ -104,19 +104,19 @@ impl App {
         if let Some(addr) = answering(port).await {
             return Err(StartError::PortTaken(addr));
         }
-        // The reaper may run on another thread: it must not see an exit before it knows whose.
+        // The reaper may run on another thread: it must not see an exit before it knows the new pid.
         let mut started = self.shared.started();
         *started = Started { main: spawn(argv, port)?, port };
         self.shared.exit.send_replace(None);
         Ok(())
     }
 
-    /// The id of the process that was started, which is also the id of its process group.
+    /// Id of the process that was started, and of its process group.
     pub fn pid(&self) -> u32 {
         self.main().as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// The port that the app was given in `PORT`.
+    /// Port that the app got in `PORT`.
     pub fn port(&self) -> u16 {
         self.shared.started().port
     }
@@ -125,21 +125,21 @@ impl App {
         self.shared.started().main
     }
 
-    /// Waits until the app accepts a connection, and returns the loopback address on which it did. An app that only
-    /// listens elsewhere is told of in the log before long.
+    /// Waits until the app accepts a connection; returns the loopback address. Logs a warning if the app listens
+    /// elsewhere instead.
     ///
     /// # Errors
     ///
-    /// When the app exits first, or doesn't listen `within` this time; it then still runs: `terminate` it.
+    /// The app exits first, or doesn't listen `within` this time. In the latter case it still runs: `terminate` it.
     pub async fn wait_listening(&self, within: Duration) -> Result<SocketAddr, StartError> {
         let (port, began) = (self.port(), Instant::now());
         let not_listening = |within, listens| StartError::NotListening { port, within, listens };
         let answer = async {
             let mut pause = Duration::from_millis(5);
             loop {
-                // A server that went its own ways can't be told from somebody else's: so it is believed in the end.
+                // A server that left the app's process tree looks like a foreign one, so it is accepted after a while.
                 if let Some(addr) = answering(port).await
-                    && (!processes::is_strangers(port) || began.elapsed() > LISTENS_ELSEWHERE)
+                    && (!processes::is_strangers(port) || began.elapsed() > LISTENS_ELSEWHERE_TIMEOUT)
                 {
                     return addr;
                 }
@@ -148,12 +148,12 @@ impl App {
             }
         };
         let elsewhere = async {
-            let mut looks = interval_at(began + LISTENS_ELSEWHERE, Duration::from_secs(1));
+            let mut looks = interval_at(began + LISTENS_ELSEWHERE_TIMEOUT, Duration::from_secs(1));
             loop {
                 looks.tick().await;
                 let listens = processes::listening();
                 if !listens.is_empty() {
-                    tracing::warn!("{}", not_listening(LISTENS_ELSEWHERE, listens));
+                    tracing::warn!("{}", not_listening(LISTENS_ELSEWHERE_TIMEOUT, listens));
                     return std::future::pending().await;
                 }
             }
@@ -171,29 +171,29 @@ impl App {
         self.exit.borrow().is_some()
     }
 
-    /// Whether something takes connections on the app's port.
+    /// Whether a process accepts connections on the app's port.
     pub async fn listens(&self) -> bool {
         answering(self.port()).await.is_some()
     }
 
-    /// Whether Ctrl-C in the terminal is the app's.
+    /// Whether Ctrl-C in the terminal goes to the app.
     pub fn has_terminal(&self) -> bool {
         self.shared.terminal.as_ref().is_some_and(Terminal::is_wanted)
     }
 
-    /// Waits until the process that was started has exited, for whatever reason, and returns its code as
-    /// [`Exit`] does. Others of its group may still run: `terminate` ends them.
+    /// Waits until the process that was started has exited; returns its code as in [`Exit`]. Other processes of its
+    /// group may still run: `terminate` ends them.
     pub async fn exited(&self) -> u8 {
         let code = self.exit.clone().wait_for(Option::is_some).await.ok().and_then(|code| *code);
         match code {
             Some(code) => code,
-            // The reaper ends only with its runtime, and the process with that.
+            // The reaper ends only with its runtime, and so with the process.
             None => std::future::pending().await,
         }
     }
 
-    /// Sends a signal to who would get it without us: the main process. Where that is a wrapper that would not pass
-    /// it on, to what it wraps.
+    /// Sends a signal to the process that would get it without us: the main process, or, if that is a wrapper that
+    /// doesn't forward it, the processes that it wraps.
     pub fn signal(&self, signal: Signal) {
         if !self.has_exited() {
             for pid in processes::recipients(self.main(), self.port(), signal) {
@@ -202,12 +202,13 @@ impl App {
         }
     }
 
-    /// Asks the app to end and waits until all of it has gone; what still runs after `reserve` is sent SIGKILL.
+    /// Asks the app to end and waits until all of its processes have exited. After `reserve`, the rest are sent
+    /// SIGKILL.
     ///
-    /// SIGTERM goes to whom [`App::signal`] finds first. The others of its group are sent theirs once the main process
-    /// has gone, or when time runs out: until then it may wait for its children's work. Where we were `asked` by Ctrl-C
-    /// in our terminal it is SIGINT at first; also SIGQUIT where that asked, if there is a handler for it. May be dropped
-    /// and called again with less time.
+    /// SIGTERM goes first to the processes that [`App::signal`] would choose. The others of the group get it once the
+    /// main process has exited or three quarters of `reserve` have passed: until then the main process may be waiting
+    /// for their work. If `asked` is a Ctrl-C in our terminal, the first signal is SIGINT; if it is SIGQUIT and the app
+    /// handles that, SIGQUIT. The future may be dropped and the call repeated with less time.
     pub async fn terminate(&self, asked: Signal, reserve: Duration) -> Exit {
         let mut told = Vec::new();
         if !self.has_exited() {
@@ -229,13 +230,14 @@ impl App {
         let killed = timeout(reserve, gone).await.is_err();
         if killed {
             let _ = process::kill_process_group(self.main(), Signal::KILL);
-            let _ = timeout(AFTER_KILL, self.gone()).await;
+            let _ = timeout(KILL_TIMEOUT, self.gone()).await;
         }
         let code = self.exit.borrow().unwrap_or(code_of_signal(Signal::KILL.as_raw()));
         Exit { code, killed }
     }
 
-    /// What asks this process to end first. Node catches SIGINT and SIGTERM itself, so they don't tell what it handles.
+    /// First signal for this process. Node handles SIGINT and SIGTERM itself, so a handler says nothing about the app's
+    /// code.
     fn first_of(&self, pid: Pid, asked: Signal) -> Signal {
         match asked {
             Signal::INT if self.shared.terminal.is_some() => asked,
@@ -244,15 +246,15 @@ impl App {
         }
     }
 
-    /// Waits until all of these have gone and the main process had its time to end by that.
+    /// Waits until all of these have exited, and then gives the main process time to do so.
     async fn outlives(&self, told: &[(Pid, Signal)]) {
         while told.iter().any(|(pid, _)| process::test_kill_process(*pid).is_ok()) {
             sleep(Duration::from_millis(10)).await;
         }
-        sleep(WRAPPER_ENDS).await;
+        sleep(WRAPPER_TIMEOUT).await;
     }
 
-    /// Waits for the whole group: a wrapper may be gone long before the server that it started.
+    /// Waits for the whole group: a wrapper may exit long before the server that it started.
     async fn gone(&self) {
         self.exited().await;
         while process::test_kill_process_group(self.main()) != Err(Errno::SRCH) {
@@ -263,7 +265,7 @@ impl App {
 
 fn ask(pid: Pid, signal: Signal) {
     let _ = process::kill_process(pid, signal);
-    // A stopped process would handle it only when continued.
+    // A stopped process handles a signal only after it is continued.
     let _ = process::kill_process(pid, Signal::CONT);
 }
 
@@ -272,13 +274,13 @@ impl Shared {
         self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The only reaper of this process: the app's own exit is published, orphans are just taken away. A job that stops
-    /// and goes on stops and goes on as a whole.
+    /// The only reaper of this process: publishes the exit of the app, and discards orphans. When a job is stopped or
+    /// continued, all of it is.
     async fn reap(self: Arc<Self>, mut children: unix::Signal, mut continued: unix::Signal) {
         loop {
             while let Ok(Some((pid, status))) = process::wait(WaitOptions::NOHANG | WaitOptions::UNTRACED) {
                 let main = self.started().main;
-                // Only the first exit: an orphan may get the same pid later.
+                // Only the first exit counts: an orphan may get the same pid later.
                 if pid == main && self.exit.borrow().is_none() {
                     self.changed(main, status);
                 }
@@ -315,11 +317,11 @@ impl Drop for Shared {
     }
 }
 
-/// A port that nothing uses now. Taken on all addresses for a moment, because that is where most apps listen.
+/// Returns a free port. It is bound on all addresses for a moment, since most apps listen on all of them.
 ///
 /// # Errors
 ///
-/// When no port is free or no socket can be made.
+/// No port is free or no socket can be created.
 pub fn free_port() -> io::Result<u16> {
     let any = [SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)), SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0))];
     Ok(TcpListener::bind(&any[..])?.local_addr()?.port())
@@ -330,7 +332,7 @@ fn spawn(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Pid, StartError> {
     let program = program.as_ref();
     let mut command = Command::new(program);
     command.args(args).env("PORT", port.to_string()).process_group(0);
-    // Settings of the proxy are none of the app's business, least of all the token.
+    // The app must not see the proxy's settings, above all not the token.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LAMEDUCK_"))
     {
         command.env_remove(name);
@@ -342,7 +344,7 @@ fn spawn(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Pid, StartError> {
     Ok(Pid::from_child(&child))
 }
 
-/// As a shell has it: the exit status, or 128 + the signal.
+/// Exit code as in a shell: the exit status, or 128 + the signal.
 fn code_of(status: WaitStatus) -> u8 {
     match status.exit_status() {
         Some(code) => code.to_le_bytes()[0],
@@ -354,11 +356,11 @@ fn code_of_signal(signal: i32) -> u8 {
     128 + signal.to_le_bytes()[0]
 }
 
-/// The loopback address on which something accepts connections. Node may have taken `localhost` as ::1.
+/// Loopback address that accepts connections. Node may resolve `localhost` to ::1.
 async fn answering(port: u16) -> Option<SocketAddr> {
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
         let addr = SocketAddr::new(ip, port);
-        // A connect whose own port happens to be the wanted one reaches itself, with nobody listening.
+        // A connect whose ephemeral port equals the target connects to itself, with no listener.
         if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await
             && stream.local_addr().is_ok_and(|own| own != addr)
         {

@@ -1,5 +1,5 @@
-//! Logs to stdout, JSON or for people, through a bounded buffer and a thread of its own: a reader of stdout that is
-//! slow or stuck never holds up the data plane.
+//! Logs to stdout, as JSON or for people, through a bounded buffer and a writer thread: a slow or blocked stdout never
+//! delays the data plane.
 
 use std::io::{self, IsTerminal, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -14,27 +14,27 @@ use tracing_subscriber::layer::SubscriberExt;
 
 use crate::cli::{LogFormat, LogSettings};
 
-/// The `tracing` target of access lines. `--access-log` alone decides on them, not `--log-level`.
+/// `tracing` target of access log lines. They depend on `--access-log` alone, not on `--log-level`.
 pub const ACCESS: &str = "access";
 
-/// Bytes that wait for stdout at most.
-const CAPACITY: usize = 1 << 20;
-/// How long a line other than an access line waits for room.
-const PATIENCE: Duration = Duration::from_millis(100);
-/// How long the process's end waits for stdout; a native sidecar must be gone within 1.5 s.
-const FLUSH: Duration = Duration::from_millis(500);
+/// Limit on the bytes that wait for stdout.
+const MAX_WAITING: usize = 1 << 20;
+/// Time limit for a line other than an access log line to wait for room in the buffer.
+const PUSH_TIMEOUT: Duration = Duration::from_millis(100);
+/// Time limit for the flush at exit; a native sidecar must exit within 1.5 s.
+const FLUSH_TIMEOUT: Duration = Duration::from_millis(500);
 
 static DROPPED: AtomicU64 = AtomicU64::new(0);
 
-/// Log lines dropped so far because stdout took them too slowly.
+/// Number of log lines dropped so far because stdout was too slow.
 pub fn dropped() -> u64 {
     DROPPED.load(Ordering::Relaxed)
 }
 
-/// Sets the process's logs up. Keep the guard: dropping it writes out what waits, for half a second at most.
+/// Sets up logging for the process. Keep the guard: dropping it flushes the buffer, for at most half a second.
 ///
 /// # Errors
-/// When the writer's thread can't be started, or logs are set up already.
+/// The writer thread can't be started, or logging is already set up.
 pub fn init(log: LogSettings) -> io::Result<Flush> {
     let terminal = io::stdout().is_terminal();
     let (queue, flush) = Queue::start(io::stdout())?;
@@ -54,7 +54,7 @@ fn subscriber(
     level: tracing::Level,
     queue: Queue,
 ) -> Box<dyn Subscriber + Send + Sync> {
-    // What a client does wrong is no warning: it could fill the log.
+    // Errors of clients are no warnings: clients could flood the log.
     let engine = if level > tracing::Level::INFO { level.into() } else { LevelFilter::ERROR };
     let levels = Targets::new().with_default(level).with_target(ACCESS, LevelFilter::INFO);
     let levels = levels.with_target("h2", engine);
@@ -62,7 +62,7 @@ fn subscriber(
     let layer = fmt::layer().with_timer(Utc).with_writer(queue);
     if human {
         let layer = layer.with_target(false);
-        // Left alone, colours follow NO_COLOR.
+        // By default the layer uses colours unless NO_COLOR is set.
         return match colours {
             true => Box::new(registry.with(layer)),
             false => Box::new(registry.with(layer.with_ansi(false))),
@@ -80,15 +80,15 @@ impl FormatTime for Utc {
     }
 }
 
-/// The lines that wait for stdout.
+/// Queue of lines for stdout.
 #[derive(Clone)]
 struct Queue(Arc<Shared>);
 
 struct Shared {
     state: Mutex<State>,
-    /// Something to write, or the end.
+    /// Signalled when there is something to write, or at the end.
     work: Condvar,
-    /// Room again, or everything written.
+    /// Signalled when there is room again, or everything is written.
     room: Condvar,
 }
 
@@ -96,7 +96,7 @@ struct Shared {
 struct State {
     waiting: Vec<u8>,
     writing: bool,
-    /// Somebody has lost patience since stdout last took something: nobody waits until it does.
+    /// A line has waited in vain since stdout last accepted bytes: until it does again, no line waits.
     stuck: bool,
     ended: bool,
 }
@@ -110,7 +110,7 @@ impl Queue {
         Ok((queue.clone(), Flush(queue)))
     }
 
-    /// The writer's thread: takes all that waits, writes it in one go.
+    /// Runs on the writer thread: writes all waiting lines in one call.
     fn write_to(&self, mut out: impl Write) {
         let mut batch = Vec::new();
         let mut state = self.state();
@@ -127,7 +127,7 @@ impl Queue {
             (state.writing, state.stuck) = (true, false);
             self.0.room.notify_all();
             drop(state);
-            // A closed stdout is nobody's loss but the log's.
+            // A closed stdout only loses log lines.
             let _ = out.write_all(&batch).and_then(|()| out.flush());
             state = self.state();
             state.writing = false;
@@ -135,13 +135,14 @@ impl Queue {
         }
     }
 
-    /// Takes one line; false when there was no room for it.
+    /// Queues one line; returns false if there was no room.
     fn push(&self, line: &[u8], may_wait: bool) -> bool {
         let full =
-            |state: &mut State| !state.waiting.is_empty() && state.waiting.len() + line.len() > CAPACITY;
+            |state: &mut State| !state.waiting.is_empty() && state.waiting.len() + line.len() > MAX_WAITING;
         let mut state = self.state();
         if full(&mut state) && may_wait && !state.stuck {
-            let wait = self.0.room.wait_timeout_while(state, PATIENCE, |state| full(state) && !state.stuck);
+            let wait =
+                self.0.room.wait_timeout_while(state, PUSH_TIMEOUT, |state| full(state) && !state.stuck);
             state = wait.unwrap_or_else(PoisonError::into_inner).0;
             state.stuck |= full(&mut state);
         }
@@ -171,7 +172,7 @@ impl<'a> MakeWriter<'a> for Queue {
     }
 }
 
-/// One event's writer; `fmt` hands it the whole line at once.
+/// Writer for one event; `fmt` passes the whole line in one call.
 struct Line<'a> {
     queue: &'a Queue,
     may_wait: bool,
@@ -190,7 +191,7 @@ impl Write for Line<'_> {
     }
 }
 
-/// Dropped at the process's end: waits until stdout has everything, for half a second at most.
+/// On drop, waits until stdout has everything, for at most half a second.
 #[must_use]
 pub struct Flush(Queue);
 
@@ -200,7 +201,7 @@ impl Drop for Flush {
         state.ended = true;
         self.0.0.work.notify_one();
         let unwritten = |state: &mut State| state.writing || !state.waiting.is_empty();
-        drop(self.0.0.room.wait_timeout_while(state, FLUSH, unwritten));
+        drop(self.0.0.room.wait_timeout_while(state, FLUSH_TIMEOUT, unwritten));
     }
 }
 
@@ -213,7 +214,7 @@ mod tests {
 
     use super::*;
 
-    /// A stdout that takes a batch only when it is told to, or everything once its teller is gone.
+    /// A stdout that accepts a batch only on command, or everything once the sender is dropped.
     struct Gated {
         go: mpsc::Receiver<()>,
         taken: Arc<Mutex<Vec<u8>>>,
@@ -238,7 +239,7 @@ mod tests {
         (open, taken, queue, flush)
     }
 
-    /// Fills the buffer while stdout is stuck with one earlier line.
+    /// Fills the buffer while stdout is blocked by an earlier line.
     fn fill(queue: &Queue) {
         assert!(queue.push(b"first\n", false));
         while !queue.state().writing {
@@ -297,7 +298,7 @@ mod tests {
         });
         assert!(dropped() - before >= 100);
         assert!(!queue.state().stuck, "an access line waited");
-        assert!(queue.state().waiting.len() <= CAPACITY);
+        assert!(queue.state().waiting.len() <= MAX_WAITING);
         drop(open);
         drop(flush);
     }
@@ -321,7 +322,7 @@ mod tests {
         let start = Instant::now();
         let kept = (0..50).filter(|_| queue.push(&[b'y'; 2000], true)).count();
         assert_eq!(kept, 0);
-        assert!((PATIENCE..PATIENCE * 10).contains(&start.elapsed()), "{:?}", start.elapsed());
+        assert!((PUSH_TIMEOUT..PUSH_TIMEOUT * 10).contains(&start.elapsed()), "{:?}", start.elapsed());
         drop(open);
         drop(flush);
     }
@@ -340,6 +341,6 @@ mod tests {
         fill(&queue);
         let start = Instant::now();
         drop(flush);
-        assert!((FLUSH..FLUSH * 4).contains(&start.elapsed()), "{:?}", start.elapsed());
+        assert!((FLUSH_TIMEOUT..FLUSH_TIMEOUT * 4).contains(&start.elapsed()), "{:?}", start.elapsed());
     }
 }

@@ -1,6 +1,6 @@
-//! The app behind every proxy: one thread that answers at once, in a process of its own, by TCP and by unix socket.
+//! The app behind every proxy: one thread in its own process that responds at once, over TCP and a unix socket.
 //!
-//! Its heads look like Node's. It reads uploads to their end before it answers, so that no answer is early.
+//! Its heads look like Node's. It reads a whole upload before it responds, so that no response is early.
 
 use std::collections::HashMap;
 use std::io;
@@ -16,30 +16,30 @@ use rustix::io::Errno;
 
 use crate::server::{Result, Scratch, Server, free_address};
 
-/// The 13 bytes of the small answer.
+/// Body of the small response, 13 bytes.
 pub const HELLO: &str = "Hello, world!";
-/// A request for this path is never answered.
+/// Requests for this path never get a response.
 pub const HELD: &str = "/held";
-/// A request for this path becomes a WebSocket that stays silent.
+/// Requests for this path become a WebSocket that stays silent.
 pub const WEBSOCKET: &str = "/websocket";
-/// The large answers and the upload.
+/// Size of the large responses and of the upload, in bytes.
 pub const LARGE: usize = 1 << 20;
 
-/// `Sec-WebSocket-Accept` for the key in RFC 6455 §1.3, which every client here sends.
+/// `Sec-WebSocket-Accept` is for the key in RFC 6455 §1.3, which every client here sends.
 const SWITCHED: &str = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\
                         Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\n";
 
 /// The app as a child process.
 pub struct App {
-    /// By TCP.
+    /// TCP address.
     pub tcp: SocketAddr,
-    /// By unix socket.
+    /// Path of the unix socket.
     pub unix: PathBuf,
     _server: Server,
 }
 
 impl App {
-    /// Starts this program once more, as the app.
+    /// Starts this program again, as the app.
     pub fn start(scratch: &Scratch) -> Result<Self> {
         let (dir, tcp) = (scratch.dir("app")?, free_address()?);
         let unix = dir.join("app.sock");
@@ -51,13 +51,13 @@ impl App {
     }
 }
 
-/// Serves for as long as the process lives.
+/// Serves for the lifetime of the process.
 pub fn serve(tcp: &str, unix: &Path) -> Result<()> {
     let (tcp, unix) = (listen(tcp.parse()?)?, UnixListener::bind(unix)?);
     tcp.set_nonblocking(true)?;
     unix.set_nonblocking(true)?;
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
-    // A socket's key is its number.
+    // The epoll key of a socket is its file descriptor.
     epoll::add(&set, &tcp, EventData::new_u64(tcp.as_raw_fd() as u64), EventFlags::IN)?;
     epoll::add(&set, &unix, EventData::new_u64(unix.as_raw_fd() as u64), EventFlags::IN)?;
     let mut app = Serving { set, open: HashMap::new(), answers: Answers::new(), room: vec![0; 64 * 1024] };
@@ -82,7 +82,7 @@ pub fn serve(tcp: &str, unix: &Path) -> Result<()> {
     }
 }
 
-/// With a queue that 10,000 connections at once don't overrun for long.
+/// Listens with an accept queue that 10,000 simultaneous connections don't overrun for long.
 fn listen(addr: SocketAddr) -> io::Result<TcpListener> {
     let socket = socket2::Socket::new(socket2::Domain::for_address(addr), socket2::Type::STREAM, None)?;
     socket.set_reuse_address(true)?;
@@ -106,7 +106,7 @@ impl Answers {
         }
     }
 
-    /// None for one that is never answered.
+    /// Response to a request; none if it never gets one.
     fn to(&self, head: &[u8]) -> Option<&'static [u8]> {
         let path = head.split(|byte| *byte == b' ').nth(1).unwrap_or_default();
         match path {
@@ -130,13 +130,13 @@ fn answer(body: &[u8]) -> &'static [u8] {
 
 struct Connection {
     socket: OwnedFd,
-    /// The bytes of a request's head so far.
+    /// Bytes of the request head received so far.
     head: Vec<u8>,
-    /// Of the upload that is being read.
+    /// Bytes of the upload that are still to come.
     owed: usize,
-    /// What the kernel has not taken yet of the answer.
+    /// Bytes of the response that the kernel has not accepted yet.
     unsent: &'static [u8],
-    /// For the kernel to take it.
+    /// Whether it waits for the socket to be writable.
     waits: bool,
 }
 
@@ -156,7 +156,7 @@ impl Serving {
         Ok(())
     }
 
-    /// Goes on with a connection that is readable, or writable again. An error ends it.
+    /// Continues with a connection that is readable or writable. An error closes it.
     fn step(&mut self, key: u64) -> io::Result<()> {
         let Some(connection) = self.open.get_mut(&key) else { return Ok(()) };
         if !connection.unsent.is_empty() {

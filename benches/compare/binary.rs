@@ -1,11 +1,11 @@
-//! Which lameduck is measured: the one that is shipped, a static musl build.
+//! Chooses the lameduck binary to measure: the one that is shipped, a static musl build.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use crate::server::Result;
 
-/// The given one; else the musl build in that profile, made now; else, with a note that says so, the glibc build.
+/// The given binary, or else the musl build in that profile, built now, or else, with a note, the glibc build.
 pub fn choose(given: Option<&Path>, profile: &str, notes: &mut Vec<String>) -> Result<PathBuf> {
     if let Some(path) = given {
         return path.canonicalize().map_err(|error| format!("{}: {error}", path.display()).into());
@@ -34,7 +34,7 @@ fn build(target: Option<&str>, profile: &str) -> Result<PathBuf> {
     if !command.status()?.success() {
         return Err("lameduck could not be built".into());
     }
-    // This benchmark's own is target/<profile>/lameduck; that one is target[/<target>]/<profile>/lameduck.
+    // This benchmark's own binary is target/<profile>/lameduck; the musl one is target[/<target>]/<profile>/lameduck.
     let own = Path::new(env!("CARGO_BIN_EXE_lameduck"));
     let folder = own.ancestors().nth(2).ok_or("no target directory")?;
     Ok(folder.join(target.unwrap_or_default()).join(profile).join("lameduck"))

@@ -1,4 +1,4 @@
-//! Thousands of client connections by one thread: opened one after the other or all at once, kept, and closed.
+//! Thousands of client connections on one thread: opened one after the other or all at once, kept, and closed.
 
 use std::io::{self, Read, Write};
 use std::mem::MaybeUninit;
@@ -12,17 +12,17 @@ use socket2::{Domain, SockRef, Socket, Type};
 use crate::app::{HELD, HELLO, WEBSOCKET};
 use crate::server::Result;
 
-/// How long a whole crowd may take to come in, or to leave.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Time limit for a crowd to connect, or to leave.
+const CROWD_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// What each connection of a crowd does, once.
+/// What each connection of a crowd does once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
-    /// Asks for the small answer and rests.
+    /// Requests the small response and stays idle.
     Rest,
-    /// Becomes a WebSocket and is silent.
+    /// Becomes a WebSocket and stays silent.
     WebSocket,
-    /// Asks for what is never answered.
+    /// Sends a request that never gets a response.
     Hang,
 }
 
@@ -49,24 +49,24 @@ impl Act {
     }
 }
 
-/// Connections that are open.
+/// Open connections.
 pub struct Crowd {
-    /// Those that came in and did their act.
+    /// Connections that completed their act.
     pub open: Vec<TcpStream>,
-    /// Those that were refused, reset, or answered otherwise.
+    /// Number of connections that were refused, reset, or got a wrong response.
     pub failed: usize,
-    /// From the first connect to the last answer.
+    /// Time from the first connect to the last response.
     pub took: Duration,
 }
 
-/// One that is coming in.
+/// A connection that has not completed its act yet.
 struct Coming {
     stream: TcpStream,
     asked: bool,
     answer: Vec<u8>,
 }
 
-/// Opens `count` connections, at most `at_once` of them at a time between connect and answer.
+/// Opens `count` connections, with at most `at_once` at a time between connect and response.
 pub fn gather(address: SocketAddr, count: usize, at_once: usize, act: Act) -> Result<Crowd> {
     let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
     let request = act.request();
@@ -80,7 +80,7 @@ pub fn gather(address: SocketAddr, count: usize, at_once: usize, act: Act) -> Re
             crowd.failed += usize::from(started.is_err());
             coming.push(started.ok());
         }
-        if began.elapsed() > PATIENCE {
+        if began.elapsed() > CROWD_TIMEOUT {
             crowd.failed = count - crowd.open.len();
             break;
         }
@@ -104,7 +104,7 @@ fn connect(address: SocketAddr, set: &OwnedFd, at: usize) -> io::Result<Coming> 
     let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     socket.set_tcp_nodelay(true)?;
-    // Closed by a reset in the end, so that no port stays in TIME_WAIT and runs out over the rounds.
+    // Closed by a reset at the end, so that no port stays in TIME_WAIT: over the rounds, they would run out.
     socket.set_linger(Some(Duration::ZERO))?;
     match socket.connect(&address.into()) {
         Err(error) if error.raw_os_error() != Some(rustix::io::Errno::INPROGRESS.raw_os_error()) => {
@@ -117,7 +117,7 @@ fn connect(address: SocketAddr, set: &OwnedFd, at: usize) -> io::Result<Coming> 
 }
 
 impl Coming {
-    /// Goes on; true once its act is done.
+    /// Continues; returns true once its act is done.
     fn step(&mut self, set: &OwnedFd, at: usize, act: Act, request: &str) -> io::Result<bool> {
         if !self.asked {
             if let Some(error) = SockRef::from(&self.stream).take_error()? {
@@ -143,7 +143,7 @@ impl Coming {
 }
 
 impl Crowd {
-    /// An error unless all came in.
+    /// Returns an error unless all connections succeeded.
     pub fn whole(self) -> Result<Self> {
         match self.failed {
             0 => Ok(self),
@@ -151,13 +151,13 @@ impl Crowd {
         }
     }
 
-    /// How many the proxy has closed by now.
+    /// Number of connections that the proxy has closed.
     pub fn closed(&self) -> usize {
         let waits = |error: io::Error| error.kind() == io::ErrorKind::WouldBlock;
         self.open.iter().filter(|stream| !stream.peek(&mut [0]).is_err_and(waits)).count()
     }
 
-    /// Each closes when the proxy has closed it; returns how many were not closed within our patience.
+    /// Closes each connection after the proxy has; returns how many the proxy did not close in time.
     pub fn leave_when_told(self) -> Result<usize> {
         let set = epoll::create(epoll::CreateFlags::CLOEXEC)?;
         for (at, stream) in self.open.iter().enumerate() {
@@ -167,7 +167,7 @@ impl Crowd {
         let mut open: Vec<_> = self.open.into_iter().map(Some).collect();
         let mut events = [const { MaybeUninit::uninit() }; 1024];
         let began = Instant::now();
-        while left > 0 && began.elapsed() < PATIENCE {
+        while left > 0 && began.elapsed() < CROWD_TIMEOUT {
             let wait = rustix::event::Timespec { tv_sec: 1, tv_nsec: 0 };
             let (happened, _) = epoll::wait(&set, &mut events, Some(&wait))?;
             for event in happened {

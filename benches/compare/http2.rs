@@ -1,4 +1,4 @@
-//! HTTP/2 in the clear and gRPC: what a request costs when many share a connection, by h2load.
+//! HTTP/2 without TLS and gRPC: cost of a request when many share a connection, measured with h2load.
 
 use std::fs;
 use std::net::{SocketAddr, TcpStream};
@@ -16,21 +16,21 @@ use crate::proxy::{Bench, Instance, Proxy};
 use crate::report::Report;
 use crate::server::{Result, Server, free_address};
 
-/// Those that speak it, but for HAProxy, which has no gRPC of its own.
+/// Proxies that are compared. HAProxy speaks HTTP/2 but has no gRPC support of its own.
 pub const PROXIES: [Proxy; 3] = [Proxy::Lameduck, Proxy::Nginx, Proxy::Envoy];
 
-/// One gRPC message: not compressed, of 5 bytes.
+/// One gRPC message: 5 bytes, not compressed.
 const MESSAGE: &[u8] = b"\0\0\0\0\x05hello";
 
 /// A gRPC app as a child process.
 struct GrpcApp {
-    /// Where it listens.
+    /// Address on which it listens.
     address: SocketAddr,
     _server: Server,
 }
 
 impl GrpcApp {
-    /// Starts this program once more, as that app.
+    /// Starts this program again, as that app.
     fn start(bench: &Bench) -> Result<Self> {
         let (dir, address) = (bench.scratch.dir("grpc-app")?, free_address()?);
         let mut command = Command::new(std::env::current_exe()?);
@@ -47,7 +47,7 @@ impl GrpcApp {
     }
 }
 
-/// The app: every call is answered at once with one message. Serves for as long as the process lives.
+/// The app: responds to every call at once with one message. Serves for the lifetime of the process.
 pub fn serve(address: &str) -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -92,23 +92,23 @@ pub fn all(bench: &Bench, report: &mut Report, proxies: &[Proxy], rounds: usize,
     Ok(())
 }
 
-/// Proxies that each serve HTTP/2 at the address beside them.
+/// Proxies, each with its HTTP/2 address.
 type Serving = Vec<(Instance, SocketAddr)>;
 
-/// Starts them before the app, or before a gRPC app.
+/// Starts the proxies in front of the app, or of a gRPC app.
 fn start(bench: &Bench, proxies: &[Proxy], grpc: Option<&GrpcApp>) -> Result<Serving> {
     let start = |proxy: &Proxy| {
         let second = free_address()?;
         let instance = bench
             .start_also(*proxy, grpc.map_or(Also::Http2(second), |app| Also::Grpc(second, app.address)))?;
-        // nginx serves it on an address of its own, the others where they serve HTTP/1.1.
+        // nginx serves HTTP/2 on a separate address, the others on that of HTTP/1.1.
         let at = if *proxy == Proxy::Nginx { second } else { instance.address };
         Ok((instance, at))
     };
     proxies.iter().map(start).collect()
 }
 
-/// One load on each in turn.
+/// One load on each proxy in turn.
 fn load(bench: &Bench, report: &mut Report, serving: &Serving, grpc: bool, seconds: u64) -> Result<()> {
     for (instance, at) in serving {
         let mut command = h2load()?;
@@ -131,26 +131,26 @@ fn load(bench: &Bench, report: &mut Report, serving: &Serving, grpc: bool, secon
     Ok(())
 }
 
-/// What h2load did.
+/// Result of h2load.
 pub struct Loaded {
-    /// Requests that succeeded, and those that were done and did not.
+    /// Number of requests that succeeded.
     pub done: f64,
-    /// See `done`.
+    /// Number of requests that completed without success.
     pub failed: f64,
-    /// The proxy's, by request, in µs.
+    /// CPU time of the proxy per request, in µs.
     pub cpu_each: f64,
-    /// Its own words.
+    /// Output of h2load.
     pub text: String,
 }
 
-/// h2load with one thread, its load still to be said.
+/// h2load with one thread, still without its load.
 pub fn h2load() -> Result<Command> {
     let mut command = Command::new(find("h2load").ok_or("h2load is not installed: nghttp2-client")?);
     command.args(["-t", "1"]);
     Ok(command)
 }
 
-/// Puts its load on a proxy.
+/// Runs the load against a proxy.
 pub fn run(mut command: Command, instance: &Instance) -> Result<Loaded> {
     let pids = instance.pids();
     let before = cpu(&pids)?;
@@ -161,7 +161,7 @@ pub fn run(mut command: Command, instance: &Instance) -> Result<Loaded> {
     Ok(Loaded { done, failed, cpu_each: spent / done * 1e6, text })
 }
 
-/// Those that succeeded, and those that were done and did not.
+/// Numbers of requests that succeeded, and that completed without success.
 fn requests(text: &str) -> Option<(f64, f64)> {
     let line = text.lines().find(|line| line.starts_with("requests:"))?;
     let count = |label| {

@@ -1,4 +1,4 @@
-//! lameduck, nginx, HAProxy and Envoy before one fast app, in one run: what each costs, and the targets.
+//! lameduck, nginx, HAProxy and Envoy in front of one fast app, in one run: the cost of each, and the targets.
 //!
 //! `cargo bench --bench compare -- --rounds 9 --seconds 1 --only lameduck,nginx --part load,quota --json out.json`
 
@@ -40,13 +40,13 @@ const USAGE: &str = "usage: cargo bench --bench compare -- [OPTION...]
   --json FILE        every sample and the targets
   --quick            one round and small crowds: whether every row works, not figures";
 
-/// Open files that we and each server may have: enough for 10,000 connections through a proxy, two each.
+/// Limit on open files for us and for each server: enough for 10,000 connections through a proxy, two each.
 const OPEN_FILES: u64 = 20_000;
 
-/// Those that are started only to see what they hold.
+/// Proxies that are started only to measure their memory.
 const PEERS: [Proxy; 5] = [Proxy::Lameduck, Proxy::Nginx, Proxy::Haproxy, Proxy::HaproxyTcp, Proxy::Envoy];
 
-/// A crowd's size for a quick look.
+/// Size of a crowd in a quick run.
 const QUICK: usize = 500;
 
 const PARTS: [&str; 8] = ["load", "start", "idle", "crowd", "growth", "quota", "http2", "tls"];
@@ -74,7 +74,8 @@ fn main() -> ExitCode {
     {
         return exit(http2::serve(address).map(|()| true));
     }
-    // `cargo bench` says --bench, `cargo test --benches` doesn't: there it is enough that this file compiles.
+    // `cargo bench` passes --bench, `cargo test --benches` doesn't: for the latter it is enough that this file
+    // compiles.
     if !arguments.iter().any(|argument| argument == "--bench") {
         println!("{USAGE}");
         return ExitCode::SUCCESS;
@@ -133,7 +134,7 @@ impl Options {
     }
 }
 
-/// Measures and prints; false when lameduck itself had to be left out.
+/// Measures and prints; returns false if lameduck itself had to be left out.
 fn run(mut options: Options) -> Result<bool> {
     let open_files = allow_open_files()?;
     let mut report = Report::default();
@@ -158,7 +159,7 @@ fn run(mut options: Options) -> Result<bool> {
     }
     for part in PARTS.into_iter().filter(|part| options.parts.iter().any(|wanted| wanted == part)) {
         eprintln!("{part}");
-        // What fails in one part does not take the others' figures away.
+        // A failure in one part does not discard the figures of the others.
         if let Err(error) = measure_part(part, &options, &bench, &mut report, open_files) {
             report.notes.push(format!("{part}: {error}"));
         }
@@ -190,7 +191,7 @@ fn measure_part(
     // Some parts need fewer rounds than the noisy ones.
     let few = rounds.min(3);
     let all = if quick { QUICK } else { 10_000 };
-    // Two connections each through the proxy.
+    // Each tunnel takes two connections of the proxy.
     let tunnels = (all / 2).min(open_files.saturating_sub(500) / 2);
     let in_flight = all.min(open_files.saturating_sub(500) / 2);
     match part {
@@ -211,7 +212,7 @@ fn measure_part(
         }
         "idle" => {
             for proxy in among(&[Proxy::Lameduck, Proxy::Nginx, Proxy::Haproxy, Proxy::Envoy]) {
-                // HAProxy counts two files for each connection from the start.
+                // HAProxy reserves two files for each connection from the start.
                 let count = if proxy == Proxy::Haproxy { in_flight } else { all };
                 rows::idle(bench, report, proxy, count, Act::Rest)?;
                 rows::idle(bench, report, proxy, tunnels, Act::WebSocket)?;
@@ -241,7 +242,7 @@ fn measure_part(
     Ok(())
 }
 
-/// Raises the limit on open files, for us and the servers that inherit it, and returns it.
+/// Raises the limit on open files, also for the servers, which inherit it; returns the new limit.
 fn allow_open_files() -> Result<usize> {
     let limit = getrlimit(Resource::Nofile);
     let files = limit.maximum.unwrap_or(OPEN_FILES).min(OPEN_FILES);
@@ -249,7 +250,7 @@ fn allow_open_files() -> Result<usize> {
     Ok(files as usize)
 }
 
-/// What the figures were made on and with.
+/// Describes the machine and the versions behind the figures.
 fn machine() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let info = read("/proc/cpuinfo");

@@ -1,4 +1,4 @@
-//! What is measured of a running proxy: CPU and memory from `/proc`, load by wrk. And what its image weighs.
+//! Measures a running proxy: CPU time and memory from `/proc`, load by wrk. Also the size of its image.
 
 use std::fs;
 use std::path::Path;
@@ -12,36 +12,36 @@ use crate::server::{Result, stat};
 /// Clock ticks per second in `/proc/<pid>/stat`: `USER_HZ`, 100 on every platform we build for.
 const TICKS: f64 = 100.0;
 
-/// What one load looks like.
+/// Parameters of one load.
 pub struct Scenario {
-    /// As the table names it.
+    /// Name in the table.
     pub name: &'static str,
-    /// Keep-alive connections that each ask again as soon as they are answered.
+    /// Number of keep-alive connections, each with one request at a time.
     pub connections: u32,
-    /// The request's target.
+    /// Target of the requests.
     pub path: &'static str,
-    /// Each request carries a megabyte.
+    /// Whether each request carries 1 MiB.
     pub upload: bool,
 }
 
-/// What came of one load.
+/// Result of one load.
 pub struct Load {
-    /// Of all the proxy's processes, in µs; none where there is no proxy.
+    /// CPU time of all of the proxy's processes per request, in µs; none without a proxy.
     pub cpu_per_request: Option<f64>,
-    /// Answers per second.
+    /// Responses per second.
     pub rate: f64,
-    /// The median answer, in µs.
+    /// Median latency, in µs.
     pub p50: f64,
-    /// The slowest hundredth begins here, in µs.
+    /// 99th percentile of the latency, in µs.
     pub p99: f64,
-    /// wrk's own words on failed requests, if any failed.
+    /// wrk's report of failed requests, if any failed.
     pub errors: Option<String>,
 }
 
-/// Puts one load on a proxy for that many seconds.
+/// Puts one load on a proxy for this number of seconds.
 pub fn load(bench: &Bench, instance: &Instance, scenario: &Scenario, seconds: u64) -> Result<Load> {
     let mut command = Command::new(find("wrk").ok_or("wrk is not installed")?);
-    // One thread: it keeps up with any proxy here, and more would take turns with the proxy on two cores.
+    // One thread: it keeps up with every proxy here, and more would compete with the proxy for the two cores.
     command.args(["--latency", "--threads", "1", "--connections", &scenario.connections.to_string()]);
     command.args(["--duration", &format!("{seconds}s")]);
     if scenario.upload {
@@ -74,12 +74,12 @@ pub fn load(bench: &Bench, instance: &Instance, scenario: &Scenario, seconds: u6
     })
 }
 
-/// What follows a label at a line's beginning.
+/// Text after a label at the beginning of a line.
 fn value<'a>(text: &'a str, label: &str) -> Option<&'a str> {
     text.lines().find_map(|line| line.trim().strip_prefix(label)).map(str::trim)
 }
 
-/// A time as wrk writes it, in µs.
+/// Parses wrk's notation of a time; returns µs.
 fn micros(text: &str) -> Option<f64> {
     let units = [("us", 1.0), ("ms", 1e3), ("s", 1e6), ("m", 6e7)];
     let (number, factor) =
@@ -101,13 +101,13 @@ pub fn cpu(pids: &[u32]) -> Result<f64> {
 
 /// Resident memory of a proxy's processes, in bytes.
 pub struct Memory {
-    /// Each process's resident set, summed; pages that they share count once for each.
+    /// Sum of the resident sets of its processes; shared pages count once per process.
     pub rss: f64,
-    /// Each page divided by how many processes of the machine share it.
+    /// Sum in which each page is divided by the number of processes that share it.
     pub pss: f64,
 }
 
-/// Reads it from `/proc/<pid>/smaps_rollup`.
+/// Reads both from `/proc/<pid>/smaps_rollup`.
 pub fn memory(instance: &Instance) -> Result<Memory> {
     let mut memory = Memory { rss: 0.0, pss: 0.0 };
     for pid in instance.pids() {
@@ -122,7 +122,7 @@ pub fn memory(instance: &Instance) -> Result<Memory> {
     Ok(memory)
 }
 
-/// How many threads of a process have a name that begins so.
+/// Number of threads of a process whose name begins with `name`.
 pub fn threads(pid: u32, name: &str) -> Result<usize> {
     let tasks = fs::read_dir(format!("/proc/{pid}/task"))?.flatten();
     let named = |task: &fs::DirEntry| {
@@ -131,9 +131,9 @@ pub fn threads(pid: u32, name: &str) -> Result<usize> {
     Ok(tasks.filter(named).count())
 }
 
-/// An image's size in bytes: docker's word on the one of that name, else what the Dockerfile makes, which is two layers
-/// over nothing: `/run/lameduck`, which is empty, and the binary. A layer is a tar archive: blocks of 512 bytes, one
-/// before each entry and two behind the last.
+/// Size of an image in bytes: as docker reports it for this name, or else computed for the Dockerfile's two layers, the
+/// empty `/run/lameduck` and the binary. A layer is a tar archive with blocks of 512 bytes, one before each entry and
+/// two after the last.
 pub fn image_size(name: Option<&str>, binary: &Path) -> Result<u64> {
     const BLOCK: u64 = 512;
     let Some(name) = name else {

@@ -1,6 +1,6 @@
-//! An open-loop client: requests on a fixed schedule, whether or not the earlier ones have been answered.
+//! An open-loop client: sends requests on a fixed schedule, whether or not earlier ones have been answered.
 //!
-//! Latency counts from the moment a request was due, so that a proxy which stalls can't hide what waited meanwhile.
+//! Latency counts from the moment a request was due, so that a stalled proxy can't hide the time that requests waited.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -13,27 +13,27 @@ use crate::server::Result;
 
 const REQUEST: &[u8] = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n";
 
-/// After the last request was due, this long for what is still unanswered.
-const LAST_ANSWERS: Duration = Duration::from_secs(5);
+/// Time limit for outstanding responses after the last request.
+const LAST_RESPONSES_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What came of it, in µs from the moment a request was due to its answer's last byte.
+/// Latency, in µs from the moment a request was due to the last byte of its response.
 pub struct Paced {
-    /// The median.
+    /// Median.
     pub p50: f64,
-    /// The slowest hundredth begins here.
+    /// 99th percentile.
     pub p99: f64,
 }
 
 struct Line {
     stream: TcpStream,
-    /// When the request was due that is on its way.
+    /// When the request in progress was due.
     due: Option<Instant>,
     answer: Vec<u8>,
 }
 
-/// `rate` requests a second over so many kept connections.
+/// Sends `rate` requests per second over this number of kept-alive connections.
 pub fn run(address: SocketAddr, rate: u32, connections: usize, time: Duration) -> Result<Paced> {
-    // Our own timer must not be what is measured; where this can't be set, both proxies have the same slack.
+    // Our own timer must not affect the result; where this can't be set, all proxies are measured with the same slack.
     let _ = std::fs::write("/proc/self/timerslack_ns", "1000");
     let mut lines = Vec::new();
     for _ in 0..connections {
@@ -49,7 +49,7 @@ pub fn run(address: SocketAddr, rate: u32, connections: usize, time: Duration) -
     while took.len() < total as usize {
         let next = began + gap * sent;
         let now = Instant::now();
-        if now > began + time + LAST_ANSWERS {
+        if now > began + time + LAST_RESPONSES_TIMEOUT {
             return Err(
                 format!("{} of {total} requests were not answered", total as usize - took.len()).into()
             );
@@ -84,7 +84,7 @@ fn wait(lines: &[Line], time: Duration) -> Result<()> {
 }
 
 impl Line {
-    /// Reads what has come; how long the answer took, in µs, once it is whole.
+    /// Reads available bytes; returns the latency in µs once the response is complete.
     fn read(&mut self) -> Result<Option<f64>> {
         let mut room = [0; 1024];
         match self.stream.read(&mut room) {

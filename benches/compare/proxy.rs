@@ -1,4 +1,4 @@
-//! Who is measured: each peer as it is started, on an equal footing. Their configurations are in `peers.rs`.
+//! The measured proxies, started on an equal footing. Their configurations are in `peers.rs`.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -10,22 +10,22 @@ use crate::peers::{self, Also};
 use crate::quota::Quota;
 use crate::server::{Result, Scratch, Server, free_address, lameduck};
 
-/// What stands between the load and the app.
+/// A proxy between the load and the app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Proxy {
     /// The subject.
     Lameduck,
-    /// The subject, which reaches the app by unix socket.
+    /// The subject, connected to the app by a unix socket.
     LameduckUnix,
-    /// What the ratios are to.
+    /// Base of the ratios.
     Nginx,
     /// HAProxy in HTTP mode.
     Haproxy,
-    /// HAProxy in TCP mode, which reads no HTTP: the floor.
+    /// HAProxy in TCP mode, which does not parse HTTP: the lower bound.
     HaproxyTcp,
     /// Envoy.
     Envoy,
-    /// Nothing: what the app itself costs in latency.
+    /// No proxy: the latency of the app itself.
     Direct,
 }
 
@@ -41,7 +41,7 @@ impl Proxy {
         Self::Direct,
     ];
 
-    /// As `--only` and the table name it.
+    /// Name for `--only` and the table.
     pub fn name(self) -> &'static str {
         match self {
             Self::Lameduck => "lameduck",
@@ -54,7 +54,7 @@ impl Proxy {
         }
     }
 
-    /// How to get it, if it is missing.
+    /// How to install it.
     pub fn how_to_get(self) -> &'static str {
         match self {
             Self::Envoy => peers::GET_ENVOY,
@@ -63,19 +63,19 @@ impl Proxy {
     }
 }
 
-/// What every proxy is started with.
+/// Environment of every proxy.
 pub struct Bench {
-    /// The lameduck that is measured.
+    /// The lameduck binary to measure.
     pub binary: PathBuf,
-    /// Where configurations, logs and sockets go.
+    /// Directory for configurations, logs and sockets.
     pub scratch: Scratch,
-    /// What stands behind each proxy.
+    /// The app behind each proxy.
     pub app: App,
 }
 
 impl Bench {
-    /// Writes a proxy's configuration and returns the command that runs in the foreground, with that many threads or
-    /// workers (lameduck: none leaves it to itself); nothing for `Direct`.
+    /// Writes a proxy's configuration and returns its foreground command with this number of threads or workers (for
+    /// lameduck, none means its default); nothing for `Direct`.
     fn command(
         &self,
         proxy: Proxy,
@@ -109,17 +109,17 @@ impl Bench {
         }
     }
 
-    /// Starts one with two threads or workers and waits for its first answer from the app.
+    /// Starts a proxy with two threads or workers and waits for the first response from the app.
     pub fn start(&self, proxy: Proxy) -> Result<Instance> {
         self.start_with(proxy, Some(2), None, Also::Nothing)
     }
 
-    /// Starts one in a control group: nginx with one worker, lameduck with as many threads as it sees fit.
+    /// Starts a proxy in a control group: nginx with one worker, lameduck with its default number of threads.
     pub fn start_confined(&self, proxy: Proxy, quota: &Quota) -> Result<Instance> {
         self.start_with(proxy, None, Some(quota), Also::Nothing)
     }
 
-    /// Starts one with two threads or workers that serves this besides.
+    /// Starts a proxy with two threads or workers that also serves `also`.
     pub fn start_also(&self, proxy: Proxy, also: Also<'_>) -> Result<Instance> {
         self.start_with(proxy, Some(2), None, also)
     }
@@ -150,26 +150,26 @@ impl Bench {
     }
 }
 
-/// A proxy that runs.
+/// A running proxy.
 pub struct Instance {
     /// Which one.
     pub proxy: Proxy,
-    /// Where it listens.
+    /// Address on which it listens.
     pub address: SocketAddr,
-    /// lameduck's probe listener.
+    /// Probe address of lameduck.
     pub probe: SocketAddr,
-    /// From the start of its process to its first answer.
+    /// Time from the start of its process to the first response.
     pub start_up: Duration,
     server: Option<Server>,
 }
 
 impl Instance {
-    /// The pids of all its processes; none for `Direct`.
+    /// Pids of all its processes; none for `Direct`.
     pub fn pids(&self) -> Vec<u32> {
         self.server.as_ref().map(Server::pids).unwrap_or_default()
     }
 
-    /// What it has said so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         self.server.as_ref().map(Server::log).unwrap_or_default()
     }

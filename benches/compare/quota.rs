@@ -1,4 +1,4 @@
-//! A control group that allows a tenth of one CPU: what a small pod's limit is.
+//! A control group with a tenth of a CPU, a typical limit of a small pod.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use crate::server::Result;
 
-/// Microseconds of CPU in each period of a tenth of a second: 0.1 CPU, as the kubelet would write it for `100m`.
+/// CPU time in µs per period of 0.1 s: 0.1 CPU, as the kubelet writes it for `100m`.
 const QUOTA: &str = "10000";
 const PERIOD: &str = "100000";
 
-/// The group; removed when dropped, after the processes in it have ended.
+/// The group; removed on drop, after its processes have ended.
 pub struct Quota(PathBuf);
 
 impl Quota {
-    /// Makes a group; that takes the right to write to the control groups' file system.
+    /// Creates a group; requires write access to the cgroup file system.
     pub fn new(name: &str) -> Result<Self> {
         let name = format!("lameduck-{name}-{}", std::process::id());
         let make = |parent: &Path, files: &[(&str, &str)]| {
@@ -35,7 +35,7 @@ impl Quota {
         make(v2, &[("cpu.max", &format!("{QUOTA} {PERIOD}"))])
     }
 
-    /// The same command, which puts itself into the group before it begins.
+    /// Wraps the command so that it joins the group before it starts.
     pub fn confine(&self, command: &Command) -> Command {
         let mut confined = Command::new("/bin/sh");
         confined.args(["-c", "echo $$ > \"$0\" && exec \"$@\""]).arg(self.0.join("cgroup.procs"));
@@ -46,7 +46,7 @@ impl Quota {
 
 impl Drop for Quota {
     fn drop(&mut self) {
-        // A process leaves its group only once it has been reaped.
+        // A process leaves its group only when it is reaped.
         for _ in 0..100 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;

@@ -1,4 +1,4 @@
-//! Medians and ratios: the table and the JSON.
+//! Medians and ratios, as a table and as JSON.
 
 use std::collections::BTreeMap;
 
@@ -6,14 +6,14 @@ use serde_json::{Value, json};
 
 use crate::proxy::Proxy;
 
-/// What the ratios in the table of all figures are to.
+/// Base of the ratios in the table of all figures.
 const BASE: Proxy = Proxy::Nginx;
 
-/// Every figure of a run, in the order they were first measured.
+/// All figures of a run, in the order of their first sample.
 #[derive(Default)]
 pub struct Report {
     figures: Vec<Figure>,
-    /// What a reader must know besides: who was left out, what failed.
+    /// Notes for the reader: proxies that were left out, failures.
     pub notes: Vec<String>,
 }
 
@@ -29,7 +29,7 @@ impl Figure {
         median(self.samples.get(&proxy)?)
     }
 
-    /// The median over the rounds of what `combine` makes of a round's two samples: what disturbs a round disturbs
+    /// Median over the rounds of `combine` applied to the two samples of a round: a disturbance in a round affects
     /// both.
     fn compare(&self, ours: Proxy, base: Proxy, combine: fn(f64, f64) -> f64) -> Option<f64> {
         let (ours, base) = (self.samples.get(&ours)?, self.samples.get(&base)?);
@@ -38,7 +38,7 @@ impl Figure {
 }
 
 impl Report {
-    /// Takes one round's sample of a figure.
+    /// Adds one sample of a figure.
     pub fn add(&mut self, name: &str, unit: &'static str, proxy: Proxy, sample: f64) {
         let known = self.figures.iter().position(|figure| figure.name == name);
         let index = known.unwrap_or_else(|| {
@@ -52,17 +52,17 @@ impl Report {
         self.figures.iter().find(|figure| figure.name == name)
     }
 
-    /// The median of each round's ratio.
+    /// Median of the ratios per round.
     pub fn ratio(&self, figure: &str, ours: Proxy, base: Proxy) -> Option<f64> {
         self.figure(figure)?.compare(ours, base, |ours, base| ours / base)
     }
 
-    /// The median of each round's difference.
+    /// Median of the differences per round.
     pub fn difference(&self, figure: &str, ours: Proxy, base: Proxy) -> Option<f64> {
         self.figure(figure)?.compare(ours, base, |ours, base| ours - base)
     }
 
-    /// The median over the rounds.
+    /// Median over the rounds.
     pub fn median(&self, figure: &str, proxy: Proxy) -> Option<f64> {
         self.figure(figure)?.median(proxy)
     }
@@ -72,12 +72,12 @@ impl Report {
         self.figure(figure)?.samples.get(&Proxy::Lameduck)
     }
 
-    /// What a figure is in.
+    /// Unit of a figure.
     pub fn unit(&self, figure: &str) -> &'static str {
         self.figure(figure).map_or("", |figure| figure.unit)
     }
 
-    /// The medians as a Markdown table, each with its ratio to nginx.
+    /// Medians as a Markdown table, each with its ratio to nginx.
     pub fn table(&self, proxies: &[Proxy]) -> String {
         let mut rows = vec![vec!["figure".to_owned()]];
         rows[0].extend(proxies.iter().map(|proxy| proxy.name().to_owned()));
@@ -89,7 +89,7 @@ impl Report {
         table(&rows)
     }
 
-    /// Every sample, median and ratio.
+    /// All samples, medians and ratios.
     pub fn json(&self) -> Value {
         let figures = self.figures.iter().map(|figure| {
             let proxies = figure.samples.iter().map(|(proxy, samples)| {
@@ -105,7 +105,7 @@ impl Report {
     }
 }
 
-/// Rows of cells as a Markdown table; the first is its head.
+/// Formats rows as a Markdown table; the first row is the header.
 pub fn table(rows: &[Vec<String>]) -> String {
     let columns = rows.first().map_or(0, Vec::len);
     let width = |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
@@ -126,7 +126,7 @@ fn cell(figure: &Figure, proxy: Proxy) -> String {
     ratio.map_or_else(|| number(median), |ratio| format!("{} ({ratio:.2}×)", number(median)))
 }
 
-/// In three digits or more, with commas between thousands.
+/// Formats a number with at least three digits, and commas between thousands.
 pub fn number(value: f64) -> String {
     let decimals = match value.abs() {
         v if v < 10.0 => 2,
@@ -143,7 +143,7 @@ pub fn number(value: f64) -> String {
     text.chars().enumerate().map(digit).collect()
 }
 
-/// The middle one, or the mean of the two in the middle; none of nothing.
+/// The middle value, or the mean of the two in the middle; none for no values.
 pub fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);

@@ -1,4 +1,4 @@
-//! What is measured, part by part, and into which figures of the report it goes.
+//! The measurements of each part, and the figures of the report that they fill.
 
 use std::thread;
 use std::time::{Duration, Instant};
@@ -11,14 +11,14 @@ use crate::quota::Quota;
 use crate::report::Report;
 use crate::server::{Result, TOKEN, get};
 
-/// How long idle connections are left alone before their memory is read; longer than lameduck's parking delay.
+/// Time before the memory of idle connections is read; longer than lameduck's parking delay.
 pub const SETTLE: Duration = Duration::from_secs(3);
 
 const fn scenario(name: &'static str, connections: u32, path: &'static str) -> Scenario {
     Scenario { name, connections, path, upload: false }
 }
 
-/// A load and the proxies that it is put on.
+/// A load and the proxies to put it on.
 type Loads = (Scenario, &'static [Proxy]);
 
 const LOADS: [Loads; 5] = [
@@ -75,7 +75,7 @@ fn load(
     Ok(())
 }
 
-/// Start-up, and memory right after it.
+/// Start-up time, and memory right after it.
 pub fn start(bench: &Bench, report: &mut Report, proxy: Proxy) -> Result<()> {
     let instance = bench.start(proxy)?;
     let at_start = measure::memory(&instance)?;
@@ -85,10 +85,10 @@ pub fn start(bench: &Bench, report: &mut Report, proxy: Proxy) -> Result<()> {
     Ok(())
 }
 
-/// What each of `count` silent connections costs, and all of them together.
+/// Memory of each of `count` silent connections, and of all of them together.
 pub fn idle(bench: &Bench, report: &mut Report, proxy: Proxy, count: usize, act: Act) -> Result<()> {
     let instance = bench.start(proxy)?;
-    // Whatever is made once is made before: code pages, the pool's first connections.
+    // Excludes one-time costs: code pages, the first connections of the pool.
     drop(gather(instance.address, 100, 10, act)?.whole()?);
     thread::sleep(SETTLE / 2);
     let before = measure::memory(&instance)?;
@@ -118,7 +118,7 @@ pub fn burst(bench: &Bench, report: &mut Report, proxy: Proxy, count: usize) -> 
     Ok(())
 }
 
-/// A drain that has to close a crowd of idle connections: the hook's time without the lame duck.
+/// A drain that closes a crowd of idle connections: the time of the hook without the lame-duck phase.
 pub fn drain(bench: &Bench, report: &mut Report, count: usize) -> Result<()> {
     let instance = bench.start(Proxy::Lameduck)?;
     let crowd = gather(instance.address, count, 64, Act::Rest)?.whole()?;
@@ -139,7 +139,7 @@ pub fn drain(bench: &Bench, report: &mut Report, count: usize) -> Result<()> {
     Ok(())
 }
 
-/// When a message was logged, in ms of its day.
+/// Time at which a message was logged, in ms of the day.
 fn moment(log: &str, message: &str) -> Option<f64> {
     let line = log.lines().find(|line| line.contains(message))?;
     let line: serde_json::Value = serde_json::from_str(line).ok()?;
@@ -149,7 +149,7 @@ fn moment(log: &str, message: &str) -> Option<f64> {
     Some(((part()? * 60.0 + part()?) * 60.0 + part()?) * 1e3)
 }
 
-/// The cost of a request beside few and many other connections: resting ones, or ones whose request is in flight.
+/// Cost of a request beside few and many other connections, which are idle or have a request in flight.
 pub fn growth(
     bench: &Bench,
     report: &mut Report,
@@ -175,12 +175,12 @@ pub fn growth(
     Ok(())
 }
 
-/// A tenth of a CPU: lameduck with as many threads as it takes by itself, nginx with one worker.
+/// A tenth of a CPU: lameduck with its default number of threads, nginx with one worker.
 pub fn quota(bench: &Bench, report: &mut Report, rounds: usize, seconds: u64) -> Result<()> {
     let mut confined = Vec::new();
     for proxy in [Proxy::Lameduck, Proxy::Nginx] {
         let quota = Quota::new(proxy.name())?;
-        // In this order: the group is removed after its processes have ended.
+        // Order matters: the group is removed after its processes have ended.
         confined.push((bench.start_confined(proxy, &quota)?, quota));
     }
     let ours = &confined[0].0;

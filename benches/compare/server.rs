@@ -1,4 +1,4 @@
-//! The servers of a benchmark: found, started on free ports, awaited, and ended by pid.
+//! Servers of a benchmark: found, started on free ports, awaited, and ended by pid.
 
 use std::error::Error;
 use std::fs::{self, File};
@@ -11,24 +11,24 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
-/// What every step of a benchmark returns; the error says in words what went wrong.
+/// Result of a step; the error says what went wrong.
 pub type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
-/// The token that opens `GET /drain` on the probe port of every lameduck started here.
+/// Token for `GET /drain` on the probe port of every lameduck started here.
 pub const TOKEN: &str = "bench-token";
 
-/// A directory of its own for one run, removed at the end.
+/// Temporary directory for one run, removed on drop.
 pub struct Scratch(PathBuf);
 
 impl Scratch {
-    /// Makes it in the system's temporary directory.
+    /// Creates it in the system's temporary directory.
     pub fn new(name: &str) -> Result<Self> {
         let path = std::env::temp_dir().join(format!("lameduck-{name}-{}", std::process::id()));
         fs::create_dir_all(&path)?;
         Ok(Self(path))
     }
 
-    /// A new directory in it.
+    /// Creates a subdirectory.
     pub fn dir(&self, name: &str) -> Result<PathBuf> {
         let path = self.0.join(name);
         fs::create_dir_all(&path)?;
@@ -42,12 +42,12 @@ impl Drop for Scratch {
     }
 }
 
-/// A loopback address that nothing listened on a moment ago.
+/// A loopback address on which nothing listened a moment ago.
 pub fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-/// `lameduck proxy` as every benchmark runs it; the probe listener gets an address of its own.
+/// `lameduck proxy` as run by every benchmark, with its own probe address.
 pub fn lameduck(
     binary: &Path,
     dir: &Path,
@@ -65,7 +65,7 @@ pub fn lameduck(
     command
 }
 
-/// A server in the foreground as our child, ended with all its processes when dropped.
+/// A server in the foreground as a child process; ended with all its descendants on drop.
 pub struct Server {
     child: Child,
     started: Instant,
@@ -73,7 +73,7 @@ pub struct Server {
 }
 
 impl Server {
-    /// Starts it with an empty environment; what it says goes to `dir/log`.
+    /// Starts it with an empty environment; its output goes to `dir/log`.
     pub fn start(mut command: Command, dir: &Path) -> Result<Self> {
         let log = dir.join("log");
         let file = File::create(&log)?;
@@ -85,7 +85,7 @@ impl Server {
         Ok(Self { child, started, log })
     }
 
-    /// Asks until `GET path` is answered with 200; returns the time since the server was started.
+    /// Repeats `GET path` until it gets a 200; returns the time since the server was started.
     pub fn wait_for_answer(&mut self, address: SocketAddr, path: &str) -> Result<Duration> {
         loop {
             if let Ok(mut stream) = TcpStream::connect(address)
@@ -115,19 +115,19 @@ impl Server {
         tree
     }
 
-    /// What it has said so far.
+    /// Its log so far.
     pub fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
-    /// The last lines of its log, newest first.
+    /// Last lines of its log, newest first.
     fn last_words(&self) -> String {
         self.log().lines().rev().take(3).map(|line| format!("\n  {line}")).collect()
     }
 }
 
 impl Server {
-    /// SIGTERM first, so that a parent reaps its workers, then SIGKILL for whoever takes longer than `patience`.
+    /// Sends SIGTERM, so that a parent reaps its workers, and SIGKILL after `patience`.
     pub fn stop(&mut self, patience: Duration) {
         let pids = self.pids();
         signal(self.child.id(), Signal::TERM);
@@ -145,7 +145,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        // A drain that takes longer is not waited for.
+        // A drain that takes longer is cut off.
         if matches!(self.child.try_wait(), Ok(None)) {
             self.stop(Duration::from_secs(1));
         }
@@ -158,23 +158,23 @@ fn signal(pid: u32, signal: Signal) {
     }
 }
 
-/// Every process of the machine with its parent.
+/// All processes of the machine, each with its parent.
 fn parents() -> Vec<(u32, u32)> {
     let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
     let pids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
     pids.filter_map(|pid: u32| Some((pid, stat(pid).ok()?.get(1)?.parse().ok()?))).collect()
 }
 
-/// The fields of `/proc/<pid>/stat` after the command's name: state, parent, … (proc(5) numbers them from 3).
+/// Fields of `/proc/<pid>/stat` after the command's name: state, parent, … (number 3 onwards in proc(5)).
 pub fn stat(pid: u32) -> io::Result<Vec<String>> {
     let text = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The name stands in brackets and may hold brackets itself.
+    // The name is in brackets and may contain brackets.
     let rest = text.rsplit_once(')').map_or("", |(_, rest)| rest);
     Ok(rest.split_whitespace().map(str::to_owned).collect())
 }
 
-/// Sends one `GET` on a kept connection and reads the whole answer; returns its status.
-/// `header` is one more header line with its CRLF, or nothing.
+/// Sends one `GET` on a kept-alive connection and reads the whole response; returns its status. `header` is one more
+/// header line with its CRLF, or empty.
 pub fn get(stream: &mut TcpStream, path: &str, header: &str) -> io::Result<u16> {
     stream.set_nodelay(true)?;
     stream.write_all(format!("GET {path} HTTP/1.1\r\nHost: bench\r\n{header}\r\n").as_bytes())?;

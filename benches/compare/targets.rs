@@ -5,13 +5,13 @@ use serde_json::{Value, json};
 use crate::proxy::Proxy;
 use crate::report::{Report, median, number, table};
 
-/// What a figure is held against.
+/// What a figure is compared with.
 enum Goal {
-    /// The subject's figure by the peer's, the median over the rounds.
+    /// Ratio of the first proxy's figure to the second's, median over the rounds.
     Ratio(Proxy, Proxy),
-    /// What lameduck adds to the direct latency by what nginx adds.
+    /// Latency that lameduck adds to a direct request, relative to that of nginx.
     Added,
-    /// lameduck's figure by another one of its own.
+    /// Ratio of lameduck's figure to another one of its own.
     Growth(&'static str),
     /// lameduck's figure itself.
     Value,
@@ -105,13 +105,13 @@ impl Target {
         }
     }
 
-    /// Without a proxy it was no faster than through nginx: the machine was too busy for this figure.
+    /// The direct request was no faster than through nginx: the machine was too busy for this figure.
     fn is_noise(&self, report: &Report) -> bool {
         let added = || report.difference(self.figure, Proxy::Nginx, Proxy::Direct);
         matches!(self.goal, Goal::Added) && added().is_some_and(|added| added <= 0.0)
     }
 
-    /// What the figure is held against, in words.
+    /// Describes the comparison.
     fn name(&self) -> String {
         let figure = self.figure;
         match self.goal {
@@ -125,7 +125,7 @@ impl Target {
         }
     }
 
-    /// With its unit; a ratio has none.
+    /// Formats a value with its unit; a ratio has none.
     fn text(&self, report: &Report, value: f64) -> String {
         match self.goal {
             Goal::Value => format!("{} {}", number(value), report.unit(self.figure)),
@@ -159,7 +159,7 @@ pub fn markdown(report: &Report) -> String {
     table(&rows)
 }
 
-/// The same for machines.
+/// The targets as JSON.
 pub fn json(report: &Report) -> Value {
     let target = |target: &Target| {
         let measured = target.measured(report);

@@ -1,4 +1,4 @@
-//! TLS: what a handshake costs, and an idle connection.
+//! TLS: the cost of a handshake and of an idle connection.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -19,10 +19,10 @@ use crate::report::Report;
 use crate::rows::SETTLE;
 use crate::server::{Result, free_address};
 
-/// Those that are compared.
+/// Proxies to compare.
 pub const PROXIES: [Proxy; 2] = [Proxy::Lameduck, Proxy::Nginx];
 
-/// Handshakes in one load.
+/// Number of handshakes in one load.
 const HANDSHAKES: usize = 1000;
 
 /// Handshakes with each proxy in turn, then `count` silent connections to each.
@@ -39,7 +39,7 @@ pub fn all(bench: &Bench, report: &mut Report, proxies: &[Proxy], rounds: usize,
     proxies.iter().try_for_each(|proxy| idle(bench, report, *proxy, count, &certificate))
 }
 
-/// A certificate of our own (ECDSA, P-256), as files.
+/// A self-signed certificate (ECDSA, P-256), as files.
 struct Certificate {
     chain: PathBuf,
     key: PathBuf,
@@ -47,7 +47,7 @@ struct Certificate {
 }
 
 impl Certificate {
-    /// Makes it.
+    /// Creates it.
     fn make(bench: &Bench) -> Result<Self> {
         let dir = bench.scratch.dir("certificate")?;
         let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned(), "127.0.0.1".to_owned()])?;
@@ -57,7 +57,7 @@ impl Certificate {
         Ok(Self { chain, key, der: made.cert.der().clone() })
     }
 
-    /// Starts a proxy that has it; where it speaks TLS stands beside it.
+    /// Starts a proxy with the certificate; also returns its TLS address.
     fn start(&self, bench: &Bench, proxy: Proxy) -> Result<(Instance, SocketAddr)> {
         let at = free_address()?;
         Ok((bench.start_also(proxy, Also::Tls(at, &self.chain, &self.key))?, at))
@@ -70,7 +70,7 @@ impl Certificate {
     }
 }
 
-/// Connections that each shake hands (TLS 1.3) and send one request, all at once.
+/// Connections that each complete a handshake (TLS 1.3) and send one request, all at once.
 fn handshakes(report: &mut Report, instance: &Instance, at: SocketAddr) -> Result<()> {
     let (mut command, count) = (h2load()?, HANDSHAKES.to_string());
     command.args(["--h1", "-c", &count, "-n", &count]).arg(format!("https://{at}/"));
@@ -87,7 +87,7 @@ fn handshakes(report: &mut Report, instance: &Instance, at: SocketAddr) -> Resul
     Ok(())
 }
 
-/// What each of `count` silent TLS connections costs.
+/// Memory of each of `count` silent TLS connections.
 fn idle(
     bench: &Bench,
     report: &mut Report,
@@ -110,7 +110,7 @@ fn idle(
 
 type Secure = StreamOwned<ClientConnection, TcpStream>;
 
-/// Opens connections one after the other; each has asked once.
+/// Opens connections one after the other, each with one request.
 fn gather(at: SocketAddr, count: usize, client: &Arc<ClientConfig>) -> Result<Vec<Secure>> {
     let name = ServerName::from(at.ip());
     let open = || {

@@ -1,5 +1,5 @@
-// A small chat room: Express for the page and the history, ws for the talk.
-// It does nothing about signals: left alone it dies at SIGTERM and every socket drops.
+// A small chat room: Express for the page and the history, ws for the messages.
+// It does not handle signals: on its own it dies at SIGTERM, and every socket drops.
 //
 //   npm ci && PORT=3000 node server.js
 

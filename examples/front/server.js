@@ -1,5 +1,5 @@
-// A plain Node service that asks another one: every request goes on to BACKEND over kept connections, and its answer comes
-// back. Like the slow app it does nothing about signals, and it retries nothing.
+// A plain Node service that calls another one: it forwards every request to BACKEND over kept-alive connections and
+// returns the response. Like the slow app, it does not handle signals, and it retries nothing.
 //
 //   BACKEND=http://127.0.0.1:3001 PORT=3000 node server.js
 
@@ -8,7 +8,7 @@ const { pipeline } = require('node:stream');
 
 const agent = new http.Agent({ keepAlive: true });
 
-// What is said of one connection is not meant for the next one.
+// Hop-by-hop fields are not forwarded.
 function passOn({ connection, 'keep-alive': keepAlive, ...headers }) {
   return headers;
 }

@@ -1,4 +1,4 @@
-//! One HTTP/1.1 connection, read byte by byte as it comes, so that each way of ending is told apart.
+//! One HTTP/1.1 connection, read byte by byte, so that every way of ending is distinguished.
 
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
@@ -10,23 +10,23 @@ use tokio::time::timeout;
 
 use crate::report::Loss;
 
-/// Nothing at all came for so long: the request is lost.
-pub const PATIENCE: Duration = Duration::from_secs(30);
+/// Time without a single byte after which a request is lost.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// An open connection.
 pub struct Connection {
     stream: TcpStream,
     read: Vec<u8>,
-    /// How many requests it has carried.
+    /// Number of requests sent on it.
     pub used: u32,
-    /// Both ends of it, to be found in a log.
+    /// Both addresses, to find the connection in a log.
     pub name: String,
 }
 
-/// An answer's head.
+/// Head of a response.
 pub struct Head {
     pub status: u16,
-    /// The connection ends with this answer.
+    /// Whether the connection ends with this response.
     pub close: bool,
     length: Length,
 }
@@ -38,7 +38,7 @@ enum Length {
     ToEnd,
 }
 
-/// What a part of a body is.
+/// Part of a body.
 pub enum Part {
     Data(Vec<u8>),
     End,
@@ -51,7 +51,7 @@ impl Connection {
         if let Some(from) = from {
             socket.bind(SocketAddr::new(from, 0)).map_err(Loss::Refused)?;
         }
-        let stream = match timeout(PATIENCE, socket.connect(addr)).await {
+        let stream = match timeout(IDLE_TIMEOUT, socket.connect(addr)).await {
             Ok(connected) => connected.map_err(Loss::Refused)?,
             Err(_) => return Err(Loss::TimedOut),
         };
@@ -61,13 +61,13 @@ impl Connection {
     }
 
     pub async fn send(&mut self, bytes: &[u8]) -> Result<(), Loss> {
-        match timeout(PATIENCE, self.stream.write_all(bytes)).await {
+        match timeout(IDLE_TIMEOUT, self.stream.write_all(bytes)).await {
             Ok(sent) => sent.map_err(|error| loss(&error)),
             Err(_) => Err(Loss::TimedOut),
         }
     }
 
-    /// Waits for this time; false if the peer ended the connection meanwhile, or sent what nobody asked for.
+    /// Waits for this time; false if the peer ends the connection or sends unexpected bytes.
     pub async fn rest(&mut self, time: Duration) -> io::Result<bool> {
         match timeout(time, self.stream.read_buf(&mut self.read)).await {
             Err(_) => Ok(self.read.is_empty()),
@@ -76,7 +76,7 @@ impl Connection {
         }
     }
 
-    /// Reads an answer's head, past interim ones (but 101).
+    /// Reads the head of a response, skipping interim ones (except 101).
     pub async fn head(&mut self) -> Result<Head, Loss> {
         loop {
             let text = String::from_utf8_lossy(&self.until(b"\r\n\r\n").await?).into_owned();
@@ -122,7 +122,7 @@ impl Connection {
         Ok(if size == 0 { Part::End } else { Part::Data(data) })
     }
 
-    /// Reads exactly so many bytes.
+    /// Reads exactly this number of bytes.
     pub async fn take(&mut self, length: usize) -> Result<Vec<u8>, Loss> {
         while self.read.len() < length {
             self.fill().await?;
@@ -140,7 +140,7 @@ impl Connection {
     }
 
     async fn fill(&mut self) -> Result<(), Loss> {
-        match timeout(PATIENCE, self.stream.read_buf(&mut self.read)).await {
+        match timeout(IDLE_TIMEOUT, self.stream.read_buf(&mut self.read)).await {
             Err(_) => Err(Loss::TimedOut),
             Ok(Ok(0)) => Err(Loss::Cut),
             Ok(Ok(_)) => Ok(()),

@@ -1,13 +1,12 @@
-//! A load client that counts every request lost while servers come and go.
+//! A load client that counts every lost request while servers come and go.
 //!
 //! ```text
 //! cargo run --example load -- --addr 198.18.0.1:80 --kinds keep-alive:20,new:8,slow:10 --requests 3000 < /dev/tty
 //! ```
 //!
-//! It talks to the apps beside it (`slow`, `chat`, or `slow` through `front`), goes on until its input ends and
-//! `--requests` have been made, then lets what runs finish and prints one JSON object. It retries nothing, honours
-//! `Connection: close`, and never sends on a connection whose end it has seen. It begins once every address takes a
-//! connection.
+//! It uses the example apps (`slow`, `chat`, or `slow` through `front`) until its input ends and `--requests` have been
+//! made, then finishes the running requests and prints one JSON object. It retries nothing, honours `Connection:
+//! close`, and never sends on a connection whose end it has seen. It begins once every address accepts connections.
 
 mod connection;
 mod report;
@@ -26,13 +25,13 @@ use connection::Connection;
 use report::Report;
 use work::{Kind, Servers, Worker};
 
-/// Makes requests until its input ends, and prints what was lost as JSON.
+/// Makes requests until its input ends, and prints the losses as JSON.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// Where the servers are; with several each new connection takes the next one
+    /// Addresses of the servers; each new connection takes the next one
     #[arg(long, required = true)]
     addr: Vec<SocketAddr>,
-    /// How many clients of each kind
+    /// Number of clients of each kind
     #[arg(
         long,
         value_delimiter = ',',
@@ -40,10 +39,10 @@ struct Arguments {
         default_value = "keep-alive:20,new:8,slow:10,long:6,stream:6,upload:4,download:2,idle:6,events:4"
     )]
     kinds: Vec<(Kind, u32)>,
-    /// Come from this address instead of the one that the route has
+    /// Local address of the connections, instead of the one that the route selects
     #[arg(long)]
     from: Option<IpAddr>,
-    /// Go on past the input's end until so many requests have been made
+    /// Continue after the end of the input until this number of requests has been made
     #[arg(long, default_value_t = 0)]
     requests: u64,
 }
@@ -74,7 +73,7 @@ async fn run(arguments: Arguments, input_ended: Arc<AtomicBool>) -> Arc<Report> 
     let report = Arc::new(Report::default());
     let servers = Arc::new(Servers { addrs: arguments.addr, from: arguments.from });
     for addr in &servers.addrs {
-        // A Service's address refuses until kube-proxy has heard of its first pod.
+        // A Service's address refuses connections until kube-proxy knows its first pod.
         while Connection::open(*addr, servers.from).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;
         }

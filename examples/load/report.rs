@@ -1,4 +1,4 @@
-//! What came of the requests.
+//! Results of the requests.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,23 +7,23 @@ use std::time::{Duration, SystemTime};
 
 use serde_json::{Value, json};
 
-/// Losses of which a line is kept.
+/// Limit on the losses that are reported one by one.
 const SAMPLES: usize = 40;
 
-/// How a request was lost.
+/// Reason why a request was lost.
 #[derive(Debug)]
 pub enum Loss {
-    /// No connection.
+    /// The connection failed.
     Refused(std::io::Error),
     /// The connection was reset.
     Reset,
-    /// The connection ended before the answer did.
+    /// The connection ended before the response did.
     Cut,
-    /// An answer of 500 or more, and how its body begins.
+    /// Status of 500 or more, and the beginning of the body.
     Status(u16, String),
-    /// Nothing came for too long.
+    /// No byte came in time.
     TimedOut,
-    /// An answer that makes no sense.
+    /// An invalid response.
     Wrong(String),
 }
 
@@ -51,20 +51,20 @@ impl fmt::Display for Loss {
     }
 }
 
-/// Filled by all workers.
+/// Counters that all workers fill.
 #[derive(Default)]
 pub struct Report(Mutex<Counts>);
 
 #[derive(Default)]
 struct Counts {
     requests: u64,
-    /// By kind: made, and lost.
+    /// By kind: number of requests made, and lost.
     kinds: BTreeMap<&'static str, (u64, u64)>,
     losses: BTreeMap<&'static str, u64>,
     samples: Vec<String>,
-    /// Streams and WebSockets that the server ended as their protocol says.
+    /// Streams and WebSockets that the server ended as their protocol specifies.
     announced: BTreeMap<&'static str, u64>,
-    /// Answers that asked to close the connection.
+    /// Responses with `Connection: close`.
     closes: u64,
     connections: u64,
     /// Connections reset while no request ran on them.
@@ -73,7 +73,7 @@ struct Counts {
 }
 
 impl Report {
-    /// A request that ended as it should, after this time.
+    /// Counts a request that succeeded after this time.
     pub fn complete(&self, kind: &'static str, took: Duration) {
         let mut counts = self.counts();
         counts.requests += 1;
@@ -82,12 +82,12 @@ impl Report {
         *slowest = took.max(*slowest);
     }
 
-    /// How many requests were lost so far.
+    /// Number of lost requests so far.
     pub fn lost(&self) -> u64 {
         self.counts().losses.values().sum()
     }
 
-    /// A request that was lost; `what` tells which and on what connection.
+    /// Counts a lost request; `what` names it and its connection.
     pub fn lose(&self, kind: &'static str, loss: &Loss, took: Duration, what: &str) {
         let mut counts = self.counts();
         counts.requests += 1;
@@ -100,32 +100,32 @@ impl Report {
         }
     }
 
-    /// The server ended a stream or a WebSocket in the way that its protocol has for it.
+    /// Counts a stream or WebSocket that the server ended as its protocol specifies.
     pub fn announced(&self, kind: &'static str) {
         *self.counts().announced.entry(kind).or_default() += 1;
     }
 
-    /// An answer carried `Connection: close`.
+    /// Counts a response with `Connection: close`.
     pub fn told_to_close(&self) {
         self.counts().closes += 1;
     }
 
-    /// A connection was opened.
+    /// Counts a new connection.
     pub fn connected(&self) {
         self.counts().connections += 1;
     }
 
-    /// A connection was reset while no request ran on it.
+    /// Counts a connection that was reset while no request ran on it.
     pub fn idle_reset(&self) {
         self.counts().idle_resets += 1;
     }
 
-    /// How many requests have ended so far.
+    /// Number of finished requests so far.
     pub fn requests(&self) -> u64 {
         self.counts().requests
     }
 
-    /// Everything, for the one who started the load.
+    /// All results, for the caller of the load client.
     pub fn json(&self) -> Value {
         let counts = self.counts();
         let kinds: BTreeMap<_, _> = counts

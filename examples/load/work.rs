@@ -1,4 +1,4 @@
-//! What each kind of client does, over and over.
+//! The requests of each kind of client, repeated.
 
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
@@ -7,35 +7,35 @@ use std::time::{Duration, Instant};
 
 use tokio::time::{sleep, timeout};
 
-use crate::connection::{Connection, Head, PATIENCE, Part};
+use crate::connection::{Connection, Head, IDLE_TIMEOUT, Part};
 use crate::report::{Loss, Report};
 
 /// A kind of client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Short requests on a kept connection.
+    /// Short requests on a kept-alive connection.
     KeepAlive,
-    /// Short requests, each on a connection of its own.
+    /// Short requests, each on a new connection.
     New,
-    /// Answers that take 0.5 to 3 s.
+    /// Responses that take 0.5 to 3 s.
     Slow,
-    /// Answers that take 3 to 20 s.
+    /// Responses that take 3 to 20 s.
     Long,
-    /// Answers that come line by line.
+    /// Responses that come line by line.
     Stream,
-    /// Bodies that go out in pieces.
+    /// Request bodies that are sent in pieces.
     Upload,
-    /// Big answers.
+    /// Large responses.
     Download,
-    /// A kept connection that rests for more than 5 s between requests.
+    /// A kept-alive connection that is idle for more than 5 s between requests.
     Idle,
     /// Event streams.
     Events,
     /// WebSockets.
     WebSocket,
-    /// Answers that take longer than any grace: their visible end is what counts, not their success.
+    /// Responses that take longer than any grace period: they need not succeed, but their end must be visible.
     Endless,
-    /// The same, of answers that come line by line.
+    /// The same with responses that come line by line.
     Trickle,
 }
 
@@ -72,7 +72,7 @@ impl Kind {
         }
     }
 
-    /// How long it rests between requests, in milliseconds.
+    /// Pause between requests, in milliseconds.
     fn pause(self) -> Range<u64> {
         match self {
             Self::Idle => 5_200..9_000,
@@ -82,7 +82,7 @@ impl Kind {
     }
 }
 
-/// Where requests go, and from where.
+/// Addresses of the servers, and our own.
 pub struct Servers {
     pub addrs: Vec<SocketAddr>,
     pub from: Option<IpAddr>,
@@ -95,7 +95,7 @@ pub struct Worker {
     servers: Arc<Servers>,
     next_addr: usize,
     report: Arc<Report>,
-    /// Its last event's number: a stream that it reopens goes on from there.
+    /// Id of the last event: a reopened stream continues after it.
     last_event: u64,
 }
 
@@ -128,7 +128,7 @@ impl Worker {
         }
     }
 
-    /// One request, on a connection that rests or a new one; returns the connection if it can carry another.
+    /// Makes one request, on the idle connection or a new one; returns the connection if it can be reused.
     async fn request(&mut self, kept: Option<Connection>, over: &impl Fn() -> bool) -> Option<Connection> {
         let began = Instant::now();
         let kind = self.kind.name();
@@ -163,7 +163,7 @@ impl Worker {
         }
     }
 
-    /// Sends the request and reads its answer; returns whether the connection ends with it.
+    /// Sends the request and reads its response; returns whether the connection ends with it.
     async fn exchange(&mut self, on: &mut Connection, over: &impl Fn() -> bool) -> Result<bool, Loss> {
         match self.kind {
             Kind::KeepAlive | Kind::Idle => self.text(on, "/", "hello").await,
@@ -188,7 +188,7 @@ impl Worker {
         }
     }
 
-    /// So many lines, one each so many milliseconds.
+    /// `n` lines, one every `ms` milliseconds.
     async fn stream(&mut self, on: &mut Connection, n: u64, ms: u64) -> Result<bool, Loss> {
         let last = format!("line {n} of {n}\n");
         let head = self.get(on, &format!("/stream?n={n}&ms={ms}")).await?;
@@ -202,18 +202,18 @@ impl Worker {
         self.check(&head, body.starts_with(expected.as_bytes()), &body)
     }
 
-    /// An answer that may take longer than silence is borne elsewhere.
+    /// A response that may take longer than the silence that other requests allow.
     async fn slow(&mut self, on: &mut Connection, ms: Range<u64>) -> Result<bool, Loss> {
         let ms = self.number(ms);
         let target = format!("/slow?ms={ms}");
         on.send(request("GET", &target, "").as_bytes()).await?;
-        let wait = Duration::from_millis(ms) + PATIENCE;
+        let wait = Duration::from_millis(ms) + IDLE_TIMEOUT;
         let head = timeout(wait, self.patient_head(on)).await.map_err(|_| Loss::TimedOut)??;
         let body = on.body(&head).await?;
         self.check(&head, body.starts_with(b"done"), &body)
     }
 
-    /// Reads a head for which to wait longer than [`PATIENCE`].
+    /// Reads a head that may take longer than [`IDLE_TIMEOUT`].
     async fn patient_head(&self, on: &mut Connection) -> Result<Head, Loss> {
         loop {
             match on.head().await {
@@ -223,7 +223,7 @@ impl Worker {
         }
     }
 
-    /// Up to 3 s of a body in pieces.
+    /// Sends up to 3 s of a body in pieces.
     async fn upload(&mut self, on: &mut Connection) -> Result<bool, Loss> {
         let piece = vec![b'u'; 32 * 1024];
         let (pieces, ms) = (self.number(2..20), self.number(1..150));
@@ -239,7 +239,7 @@ impl Worker {
         self.check(&head, String::from_utf8_lossy(&body).contains(&expected), &body)
     }
 
-    /// Reads events for a while. The server may end the stream after any whole event; then it is reopened there.
+    /// Reads events for a while. The server may end the stream after any complete event; then it is reopened there.
     async fn events(&mut self, on: &mut Connection, over: &impl Fn() -> bool) -> Result<bool, Loss> {
         let last = self.last_event;
         let headers = format!("Accept: text/event-stream\r\nLast-Event-ID: {last}\r\n");
@@ -273,7 +273,7 @@ impl Worker {
         Ok(true)
     }
 
-    /// Talks for a while. The server may end it with Close 1001; then the client comes back.
+    /// Sends messages for a while. The server may send Close 1001; then the client reconnects.
     async fn websocket(&mut self, on: &mut Connection, over: &impl Fn() -> bool) -> Result<bool, Loss> {
         let headers = "Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\n\
                        Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n";
@@ -287,7 +287,7 @@ impl Worker {
         while Instant::now() < until && !over() {
             let mine = format!("{} on {}", self.number(0..u64::MAX), on.name);
             on.send(&frame(1, mine.as_bytes())).await?;
-            // Everybody's talk comes, one's own too.
+            // Messages of all clients arrive, including our own.
             loop {
                 let (opcode, payload) = self.frame(on).await?;
                 if opcode == 8 {
@@ -343,7 +343,7 @@ impl Worker {
         Ok(head.close)
     }
 
-    /// A number out of this range (xorshift).
+    /// A random number in this range (xorshift).
     fn number(&mut self, range: Range<u64>) -> u64 {
         self.random ^= self.random << 13;
         self.random ^= self.random >> 7;
@@ -356,7 +356,7 @@ fn request(method: &str, target: &str, headers: &str) -> String {
     format!("{method} {target} HTTP/1.1\r\nHost: load.test\r\n{headers}\r\n")
 }
 
-/// A client's frame, masked with zeros; up to 125 bytes.
+/// A client's frame, masked with zeros; payload of up to 125 bytes.
 fn frame(opcode: u8, payload: &[u8]) -> Vec<u8> {
     [&[0x80 | opcode, 0x80 | payload.len() as u8, 0, 0, 0, 0], payload].concat()
 }

@@ -1,5 +1,5 @@
-// A plain Node app whose answers take their time: what lameduck is put in front of.
-// It does nothing about signals: left alone it dies at SIGTERM with its requests running.
+// A plain Node app with slow responses, to run behind lameduck.
+// It does not handle signals: on its own it dies at SIGTERM with its requests running.
 //
 //   PORT=3000 node server.js
 
@@ -15,13 +15,13 @@ let active = 0;
 const routes = {
   'GET /': (req, res) => res.writeHead(200, text).end(`hello from pid ${process.pid}\n`),
 
-  // Answers after ?ms=.
+  // Responds after ?ms=.
   'GET /slow': async (req, res, { ms = 2000 }) => {
     await sleep(ms);
     res.writeHead(200, text).end(`done after ${ms} ms\n`);
   },
 
-  // ?n= lines, one each ?ms=.
+  // ?n= lines, one every ?ms=.
   'GET /stream': async (req, res, { n = 10, ms = 300 }) => {
     res.writeHead(200, text);
     for (let i = 1; i <= n && !res.destroyed; i++) {
@@ -31,7 +31,7 @@ const routes = {
     res.end();
   },
 
-  // Server-sent events, one each ?ms=, for ever. Each leaves in two halves, as a busy app's may.
+  // Server-sent events, one every ?ms=, without end. Each is sent in two parts, as a busy app's may be.
   'GET /events': async (req, res, { ms = 500 }) => {
     res.writeHead(200, { 'Content-Type': 'text/event-stream', 'Cache-Control': 'no-store' });
     for (let id = Number(req.headers['last-event-id'] ?? 0) + 1; !res.destroyed; id++) {
@@ -42,7 +42,7 @@ const routes = {
     }
   },
 
-  // Reads the body, says how long it was and its SHA-256.
+  // Reads the body; responds with its length and SHA-256.
   'POST /upload': async (req, res) => {
     const hash = createHash('sha256');
     let bytes = 0;
@@ -53,7 +53,7 @@ const routes = {
     json(res, { bytes, sha256: hash.digest('hex') });
   },
 
-  // ?bytes= of the same 32 letters over and over, no faster than the client reads.
+  // ?bytes= of the same 32 letters repeated, no faster than the client reads.
   'GET /download': async (req, res, { bytes = 1e6 }) => {
     res.writeHead(200, { 'Content-Type': 'application/octet-stream', 'Content-Length': bytes });
     if (req.method === 'HEAD') return res.end();
@@ -62,26 +62,26 @@ const routes = {
     }, res);
   },
 
-  // Answers before the body has come.
+  // Responds before the body has arrived.
   'POST /early': (req, res) => res.writeHead(413, text).end('too large\n'),
 
-  // Sends the body back as it comes.
+  // Echoes the body as it arrives.
   'POST /echo': (req, res) => pipeline(req, res),
 
-  // Never answers.
+  // Never responds.
   'GET /hang': () => {},
 
   'GET /active-requests': (req, res) => json(res, { active: active - 1 }),
 
   'GET /crash': () => process.exit(1),
 
-  // 103 Early Hints, then the answer.
+  // 103 Early Hints, then the response.
   'GET /hints': (req, res) => {
     res.writeEarlyHints({ link: '</style.css>; rel=preload; as=style' });
     res.writeHead(200, text).end('hinted\n');
   },
 
-  // A chunked answer with a trailer.
+  // A chunked response with a trailer.
   'GET /trailers': (req, res) => {
     res.writeHead(200, { ...text, Trailer: 'X-Checksum' });
     res.write('body\n');
@@ -89,13 +89,13 @@ const routes = {
     res.end();
   },
 
-  // The request's header lines as they came; odd-cased and repeated ones in the answer.
+  // Returns the request's header lines as received; the response has oddly cased and repeated ones.
   'GET /headers': (req, res) => {
     const odd = ['X-oDD-cASE', 'kept', 'X-Repeated', 'one', 'x-repeated', 'two', 'Set-Cookie', 'a=1', 'Set-Cookie', 'b=2'];
     res.writeHead(200, ['Content-Type', 'application/json', ...odd]).end(JSON.stringify(req.rawHeaders));
   },
 
-  // An answer without a body: 204, or with ?status=304 that one.
+  // A response without a body: 204, or 304 with ?status=304.
   'GET /empty': (req, res, { status = 204 }) => res.writeHead(status, { ETag: '"1"' }).end(),
 };
 

@@ -1,4 +1,4 @@
-//! The control socket: in a folder that belongs to this user alone, or a name that needs no folder.
+//! The control socket: a file in a folder that belongs to this user alone, or an abstract name that needs no folder.
 
 use std::fs::{self, DirBuilder, File, Metadata};
 use std::io::{self, ErrorKind};
@@ -12,22 +12,22 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use crate::config::{ControlAddr, ControlPlaces, SOCKETS};
 
-/// Connections that may wait in the kernel's queue of each listener.
+/// Length of each listener's accept queue.
 pub(super) const BACKLOG: i32 = 128;
-/// A control socket that listens; its file is removed in the end.
+/// A listening control socket; its file is removed on drop.
 #[derive(Debug)]
 pub(super) struct ControlSocket {
     pub(super) listener: UnixListener,
     pub(super) at: ControlAddr,
-    /// None for an abstract one, to which every user of the machine can connect.
+    /// None for an abstract socket, to which every user of the machine can connect.
     pub(super) file: Option<SocketFile>,
 }
 
-/// Binds the socket that was given, or one at the first default place that will do. With `elsewhere` one that was given
-/// is only the first to be tried, and a place where another proxy runs has room for more.
+/// Binds the given socket, or the first usable default one. With `elsewhere`, the default ones are tried after the
+/// given one, and next to a running proxy a numbered name is used.
 ///
 /// # Errors
-/// Says why each place won't do.
+/// Says why each address is unusable.
 pub(super) fn bind(places: &ControlPlaces, elsewhere: bool) -> io::Result<ControlSocket> {
     let mut refused: Vec<io::Error> = Vec::new();
     let defaults = places.defaults.iter().filter(|_| places.given.is_none() || elsewhere);
@@ -91,8 +91,8 @@ fn bind_at(at: &ControlAddr, own: bool) -> io::Result<ControlSocket> {
     Ok(ControlSocket { listener, at: at.clone(), file })
 }
 
-/// Makes the directory, or makes sure that nobody else can put anything into it: another user could have made it first,
-/// as a link even.
+/// Creates the directory, or makes sure that no other user can write to it: another user could have created it first,
+/// even as a symlink.
 fn own_directory(dir: &Path) -> io::Result<()> {
     match DirBuilder::new().mode(0o700).create(dir) {
         Err(why) if why.kind() != ErrorKind::AlreadyExists => return Err(why),
@@ -100,10 +100,10 @@ fn own_directory(dir: &Path) -> io::Result<()> {
     }
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::RDONLY | OFlags::CLOEXEC;
     let opened = rustix::fs::open(dir, flags, Mode::empty());
-    let found =
-        File::from(opened.map_err(|_| refusal(dir, "is no folder that this user may read"))?).metadata()?;
+    let found = File::from(opened.map_err(|_| refusal(dir, "is not a folder that this user may read"))?)
+        .metadata()?;
     let above = dir.parent().map_or_else(|| Ok(found.clone()), fs::metadata)?;
-    // Who may write to the folder above decides to whom this one belongs: /run/lameduck may be mounted for us.
+    // Users who may write to the parent folder decide who owns this one: /run/lameduck may be a mount for us.
     if found.uid() != geteuid().as_raw() && others_may_write(&above) {
         return Err(refusal(dir, &format!("belongs to another user (uid {})", found.uid())));
     }
@@ -113,7 +113,7 @@ fn own_directory(dir: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// A user's own group has no other members where folders are made group-writable by default (umask 002).
+/// A user's primary group has no other members where folders are group-writable by default (umask 002).
 fn others_may_write(dir: &Metadata) -> bool {
     let own_group = dir.gid() == getegid().as_raw();
     dir.mode() & 0o002 != 0 || (dir.mode() & 0o020 != 0 && !own_group)
@@ -126,7 +126,7 @@ fn refusal(dir: &Path, why: &str) -> io::Error {
 fn listen(path: &Path) -> io::Result<UnixListener> {
     let addr = SockAddr::unix(path)?;
     let socket = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Before the bind: the file takes the socket's own mode (unix_bind in Linux), so it is never open to others.
+    // Before the bind: the file gets the socket's mode (unix_bind in Linux), so it is never accessible to others.
     rustix::fs::fchmod(&socket, Mode::RUSR | Mode::WUSR)?;
     match socket.bind(&addr) {
         Err(why) if why.kind() == ErrorKind::AddrInUse && addr.as_pathname().is_some() => {
@@ -140,13 +140,13 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(socket.into())
 }
 
-/// Removes a socket that a process left behind; one on which somebody answers is an error.
+/// Removes the socket file of a dead process; a socket that accepts connections is an error.
 fn remove_stale(path: &Path, addr: &SockAddr) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
         return Err(io::Error::new(ErrorKind::AlreadyExists, "there is a file, and it is no socket"));
     }
     let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-    // Else a full queue would block; then somebody listens, and the error is another one than "refused".
+    // With a full accept queue connect would block; it fails instead, with another error than "refused".
     caller.set_nonblocking(true)?;
     match caller.connect(addr) {
         Err(why) if why.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
@@ -157,7 +157,7 @@ fn remove_stale(path: &Path, addr: &SockAddr) -> io::Result<()> {
     }
 }
 
-/// The control socket's file, removed in the end unless somebody else's has taken its place.
+/// File of the control socket, removed on drop unless another process's file has replaced it.
 #[derive(Debug)]
 pub(super) struct SocketFile {
     path: PathBuf,
@@ -182,7 +182,7 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
     fs::symlink_metadata(path).map(|file| (file.dev(), file.ino()))
 }
 
-/// The same error with what was tried, and what would help.
+/// Adds to the error what was tried and what would help.
 pub(super) fn explain(what: &str, why: &io::Error) -> io::Error {
     let help = match why.kind() {
         ErrorKind::AddrInUse => ": give another one",

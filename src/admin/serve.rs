@@ -1,4 +1,4 @@
-//! The loops that accept and serve. One request per connection: with nothing kept open, every bound is simple.
+//! Accepts and serves connections. One request per connection: without keep-alive, every limit is simple.
 
 use std::convert::Infallible;
 use std::io;
@@ -19,24 +19,24 @@ use super::{Admin, Bound, Listener};
 use crate::descriptors::Shares;
 use crate::repeated::Repeated;
 
-/// From the accept to the head's last byte.
+/// Time limit for a request head, after accept.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// From the answer to its last byte on the socket.
+/// Time limit for writing a response.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(10);
-/// Bytes of a request's head.
-const HEAD: usize = 16 << 10;
-/// After `shutdown`, for the answers that are being written: the hook's callers wait for theirs.
-const LAST_ANSWERS: Duration = Duration::from_millis(500);
-/// After a failed accept (no file descriptor is free).
+/// Limit on a request head in bytes.
+const MAX_HEAD: usize = 16 << 10;
+/// Time limit after `shutdown` for responses in progress: the hook's callers are waiting for theirs.
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_millis(500);
+/// Pause after a failed accept (no free file descriptor).
 const BACK_OFF: Duration = Duration::from_millis(50);
 
 impl Bound {
-    /// Serves until `shutdown`, then for at most half a second more until the answers under way are written, and
-    /// removes the control socket. Past their share of open connections callers wait in the kernel's queue. Wants a runtime
-    /// with I/O and time.
+    /// Serves until `shutdown`, then for at most half a second more until the responses in progress are written, and
+    /// removes the control socket. Clients beyond their share of open connections wait in the accept queue. Requires a
+    /// runtime with I/O and time.
     ///
     /// # Errors
-    /// When the runtime can't take the sockets.
+    /// The runtime can't register the sockets.
     pub async fn serve(
         self,
         admin: Admin,
@@ -83,7 +83,7 @@ impl Bound {
     }
 }
 
-/// Whether this user or root has connected. Without a file no mode keeps the others out.
+/// Whether the peer is this user or root. Without a file there is no mode that keeps other users out.
 fn is_ours(stream: &UnixStream) -> bool {
     stream.peer_cred().is_ok_and(|peer| peer.uid() == 0 || peer.uid() == geteuid().as_raw())
 }
@@ -121,8 +121,8 @@ async fn serve_all<S>(
         _ = stop.wait_for(|stop| *stop) => {}
     }
     drop(accept);
-    // All places free: all connections have ended.
-    let _ = tokio::time::timeout(LAST_ANSWERS, places.acquire_many(limit)).await;
+    // All permits are free when all connections have ended.
+    let _ = tokio::time::timeout(SHUTDOWN_TIMEOUT, places.acquire_many(limit)).await;
 }
 
 async fn serve_one<S>(
@@ -144,7 +144,7 @@ async fn serve_one<S>(
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD_TIMEOUT)
         .keep_alive(false)
-        .max_buf_size(HEAD)
+        .max_buf_size(MAX_HEAD)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = pin!(connection);
     let mut unread = pin!(async {

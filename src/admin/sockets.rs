@@ -1,4 +1,4 @@
-//! The probe and control listeners: bound before anything is served, so that a clash is known at start-up.
+//! The probe and control listeners, bound before anything is served, so that a conflict is found at start-up.
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
@@ -8,10 +8,10 @@ use socket2::{Domain, Socket, Type};
 use super::control_socket::{self, BACKLOG, ControlSocket, explain};
 use crate::config::{ControlAddr, Settings};
 
-/// How often another port is asked for: one is in use already if the kernel gives the app's own.
-const TRIES: u32 = 3;
+/// Number of attempts to get another port: one fails if the kernel returns the app's own port.
+const MAX_ATTEMPTS: u32 = 3;
 
-/// The probe and control listeners; callers wait in the kernel's queue until `serve`.
+/// The bound probe and control listeners; clients wait in the accept queue until `serve`.
 #[derive(Debug)]
 pub struct Bound {
     pub(super) probe: Option<TcpListener>,
@@ -20,11 +20,11 @@ pub struct Bound {
     pub(super) token: Option<String>,
 }
 
-/// Binds what the settings name. With `elsewhere` a listener that can't be where they say is somewhere else, or left out,
-/// and the log says so: the app of `run` matters more.
+/// Binds the listeners of the settings. With `elsewhere`, a listener whose address is unavailable moves to another
+/// address or is left out, with a log line: `run` must start its app.
 ///
 /// # Errors
-/// Names the flag and says what to do: the address or the control socket is in use, or may not be made.
+/// Names the flag and the fix: the address or the control socket is in use or not permitted.
 pub fn bind(settings: &Settings, elsewhere: bool) -> io::Result<Bound> {
     let tcp = |flag: &str, addr: Option<SocketAddr>| {
         let Some(addr) = addr else { return Ok(None) };
@@ -40,26 +40,26 @@ pub fn bind(settings: &Settings, elsewhere: bool) -> io::Result<Bound> {
 }
 
 impl Bound {
-    /// Where the kubelet may ask; a port 0 has become a real one.
+    /// Address of the probe listener, with its real port if 0 was requested.
     pub fn probe_addr(&self) -> Option<SocketAddr> {
         self.probe.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
-    /// Where control answers by TCP; a port 0 has become a real one.
+    /// Address of control over TCP, with its real port if 0 was requested.
     pub fn control_addr(&self) -> Option<SocketAddr> {
         self.control_tcp.as_ref().and_then(|listener| listener.local_addr().ok())
     }
 
-    /// Where the control socket is.
+    /// Address of the control socket.
     pub fn control(&self) -> &ControlAddr {
         &self.control.at
     }
 }
 
-/// Another port of the same address; none if it has none, either.
+/// Another port of the same address; none if there is none either.
 fn bind_elsewhere(addr: SocketAddr, settings: &Settings, why: &io::Error) -> Option<TcpListener> {
     let app = settings.upstream.host_and_port().map(|(_, port)| port);
-    for _ in 0..TRIES {
+    for _ in 0..MAX_ATTEMPTS {
         let Ok(listener) = bind_tcp(SocketAddr::new(addr.ip(), 0)) else { break };
         let Ok(instead) = listener.local_addr() else { break };
         if Some(instead.port()) != app {
@@ -84,7 +84,7 @@ fn bind_tcp(addr: SocketAddr) -> io::Result<TcpListener> {
         Ok(socket.into())
     };
     match bind(addr) {
-        // A kernel without IPv6: everywhere means everywhere in IPv4 then.
+        // A kernel without IPv6: listen on all IPv4 addresses instead.
         Err(why) if addr.ip().is_unspecified() && no_ipv6(&why) => {
             bind((Ipv4Addr::UNSPECIFIED, addr.port()).into())
         }

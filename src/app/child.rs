@@ -1,12 +1,12 @@
-//! The life of `lameduck run`: start the app, serve it once it listens, drain, stop it.
+//! Runs the app of `lameduck run`: start it, serve once it listens, drain, stop it.
 
 use std::future::pending;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
-use super::state::ASK_AT_START;
-use super::{AT_ONCE, drain_by_signals, drain_now, linger, linger_most};
+use super::state::CHECK_INTERVAL_AT_START;
+use super::{FAILURE_TIMEOUT, drain_by_signals, drain_now, linger, linger_most};
 use crate::cli::AppCommand;
 use crate::config::UpstreamAddr;
 use crate::control::handle::Control;
@@ -15,20 +15,20 @@ use crate::proxy::shared::Shared;
 use crate::signal::{Signals, Taken};
 use crate::supervise::{App, StartError, free_port};
 
-/// How often another port is chosen for an app whose port somebody else takes.
-const PORTS: usize = 5;
-/// Between two looks whether an app still listens that was not asked to end.
-const LOOK: Duration = Duration::from_millis(250);
-/// The exit code of an app that has no handler for SIGTERM.
+/// Number of ports to try for an app if other processes take them.
+const MAX_PORTS: usize = 5;
+/// Interval between checks whether an app that was not asked to end still listens.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// Exit code of an app without a handler for SIGTERM.
 const BY_SIGTERM: u8 = 128 + 15;
 
-/// One app's life, and what it needs.
+/// State for running one app.
 pub struct Life<'a> {
     pub command: AppCommand,
     pub shared: &'a Shared,
     pub control: &'a Control,
     pub signals: &'a mut Signals,
-    /// Where the app is served.
+    /// URL under which the app is served.
     pub url: Option<String>,
 }
 
@@ -62,9 +62,9 @@ impl Life<'_> {
         }
     }
 
-    /// On its `--app-port`, or on a free one: another one where somebody was quicker.
+    /// Starts the app on its `--app-port`, or on a free one; if another process takes that, on the next.
     async fn start(&self) -> Result<App, StartError> {
-        for _ in 1..PORTS {
+        for _ in 1..MAX_PORTS {
             match App::start(&self.command.command, self.port()).await {
                 Err(StartError::PortTaken(_)) if self.choose_port() => {}
                 started => return started.inspect(|app| self.started(app)),
@@ -73,12 +73,12 @@ impl Life<'_> {
         App::start(&self.command.command, self.port()).await.inspect(|app| self.started(app))
     }
 
-    /// The same command on another port, if somebody else has the one that was chosen for it and it ended by that.
+    /// Starts the command on another port, if it exited because another process took the port that we chose.
     async fn start_again(&self, app: &App) -> bool {
         if !app.listens().await || !self.choose_port() {
             return false;
         }
-        // What its first try left behind.
+        // Processes that the first attempt left behind.
         app.terminate(Signal::TERM, Duration::ZERO).await;
         let started = app.start_again(&self.command.command, self.port()).await;
         started.inspect(|()| self.started(app)).is_ok()
@@ -92,7 +92,7 @@ impl Life<'_> {
         self.shared.upstream.own().host_and_port().map_or(0, |(_, port)| port)
     }
 
-    /// Whether there is another port to try: not where the user has named it.
+    /// Chooses another port; false if the user has set it.
     fn choose_port(&self) -> bool {
         let Some(port) = self.command.port.is_none().then(free_port).and_then(Result::ok) else {
             return false;
@@ -102,8 +102,8 @@ impl Life<'_> {
         true
     }
 
-    /// Until the app listens, clients wait in the kernel's queue. An error is the exit code, or none for the app's own
-    /// after a drain.
+    /// Until the app listens, clients wait in the accept queue. The error is the exit code; none means the app's own
+    /// code, after a drain.
     async fn serve_once_listening(
         &mut self,
         app: &App,
@@ -127,8 +127,8 @@ impl Life<'_> {
                 signal = self.signals.next() => {
                     tracing::info!(signal, "asked to go before the app listens");
                     serve.take().map_or(Ok(()), |serve| serve().map_err(Some))?;
-                    // Who waits is served if the app listens before the deadline; where nobody does, nothing is waited
-                    // for.
+                    // Waiting clients are served if the app listens before the deadline. Without any, the drain does
+                    // not wait.
                     self.shared.set_booting(true);
                     let boots = async {
                         if let Err(error) = listening.as_mut().await {
@@ -143,7 +143,7 @@ impl Life<'_> {
                     }
                     return Err(None);
                 }
-                // Only who serves can drain: what waits in the queue gets its answer, and the listeners close.
+                // A drain needs the data plane: waiting clients get their response, and the listeners close.
                 () = drain_began(self.shared), if serve.is_some() => {
                     if let Some(serve) = serve.take() {
                         serve().map_err(Some)?;
@@ -153,7 +153,7 @@ impl Life<'_> {
         }
     }
 
-    /// Nobody of us has asked it to.
+    /// The app exited without being asked.
     async fn exited_by_itself(&mut self, app: &App, code: u8) -> u8 {
         let reserve = self.shared.settings.drain.reserve;
         if app.has_terminal() {
@@ -165,16 +165,16 @@ impl Life<'_> {
             tracing::error!(code, "the app exited by itself");
         }
         let mut drained = std::pin::pin!(self.control.drain(Trigger::Signal));
-        // What waits for the app sees its end by itself, and tells its client so.
-        if tokio::time::timeout(AT_ONCE, &mut drained).await.is_err() {
+        // Requests that wait for the app notice its exit themselves and respond to their clients.
+        if tokio::time::timeout(FAILURE_TIMEOUT, &mut drained).await.is_err() {
             self.control.force();
             let _ = tokio::time::timeout(reserve, drained).await;
         }
         self.end(app, reserve).await
     }
 
-    /// The app's own SIGTERM and the tails of the last answers, side by side: the reserve is for both. Whoever signals
-    /// once more doesn't want to wait for either.
+    /// Terminates the app and delivers the last responses, side by side, both within the reserve. Another signal skips
+    /// both.
     async fn end(&mut self, app: &App, most: Duration) -> u8 {
         let reserve = self.shared.settings.drain.reserve;
         let asked = self.signals.first().unwrap_or(Signal::TERM);
@@ -186,7 +186,7 @@ impl Life<'_> {
     }
 }
 
-/// The first signal says no more than the end of an app that had exited by itself.
+/// Waits for a further signal. If the app exited by itself, the first signal adds nothing to that and does not count.
 async fn asked_once_more(signals: &mut Signals, app: &App) {
     let known = signals.first().is_none() && app.has_exited();
     if known {
@@ -197,7 +197,8 @@ async fn asked_once_more(signals: &mut Signals, app: &App) {
     tracing::warn!(signal, "asked to go at once");
 }
 
-/// An app that closes its port while we drain was sent a signal beside ours. Returns once that is told, or it has gone.
+/// Warns if the app closes its port while we drain: it was sent a signal as well as us. Returns after that, or once the
+/// app has exited.
 async fn tell_of_a_stray_signal(app: &App, control: &Control) {
     let drains = || {
         let published = control.published();
@@ -209,7 +210,7 @@ async fn tell_of_a_stray_signal(app: &App, control: &Control) {
         }
         tokio::select! {
             _ = app.exited() => {}
-            () = tokio::time::sleep(LOOK) => {}
+            () = tokio::time::sleep(CHECK_INTERVAL) => {}
         }
     }
 }
@@ -221,7 +222,7 @@ fn warn_of_a_stray_signal() {
     );
 }
 
-/// What is none of our business is the app's.
+/// Forwards signals that mean nothing to us to the app.
 async fn pass_on(mut signals: Taken, app: App) {
     loop {
         let (signal, _) = signals.next().await;
@@ -231,7 +232,7 @@ async fn pass_on(mut signals: Taken, app: App) {
 
 async fn drain_began(shared: &Shared) {
     while shared.phase() == Phase::Serving {
-        tokio::time::sleep(ASK_AT_START).await;
+        tokio::time::sleep(CHECK_INTERVAL_AT_START).await;
     }
 }
 

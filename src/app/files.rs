@@ -1,12 +1,12 @@
-//! Who may have how many of the files that this process may open.
+//! Divides the file descriptors that this process may open.
 
 use crate::config::Settings;
 use crate::descriptors::{self, Shares};
 
-/// Fewer connections than this are worth a warning.
-const FEW: u64 = 1000;
+/// Connection limits below this cause a warning.
+const FEW_CONNECTIONS: u64 = 1000;
 
-/// Each connection is an open file: nobody may take the last of them, or `/readyz` would be silent.
+/// Each connection is an open file: clients must not use the last ones, or `/readyz` could not respond.
 pub fn share_files(settings: &mut Settings) -> Shares {
     let limit = descriptors::raise();
     let shares = descriptors::divide(limit, descriptors::open(), settings.threads as u64);
@@ -14,7 +14,7 @@ pub fn share_files(settings: &mut Settings) -> Shares {
     if most < wanted {
         let why =
             format!("--max-connections is {wanted}, but this process may not open so many files (ulimit -n)");
-        match most < FEW {
+        match most < FEW_CONNECTIONS {
             true => tracing::warn!(open_files = limit, max_connections = most, "{why}"),
             false => tracing::info!(open_files = limit, max_connections = most, "{why}"),
         }

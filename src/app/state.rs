@@ -1,4 +1,4 @@
-//! Whether the app is up and warm.
+//! Whether the app answers and is warmed up.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -7,20 +7,21 @@ use std::time::Duration;
 use crate::proxy::shared::Shared;
 use crate::readiness;
 
-/// How often the app is asked whether it is up: until it is, and from then on.
-pub const ASK_AT_START: Duration = Duration::from_millis(50);
-const ASK: Duration = Duration::from_secs(1);
+/// Interval between checks of the app until it answers.
+pub const CHECK_INTERVAL_AT_START: Duration = Duration::from_millis(50);
+/// The same from then on.
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What is known of the app.
+/// State of the app.
 pub struct AppState {
-    /// It answers.
+    /// Whether it answers.
     pub up: AtomicBool,
-    /// Its warm-up is over.
+    /// Whether its warm-up is finished.
     pub warm: AtomicBool,
 }
 
 impl AppState {
-    /// Asks the app for as long as the process lives, and warms it up once.
+    /// Checks the app for the lifetime of the process, and warms it up once.
     pub async fn watch(self: Arc<Self>, shared: Arc<Shared>) {
         let ready = &shared.settings.ready;
         loop {
@@ -36,7 +37,7 @@ impl AppState {
                 }
                 self.warm.store(true, Ordering::Relaxed);
             }
-            tokio::time::sleep(if up { ASK } else { ASK_AT_START }).await;
+            tokio::time::sleep(if up { CHECK_INTERVAL } else { CHECK_INTERVAL_AT_START }).await;
         }
     }
 }

@@ -14,30 +14,30 @@ use super::terminal::Failure;
 use super::view::ProxyState;
 use crate::config::ControlAddr;
 
-/// For an answer that isn't waited for on purpose.
-const ANSWER: Duration = Duration::from_secs(5);
-/// Bytes of an answer: 50,000 requests in the ledger fit.
-const ANSWER_BYTES: usize = 64 << 20;
-/// The proxy's state.
+/// Time limit for responses, except those that are delayed on purpose.
+const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit on a response in bytes: enough for 50,000 requests in the ledger.
+const MAX_RESPONSE: usize = 64 << 20;
+/// Reads the proxy's state.
 pub async fn state(control: &ControlAddr) -> Result<ProxyState, Failure> {
     parse(&get(control, "/status").await?)
 }
 
-/// The answer to a GET, which has to come within a few seconds.
+/// Sends a GET and returns the response body; fails after a few seconds without one.
 pub async fn get(control: &ControlAddr, target: &str) -> Result<Bytes, Failure> {
     in_time(control, call(control, Method::GET, target)).await
 }
 
-/// What `call` comes to, unless it takes more than a few seconds.
+/// Result of `call`; fails after a few seconds without one.
 pub async fn in_time(
     control: &ControlAddr,
     call: impl Future<Output = Result<Bytes, Failure>>,
 ) -> Result<Bytes, Failure> {
-    let late = |_| format!("lameduck on {control} gave no answer within {} s", ANSWER.as_secs());
-    tokio::time::timeout(ANSWER, call).await.map_err(late)?
+    let late = |_| format!("lameduck on {control} gave no answer within {} s", RESPONSE_TIMEOUT.as_secs());
+    tokio::time::timeout(RESPONSE_TIMEOUT, call).await.map_err(late)?
 }
 
-/// One request on a connection of its own; the answer's body when it is one of success.
+/// Sends one request on its own connection; returns the response body, or an error for a status other than 2xx.
 pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result<Bytes, Failure> {
     let stream = reach::connect(control).await?;
     let broken = |why: hyper::Error| format!("lameduck on {control} hung up: {why}");
@@ -48,10 +48,10 @@ pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result
     let exchange = async move {
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), ANSWER_BYTES).collect().await;
+        let body = Limited::new(answer.into_body(), MAX_RESPONSE).collect().await;
         Ok::<_, Failure>((status, body.map_err(|why| why.to_string())?.to_bytes()))
     };
-    // Both in this task: the connection ends once the exchange has dropped its sender.
+    // Both futures run in this task: the connection ends once the exchange has dropped its sender.
     let (status, body) = tokio::join!(exchange, connection).0?;
     match status {
         StatusCode::OK | StatusCode::ACCEPTED => Ok(body),
@@ -59,7 +59,7 @@ pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result
     }
 }
 
-/// Reads an answer's JSON.
+/// Parses a JSON response.
 pub fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
-    serde_json::from_slice(answer).map_err(|why| format!("an answer of another lameduck version? {why}"))
+    serde_json::from_slice(answer).map_err(|why| format!("a response from another lameduck version? {why}"))
 }

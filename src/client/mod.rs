@@ -1,4 +1,4 @@
-//! `lameduck drain`, `resume`, `status` and others: they talk to a running proxy over its control socket, or by TCP.
+//! `lameduck drain`, `resume`, `status` and others: they talk to a running proxy over its control socket or TCP.
 
 mod call;
 mod reach;
@@ -24,12 +24,12 @@ use crate::cli::StatusView;
 use crate::config::{ControlAddr, ControlPlaces};
 use crate::inject::share;
 
-/// Something was cut by the drain.
+/// Exit code when the drain cut something.
 const CUT: u8 = 3;
-/// Between two looks of `--watch` and of a drain's progress.
-const REFRESH: Duration = Duration::from_secs(1);
+/// Refresh interval of `--watch` and of a drain's progress.
+const REFRESH_INTERVAL: Duration = Duration::from_secs(1);
 
-/// `lameduck drain`: 0 when nothing was cut (or, without `wait`, when it began), 3 when something was, 1 when it failed.
+/// `lameduck drain`. Exit code: 0 if nothing was cut (without `wait`: if it began), 3 if something was, 1 on failure.
 pub fn drain(places: &ControlPlaces, timeout: Option<Duration>, wait: bool) -> ExitCode {
     let control = &reach::locate(places, true);
     let mut target = format!("/drain?wait={wait}");
@@ -62,7 +62,7 @@ pub fn drain(places: &ControlPlaces, timeout: Option<Duration>, wait: bool) -> E
     })
 }
 
-/// A drain that runs already may cut what still runs before this `timeout`.
+/// A drain that already runs may have an earlier deadline than this `timeout`.
 async fn tell_of_sooner_deadline(control: &ControlAddr, timeout: Duration) {
     let left = state(control).await.ok().and_then(|state| state.time_left());
     if let Some(left) = left.filter(|left| *left < timeout) {
@@ -71,11 +71,11 @@ async fn tell_of_sooner_deadline(control: &ControlAddr, timeout: Duration) {
     }
 }
 
-/// `lameduck drain --app-hook`: waits until the app may stop, and becomes the app's own hook, if it has one. That one
-/// must run whatever came of the drain, and the exit code is its own.
+/// `lameduck drain --app-hook`: waits until the app may stop, then executes the app's own hook, if it has one. The hook
+/// runs whatever the result of the drain, and its exit code is returned.
 pub fn app_hook(places: &ControlPlaces, command: &[OsString]) -> ExitCode {
     let control = &reach::locate(places, false);
-    // The app's SIGTERM comes only after its own hook, whose end the proxy sees by this.
+    // The app gets SIGTERM only after its own hook has ended; the proxy notices that end by this connection.
     let _running = share::mark_running();
     let waited = run(async {
         call(control, Method::POST, "/drain?hook=app").await?;
@@ -84,11 +84,11 @@ pub fn app_hook(places: &ControlPlaces, command: &[OsString]) -> ExitCode {
     let Some((program, args)) = command.split_first() else { return waited };
     let error = Command::new(program).args(args).exec();
     let _ = writeln!(io::stderr(), "lameduck: can't run {}: {error}", program.display());
-    // As a shell has it.
+    // Exit codes of a shell.
     ExitCode::from(if error.kind() == ErrorKind::NotFound { 127 } else { 126 })
 }
 
-/// `lameduck resume`: 0 when the proxy serves again, 1 when it failed.
+/// `lameduck resume`. Exit code: 0 if the proxy serves again, 1 on failure.
 pub fn resume(places: &ControlPlaces) -> ExitCode {
     let control = &reach::locate(places, true);
     run(async {
@@ -98,7 +98,7 @@ pub fn resume(places: &ControlPlaces) -> ExitCode {
     })
 }
 
-/// `lameduck status`: 0 when it was shown; with `Ready` 0 when ready, else 1 and not a word.
+/// `lameduck status`. Exit code: 0 on success; with `Ready`, 0 if ready, else 1, without output.
 pub fn status(places: &ControlPlaces, view: StatusView) -> ExitCode {
     let control = &reach::locate(places, view != StatusView::Ready);
     run(async {
@@ -111,7 +111,7 @@ pub fn status(places: &ControlPlaces, view: StatusView) -> ExitCode {
                 show(watch, async || {
                     let rows: Vec<Row> = parse(&get(control, "/ledger").await?)?;
                     let table = view::table(&state(control).await?, rows);
-                    // Home, and clear to the end.
+                    // Cursor to the top left, and clear to the end.
                     Ok(match size(&io::stdout()).filter(|_| watch) {
                         Some((columns, rows)) => format!("\x1b[H\x1b[J{}", view::fit(&table, columns, rows)),
                         None => table,
@@ -131,7 +131,7 @@ pub fn status(places: &ControlPlaces, view: StatusView) -> ExitCode {
     })
 }
 
-/// Prints what `look` returns: once, or each second until it fails or stdout is closed.
+/// Prints the result of `look` once, or each second until it fails or stdout is closed.
 async fn show(watch: bool, look: impl AsyncFn() -> Result<String, Failure>) -> Result<ExitCode, Failure> {
     loop {
         let text = look().await?;
@@ -141,11 +141,11 @@ async fn show(watch: bool, look: impl AsyncFn() -> Result<String, Failure>) -> R
             return Ok(ExitCode::SUCCESS);
         }
         drop(out);
-        tokio::time::sleep(REFRESH).await;
+        tokio::time::sleep(REFRESH_INTERVAL).await;
     }
 }
 
-/// Waits for the drain's end, and shows on stderr meanwhile how far it is.
+/// Waits for the end of the drain, and shows its progress on stderr.
 async fn beside_progress(
     control: &ControlAddr,
     end: impl Future<Output = Result<Bytes, Failure>>,
@@ -153,8 +153,8 @@ async fn beside_progress(
     let start = Instant::now();
     let progress = async {
         loop {
-            tokio::time::sleep(REFRESH).await;
-            // The drain's own call tells it when the proxy has gone.
+            tokio::time::sleep(REFRESH_INTERVAL).await;
+            // If the proxy is gone, the drain's own call reports it.
             if let Ok(state) = state(control).await {
                 let line = view::progress(&state, start.elapsed());
                 let columns = size(&io::stderr()).map_or(usize::MAX, |(columns, _)| columns);

@@ -1,4 +1,4 @@
-//! Which proxy a command talks to, and the connection to it.
+//! Finds the proxy that a command talks to, and connects to it.
 
 use std::fs;
 use std::io::{self, ErrorKind};
@@ -13,13 +13,13 @@ use tokio::net::{TcpStream, UnixStream};
 use super::terminal::{Failure, show_line};
 use crate::config::{ControlAddr, ControlPlaces, SOCKETS};
 
-/// A connection to a proxy's control.
+/// A connection to a proxy's control listener.
 pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
-/// The control socket that was given; else the first of the default ones on which a proxy of this user answers. With
-/// `tell` the others that run are named on stderr.
+/// The given control socket, or else the first default one on which a proxy of this user answers. With `tell`, other
+/// running proxies are named on stderr.
 pub(super) fn locate(places: &ControlPlaces, tell: bool) -> ControlAddr {
     if let Some(given) = &places.given {
         return given.clone();
@@ -37,16 +37,16 @@ pub(super) fn locate(places: &ControlPlaces, tell: bool) -> ControlAddr {
             found[0].0
         ));
     }
-    // Where nobody answers, the best place is named in the error.
+    // If none answers, the error names the preferred address.
     let first = found.first().map(|(at, _)| *at).or(all.first());
     first.cloned().unwrap_or_else(|| ControlAddr::Path("/run/lameduck/control.sock".into()))
 }
 
-/// Whether somebody listens there, and whether we may believe that one.
+/// Whether a process listens there; the value says whether it is trusted.
 fn answers(at: &ControlAddr) -> Option<bool> {
     let connect = || {
         let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
-        // A full queue says so instead of blocking.
+        // With a full accept queue, connect fails instead of blocking.
         caller.set_nonblocking(true)?;
         caller.connect(&SockAddr::unix(at.unix_path().ok_or(ErrorKind::InvalidInput)?)?)?;
         Ok::<_, io::Error>(rustix::net::sockopt::socket_peercred(&caller)?.uid.as_raw())
@@ -57,11 +57,10 @@ fn answers(at: &ControlAddr) -> Option<bool> {
     }
 }
 
-/// A connection on which nothing was sent yet, to a proxy of this user or of root, or of the user whose folder its
-/// socket is in.
+/// Connects, without sending anything yet, to a proxy of this user or of root, or of the owner of the socket's folder.
 ///
 /// # Errors
-/// In words for the user.
+/// A text for the user.
 pub(super) async fn connect(at: &ControlAddr) -> Result<Box<dyn Io>, Failure> {
     let failed = |why: io::Error| no_connection(at, &why);
     let path = match (at, at.unix_path()) {
@@ -76,12 +75,12 @@ pub(super) async fn connect(at: &ControlAddr) -> Result<Box<dyn Io>, Failure> {
     }
 }
 
-/// Anybody could listen in a folder like /tmp, and tell us what isn't so.
+/// Any user could listen in a folder like /tmp and send false data.
 fn is_trusted(at: &ControlAddr, uid: u32) -> bool {
     let owns = |dir: &Path| fs::symlink_metadata(dir).is_ok_and(|dir| dir.is_dir() && dir.uid() == uid);
     let others_may_write = |dir: &Path| fs::metadata(dir).map_or(true, |dir| dir.mode() & 0o022 != 0);
     let in_own_folder = || match at {
-        // To whom a folder belongs says nothing where anybody may make one.
+        // The folder's owner proves nothing if any user may create folders next to it.
         ControlAddr::Path(path) => {
             let dir = path.parent();
             dir.zip(dir.and_then(Path::parent))
@@ -114,7 +113,7 @@ mod tests {
         let at = ControlAddr::Path(missing.clone());
         let told = connect(&at).await.err().unwrap();
         assert_eq!(told, format!("no lameduck answers on {at}: is it running? give its --control path"));
-        // A socket that was left behind.
+        // A socket file without a listener.
         drop(std::os::unix::net::UnixListener::bind(&missing).unwrap());
         assert_eq!(connect(&at).await.err().unwrap(), told);
         fs::remove_file(&missing).unwrap();

@@ -1,4 +1,4 @@
-//! `lameduck hold`, `swap` and `switch`: the app is replaced behind a front door that stays.
+//! `lameduck hold`, `swap` and `switch`: replace the app behind a running front door.
 
 use std::ffi::OsString;
 use std::io::{self, IsTerminal, Write};
@@ -17,16 +17,16 @@ use super::view::{self, ProxyState};
 use crate::cli::Hold;
 use crate::config::{ControlAddr, ControlPlaces, UpstreamAddr};
 
-/// Between two questions whether the app answers.
-const ASK_APP: Duration = Duration::from_millis(50);
-/// Between two lines of progress.
-const PROGRESS: Duration = Duration::from_millis(500);
-/// The same where it isn't written over.
-const PROGRESS_LINE: Duration = Duration::from_secs(2);
-/// As a shell tells an end by SIGINT.
+/// Interval between checks whether the app answers.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
+/// Refresh interval of the progress line on a terminal.
+const PROGRESS_INTERVAL: Duration = Duration::from_millis(500);
+/// The same for output that is not a terminal, where each refresh is a new line.
+const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(2);
+/// Exit code of a shell for SIGINT.
 const INTERRUPTED: u8 = 130;
 
-/// `lameduck hold`: 0 when new requests wait, with `until_idle` when nothing runs any more; 1 when it failed.
+/// `lameduck hold`. Exit code: 0 once new requests are held and, with `until_idle`, no request runs; 1 on failure.
 pub fn hold(places: &ControlPlaces, how: Hold, until_idle: bool) -> ExitCode {
     let control = &locate(places, true);
     run(async {
@@ -40,8 +40,8 @@ pub fn hold(places: &ControlPlaces, how: Hold, until_idle: bool) -> ExitCode {
     })
 }
 
-/// `lameduck switch`: 0 when new requests go to `to`, or back to `--upstream`, and the old one has run dry; 1 when
-/// nothing was changed.
+/// `lameduck switch`. Exit code: 0 once new requests go to `to`, or back to `--upstream`, and the old upstream has no
+/// request left; 1 if nothing was changed.
 pub fn switch(places: &ControlPlaces, to: Option<&UpstreamAddr>, timeout: Duration, wait: bool) -> ExitCode {
     let control = &locate(places, true);
     run(async {
@@ -55,8 +55,8 @@ pub fn switch(places: &ControlPlaces, to: Option<&UpstreamAddr>, timeout: Durati
     })
 }
 
-/// `lameduck swap`: 0 when the app was replaced and answers; 130 when interrupted; else 1. Whatever happens, the held
-/// requests are let go at the end.
+/// `lameduck swap`. Exit code: 0 if the app was replaced and answers; 130 if interrupted; else 1. The held requests are
+/// released in any case.
 pub fn swap(places: &ControlPlaces, how: Hold, timeout: Duration, command: &[OsString]) -> ExitCode {
     let control = &locate(places, true);
     run(async {
@@ -82,7 +82,7 @@ pub fn swap(places: &ControlPlaces, how: Hold, timeout: Duration, command: &[OsS
     })
 }
 
-/// Holds, replaces the app and waits for the new one. What was done, or why not, in words.
+/// Holds requests, replaces the app and waits for the new one. Returns a summary.
 async fn replace(
     control: &ControlAddr,
     how: Hold,
@@ -105,7 +105,7 @@ async fn replace(
                 let late = humantime::format_duration(timeout);
                 return Err(format!("the app did not answer within {late} (--timeout)"));
             }
-            tokio::time::sleep(ASK_APP).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
         Ok(Bytes::new())
     });
@@ -143,7 +143,7 @@ fn keep(streams: bool) -> &'static str {
     if streams { "keep" } else { "end" }
 }
 
-/// A drain that has begun meanwhile goes on.
+/// Releases the hold; a drain that has begun meanwhile goes on.
 async fn release(control: &ControlAddr) -> Result<(), Failure> {
     in_time(control, call(control, Method::POST, "/resume?only=hold")).await.map(drop)
 }
@@ -156,13 +156,13 @@ async fn answers(control: &ControlAddr) -> Result<bool, Failure> {
     parse::<App>(&get(control, "/app").await?).map(|app| app.answers)
 }
 
-/// The command's own output goes where ours goes.
+/// The command inherits our stdout and stderr.
 async fn execute(command: &[OsString]) -> io::Result<ExitStatus> {
     let mut child = Command::new(&command[0]).args(&command[1..]).spawn()?;
     tokio::task::spawn_blocking(move || child.wait()).await?
 }
 
-/// Also by the terminal's end.
+/// Includes SIGHUP, when the terminal is closed.
 async fn interrupted() {
     let ends = [SignalKind::interrupt(), SignalKind::terminate(), SignalKind::quit(), SignalKind::hangup()]
         .map(signal);
@@ -177,8 +177,8 @@ async fn interrupted() {
     }
 }
 
-/// Runs `work` and shows meanwhile how far it is: on a terminal in one line that is written over, else in a line
-/// whenever something has changed.
+/// Runs `work` and shows its progress: on a terminal in one line that is overwritten, otherwise a line whenever a
+/// number has changed.
 async fn beside_progress(
     control: &ControlAddr,
     what: &str,
@@ -200,7 +200,7 @@ async fn beside_progress(
                 }
                 last = Some((running, held));
             }
-            tokio::time::sleep(if terminal { PROGRESS } else { PROGRESS_LINE }).await;
+            tokio::time::sleep(if terminal { PROGRESS_INTERVAL } else { PROGRESS_LINE_INTERVAL }).await;
         }
     };
     let done = tokio::select! {

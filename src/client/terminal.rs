@@ -1,4 +1,4 @@
-//! What a command says, and how it ends.
+//! Output and exit codes of the client commands.
 
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -6,15 +6,15 @@ use std::process::ExitCode;
 
 use rustix::termios::tcgetwinsize;
 
-/// What the user is told on stderr.
+/// Error text for stderr.
 pub type Failure = String;
 
-/// A line on stderr.
+/// Writes a line to stderr.
 pub fn show_line(line: &str) {
     let _ = writeln!(io::stderr(), "{line}");
 }
 
-/// Runs a command's work. Its failure goes to stderr, and the exit code is 1 then.
+/// Runs a command. On failure the text goes to stderr, and the exit code is 1.
 pub fn run(work: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map_err(|why| why.to_string()).and_then(|runtime| runtime.block_on(work));
@@ -24,14 +24,14 @@ pub fn run(work: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {
     })
 }
 
-/// A terminal's columns and rows; none for anything else.
+/// Columns and rows of a terminal; none for anything else.
 pub fn size(out: &impl AsFd) -> Option<(usize, usize)> {
-    // One that doesn't know its size says 0.
+    // A terminal of unknown size reports 0.
     let known = |n: u16| if n == 0 { usize::MAX } else { n.into() };
     tcgetwinsize(out).ok().map(|size| (known(size.ws_col), known(size.ws_row)))
 }
 
-/// A line on stdout. Whoever closed it doesn't want to know.
+/// Writes a line to stdout. A closed stdout is ignored.
 pub fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }

@@ -1,4 +1,4 @@
-//! What `lameduck status` and a drain's progress look like. Pure.
+//! Formats `lameduck status` and the progress of a drain. Pure.
 
 use std::fmt::Write;
 use std::net::SocketAddr;
@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-/// The oldest requests that the table shows.
-const SHOWN: usize = 10;
+/// Number of oldest requests in the table.
+const MAX_ROWS: usize = 10;
 
-/// `GET /status`.
+/// Response of `GET /status`.
 #[derive(Deserialize)]
 pub(super) struct ProxyState {
     phase: String,
@@ -33,21 +33,21 @@ pub(super) struct ProxyState {
 }
 
 impl ProxyState {
-    /// Until a drain cuts what still runs; none without a drain, a deadline or anything to cut.
+    /// Time until a drain cuts what still runs; none without a drain, a deadline or running work.
     pub(super) fn time_left(&self) -> Option<Duration> {
         let running = self.phase != "serving" && self.phase != "drained";
         self.deadline_ms.filter(|_| running).map(|left| Duration::from_millis(left.max(0) as u64))
     }
 }
 
-/// An operator holds requests.
+/// A hold by an operator.
 #[derive(Deserialize)]
 pub(super) struct Hold {
     left_ms: u64,
     idle: bool,
 }
 
-/// One of the app's servers.
+/// One of the app's addresses.
 #[derive(Deserialize)]
 struct Server {
     address: String,
@@ -55,7 +55,7 @@ struct Server {
     down: bool,
 }
 
-/// One of `GET /ledger`.
+/// An entry of `GET /ledger`.
 #[derive(Deserialize)]
 pub(super) struct Row {
     method: String,
@@ -76,14 +76,14 @@ pub(super) fn swapping(what: &str, running: u64, held: u64, elapsed: Duration) -
     format!("{what}: {running} running, {held} held, {}", seconds(elapsed.as_millis() as u64))
 }
 
-/// What is over has no deadline any more.
+/// A finished drain has no deadline any more.
 fn deadline(state: &ProxyState) -> Option<String> {
     let left = state.deadline_ms.filter(|_| state.phase != "drained")?;
     let time = seconds(left.unsigned_abs());
     Some(if left < 0 { format!("{time} past the deadline") } else { format!("{time} until the deadline") })
 }
 
-/// The state, then the oldest in flight; a newline at the end.
+/// The state, then the oldest requests in flight; ends with a newline.
 pub(super) fn table(state: &ProxyState, mut rows: Vec<Row>) -> String {
     let mut phase = state.phase.clone();
     if let Some(trigger) = &state.trigger {
@@ -124,17 +124,17 @@ pub(super) fn table(state: &ProxyState, mut rows: Vec<Row>) -> String {
     }
     rows.sort_by_key(|row| std::cmp::Reverse(row.age_ms));
     let _ = writeln!(text, "\n{:>9}  {:<12} {:<22} REQUEST", "AGE", "CLASS", "PEER");
-    for Row { method, path, age_ms, class, peer } in rows.iter().take(SHOWN) {
+    for Row { method, path, age_ms, class, peer } in rows.iter().take(MAX_ROWS) {
         let (age, request) = (seconds(*age_ms), printable(&format!("{method} {path}")));
         let _ = writeln!(text, "{age:>9}  {class:<12} {:<22} {request}", printable(peer));
     }
-    if rows.len() > SHOWN {
-        let _ = writeln!(text, "{:>9}  and {} younger", "", rows.len() - SHOWN);
+    if rows.len() > MAX_ROWS {
+        let _ = writeln!(text, "{:>9}  and {} younger", "", rows.len() - MAX_ROWS);
     }
     text
 }
 
-/// Cut to what a terminal of this size can show, so that no line wraps and the top stays on screen.
+/// Cuts the text to the terminal's size, so that no line wraps and the top stays visible.
 pub(super) fn fit(text: &str, columns: usize, rows: usize) -> String {
     let lines = text.lines().take(rows.saturating_sub(1));
     lines.map(|line| line.chars().take(columns).chain(['\n']).collect::<String>()).collect()
@@ -144,7 +144,7 @@ fn seconds(ms: u64) -> String {
     format!("{}.{}s", ms / 1000, ms % 1000 / 100)
 }
 
-/// What came from outside must not steer the terminal.
+/// Replaces control characters: text from outside must not control the terminal.
 fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }
@@ -229,7 +229,7 @@ mod tests {
     fn only_the_ten_oldest_are_shown() {
         let state = state(r#""phase":"serving","ready":true,"reasons":[]"#);
         let text = table(&state, (0..12).map(|n| row(n, "/x")).collect());
-        assert_eq!(text.matches("GET /x").count(), SHOWN);
+        assert_eq!(text.matches("GET /x").count(), MAX_ROWS);
         assert!(text.ends_with("and 2 younger\n"), "{text}");
     }
 }

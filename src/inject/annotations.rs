@@ -1,4 +1,4 @@
-//! `lameduck.dev/*` on a pod → what is wanted. Pure.
+//! Parses the `lameduck.dev/*` annotations of a pod. Pure.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use serde_json::{Map, Value};
 use super::model::{Annotations, Pid1};
 use super::names::{PREFIX, PRELOAD, PROGRAM, SHARE_DIR};
 
-/// Reads the annotations of a pod. `is_flag` says which names are flags of the proxy.
+/// Parses the annotations of a pod. `is_flag` returns whether a name is a flag of the proxy.
 ///
 /// # Errors
-/// Which one has a value that means nothing.
+/// Names the annotation whose value is invalid.
 pub fn read(written: &Map<String, Value>, is_flag: fn(&str) -> bool) -> Result<Annotations, String> {
     let mut annotations = Annotations::default();
     for (key, value) in written {
@@ -65,10 +65,10 @@ fn set(
 }
 
 fn port(text: &str) -> Result<u16, String> {
-    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("'{text}' is no port"))
+    text.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("'{text}' is not a port"))
 }
 
-/// A file of its own in the directory that the app and the sidecar share.
+/// The socket gets its own file in the directory that the app and the sidecar share.
 fn socket(text: &str) -> Result<String, String> {
     let name = text.strip_prefix(SHARE_DIR).and_then(|rest| rest.strip_prefix('/')).unwrap_or_default();
     let plain = name.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.".contains(&b)) && name.len() < 80;
@@ -84,7 +84,7 @@ fn socket(text: &str) -> Result<String, String> {
 
 fn seconds(text: &str) -> Result<u64, String> {
     let time =
-        humantime::parse_duration(text).map_err(|_| format!("'{text}' is no time: write 75s or 2m"))?;
+        humantime::parse_duration(text).map_err(|_| format!("'{text}' is not a time: write 75s or 2m"))?;
     let whole = time == Duration::from_secs(time.as_secs()) && !time.is_zero();
     whole.then_some(time.as_secs()).ok_or_else(|| format!("'{text}' is not a whole number of seconds over 0"))
 }

@@ -1,4 +1,4 @@
-//! `lameduck inject` and `uninject`: files in, files or stdout out, the report on stderr.
+//! `lameduck inject` and `uninject`: reads files, writes files or stdout, reports on stderr.
 
 use std::fs;
 use std::io::{self, Read, Write};
@@ -9,41 +9,41 @@ use similar::TextDiff;
 
 use super::manifest::{Manifest, Outcome, ReportLine, Task, transform};
 
-/// What was asked for.
+/// Arguments of `inject` and `uninject`.
 #[derive(Clone, Debug)]
 pub struct FileTask {
     /// Files, folders, or `-` for stdin.
     pub inputs: Vec<PathBuf>,
     /// Inject or uninject.
     pub task: Task,
-    /// Where the outcome goes.
+    /// Where the manifests go.
     pub output: Output,
-    /// Exit 1 where something would change.
+    /// Exit with 1 if anything would change.
     pub check: bool,
 }
 
-/// Where the outcome goes.
+/// Where the manifests go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
-    /// All manifests, one after the other, as `kubectl apply -f -` takes them.
+    /// All manifests to stdout, one after the other, in the form `kubectl apply -f -` accepts.
     Stdout,
-    /// Into the files themselves.
+    /// Back into the input files.
     InPlace,
     /// A unified diff to stdout.
     Diff,
-    /// Nowhere.
+    /// No output.
     Nothing,
 }
 
 const CHANGED: u8 = 1;
 const FAILED: u8 = 2;
 
-/// Does it. The exit code is 0; 1 when `check` found something to change; 2 when a file could not be read, understood
-/// or written.
+/// Runs the command. Exit code: 0 on success; 1 if `check` found something to change; 2 if a file could not be read,
+/// parsed or written.
 pub fn run(request: &FileTask) -> ExitCode {
     match go(request) {
         Ok(code) => code.into(),
-        // Whoever read our output has heard enough.
+        // The reader closed our stdout; that is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => FAILED.into(),
         Err(error) => {
             eprintln!("lameduck: {error}");
@@ -81,7 +81,7 @@ fn go(request: &FileTask) -> io::Result<u8> {
     Ok(if failed { FAILED } else { u8::from(found) * CHANGED })
 }
 
-/// Reads a file, or every manifest in and under a folder by name; hidden ones are left out.
+/// Reads a file, or all manifests in a folder and its subfolders, sorted by name. Hidden files are skipped.
 fn read(path: &Path, named: bool, sources: &mut Vec<Manifest>) -> io::Result<()> {
     let name = path.display().to_string();
     if named && name == "-" {
@@ -97,7 +97,7 @@ fn read(path: &Path, named: bool, sources: &mut Vec<Manifest>) -> io::Result<()>
             let path = entry.path();
             let manifest =
                 path.extension().is_some_and(|ext| ["yaml", "yml", "json"].iter().any(|e| ext == *e));
-            // A link to a folder could lead round in a circle.
+            // Symlinked folders are skipped because they could form a cycle.
             if entry.file_type()?.is_dir() || (manifest && !path.is_dir()) {
                 read(&path, false, sources)?;
             }
@@ -119,7 +119,7 @@ fn at(name: &str, error: &io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("{name}: {error}"))
 }
 
-/// One stream of documents.
+/// One manifest, possibly with several documents.
 fn joined(texts: &[String]) -> String {
     let mut all = String::new();
     for text in texts {

@@ -1,35 +1,35 @@
-//! What turns one JSON value into another, as JSON Patch operations (RFC 6902). Pure.
+//! Difference between two JSON values, as JSON Patch operations (RFC 6902). Pure.
 
 use serde::Serialize;
 use serde_json::{Map, Value};
 
-/// One operation. They are meant to be done in order.
+/// One operation. Operations are applied in order.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
 pub enum Op {
-    /// A new member of an object, or a new element that the later ones make room for.
+    /// Adds a member to an object, or an element to an array; later elements move up.
     Add {
-        /// Where.
+        /// Location.
         path: Pointer,
-        /// What.
+        /// New value.
         value: Value,
     },
-    /// Another value in the place of one that is there.
+    /// Replaces an existing value.
     Replace {
-        /// Where.
+        /// Location.
         path: Pointer,
-        /// What.
+        /// New value.
         value: Value,
     },
-    /// Takes a member or an element out.
+    /// Removes a member or an element.
     Remove {
-        /// Where.
+        /// Location.
         path: Pointer,
     },
 }
 
 impl Op {
-    /// Where it works.
+    /// Location that the operation changes.
     pub fn path(&self) -> &Pointer {
         match self {
             Self::Add { path, .. } | Self::Replace { path, .. } | Self::Remove { path } => path,
@@ -37,12 +37,12 @@ impl Op {
     }
 }
 
-/// A place in a document: object keys and array indexes from its root on.
+/// Location in a document: object keys and array indexes, from the root.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Pointer(pub Vec<String>);
 
 impl Pointer {
-    /// This place's member or element.
+    /// Location of a member or element of this one.
     pub fn join(&self, key: impl ToString) -> Self {
         let mut keys = self.0.clone();
         keys.push(key.to_string());
@@ -51,7 +51,7 @@ impl Pointer {
 }
 
 impl std::fmt::Display for Pointer {
-    /// As RFC 6901 writes it: `/spec/containers/0`.
+    /// Formatted as in RFC 6901: `/spec/containers/0`.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         self.0.iter().try_for_each(|key| write!(f, "/{}", key.replace('~', "~0").replace('/', "~1")))
     }
@@ -63,7 +63,7 @@ impl Serialize for Pointer {
     }
 }
 
-/// The operations that turn `before`, which stands at `at`, into `after`. None when they are equal.
+/// Operations that turn `before`, located at `at`, into `after`. Empty if they are equal.
 pub fn diff(at: &Pointer, before: &Value, after: &Value) -> Vec<Op> {
     let mut ops = Vec::new();
     walk(at, before, after, &mut ops);
@@ -79,7 +79,7 @@ fn walk(at: &Pointer, before: &Value, after: &Value, ops: &mut Vec<Op>) {
     }
 }
 
-/// Members come before others go, so that a block mapping of YAML is never empty in between.
+/// Members are added before others are removed, so that a YAML block mapping is never empty in between.
 fn objects(at: &Pointer, before: &Map<String, Value>, after: &Map<String, Value>, ops: &mut Vec<Op>) {
     for (key, new) in after {
         match before.get(key) {
@@ -117,7 +117,7 @@ fn arrays(at: &Pointer, before: &[Value], after: &[Value], ops: &mut Vec<Op>) {
     }
 }
 
-/// Kubernetes merges most lists by their elements' names.
+/// Kubernetes merges most lists by the names of their elements.
 fn same(a: &Value, b: &Value) -> bool {
     match (a.get("name"), b.get("name")) {
         (Some(a), Some(b)) => a == b,

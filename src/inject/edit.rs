@@ -1,4 +1,4 @@
-//! Changes single places in a YAML document and leaves every other byte as it is.
+//! Edits a YAML document in place: every byte outside the edits stays as it is.
 
 use std::ops::Range;
 
@@ -9,10 +9,10 @@ use super::diff::{Op, Pointer};
 use super::emit::{self, Style};
 use super::yaml::{self, Kind, Node};
 
-/// The document with these operations done.
+/// Returns `text` with the operations applied.
 ///
 /// # Errors
-/// Why it cannot be done by changing single places, or that the outcome would not read as `expected`.
+/// The document can't be edited in place, or the result would not parse as `expected`.
 pub fn edit(text: &str, ops: &[Op], expected: &Value) -> Result<String, String> {
     let mut edited = text.to_owned();
     for op in ops {
@@ -21,7 +21,8 @@ pub fn edit(text: &str, ops: &[Op], expected: &Value) -> Result<String, String> 
         let splice = splice(&edited, &root, op, style).map_err(|why| format!("{}: {why}", op.path()))?;
         edited.replace_range(splice.0, &splice.1);
     }
-    // An anchor's node stands in several places, a merged key in none: whatever went wrong shows here.
+    // An edit to an anchored node changes every alias, and a merged key has no text of its own: this check catches
+    // both.
     match parse(&edited)?.to_json() {
         Ok(value) if value == *expected => Ok(edited),
         _ => Err("its anchors, aliases or unusual style keep it from being edited in place".to_owned()),
@@ -59,7 +60,7 @@ fn splice(text: &str, root: &Node, op: &Op, style: Style) -> Result<Splice, Stri
             let before = n.checked_sub(1).map(|n| items[n].span.end);
             remove(text, start..item.span.end, next, before, *flow)
         }
-        _ => Err("it stands in neither a mapping nor a list".to_owned()),
+        _ => Err("its parent is neither a mapping nor a list".to_owned()),
     }
 }
 
@@ -71,13 +72,13 @@ fn child<'a>(node: &'a Node, key: &str) -> Result<&'a Node, String> {
     match &node.kind {
         Kind::Map(..) => node.get(key).ok_or_else(|| format!("'{key}' is merged in from elsewhere")),
         Kind::Seq(items, _) => items.get(index(key)?).ok_or_else(|| "there is no such element".to_owned()),
-        Kind::Alias(_) => Err(format!("'{key}' stands behind an alias")),
-        Kind::Scalar(..) => Err(format!("'{key}' stands in a plain value")),
+        Kind::Alias(_) => Err(format!("'{key}' is inside an alias")),
+        Kind::Scalar(..) => Err(format!("the parent of '{key}' is a plain value")),
     }
 }
 
 fn index(key: &str) -> Result<usize, String> {
-    key.parse().map_err(|_| format!("'{key}' is no index"))
+    key.parse().map_err(|_| format!("'{key}' is not an index"))
 }
 
 fn add_member(text: &str, parent: &Node, key: &str, value: &Value, style: Style) -> Result<Splice, String> {
@@ -91,7 +92,7 @@ fn add_member(text: &str, parent: &Node, key: &str, value: &Value, style: Style)
             let column = column(text, first.0.span.start);
             Ok(after_line(text, last.1.span.end, emit::member(key, value, column, style), style))
         }
-        _ => Err("it is no mapping".to_owned()),
+        _ => Err("it is not a mapping".to_owned()),
     }
 }
 
@@ -107,7 +108,7 @@ fn add_element(text: &str, parent: &Node, n: usize, value: &Value, style: Style)
             let new = emit::element(value, column, style);
             match n.checked_sub(1) {
                 Some(before) => Ok(after_line(text, items[before].span.end, new, style)),
-                // The first line is the dash's own, unless the list begins behind another dash.
+                // The first line belongs to the dash, unless the list starts behind another dash.
                 None if text[line_start(text, first)..first].trim().is_empty() => {
                     let at = line_start(text, first);
                     Ok((at..at, new))
@@ -115,7 +116,7 @@ fn add_element(text: &str, parent: &Node, n: usize, value: &Value, style: Style)
                 None => Err("a list within a list's line".to_owned()),
             }
         }
-        _ => Err("it is no list".to_owned()),
+        _ => Err("it is not a list".to_owned()),
     }
 }
 
@@ -126,13 +127,13 @@ fn append_flow(parent: &Node, last: Option<usize>, new: String) -> Splice {
     }
 }
 
-/// Puts lines after the one that this place is in; its comment stays with it.
+/// Inserts lines after the line that contains this offset; a trailing comment stays on that line.
 fn after_line(text: &str, place: usize, new: String, style: Style) -> Splice {
     let at_line_start = place > 0 && text[..place].ends_with('\n');
     let end = if at_line_start { place } else { line_end(text, place) };
     let torn = end > 0 && !text[..end].ends_with('\n');
     if torn {
-        // The last line had no end, so the new last one has none either.
+        // The last line had no newline, so the new last line gets none.
         let new = new.strip_suffix(style.newline).unwrap_or(&new);
         return (end..end, format!("{}{new}", style.newline));
     }
@@ -153,7 +154,7 @@ fn replace(node: &Node, value: &Value) -> Result<Splice, String> {
     }
 }
 
-/// Takes out `span`; in flow style with the comma towards its neighbour, in block style with its lines.
+/// Removes `span`: in flow style with one adjacent comma, in block style with its lines.
 fn remove(
     text: &str,
     span: Range<usize>,
@@ -175,21 +176,21 @@ fn remove(
                     line - newline..end
                 }
                 (true, _) => line..end,
-                // The first key behind a dash: the next one takes its place.
+                // First key behind a dash: the next key moves into its place.
                 (false, Some(next)) => span.start..next,
-                (false, None) => return Err("it is all that stands in its line".to_owned()),
+                (false, None) => return Err("it is alone on its line".to_owned()),
             }
         }
     };
     Ok((cut, String::new()))
 }
 
-/// Where the dash of this block element stands.
+/// Offset of the dash of this block element.
 fn dash(text: &str, item: &Node) -> Result<usize, String> {
     let before = text[..item.span.start].trim_end_matches([' ', '\t']);
     match before.strip_suffix('-') {
         Some(rest) => Ok(rest.len()),
-        None => Err("an element that doesn't begin in its dash's line".to_owned()),
+        None => Err("an element that doesn't begin on the line of its dash".to_owned()),
     }
 }
 
@@ -201,7 +202,7 @@ fn line_start(text: &str, at: usize) -> usize {
     text[..at].rfind('\n').map_or(0, |n| n + 1)
 }
 
-/// Just past the line's `\n`, or the text's end.
+/// Offset just past the line's newline, or the end of the text.
 fn line_end(text: &str, at: usize) -> usize {
     text[at..].find('\n').map_or(text.len(), |n| at + n + 1)
 }
@@ -211,7 +212,7 @@ fn style_of(text: &str, root: &Node) -> Style {
     Style { dash: dash_indent(text, root).unwrap_or(0), newline }
 }
 
-/// How far the first list of the document stands from its key.
+/// Indentation of the document's first list relative to its key.
 fn dash_indent(text: &str, node: &Node) -> Option<usize> {
     match &node.kind {
         Kind::Map(entries, StructureStyle::Block) => {
@@ -235,7 +236,7 @@ mod tests {
     use super::super::diff::diff;
     use super::*;
 
-    /// Does `change` to the value and shows the text that comes of it.
+    /// Applies `change` to the value and returns the edited text.
     fn changed(text: &str, change: impl Fn(&mut Value)) -> Result<String, String> {
         let before = parse(text).unwrap().to_json().unwrap();
         let mut after = before.clone();

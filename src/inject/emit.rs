@@ -1,4 +1,4 @@
-//! New YAML for what is put in: block style, strings quoted wherever any reader could take them for something else.
+//! YAML for inserted values: block style; a string is quoted if any YAML reader could take it for another type.
 
 use std::fmt::Write;
 
@@ -6,33 +6,33 @@ use serde_json::{Map, Value};
 
 use super::yaml;
 
-/// Keys that people expect first, in this order; the others follow by name.
+/// Keys that are written first, in this order; the others follow by name.
 const FIRST: [&str; 5] = ["name", "image", "imagePullPolicy", "restartPolicy", "args"];
 
-/// How the text around looks.
+/// Style of the surrounding text.
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
     /// Spaces from a key to the dash of the list below it.
     pub dash: usize,
-    /// What ends a line.
+    /// Line terminator.
     pub newline: &'static str,
 }
 
-/// One member as lines that begin at this column, each with its end.
+/// One member as lines indented by `column`, each with its terminator.
 pub fn member(key: &str, value: &Value, column: usize, style: Style) -> String {
     let mut lines = String::new();
     write_member(&mut lines, key, value, column, style);
     lines
 }
 
-/// One element of a list as lines whose dash is at this column.
+/// One list element as lines, with the dash at `column`.
 pub fn element(value: &Value, column: usize, style: Style) -> String {
     let mut lines = String::new();
     write_element(&mut lines, value, column, style);
     lines
 }
 
-/// A value on one line.
+/// The value on one line.
 pub fn inline(value: &Value) -> String {
     match value {
         Value::String(text) => string(text),
@@ -42,7 +42,7 @@ pub fn inline(value: &Value) -> String {
     }
 }
 
-/// As JSON, which flow style is: plain scalars have more traps in there.
+/// Formatted as JSON, which is valid flow style: plain scalars have more pitfalls there.
 pub fn json(value: &Value) -> String {
     match value {
         Value::String(text) => quoted(text),
@@ -112,7 +112,8 @@ fn string(text: &str) -> String {
     }
 }
 
-/// A JSON string is a double-quoted scalar, but for control characters that YAML wants escaped (YAML 1.2, 5.1).
+/// A JSON string is a valid double-quoted scalar, except for control characters that YAML requires escaped (YAML 1.2,
+/// 5.1).
 fn quoted(text: &str) -> String {
     let json = Value::from(text).to_string();
     let mut yaml = String::with_capacity(json.len());

@@ -1,4 +1,4 @@
-//! The app's preStop hook: the user's own, and what becomes of it. Pure.
+//! The app's preStop hook: what the user wrote, and what replaces it. Pure.
 
 use serde_json::{Map, Value, json};
 
@@ -6,10 +6,10 @@ use super::json::ports;
 use super::model::{Annotations, OwnHook, Plan, Settings};
 use super::names::{CONTROL_ADDR, OWN_HOOK_RESERVE, PROGRAM, SHARE_DIR};
 
-/// Reads it; none if there is none.
+/// Reads the user's own hook; none if the container has none.
 ///
 /// # Errors
-/// Why it can't be kept.
+/// Says why the hook can't be kept.
 pub fn own(app: &Map<String, Value>, plan: &Plan) -> Result<Option<OwnHook>, String> {
     let hook = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
     let Some(hook) = hook.filter(|hook| !hook.is_null()) else { return Ok(None) };
@@ -26,7 +26,7 @@ pub fn own(app: &Map<String, Value>, plan: &Plan) -> Result<Option<OwnHook>, Str
     Ok(Some(sleep(&words).map_or(OwnHook::Exec(words), OwnHook::Sleep)))
 }
 
-/// What its owner should know.
+/// Warning for the owner, if any.
 pub fn warning(own: Option<&OwnHook>, annotations: &Annotations) -> Option<String> {
     let kind = match own? {
         OwnHook::Sleep(_) => return None,
@@ -39,13 +39,13 @@ pub fn warning(own: Option<&OwnHook>, annotations: &Annotations) -> Option<Strin
     annotations.flag("reserve").is_none().then(|| text + " (lameduck.dev/reserve)")
 }
 
-/// The own hook's header fields as flags, for a check: the sidecar has them in a variable.
+/// Header fields of the user's hook as flags, for the command line check only: the sidecar gets them from a variable.
 pub fn header_flags(own: Option<&OwnHook>) -> Vec<String> {
     let Some(OwnHook::Get { headers, .. }) = own else { return Vec::new() };
     headers.iter().map(|header| format!("--after-drain-header={header}")).collect()
 }
 
-/// `sleep 5`, on its own or by a shell.
+/// Seconds of a `sleep 5`, run directly or by a shell.
 fn sleep(words: &[String]) -> Option<u64> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let words = match words.as_slice() {
@@ -64,7 +64,7 @@ fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The kubelet asks the pod's own address from the node; for the proxy that is loopback.
+/// The kubelet sends the hook to the pod's IP; the proxy sends it to loopback.
 fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook, String> {
     if get["host"].as_str().is_some_and(|host| !host.is_empty()) {
         return Err("names a host, which may be another one when the pod asks instead of the node".to_owned());
@@ -87,7 +87,7 @@ fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook
         let name = header["name"].as_str().ok_or("has a header without a name")?;
         let value = header["value"].as_str().unwrap_or_default();
         let field = format!("{name}: {value}");
-        // One that only the kubelet would refuse (Go's http client) must not become two.
+        // A header that only the kubelet (Go's http client) would refuse must not become two headers.
         match field.contains('\n') {
             true => Err(format!("has a line break in its header {name}")),
             false => Ok(field),
@@ -96,7 +96,7 @@ fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook
     Ok(OwnHook::Get { url, headers: headers.map(header).collect::<Result<_, _>>()? })
 }
 
-/// The blocking hook. By port number: a name would be looked up in the hook's own container only.
+/// The blocking hook. Uses the port number, since a port name is only resolved within the hook's own container.
 pub fn blocking(whose: &str, plan: &Plan, settings: &Settings) -> Value {
     json!({ "httpGet": {
         "path": format!("/drain?hook={whose}"),
@@ -105,10 +105,11 @@ pub fn blocking(whose: &str, plan: &Plan, settings: &Settings) -> Value {
     }})
 }
 
-/// The hook of the app's container: the blocking one, or our program, which waits as long and then runs the user's.
+/// The hook of the app's container: the blocking one, or our program, which blocks as well and then runs the user's
+/// command.
 ///
 /// # Errors
-/// When the program has no way to the proxy.
+/// The program would have no way to reach the proxy.
 pub fn of_app(
     own: Option<&OwnHook>,
     plan: &Plan,
@@ -127,7 +128,7 @@ pub fn of_app(
     Ok(json!({ "exec": { "command": command } }))
 }
 
-/// Whether a preStop handler is ours.
+/// Whether a preStop handler was written by us.
 pub fn is_ours(handler: &Value) -> bool {
     let path = handler["httpGet"]["path"].as_str();
     let program = handler["exec"]["command"][0].as_str();
@@ -135,11 +136,11 @@ pub fn is_ours(handler: &Value) -> bool {
         || program.and_then(|program| program.strip_prefix(SHARE_DIR)) == Some("/lameduck")
 }
 
-/// Leads a probe of an app on a unix socket, which the kubelet can't reach, to the proxy. Returns what the proxy is to
-/// ask the app for.
+/// Redirects a probe to the proxy, for an app on a unix socket, which the kubelet can't reach. Returns the request that
+/// the proxy sends to the app.
 ///
 /// # Errors
-/// When it asks for something else than a path.
+/// The probe is not an HTTP GET of a path.
 pub fn to_app_probe(place: &str, handler: &mut Map<String, Value>, plan: &Plan) -> Result<String, String> {
     let text = |key: &str| handler.get(key).and_then(Value::as_str).unwrap_or_default();
     if !place.ends_with(".httpGet") || !matches!(text("scheme"), "" | "HTTP") || !text("host").is_empty() {
@@ -151,11 +152,11 @@ pub fn to_app_probe(place: &str, handler: &mut Map<String, Value>, plan: &Plan) 
     Ok(target)
 }
 
-/// What the owner of a postStart httpGet that goes by way of the proxy should know. The kubelet asks once, as soon as
-/// the container runs, starts no further container meanwhile, and takes every answer for success (`runHTTPHandler`).
+/// Warning about a postStart httpGet that goes through the proxy. The kubelet sends it once, as soon as the container
+/// runs, starts no other container meanwhile, and treats every response as success (`runHTTPHandler`).
 ///
 /// # Errors
-/// When it would never reach the app.
+/// The request would never reach the app.
 pub fn post_start(place: &str, annotations: &Annotations) -> Result<String, String> {
     if annotations.ordinary {
         return Err(format!(

@@ -1,30 +1,30 @@
-//! Reading and changing a pod's JSON.
+//! Accessors for a pod's JSON.
 
 use serde_json::{Map, Value, json};
 
-/// A container's ports.
+/// Ports of a container.
 pub fn ports(container: &Map<String, Value>) -> impl Iterator<Item = &Value> {
     container.get("ports").and_then(Value::as_array).into_iter().flatten().filter(|port| port.is_object())
 }
 
-/// A variable of a container.
+/// Entry of an environment variable of a container.
 pub fn env<'a>(container: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     container.get("env")?.as_array()?.iter().rfind(|var| var["name"] == name)
 }
 
-/// The list of this name, made if there is none.
+/// The list `key`, created if it is missing.
 ///
 /// # Errors
-/// When something else has the name.
+/// `key` has a value of another type.
 pub fn list<'a>(parent: &'a mut Map<String, Value>, key: &str) -> Result<&'a mut Vec<Value>, String> {
     let list = parent.entry(key).or_insert(Value::Null);
     if list.is_null() {
         *list = json!([]);
     }
-    list.as_array_mut().ok_or_else(|| format!("its {key} is no list"))
+    list.as_array_mut().ok_or_else(|| format!("its {key} is not a list"))
 }
 
-/// What the kubelet asks the app at a port, each with its place: probes and the postStart hook.
+/// Requests that the kubelet sends to a port of the app, each with its location: probes and the postStart hook.
 pub fn probes(app: &mut Map<String, Value>) -> Vec<(String, &mut Map<String, Value>)> {
     let mut found = Vec::new();
     for (key, value) in app {
@@ -42,10 +42,10 @@ pub fn probes(app: &mut Map<String, Value>) -> Vec<(String, &mut Map<String, Val
     found
 }
 
-/// The object of this name, made if there is none.
+/// The object `key`, created if it is missing.
 ///
 /// # Errors
-/// When something else has the name.
+/// `key` has a value of another type.
 pub fn object<'a>(
     parent: &'a mut Map<String, Value>,
     key: &str,
@@ -54,5 +54,5 @@ pub fn object<'a>(
     if value.is_null() {
         *value = json!({});
     }
-    value.as_object_mut().ok_or_else(|| format!("its {key} is no object"))
+    value.as_object_mut().ok_or_else(|| format!("its {key} is not an object"))
 }

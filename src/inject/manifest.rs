@@ -1,4 +1,4 @@
-//! Manifests in and out: documents, Lists, workloads and the Services that lead to them. No files.
+//! Transforms manifests: documents, Lists, workloads and the Services that select them. No file access.
 
 use serde_json::{Map, Value};
 
@@ -14,55 +14,55 @@ use super::yaml;
 /// A manifest's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Manifest {
-    /// For the report.
+    /// Name for the report.
     pub name: String,
     /// YAML or JSON.
     pub text: String,
 }
 
-/// What is to be done with it.
+/// What to do with the manifests.
 #[derive(Clone, Debug)]
 pub enum Task {
-    /// Put the sidecar in.
+    /// Add the sidecar.
     Inject {
-        /// Its token is left empty here: each workload has its own.
+        /// Without the token, which differs between workloads.
         settings: Box<Settings>,
-        /// What the tokens are derived from.
+        /// Seed from which the tokens are derived.
         seed: String,
-        /// The namespace of objects that name none.
+        /// Namespace of objects that have none.
         namespace: String,
     },
-    /// Take it out again.
+    /// Remove the sidecar.
     Uninject,
 }
 
-/// What became of one object or document.
+/// Result for one object or document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ReportLine {
-    /// The source's name.
+    /// Name of the manifest.
     pub source: String,
-    /// `deployment/web`, or which document.
+    /// Object such as `deployment/web`, or number of the document.
     pub what: String,
-    /// What became of it.
+    /// Result.
     pub outcome: Outcome,
-    /// What its owner should know.
+    /// Warnings for the owner.
     pub warnings: Vec<String>,
 }
 
-/// What became of it.
+/// Result for one object or document.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It changed.
+    /// Changed.
     Changed,
-    /// It was already so.
+    /// Already as desired.
     Unchanged,
-    /// It was left as it is.
+    /// Skipped, with the reason.
     Skipped(String),
-    /// It could not be understood, and was left as it is.
+    /// Not understood and left unchanged, with the reason.
     Failed(String),
 }
 
-/// The new texts in the order of the sources, and the report. Nothing but the injected places is another byte.
+/// Returns the new texts in the order of the sources, and the report. Bytes outside the edits stay as they are.
 pub fn transform(sources: &[Manifest], task: &Task) -> (Vec<String>, Vec<ReportLine>) {
     let mut documents: Vec<Document> = Vec::new();
     for (n, source) in sources.iter().enumerate() {
@@ -89,7 +89,7 @@ pub fn transform(sources: &[Manifest], task: &Task) -> (Vec<String>, Vec<ReportL
 
 struct Document<'a> {
     source: usize,
-    /// Counted from 1, as people do.
+    /// Counted from 1.
     number: usize,
     text: &'a str,
     value: Result<Option<Value>, String>,
@@ -103,7 +103,7 @@ struct Object {
     namespace: String,
     name: String,
     kind: String,
-    /// Where its pod is, if it has one.
+    /// Location of its pod template, if it has one.
     template: Option<&'static str>,
     before: Value,
     after: Value,
@@ -112,7 +112,7 @@ struct Object {
     warnings: Vec<String>,
 }
 
-/// Documents begin at lines with `---`; comments and directives (`%YAML`) before one belong to it.
+/// A document begins at a `---` line; comments and directives (`%YAML`) before that line belong to it.
 fn split(text: &str) -> Vec<&str> {
     let (mut documents, mut start, mut at, mut content) = (Vec::new(), 0, 0, false);
     for line in text.split_inclusive('\n') {
@@ -136,7 +136,7 @@ impl<'a> Document<'a> {
         Self { source, number: n + 1, text, value }
     }
 
-    /// Its workloads and Services, each on its own or in a List.
+    /// Its workloads and Services, on their own or in a List.
     fn objects(&self, n: usize, task: &Task) -> Vec<Object> {
         let Ok(Some(root)) = &self.value else { return vec![] };
         let list = root["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
@@ -149,7 +149,7 @@ impl<'a> Document<'a> {
         }
     }
 
-    /// Its new text, and what there is to say of it.
+    /// Its new text, and its report lines.
     fn finish(&self, mut objects: Vec<&mut Object>, sources: &[Manifest]) -> (String, Vec<ReportLine>) {
         let source = sources[self.source].name.clone();
         let failed = |why: &String| {
@@ -313,7 +313,7 @@ fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task) {
     }
 }
 
-/// The Service with this workload's port by name; none if it doesn't lead there by number.
+/// The Service with a port name as target for this workload; none if it doesn't target the port by number.
 fn follow(
     service: &Value,
     workload: &Object,
@@ -340,9 +340,9 @@ fn has_port(workload: &Object, name: &str) -> bool {
     ports.any(|port| port["name"] == name)
 }
 
-/// What the hooks of a workload show: the same at each injection, so that applying again rolls nothing.
+/// The token of a workload's hooks. It is the same at each injection, so that applying again causes no rollout.
 fn token(seed: &str, parts: &[&str]) -> String {
-    // Kubernetes' names have no NUL.
+    // NUL separates the parts: Kubernetes names can't contain it.
     let mac = hmac_sha256::HMAC::mac(parts.join("\0"), seed);
     mac[..16].iter().map(|byte| format!("{byte:02x}")).collect()
 }

@@ -1,12 +1,13 @@
-//! The sidecar in a pod: what changes in its JSON (pure; the webhook sends it, the CLI applies it), and in its YAML.
+//! Adds the sidecar to a pod: a JSON patch of the pod (pure; the webhook sends it, the CLI applies it), and edits of
+//! YAML in place.
 //!
 //! ```text
-//! command   files in, files or stdout out, the report
+//! command   reads files, writes files or stdout, reports
 //! manifest    documents, Lists, workloads, Services
-//! patch         the pod as it should be    ← annotations, hooks, ports, resources, sidecar; restore, what it was before
-//! edit          that change in the text    ← diff, yaml, emit
-//! model, names  what these hand to each other, and agree on; json reads and changes a pod
-//! share     the files that the running sidecar shares with the app's container
+//! patch         the desired pod              ← annotations, hooks, ports, resources, sidecar; restore undoes it
+//! edit          that change in the text      ← diff, yaml, emit
+//! model, names  data and names that the modules above share; json reads and changes a pod
+//! share         files that the running sidecar shares with the app's container
 //! ```
 
 pub mod annotations;

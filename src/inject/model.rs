@@ -1,96 +1,96 @@
-//! What the parts of an injection hand to each other: plain data.
+//! Plain data that the modules of `inject` exchange.
 
 use serde_json::{Value, json};
 
-/// What is the same for all pods, and what only the caller knows of this one.
+/// Settings of one injection; all but the token are the same for every pod.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The sidecar's image; its entrypoint is lameduck.
     pub image: String,
     /// The sidecar's imagePullPolicy; none leaves it to Kubernetes.
     pub pull_policy: Option<String>,
-    /// What the hooks show to the probe port.
+    /// Token that the hooks send to the probe port.
     pub token: String,
-    /// Whether the pod's Services are changed along with it.
+    /// Whether the pod's Services are changed too.
     pub services: Services,
-    /// Says what is wrong with a proxy's command line (without the program's name).
+    /// Checks a proxy's command line (without the program's name); the error says what is wrong.
     pub check: fn(&[String]) -> Result<(), String>,
     /// Whether an annotation of this name sets a flag of the proxy.
     pub is_flag: fn(&str) -> bool,
 }
 
-/// What the annotations ask for.
+/// Parsed annotations of a pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Annotations {
-    /// `container`: the app's, where there are several.
+    /// `container`: name of the app's container, if the pod has several.
     pub container: Option<String>,
-    /// `port`: the container port's name or number, where there are several.
+    /// `port`: name or number of the container port, if there are several.
     pub port: Option<String>,
-    /// `app-port`: the proxy takes the container port, and the app listens here.
+    /// `app-port`: port on which the app listens; the proxy takes the container port.
     pub app_port: Option<u16>,
-    /// `app-socket`: the app listens on this unix socket.
+    /// `app-socket`: path of the unix socket on which the app listens.
     pub app_socket: Option<String>,
-    /// `proxy-port`: where the proxy listens, unless it takes the app's port.
+    /// `proxy-port`: port on which the proxy listens, unless it takes the app's port.
     pub proxy_port: Option<u16>,
-    /// `probe-port`: where the kubelet asks.
+    /// `probe-port`: port for the kubelet's probes and hooks.
     pub probe_port: Option<u16>,
-    /// `sidecar: ordinary`, for a cluster before Kubernetes 1.29.
+    /// `sidecar: ordinary`, for clusters before Kubernetes 1.29.
     pub ordinary: bool,
-    /// `grace`, in seconds: what terminationGracePeriodSeconds is raised to.
+    /// `grace`: minimum for terminationGracePeriodSeconds, in seconds.
     pub grace: Option<u64>,
     /// `pid1`.
     pub pid1: Pid1,
-    /// `image`: the sidecar's.
+    /// `image`: image of the sidecar.
     pub image: Option<String>,
-    /// `image-pull-policy`: the sidecar's.
+    /// `image-pull-policy`: imagePullPolicy of the sidecar.
     pub pull_policy: Option<String>,
     /// `cpu-request`, `memory-request`, `cpu-limit`, `memory-limit`.
     pub resources: [Option<String>; 4],
-    /// The proxy's own flags, with their values.
+    /// Flags of the proxy with their values.
     pub flags: Vec<(String, String)>,
-    /// Annotations of ours that mean nothing: typing errors.
+    /// Unknown annotations with our prefix: probably typing errors.
     pub unknown: Vec<String>,
 }
 
 impl Annotations {
-    /// The value of one of the proxy's flags, if it is annotated.
+    /// Value of a proxy flag, if the pod has an annotation for it.
     pub fn flag(&self, name: &str) -> Option<&str> {
         self.flags.iter().find(|(flag, _)| flag == name).map(|(_, value)| value.as_str())
     }
 }
 
-/// How an app that is PID 1 and has no handler gets to hear SIGTERM.
+/// How SIGTERM reaches an app that runs as PID 1 without a handler.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Pid1 {
-    /// A file that `NODE_OPTIONS` names lets Node exit.
+    /// `NODE_OPTIONS` loads a file that makes Node exit.
     #[default]
     Preload,
-    /// `shareProcessNamespace`: the app isn't PID 1 any more.
+    /// `shareProcessNamespace`: the app is not PID 1 any more.
     Share,
-    /// Nothing changes.
+    /// No change.
     Leave,
 }
 
-/// Whether the Services that lead to the pod are known.
+/// Whether the Services that select the pod are known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Services {
-    /// The CLI: numeric target ports are given the port's name in the same go.
+    /// The CLI: a numeric target port is replaced by the port's name in the same run.
     Seen,
-    /// The webhook: a numeric target port may go past the proxy.
+    /// The webhook: a numeric target port may bypass the proxy.
     Unseen,
 }
 
-/// Where the app listens from now on.
+/// Address on which the app listens after the injection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AppAddr {
-    /// A port of its own.
+    /// TCP port of loopback.
     Port(u16),
-    /// A unix socket; `PORT` is its path.
+    /// Unix socket; `PORT` is set to its path.
     Socket(String),
 }
 
 impl AppAddr {
-    /// The proxy's `--upstream`.
+    /// Value of the proxy's `--upstream`.
     pub fn upstream(&self) -> String {
         match self {
             Self::Port(port) => format!("127.0.0.1:{port}"),
@@ -98,7 +98,7 @@ impl AppAddr {
         }
     }
 
-    /// What the app's `PORT` is set to.
+    /// Value of the app's `PORT` variable.
     pub fn variable(&self) -> Value {
         match self {
             Self::Port(port) => json!(port),
@@ -106,7 +106,7 @@ impl AppAddr {
         }
     }
 
-    /// The port, unless it is a socket.
+    /// TCP port; none for a unix socket.
     pub fn port(&self) -> Option<u16> {
         match self {
             Self::Port(port) => Some(*port),
@@ -115,63 +115,64 @@ impl AppAddr {
     }
 }
 
-/// What becomes of the ports.
+/// Ports after the injection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// Where the proxy listens.
+    /// Port on which the proxy listens.
     pub listen: u16,
-    /// Where the kubelet asks.
+    /// Port for the kubelet's probes and hooks.
     pub probe: u16,
-    /// Where the app listens from now on.
+    /// Address on which the app listens.
     pub app: AppAddr,
-    /// The container port's number before the injection.
+    /// Number of the container port before the injection.
     pub was: u16,
-    /// The container port's name.
+    /// Name of the container port.
     pub name: Option<String>,
-    /// The app keeps its port, and its name moves to the proxy's; else the proxy has the port and `PORT` is shifted.
+    /// True: the app keeps its port, and the port's name moves to the proxy's port. False: the proxy takes the port,
+    /// and `PORT` gets another one.
     pub moved: bool,
-    /// What may go past the proxy.
+    /// Warning about traffic that may bypass the proxy.
     pub warning: Option<String>,
 }
 
 /// The user's own preStop hook.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OwnHook {
-    /// So many seconds, and nothing else: the least lame duck.
+    /// Only sleeps, for this number of seconds: the minimum lame-duck phase.
     Sleep(u64),
-    /// The proxy sends this after the drain.
+    /// HTTP GET that the proxy sends after the drain.
     Get {
-        /// A path of the app itself, or a whole URL in the pod.
+        /// Path on the app, or a full URL within the pod.
         url: String,
-        /// `Name: value`.
+        /// Header fields as `Name: value`.
         headers: Vec<String>,
     },
-    /// The app's container runs this after the drain.
+    /// Command that the app's container runs after the drain.
     Exec(Vec<String>),
 }
 
-/// What the container is made of.
+/// Input for the sidecar's container.
 pub struct Parts<'a> {
     /// Image and token.
     pub settings: &'a Settings,
-    /// What the annotations ask for.
+    /// Parsed annotations.
     pub annotations: &'a Annotations,
-    /// The ports.
+    /// Ports.
     pub plan: &'a Plan,
-    /// terminationGracePeriodSeconds.
+    /// terminationGracePeriodSeconds of the pod.
     pub grace: u64,
     /// The user's own preStop hook.
     pub own: Option<OwnHook>,
-    /// Whether Node gets the preload.
+    /// Whether Node loads the preload.
     pub preload: bool,
-    /// runAsUser.
+    /// runAsUser of the sidecar.
     pub user: u64,
-    /// `resources`.
+    /// `resources` of the sidecar.
     pub resources: Value,
 }
 
 impl Parts<'_> {
-    /// Whether the app's container needs a file of ours.
+    /// Whether the app's container mounts the shared directory.
     pub fn shares(&self) -> bool {
         self.preload || matches!(self.own, Some(OwnHook::Exec(_)))
     }

@@ -1,4 +1,4 @@
-//! The pod as it should be: one pure function for the webhook and the CLI.
+//! Computes the desired pod: one pure function for the webhook and the CLI.
 
 use serde_json::{Map, Value, json};
 
@@ -14,36 +14,36 @@ use super::resources::resources;
 use super::restore::{self, Undo};
 use super::sidecar;
 
-/// Kubernetes' own terminationGracePeriodSeconds, and what it is raised to.
+/// Kubernetes' default for terminationGracePeriodSeconds, and the value that replaces it.
 const GRACE: (u64, u64) = (30, 60);
-/// Keep our probe port out of a mesh's capture: the kubelet's probes and hooks come from outside it.
+/// Exclude our probe port from a mesh's capture: the kubelet's probes and hooks come from outside the mesh.
 const MESH: [&str; 2] =
     ["traffic.sidecar.istio.io/excludeInboundPorts", "config.linkerd.io/skip-inbound-ports"];
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
 
-/// What changes in a pod.
+/// Change of a pod.
 #[derive(Clone, Debug)]
 pub struct Patch {
-    /// From the pod as given to the pod as it should be. Empty if it is so already.
+    /// Operations from the given pod to the desired one. Empty if nothing changes.
     pub ops: Vec<Op>,
-    /// The pod as it should be.
+    /// The desired pod.
     pub pod: Value,
-    /// The ports.
+    /// Ports.
     pub plan: Plan,
-    /// What its owner should know.
+    /// Warnings for the owner.
     pub warnings: Vec<String>,
 }
 
-/// Why a pod is left as it is.
+/// Reason why a pod is left unchanged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skip(pub String);
 
-/// The sidecar for a pod (or a pod template): an object with `metadata` and `spec`, of which every field that isn't
-/// named in here stays as it is. A pod that was injected before is seen as it was before that, so that the outcome
-/// depends only on what its owner wrote and on the settings.
+/// Adds the sidecar to a pod or pod template, an object with `metadata` and `spec`. Fields that this module does not
+/// name stay as they are. An earlier injection is undone first, so the result depends only on what the owner wrote and
+/// on the settings.
 ///
 /// # Errors
-/// Why it is better left alone.
+/// Says why the pod should be left unchanged.
 pub fn patch(pod: &Value, settings: &Settings) -> Result<Patch, Skip> {
     inject(pod, settings).map_err(Skip)
 }
@@ -112,7 +112,7 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     Ok(Patch { ops, pod: new, plan, warnings })
 }
 
-/// Pods in which a sidecar could not do its work.
+/// Refuses pods in which a sidecar could not work.
 fn refuse(
     spec: &Map<String, Value>,
     written: &Map<String, Value>,
@@ -152,8 +152,8 @@ fn containers(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Va
     spec.get("containers").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object)
 }
 
-/// The app's container: the annotated one, or the only one, or the one that kubectl takes: a mesh that was here before
-/// has added its own and says so by that. With its place in the list.
+/// The app's container with its index: the annotated one, or the only one, or the one that kubectl uses by default. A
+/// mesh injected earlier added its own container and sets that default for the app's.
 fn app_container<'a>(
     spec: &'a Map<String, Value>,
     annotations: &Annotations,
@@ -233,13 +233,13 @@ fn preload(
     false
 }
 
-/// Whether something is on our directory already.
+/// Whether the container already has a mount at our directory.
 fn mounted(app: &Map<String, Value>) -> bool {
     let mounts = app.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();
     mounts.into_iter().any(|mount| mount["mountPath"] == SHARE_DIR)
 }
 
-/// The app's user. Who connects to a unix socket must be allowed to write to it, and it is its owner's alone.
+/// User of the app's container. Connecting to a unix socket takes write permission, which only its owner has.
 fn user(spec: &Map<String, Value>, app: &Map<String, Value>) -> Result<u64, String> {
     let of = |parent: &Map<String, Value>| parent.get("securityContext")?.get("runAsUser")?.as_u64();
     match of(app).or_else(|| of(spec)) {
@@ -253,7 +253,7 @@ fn user(spec: &Map<String, Value>, app: &Map<String, Value>) -> Result<u64, Stri
     }
 }
 
-/// Puts our annotations in; returns what was there.
+/// Adds our annotations; returns the previous values.
 fn annotate(
     metadata: &mut Map<String, Value>,
     plan: &Plan,
@@ -279,8 +279,8 @@ fn annotate(
     Ok(before)
 }
 
-/// Ports, probes, hook and environment of the app's own container. Returns what the proxy asks the app in the
-/// kubelet's place.
+/// Changes ports, probes, hook and environment of the app's container. Returns the requests that the proxy sends to the
+/// app for the kubelet.
 fn change_app(
     app: &mut Map<String, Value>,
     parts: &Parts,
@@ -312,7 +312,7 @@ fn change_app(
                 "something else is mounted on {SHARE_DIR}, where the app would find the sidecar's files"
             ));
         }
-        // Whoever makes a socket writes to its directory.
+        // Creating a socket takes write permission in its directory.
         list(app, "volumeMounts")?
             .push(json!({ "name": SIDECAR, "mountPath": SHARE_DIR, "readOnly": !socket }));
     }

@@ -1,4 +1,4 @@
-//! Which port the proxy takes over from the app, and how clients find it. Pure.
+//! Chooses the port that the proxy takes over from the app, and how clients find it. Pure.
 
 use serde_json::{Map, Value};
 
@@ -8,13 +8,13 @@ use super::names::{CONTROL_ADDR, PROBE_PORT, PROXY_PORT};
 use crate::config::{TcpRoute, parse_listen};
 
 const HELP: &str = "see lameduck.dev/proxy-port, probe-port, control-listen, tcp and app-port";
-/// What an app's `PORT` becomes when the proxy takes its port.
+/// Value of the app's `PORT` when the proxy takes its port.
 const SHIFTED: u16 = 4883;
 
-/// Chooses.
+/// Chooses the ports.
 ///
 /// # Errors
-/// Why it can't be told, and what would tell it.
+/// Says why they can't be chosen, and which annotation would help.
 pub fn plan(app: &Map<String, Value>, annotations: &Annotations, services: Services) -> Result<Plan, String> {
     let (was, name) = choose(app, annotations)?;
     let literal = env(app, "PORT").and_then(|var| var.get("value")).and_then(Value::as_str);
@@ -53,7 +53,7 @@ pub fn plan(app: &Map<String, Value>, annotations: &Annotations, services: Servi
     Ok(plan)
 }
 
-/// The app's TCP port: the annotated one, or the only one.
+/// TCP port of the app: the annotated one, or the only one.
 fn choose(app: &Map<String, Value>, annotations: &Annotations) -> Result<(u16, Option<String>), String> {
     let tcp: Vec<_> = ports(app).filter(|port| protocol(port) == "TCP").collect();
     let named = |port: &&&Value, wanted: &str| {
@@ -69,11 +69,11 @@ fn choose(app: &Map<String, Value>, annotations: &Annotations) -> Result<(u16, O
         (None, _) => return Err("the app has several ports: say which by lameduck.dev/port".to_owned()),
     };
     let number = port["containerPort"].as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
-    let number = number.ok_or_else(|| format!("containerPort {} is no port", port["containerPort"]))?;
+    let number = number.ok_or_else(|| format!("containerPort {} is not a port", port["containerPort"]))?;
     Ok((number, port["name"].as_str().map(str::to_owned)))
 }
 
-/// The pod's containers share one network: no port twice.
+/// A pod's containers share one network namespace, so a port can be used only once.
 fn distinct(plan: &Plan, annotations: &Annotations, app: &Map<String, Value>) -> Result<(), String> {
     let ours = ours(plan, annotations);
     for (n, (what, port)) in ours.iter().enumerate() {
@@ -81,20 +81,21 @@ fn distinct(plan: &Plan, annotations: &Annotations, app: &Map<String, Value>) ->
             return Err(format!("port {port} would be both {other}'s and {what}'s: {HELP}"));
         }
     }
-    // Its own container is the place to name a port of ours that a Service shall find by name.
+    // A port of ours that a Service should find by name must be declared in the sidecar's own container.
     let named: Vec<u64> = routes(annotations).map(u64::from).chain([plan.was.into()]).collect();
     let others =
         ports(app).filter(|port| port["containerPort"].as_u64().is_none_or(|port| !named.contains(&port)));
     not_taken(&ours, others)
 }
 
-/// Where `--tcp` listens.
+/// Ports of `--tcp`.
 fn routes(annotations: &Annotations) -> impl Iterator<Item = u16> {
     let routes = annotations.flag("tcp").unwrap_or_default().split(',');
     routes.filter_map(|route| Some(route.parse::<TcpRoute>().ok()?.listen.port()))
 }
 
-/// Where the sidecar and the app listen, and what for. A flag that means nothing is told by the command line's check.
+/// Ports of the sidecar and of the app, each with its purpose. An invalid flag value is reported by the check of the
+/// command line.
 pub fn ours(plan: &Plan, annotations: &Annotations) -> Vec<(&'static str, u16)> {
     let mut ours = vec![("the proxy", plan.listen), ("the probes", plan.probe)];
     // None for `off`.
@@ -105,10 +106,10 @@ pub fn ours(plan: &Plan, annotations: &Annotations) -> Vec<(&'static str, u16)> 
     ours
 }
 
-/// Refuses a port of ours that one of these container ports has.
+/// Refuses ports of ours that one of these container ports already uses.
 ///
 /// # Errors
-/// Which one.
+/// Names the port.
 pub fn not_taken<'a>(ours: &[(&str, u16)], ports: impl Iterator<Item = &'a Value>) -> Result<(), String> {
     for port in ports.filter(|port| protocol(port) == "TCP").filter_map(|port| port["containerPort"].as_u64())
     {

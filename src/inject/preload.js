@@ -1,7 +1,7 @@
 'use strict';
-// Loaded by NODE_OPTIONS=--require. The kernel drops a signal to a container's PID 1 unless the program handles it, so
-// a plain `node server.js` would sit out its whole grace. This lets it end at SIGTERM as it would under any other
-// number. It does nothing in other processes and worker threads, nor when the app handles SIGTERM itself.
+// Loaded by NODE_OPTIONS=--require. The kernel discards a signal to a container's PID 1 unless the program handles it,
+// so a plain `node server.js` would run until SIGKILL. This file makes it exit at SIGTERM as it would under any other
+// pid. It does nothing in other processes and worker threads, or if the app handles SIGTERM itself.
 const isMainThread = () => {
   try {
     return require('worker_threads').isMainThread;
@@ -15,14 +15,14 @@ if (process.pid === 1 && isMainThread()) {
   const deaf = () => process.listenerCount(SIGTERM) === 0;
 
   const onTerm = () => {
-    // Out of the way while the app's own handlers run: some count the listeners to learn whether they are alone.
+    // Removed while the app's own handlers run: some count the listeners to find out whether they are the only one.
     process.removeListener(SIGTERM, onTerm);
     if (deaf()) return exit();
     setImmediate(() => process.prependListener(SIGTERM, onTerm));
   };
   process.on(SIGTERM, onTerm);
 
-  // Having cleaned up, such handlers take themselves out and send the signal again, to end by it.
+  // After cleaning up, such handlers remove themselves and send the signal again, to be killed by it.
   const kill = process.kill;
   process.kill = function (pid, signal) {
     const again = pid === process.pid && (signal === undefined || signal === SIGTERM || signal === 15);

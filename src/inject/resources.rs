@@ -1,16 +1,16 @@
-//! The sidecar's requests and limits, so that the pod keeps its QoS class. Pure.
+//! The sidecar's resource requests and limits, chosen so that the pod keeps its QoS class. Pure.
 
 use serde_json::{Map, Value, json};
 
-/// What an idle proxy with some hundred connections needs.
+/// Requests that suffice for an idle proxy with a few hundred connections.
 const REQUESTS: (&str, &str) = ("10m", "24Mi");
-/// In a Guaranteed pod limits and requests are one, and a proxy short of CPU holds everyone up.
+/// Limits equal requests in a Guaranteed pod, and a proxy short of CPU would delay every request.
 const GUARANTEED: (&str, &str) = ("200m", "64Mi");
 
-/// The sidecar's `resources`, and a warning when the wishes cost the pod its class. `wishes` are `cpu-request`,
+/// The sidecar's `resources`, and a warning if the annotations change the pod's QoS class. `requested` are `cpu-request`,
 /// `memory-request`, `cpu-limit` and `memory-limit`.
-pub fn resources(spec: &Map<String, Value>, wishes: &[Option<String>; 4]) -> (Value, Option<String>) {
-    let [cpu_request, memory_request, cpu_limit, memory_limit] = wishes;
+pub fn resources(spec: &Map<String, Value>, requested: &[Option<String>; 4]) -> (Value, Option<String>) {
+    let [cpu_request, memory_request, cpu_limit, memory_limit] = requested;
     let guaranteed = guaranteed(spec);
     let (cpu, memory) = if guaranteed { GUARANTEED } else { REQUESTS };
     let pick = |first: &Option<String>, second: &Option<String>, default: &str| {
@@ -39,8 +39,8 @@ pub fn resources(spec: &Map<String, Value>, wishes: &[Option<String>; 4]) -> (Va
     (resources, differ.then(|| warning.to_owned()))
 }
 
-/// Every container has limits for CPU and memory, and requests that are the same or left out (Kubernetes, "Pod
-/// Quality of Service Classes").
+/// Whether the pod is Guaranteed: every container has CPU and memory limits, and its requests are equal or omitted
+/// (Kubernetes, "Pod Quality of Service Classes").
 fn guaranteed(spec: &Map<String, Value>) -> bool {
     let containers = ["containers", "initContainers"];
     let mut all = containers.iter().filter_map(|key| spec.get(*key)).filter_map(Value::as_array).flatten();
@@ -53,7 +53,7 @@ fn guaranteed(spec: &Map<String, Value>) -> bool {
     })
 }
 
-/// Whether two quantities are the same amount, as `1` and `1000m` are.
+/// Whether two quantities are the same amount, such as `1` and `1000m`.
 fn equal(a: &Value, b: &Value) -> bool {
     a == b || amount(a).zip(amount(b)).is_some_and(|(a, b)| (a - b).abs() <= a.abs() * 1e-9)
 }
@@ -84,8 +84,8 @@ fn amount(quantity: &Value) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn of(spec: Value, wishes: [Option<&str>; 4]) -> (Value, Option<String>) {
-        resources(spec.as_object().unwrap(), &wishes.map(|wish| wish.map(str::to_owned)))
+    fn of(spec: Value, requested: [Option<&str>; 4]) -> (Value, Option<String>) {
+        resources(spec.as_object().unwrap(), &requested.map(|wish| wish.map(str::to_owned)))
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! A pod as it was before its injection. Pure.
+//! Restores a pod to its state before the injection. Pure.
 
 use std::collections::BTreeMap;
 
@@ -10,42 +10,42 @@ use super::json::{env, object, probes};
 use super::model::Plan;
 use super::names::{INJECTED, SIDECAR, preload_option};
 
-/// What an injection changed, as it was before. It stands in the pod's `lameduck.dev/injected` annotation.
+/// Record of the values that an injection changed, stored in the pod's `lameduck.dev/injected` annotation.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Undo {
-    /// The app.
+    /// Name of the app's container.
     pub container: String,
-    /// The number of the port that was moved to the proxy, and the proxy's.
+    /// If the app's port name was moved to the proxy: the app's port number, and the proxy's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub moved: Option<(u16, u16)>,
-    /// `PORT`, unless the port was moved: what it became, and its entry as it was.
+    /// Otherwise `PORT`: its new value, and its original entry.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<(Value, Option<Value>)>,
-    /// `NODE_OPTIONS`, if it was there and empty.
+    /// `NODE_OPTIONS`, if it was present and empty.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub options: Option<Value>,
-    /// Ports of probes: those that changed. With its path, if that changed too.
+    /// Original ports of the probes that changed; with the path, if that changed too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub probes: BTreeMap<String, Value>,
-    /// What the probes' ports became.
+    /// New port of the probes.
     pub app: u16,
-    /// The preStop hook, if there was one.
+    /// Original preStop hook, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pre_stop: Option<Value>,
-    /// terminationGracePeriodSeconds, if it was set.
+    /// Original terminationGracePeriodSeconds, if it was set.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub grace: Option<u64>,
-    /// Annotations that changed.
+    /// Original values of the annotations that changed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub annotations: Vec<(String, Option<String>)>,
-    /// shareProcessNamespace was switched on: whether it was written before, as off.
+    /// Set if shareProcessNamespace was switched on: whether it was present before, as false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<bool>,
 }
 
 impl Undo {
-    /// Of an app that is still as its owner wrote it.
+    /// Record for an app that has not been changed yet.
     pub fn of(app: &Map<String, Value>, plan: &Plan, grace: Option<u64>) -> Self {
         let pre_stop = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
         Self {
@@ -63,12 +63,12 @@ impl Undo {
     }
 }
 
-/// The pod without what an injection put in; as it is, if there was none. What its owner changed since stays.
+/// The pod without the sidecar; unchanged if it has none. Changes that the owner made since the injection are kept.
 ///
 /// # Errors
-/// When the record can't be read, or the pod no longer looks like one.
+/// The record can't be parsed, or no longer matches the pod.
 pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
-    let mut new = pod.as_object().ok_or("it is no object")?.clone();
+    let mut new = pod.as_object().ok_or("it is not an object")?.clone();
     let Some(text) = pod["metadata"]["annotations"][INJECTED].as_str() else { return Ok(new) };
     let record: Undo = serde_json::from_str(text)
         .map_err(|error| format!("annotation {INJECTED} can't be read: {error}"))?;
@@ -95,7 +95,7 @@ pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
     Ok(new)
 }
 
-/// The grace that the sidecar was told.
+/// Grace period in the sidecar's arguments.
 fn sidecar_grace(spec: &Map<String, Value>) -> Option<u64> {
     let lists = [spec.get("initContainers"), spec.get("containers")];
     let mut all = lists.into_iter().flatten().filter_map(Value::as_array).flatten();

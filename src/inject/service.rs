@@ -1,4 +1,5 @@
-//! Services whose numeric target port follows the app's port to the proxy: by name, which resolves per pod. Pure.
+//! Replaces a Service's numeric target port with the port's name, which resolves per pod and so leads to the proxy.
+//! Pure.
 
 use std::collections::BTreeMap;
 
@@ -10,7 +11,7 @@ use super::names::INJECTED;
 /// The Service as it was before an injection.
 ///
 /// # Errors
-/// When its record can't be read.
+/// The record can't be parsed.
 pub fn restored(service: &Value) -> Result<Value, String> {
     let Some(text) = service["metadata"]["annotations"][INJECTED].as_str() else {
         return Ok(service.clone());
@@ -18,7 +19,7 @@ pub fn restored(service: &Value) -> Result<Value, String> {
     let record: BTreeMap<String, Value> = serde_json::from_str(text)
         .map_err(|error| format!("annotation {INJECTED} can't be read: {error}"))?;
     let mut new = service.clone();
-    // A number is its owner's, written since.
+    // A number was written by the owner after the injection, so it stays.
     for port in ports_mut(&mut new).filter(|port| port.get("targetPort").is_some_and(Value::is_string)) {
         match record.get(&key(port)) {
             Some(Value::Null) => drop(port.remove("targetPort")),
@@ -36,16 +37,16 @@ pub fn restored(service: &Value) -> Result<Value, String> {
     Ok(new)
 }
 
-/// The numbers of the ports that the Service leads to.
+/// Numeric target ports of the Service.
 pub fn numbers(service: &Value) -> Vec<u16> {
     let ports = service["spec"]["ports"].as_array().into_iter().flatten();
     ports.filter_map(Value::as_object).filter_map(target).collect()
 }
 
-/// The Service (as its owner wrote it) with this number's target ports replaced by the name.
+/// The Service, as its owner wrote it, with target ports of this number replaced by the name.
 ///
 /// # Errors
-/// When its annotations can't take the record.
+/// The record can't be added to its annotations.
 pub fn retargeted(service: &Value, number: u16, name: &str) -> Result<Value, String> {
     let mut new = service.clone();
     let mut record: BTreeMap<String, Value> = service["metadata"]["annotations"][INJECTED]
@@ -56,13 +57,13 @@ pub fn retargeted(service: &Value, number: u16, name: &str) -> Result<Value, Str
         let was = port.insert("targetPort".to_owned(), json!(name));
         record.insert(key(port), was.unwrap_or(Value::Null));
     }
-    let metadata = object(new.as_object_mut().ok_or("it is no object")?, "metadata")?;
+    let metadata = object(new.as_object_mut().ok_or("it is not an object")?, "metadata")?;
     let record = serde_json::to_string(&record).map_err(|error| error.to_string())?;
     object(metadata, "annotations")?.insert(INJECTED.to_owned(), json!(record));
     Ok(new)
 }
 
-/// Whether the Service's pods have these labels.
+/// Whether the Service selects pods with these labels.
 pub fn selects(service: &Value, labels: &Map<String, Value>) -> bool {
     let selector = service["spec"]["selector"].as_object();
     selector
@@ -74,7 +75,7 @@ fn ports_mut(service: &mut Value) -> impl Iterator<Item = &mut Map<String, Value
     ports.into_iter().flatten().filter_map(Value::as_object_mut)
 }
 
-/// A TCP port's target when it is a number; left out, it is the port's own.
+/// Target of a TCP port if it is numeric; the default is the port itself.
 fn target(port: &Map<String, Value>) -> Option<u16> {
     let number = match port.get("targetPort") {
         None | Some(Value::Null) => port.get("port"),
@@ -84,7 +85,7 @@ fn target(port: &Map<String, Value>) -> Option<u16> {
     number.and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok()).filter(|_| tcp)
 }
 
-/// A Service has each port and protocol once.
+/// Identifies a port: a Service has each combination of port and protocol once.
 fn key(port: &Map<String, Value>) -> String {
     let protocol = port.get("protocol").and_then(Value::as_str).unwrap_or("TCP");
     format!("{}/{protocol}", port.get("port").unwrap_or(&Value::Null))

@@ -1,4 +1,4 @@
-//! What the sidecar puts into the pod's shared directory for the app's container.
+//! Files that the sidecar writes into the pod's shared directory for the app's container.
 
 use std::fs::{self, File, Permissions, TryLockError};
 use std::io;
@@ -9,20 +9,20 @@ use super::names::{PRELOAD, PROGRAM};
 
 const SCRIPT: &str = include_str!("preload.js");
 
-/// Writes both into this directory, for every user, and never half of one.
+/// Writes the preload and the program into this directory, readable by every user, each atomically.
 ///
 /// # Errors
-/// When the directory can't be written, or this program can't be read.
+/// The directory can't be written, or this program can't be read.
 pub fn write(dir: &Path) -> io::Result<()> {
     put(dir, PRELOAD, 0o644, &mut SCRIPT.as_bytes())?;
     put(dir, PROGRAM, 0o755, &mut File::open("/proc/self/exe")?)
 }
 
-/// Keeps this program marked as running for as long as the file lives: across an exec, and seen from every container
-/// that shares the directory (flock(2)).
+/// Marks this program as running with a lock on its file (flock(2)). The lock lasts as long as the returned file,
+/// survives an exec, and is visible in every container that shares the directory.
 ///
 /// # Errors
-/// When this program's file can't be locked.
+/// This program's file can't be locked.
 pub fn mark_running() -> io::Result<File> {
     let program = File::open("/proc/self/exe")?;
     program.lock_shared()?;
@@ -30,7 +30,7 @@ pub fn mark_running() -> io::Result<File> {
     Ok(program)
 }
 
-/// Whether the program of this directory is marked as running by anybody.
+/// Whether any process holds that lock on the program in this directory.
 pub fn is_running(dir: &Path) -> bool {
     let tried = File::open(dir.join(PROGRAM)).map(|program| program.try_lock());
     matches!(tried, Ok(Err(TryLockError::WouldBlock)))
@@ -41,9 +41,9 @@ fn put(dir: &Path, name: &str, mode: u32, from: &mut impl io::Read) -> io::Resul
     let _ = fs::remove_file(&new);
     let mut file = File::create_new(&new)?;
     io::copy(from, &mut file)?;
-    // The umask may have taken the others' rights.
+    // The umask may have removed permissions of group and others.
     file.set_permissions(Permissions::from_mode(mode))?;
-    // A program that is open for writing can't be run.
+    // A program that is open for writing can't be executed (ETXTBSY).
     drop(file);
     fs::rename(new, dir.join(name))
 }

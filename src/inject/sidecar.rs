@@ -1,4 +1,4 @@
-//! The sidecar's own container and its hooks, as JSON. Pure.
+//! The sidecar's container and its hooks, as JSON. Pure.
 
 use serde_json::{Value, json};
 
@@ -6,9 +6,9 @@ use super::hooks;
 use super::model::{OwnHook, Parts};
 use super::names::{AFTER_DRAIN_HEADER_ENV, OWN_HOOK_RESERVE, SHARE_DIR, SIDECAR, TOKEN_ENV};
 
-/// Nobody in particular, as the restricted Pod Security Standard wants it.
+/// An unprivileged user, as the restricted Pod Security Standard requires.
 pub const USER: u64 = 65532;
-/// The proxy's own `--lame-duck` in a pod, in seconds.
+/// The proxy's default for `--lame-duck` in a pod, in seconds.
 const LAME_DUCK: u64 = 5;
 /// The proxy's command line.
 pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
@@ -23,7 +23,7 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
         format!("--grace={}s", parts.grace),
     ];
     match &parts.own {
-        // A shorter one lowers nothing.
+        // A shorter sleep does not shorten the lame-duck phase.
         Some(OwnHook::Sleep(seconds)) if *seconds >= LAME_DUCK && annotations.flag("lame-duck").is_none() => {
             args.push(format!("--lame-duck={seconds}s"));
         }
@@ -49,12 +49,12 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
     args.iter().map(|arg| literal(arg)).collect()
 }
 
-/// The kubelet puts variables in for $(SIDECAR), and one $ for two, in arguments and in variables.
+/// Escapes `$`: the kubelet expands `$(NAME)` in arguments and variables, and turns `$$` into `$`.
 fn literal(text: &str) -> String {
     text.replace('$', "$$")
 }
 
-/// The container.
+/// The sidecar's container.
 pub fn container(parts: &Parts, args: &[String]) -> Value {
     let Parts { settings, annotations, plan, .. } = parts;
     let mut env = vec![json!({ "name": TOKEN_ENV, "value": settings.token })];
@@ -69,7 +69,7 @@ pub fn container(parts: &Parts, args: &[String]) -> Value {
         "args": args,
         "env": env,
         "ports": [{ "name": "lameduck-probe", "containerPort": plan.probe }],
-        // Never /readyz: the app starts only after this has passed.
+        // Never /readyz: the app starts only after this probe has passed.
         "startupProbe": {
             "httpGet": { "path": "/livez", "port": plan.probe },
             "periodSeconds": 1, "failureThreshold": 60,
@@ -101,7 +101,7 @@ pub fn container(parts: &Parts, args: &[String]) -> Value {
     container
 }
 
-/// The token that an injected pod has; none if it has none. A webhook that is called again keeps it.
+/// Token of an injected pod; none if it has none. A webhook that is called again keeps it.
 pub fn token_of(pod: &Value) -> Option<&str> {
     let lists = [&pod["spec"]["initContainers"], &pod["spec"]["containers"]];
     let mut all = lists.into_iter().filter_map(Value::as_array).flatten();

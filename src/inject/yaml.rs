@@ -1,4 +1,4 @@
-//! YAML as a tree that knows each node's bytes, and what `kubectl` takes it for. It never writes.
+//! Parses YAML into a tree that knows the bytes of each node and its value as `kubectl` reads it. Never writes.
 
 use std::collections::HashMap;
 use std::ops::Range;
@@ -6,40 +6,40 @@ use std::ops::Range;
 use granit_parser::{Event, Options, Parser, ScalarStyle, StructureStyle};
 use serde_json::{Map, Number, Value};
 
-/// Kubernetes objects are nowhere near as deep; a parser's stack is finite.
-const DEEPEST: usize = 100;
-/// Aliases of aliases grow without end (the "billion laughs"): so many nodes are taken for an attack.
-const MOST_NODES: usize = 1_000_000;
+/// Maximum nesting depth. Kubernetes objects stay far below it; it bounds the parser's stack.
+const MAX_DEPTH: usize = 100;
+/// Maximum number of nodes. Aliases of aliases can expand without end (the "billion laughs" attack).
+const MAX_NODES: usize = 1_000_000;
 
-/// A node and where it stands.
+/// A node and its location.
 #[derive(Debug)]
 pub struct Node {
-    /// Its bytes. A block scalar's begin after its header; a block collection's go from its
-    /// first child to its last, without the first dash.
+    /// Its bytes. A block scalar starts after its header; a block collection spans its first child to its last, without
+    /// the first dash.
     pub span: Range<usize>,
-    /// What it is.
+    /// Its type and value.
     pub kind: Kind,
     tag: Option<String>,
     anchor: usize,
 }
 
-/// What a node is.
+/// Type and value of a node.
 #[derive(Debug)]
 pub enum Kind {
-    /// Text with its style: plain, quoted, block.
+    /// Scalar with its style: plain, quoted, block.
     Scalar(String, ScalarStyle),
-    /// Keys and values in their order.
+    /// Keys and values in document order.
     Map(Vec<(Node, Node)>, StructureStyle),
     /// Elements.
     Seq(Vec<Node>, StructureStyle),
-    /// `*name`, by the anchor's number.
+    /// Alias (`*name`), by the number of its anchor.
     Alias(usize),
 }
 
-/// The only document in this text; none when there is nothing but comments.
+/// Parses the only document in this text; none if it has nothing but comments.
 ///
 /// # Errors
-/// What is wrong with it, with its line.
+/// Says what is wrong, and in which line.
 pub fn parse(text: &str) -> Result<Option<Node>, String> {
     let mut options = Options::default();
     options.emit_comments = false;
@@ -49,7 +49,7 @@ pub fn parse(text: &str) -> Result<Option<Node>, String> {
         match event {
             Event::StreamStart | Event::StreamEnd | Event::DocumentStart(..) | Event::DocumentEnd => {}
             event if root.is_none() => root = Some(builder.node(event, span, 0)?),
-            _ => return Err("a second document that no --- line begins".to_owned()),
+            _ => return Err("a second document without a --- line before it".to_owned()),
         }
     }
     Ok(root.filter(|root| !(root.is_nothing() && root.span.is_empty())))
@@ -66,13 +66,13 @@ impl<'a> Builder<'a> {
             None => Ok(None),
             Some(Err(error)) => Err(error.to_string()),
             Some(Ok((event, span))) => {
-                let bytes = span.byte_range().ok_or("a place that is not known")?;
+                let bytes = span.byte_range().ok_or("an unknown position")?;
                 Ok(Some((event, bytes)))
             }
         }
     }
 
-    /// Where a value that is left out would stand.
+    /// Position of an omitted value.
     fn behind_colon(&self, key: &Node) -> Range<usize> {
         let rest = self.text.get(key.span.end..).unwrap_or_default();
         let colon = rest.trim_start_matches([' ', '\t']);
@@ -85,8 +85,8 @@ impl<'a> Builder<'a> {
     }
 
     fn node(&mut self, event: Event<'a>, span: Range<usize>, depth: usize) -> Result<Node, String> {
-        if depth > DEEPEST {
-            return Err(format!("nested over {DEEPEST} deep"));
+        if depth > MAX_DEPTH {
+            return Err(format!("nested over {MAX_DEPTH} deep"));
         }
         match event {
             Event::Alias(anchor) => Ok(Node { span, kind: Kind::Alias(anchor), tag: None, anchor: 0 }),
@@ -124,12 +124,12 @@ impl<'a> Builder<'a> {
                 let tag = tag.map(|tag| tag.to_string());
                 Ok(Node { span: span.start..end, kind: Kind::Map(entries, style), tag, anchor })
             }
-            _ => Err("an event that is no node".to_owned()),
+            _ => Err("an event that is not a node".to_owned()),
         }
     }
 }
 
-/// A block collection's end event stands at whatever comes next.
+/// The end event of a block collection is located at the next token.
 fn end_of(style: StructureStyle, start: &Range<usize>, end: &Range<usize>, last: Option<&Node>) -> usize {
     match style {
         StructureStyle::Flow => end.end,
@@ -138,12 +138,12 @@ fn end_of(style: StructureStyle, start: &Range<usize>, end: &Range<usize>, last:
 }
 
 impl Node {
-    /// The value of this key in a mapping; the last one if there are several, as parsers do.
+    /// Value of this key in a mapping; the last one if the key is repeated, as parsers do.
     pub fn get(&self, key: &str) -> Option<&Node> {
         self.entry(key).map(|(_, _, value)| value)
     }
 
-    /// Its number among the entries, the key and the value.
+    /// Index of the entry, its key and its value.
     pub fn entry(&self, wanted: &str) -> Option<(usize, &Node, &Node)> {
         let Kind::Map(entries, _) = &self.kind else { return None };
         let found = entries.iter().rposition(|(key, _)| key.text() == Some(wanted))?;
@@ -157,7 +157,7 @@ impl Node {
         }
     }
 
-    /// An empty value, as in `key:`.
+    /// Whether the value is empty, as in `key:`.
     pub fn is_nothing(&self) -> bool {
         self.span.is_empty() && matches!(&self.kind, Kind::Scalar(_, ScalarStyle::Plain))
     }
@@ -165,11 +165,11 @@ impl Node {
     /// The value as `kubectl` reads it: scalars by YAML 1.1, aliases and merge keys resolved.
     ///
     /// # Errors
-    /// When it grows past every bound, or refers to itself.
+    /// The value exceeds a limit, or refers to itself.
     pub fn to_json(&self) -> Result<Value, String> {
         let mut anchors = HashMap::new();
         self.collect_anchors(&mut anchors);
-        Resolver { anchors, left: MOST_NODES }.value(self, 0)
+        Resolver { anchors, left: MAX_NODES }.value(self, 0)
     }
 
     fn collect_anchors<'a>(&'a self, anchors: &mut HashMap<usize, &'a Node>) {
@@ -195,7 +195,7 @@ struct Resolver<'a> {
 impl<'a> Resolver<'a> {
     fn value(&mut self, node: &'a Node, depth: usize) -> Result<Value, String> {
         self.left = self.left.checked_sub(1).ok_or("its aliases make it too large")?;
-        if depth > 2 * DEEPEST {
+        if depth > 2 * MAX_DEPTH {
             return Err("an alias that refers to itself".to_owned());
         }
         match &node.kind {
@@ -224,10 +224,10 @@ impl<'a> Resolver<'a> {
                     }
                 }
                 Kind::Scalar(text, _) => drop(own.insert(text.clone(), value)),
-                _ => return Err("a key that is no text".to_owned()),
+                _ => return Err("a key that is not text".to_owned()),
             }
         }
-        // What stands here itself wins over what is merged in, wherever the merge stands.
+        // The mapping's own keys win over merged ones, wherever the merge key is.
         map.extend(own);
         Ok(Value::Object(map))
     }
@@ -251,7 +251,7 @@ fn scalar(text: &str, style: ScalarStyle, node: &Node) -> Value {
     plain(text)
 }
 
-/// A plain scalar by YAML 1.1 with Go's choices, which is what `kubectl` reads.
+/// Value of a plain scalar by YAML 1.1 with Go's rules, as `kubectl` reads it.
 pub fn plain(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,

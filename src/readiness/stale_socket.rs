@@ -1,4 +1,4 @@
-//! An app that died leaves its unix socket's file behind and could not listen there again: the file is removed.
+//! Removes the unix socket file that a dead app left behind, since the app could not bind it again.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -10,34 +10,34 @@ use tokio::net::UnixStream;
 
 use crate::config::UpstreamAddr;
 
-/// How often it is looked at. The kubelet takes longer to start an app again.
-const LOOK: Duration = Duration::from_millis(250);
-/// How often it is looked whether the app has moved to a unix socket.
-const MOVED: Duration = Duration::from_secs(1);
-/// Nobody needs so long from making the file (bind) to accepting connections (listen).
-const SURE: Duration = Duration::from_secs(2);
+/// Interval between checks of the file. The kubelet takes longer than this to restart an app.
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
+/// Interval between checks whether the app has moved to a unix socket.
+const MOVED_INTERVAL: Duration = Duration::from_secs(1);
+/// A socket that refuses connections for this long is stale: far longer than an app takes from bind to listen.
+const STALE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Device, inode and time of making, as an inode's number is soon used again.
+/// Device, inode and modification time: inode numbers are reused soon.
 type Identity = (u64, u64, i64, i64);
 
-/// The file at the last look.
+/// The file at the last check.
 struct Seen {
     identity: Identity,
-    /// Somebody listened, so who refuses now has gone for good.
+    /// Whether the socket accepted a connection: if it refuses one now, its listener is gone for good.
     alive: bool,
     since: Instant,
 }
 
-/// Removes the file of the socket where the app is now, whenever nobody listens on it any more. Never returns.
+/// Removes the app's socket file whenever no process listens on it any more. Never returns.
 pub async fn keep_away(app: impl Fn() -> UpstreamAddr) {
     let mut last = None;
     loop {
         match app() {
             UpstreamAddr::Unix(path) => {
                 last = look(&path, last).await;
-                tokio::time::sleep(LOOK).await;
+                tokio::time::sleep(CHECK_INTERVAL).await;
             }
-            UpstreamAddr::Tcp { .. } | UpstreamAddr::Tls { .. } => tokio::time::sleep(MOVED).await,
+            UpstreamAddr::Tcp { .. } | UpstreamAddr::Tls { .. } => tokio::time::sleep(MOVED_INTERVAL).await,
         }
     }
 }
@@ -49,18 +49,18 @@ async fn look(path: &Path, last: Option<Seen>) -> Option<Seen> {
         Err(error) if error.kind() == ErrorKind::ConnectionRefused => {
             let seen = last.filter(|seen| seen.identity == identity);
             let seen = seen.unwrap_or_else(|| Seen { identity, alive: false, since: Instant::now() });
-            if seen.alive || seen.since.elapsed() >= SURE {
+            if seen.alive || seen.since.elapsed() >= STALE_TIMEOUT {
                 remove(path, identity);
                 return None;
             }
             Some(seen)
         }
-        // Its queue is full, say.
+        // For example, its accept queue is full.
         Err(_) => last,
     }
 }
 
-/// Takes the file away and looks again before it is gone: the app may have made a new one just now.
+/// Moves the file away and checks it again before deleting it: the app may just have created a new one.
 fn remove(path: &Path, dead: Identity) {
     let mut aside = path.as_os_str().to_owned();
     aside.push(format!(".{}", std::process::id()));
@@ -88,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    /// A path of its own.
+    /// A unique path for each test.
     fn path(test: &str) -> std::path::PathBuf {
         let path = std::env::temp_dir().join(format!("lameduck-stale-{}-{test}.sock", std::process::id()));
         let _ = fs::remove_file(&path);
@@ -106,14 +106,14 @@ mod tests {
         assert!(!path.exists());
     }
 
-    /// Between bind and listen a connection is refused.
+    /// Between bind and listen, connections are refused.
     #[tokio::test]
     async fn a_socket_that_nobody_was_seen_to_listen_on_has_time() {
         let path = path("young");
         drop(UnixListener::bind(&path).unwrap());
         let seen = look(&path, None).await;
         assert!(seen.as_ref().is_some_and(|seen| !seen.alive) && path.exists());
-        let long_ago = seen.map(|seen| Seen { since: seen.since - SURE, ..seen });
+        let long_ago = seen.map(|seen| Seen { since: seen.since - STALE_TIMEOUT, ..seen });
         assert!(look(&path, long_ago).await.is_none());
         assert!(!path.exists());
     }
@@ -128,7 +128,7 @@ mod tests {
         drop(UnixListener::bind(&path).unwrap());
         assert_ne!(identity(&path), Some(seen.identity));
         assert!(look(&path, Some(seen)).await.is_some_and(|seen| !seen.alive));
-        // Made between the look and the removal.
+        // A file created between check and removal.
         remove(&path, (0, 0, 0, 0));
         assert!(path.exists());
         fs::remove_file(&path).unwrap();

@@ -1,4 +1,4 @@
-//! Why there is no app to proxy to, in words that say what to do about it.
+//! Errors at the app's start; their text says how to fix them.
 
 use std::ffi::{OsStr, OsString};
 use std::fmt;
@@ -7,38 +7,38 @@ use std::net::SocketAddr;
 use std::path::Path;
 use std::time::Duration;
 
-/// Why there is no app to proxy to. The text says what to do about it.
+/// Reason why the app could not be started. The text says how to fix it.
 #[derive(Debug)]
 pub enum StartError {
-    /// No signal could be listened for.
+    /// Signal handlers could not be installed.
     Signals(io::Error),
-    /// Something answers on the app's port before the app was started.
+    /// A process already answers on the app's port.
     PortTaken(SocketAddr),
-    /// There is no such command.
+    /// The command does not exist.
     NotFound(OsString),
-    /// The command is there but can't be run.
+    /// The command exists but can't be executed.
     NotExecutable(OsString, io::Error),
     /// The app exited before it listened.
     Exited {
         /// As in [`super::Exit`].
         code: u8,
-        /// What it was given in `PORT`.
+        /// Value of `PORT`.
         port: u16,
     },
-    /// The app runs, but doesn't listen where it should.
+    /// The app runs but does not listen on its port.
     NotListening {
-        /// What it was given in `PORT`.
+        /// Value of `PORT`.
         port: u16,
         /// `--start-timeout`.
         within: Duration,
-        /// Where the processes of its group listen instead.
+        /// Addresses on which processes of its group listen.
         listens: Vec<SocketAddr>,
     },
 }
 
 impl StartError {
-    /// What `lameduck run` exits with: 127 and 126 as a shell does for a command not found and one that can't
-    /// be run, the app's own code when it exited by itself, else 1.
+    /// Exit code of `lameduck run`: 127 and 126 as in a shell for a command that is not found or not executable, the
+    /// app's own code if it exited, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::NotFound(_) => 127,
@@ -87,7 +87,7 @@ impl fmt::Display for StartError {
     }
 }
 
-/// Whether it was named by its path, and is a file: then "not found" is not about the file itself.
+/// Whether the command is a path to an existing file: then "not found" is about its interpreter or loader.
 fn is_existing_path(program: &OsStr) -> bool {
     program.as_encoded_bytes().contains(&b'/') && Path::new(program).is_file()
 }

@@ -1,5 +1,5 @@
-//! What `/proc` says of the app's processes: who they are, who of them would pass a signal on, and where they listen.
-//! Where it may not be read, there is only the main process.
+//! Reads the app's processes from `/proc`: which there are, which would not forward a signal, and where they listen. If
+//! `/proc` is not readable, only the main process is known.
 
 use std::collections::HashMap;
 use std::fs;
@@ -7,11 +7,11 @@ use std::net::{IpAddr, SocketAddr};
 
 use rustix::process::{Pid, Signal, getpid};
 
-/// Shells, which wait for what they run and don't pass signals on.
+/// Shells, which wait for their child and don't forward signals.
 const SHELLS: [&str; 7] = ["sh", "dash", "bash", "ash", "busybox", "zsh", "ksh"];
 
-/// They run a package's script by a shell. Some versions pass SIGTERM on, to that shell or to the script, others keep
-/// it to themselves: `tests/run_package_managers.rs` has the table.
+/// Package managers, which run a script by a shell. Some versions forward SIGTERM, to that shell or to the script,
+/// others don't: `tests/other_makes/package_managers.rs` tests them.
 const PACKAGE_MANAGERS: [&str; 9] =
     ["npm", "npx", "npm-cli", "npx-cli", "yarn", "yarnpkg", "pnpm", "pnpx", "corepack"];
 
@@ -22,7 +22,7 @@ struct Process {
     group: Option<Pid>,
 }
 
-/// Our descendants that are alive. As a subreaper we are the parent of those that their own left behind.
+/// Our live descendants. As a subreaper we adopt the orphans among them.
 fn descendants() -> Vec<Process> {
     let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
     let pids = entries.filter_map(|entry| pid(entry.file_name().to_str()?));
@@ -42,17 +42,17 @@ fn pid(text: &str) -> Option<Pid> {
     Pid::from_raw(text.parse().ok()?)
 }
 
-/// From `/proc/<pid>/stat`: state, parent and group are the fields behind the name; none of one that has ended.
+/// Parses `/proc/<pid>/stat`: state, parent and group follow the name. None for a process that has ended.
 fn read(pid: Pid) -> Option<Process> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    // The name may hold spaces and brackets: count from its end.
+    // The name may contain spaces and brackets: search its end from the right.
     let fields: Vec<_> = stat.rsplit_once(')')?.1.split_whitespace().take(3).collect();
     let [state, parent, group] = fields[..] else { return None };
     let pid_of = |text| self::pid(text);
     (!["Z", "X"].contains(&state)).then(|| Process { pid, parent: pid_of(parent), group: pid_of(group) })
 }
 
-/// The app's processes that are alive: those of the main one's group.
+/// Live processes in the process group of `main`.
 pub fn members(main: Pid) -> Vec<Pid> {
     group(main).into_iter().map(|process| process.pid).collect()
 }
@@ -61,8 +61,8 @@ fn group(main: Pid) -> Vec<Process> {
     descendants().into_iter().filter(|process| process.group == Some(main)).collect()
 }
 
-/// Who is to get a signal that is meant for the app: its main process, as it would without us. Where that is a
-/// wrapper that would not pass it on, what it wraps; of several, those that listen on the app's port.
+/// Processes that should get a signal for the app: its main process, as without us. If that is a wrapper that does not
+/// forward the signal: the processes that it wraps, or, if some of them listen on the app's port, only those.
 pub fn recipients(main: Pid, port: u16, signal: Signal) -> Vec<Pid> {
     let group = group(main);
     let (mut found, mut open) = (Vec::new(), vec![main]);
@@ -82,19 +82,19 @@ pub fn recipients(main: Pid, port: u16, signal: Signal) -> Vec<Pid> {
     }
 }
 
-/// Whether this is a wrapper that would not pass the signal on. A shell that handles it knows what to do.
+/// Whether the process is a wrapper that does not forward the signal. A shell that handles the signal does.
 fn keeps_to_itself(pid: Pid, signal: Signal) -> bool {
     let program = program(pid).unwrap_or_default();
     PACKAGE_MANAGERS.contains(&program.as_str())
         || SHELLS.contains(&program.as_str()) && !catches(pid, signal)
 }
 
-/// The program's name: Node's script instead of Node, without its suffix and version.
+/// Name of the program, or of Node's script, without suffix and version.
 fn program(pid: Pid) -> Option<String> {
     let line = fs::read(format!("/proc/{pid}/cmdline")).ok()?;
     let line = String::from_utf8_lossy(&line);
     let mut words = line.split('\0');
-    // npm and others write over it, as in `npm start`.
+    // npm and others overwrite their command line, as in `npm start`.
     let name = base(words.next()?.split(' ').next()?);
     let name = match name {
         "node" | "nodejs" => base(words.find(|word| !word.starts_with('-'))?),
@@ -110,7 +110,7 @@ fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// Whether the process has a handler for the signal.
+/// Whether the process handles the signal.
 pub fn catches(pid: Pid, signal: Signal) -> bool {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
     let mask =
@@ -118,7 +118,7 @@ pub fn catches(pid: Pid, signal: Signal) -> bool {
     mask.unwrap_or(0) >> (signal.as_raw() - 1) & 1 == 1
 }
 
-/// Where our descendants listen, as far as it may be known.
+/// Addresses on which our descendants listen, as far as `/proc` is readable.
 pub fn listening() -> Vec<SocketAddr> {
     let mut found: Vec<_> = listeners().into_iter().map(|(_, addr)| addr).collect();
     found.sort_unstable_by_key(|addr| (addr.port(), addr.ip()));
@@ -126,7 +126,7 @@ pub fn listening() -> Vec<SocketAddr> {
     found
 }
 
-/// Whether what listens on this port is somebody else: no where that can't be known for all of our descendants.
+/// Whether a foreign process listens on this port; false if that can't be determined for all descendants.
 pub fn is_strangers(port: u16) -> bool {
     let known = |process: &Process| fs::read_dir(format!("/proc/{}/fd", process.pid)).is_ok();
     listening_sockets().values().any(|addr| addr.port() == port)
@@ -166,7 +166,7 @@ fn listening_sockets() -> HashMap<String, SocketAddr> {
     sockets
 }
 
-/// The kernel prints an address as 32-bit words in the machine's byte order, in hex.
+/// The kernel prints an address as hexadecimal 32-bit words in native byte order.
 fn parse_kernel_addr(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let word = |at: usize| Some(u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());

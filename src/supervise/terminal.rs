@@ -1,5 +1,5 @@
-//! The terminal that `run` was started from. Ctrl-C there is ours, so that it drains, until the app wants the terminal:
-//! reads it, or sets its mode. Then the app has it as it would without us, Ctrl-C included.
+//! The terminal that `run` was started from. Ctrl-C goes to us and drains, until the app reads the terminal or sets its
+//! mode. From then on the app has it as it would without us, Ctrl-C included.
 
 use std::io::{self, IsTerminal};
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -9,15 +9,15 @@ use rustix::termios;
 
 use super::spawn;
 
-/// Our terminal, which the app's process group has when it needs it.
+/// Our controlling terminal, which is handed to the app's process group on demand.
 #[derive(Debug)]
 pub struct Terminal {
-    /// The app wanted it, so it gets it whenever we have it.
+    /// Whether the app has used it: then the app gets it whenever we have it.
     wanted: AtomicBool,
 }
 
 impl Terminal {
-    /// Stdin, if that is the terminal which controls this process.
+    /// Stdin, if that is our controlling terminal.
     pub fn of_stdin() -> Option<Self> {
         let controls = io::stdin().is_terminal() && termios::tcgetpgrp(io::stdin()).is_ok();
         controls.then(|| {
@@ -26,17 +26,17 @@ impl Terminal {
         })
     }
 
-    /// Whether the app has it, or had.
+    /// Whether the app has used it.
     pub fn is_wanted(&self) -> bool {
         self.wanted.load(Ordering::Relaxed)
     }
 
-    /// The app's group was stopped by this signal. If it only needs the terminal, it gets it and goes on. Else all of
-    /// the job stops, ourselves too, as it would without us; the shell continues it.
+    /// The app's group was stopped by this signal. If it only needs the terminal, it gets it and is continued.
+    /// Otherwise the whole job stops, including us, as it would without us; the shell continues it.
     pub fn stopped(&self, app: Pid, by: Signal) {
         let needs = [Signal::TTIN, Signal::TTOU].contains(&by);
         if !needs && by != Signal::TSTP {
-            // Somebody wants it to be stopped.
+            // Another process stopped it on purpose.
             return;
         }
         self.wanted.fetch_or(needs, Ordering::Relaxed);
@@ -47,7 +47,7 @@ impl Terminal {
         let _ = process::kill_current_process_group(Signal::TSTP);
     }
 
-    /// The shell has continued us, in the foreground or not.
+    /// The shell has continued us, in the foreground or in the background.
     pub fn continued(&self, app: Pid) {
         if self.is_wanted() && self.is_ours() {
             let _ = termios::tcsetpgrp(io::stdin(), app);
@@ -55,7 +55,7 @@ impl Terminal {
         let _ = process::kill_process_group(app, Signal::CONT);
     }
 
-    /// We are in the foreground again, if the app was.
+    /// Puts us into the foreground if the app is in it.
     pub fn take_back(&self, app: Pid) {
         if termios::tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground == app) {
             let _ = termios::tcsetpgrp(io::stdin(), process::getpgrp());

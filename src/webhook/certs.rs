@@ -1,71 +1,74 @@
-//! Which certificate to make, to serve and to have trusted: a pure function of the time, the Secret that all replicas
-//! share, and the API server's caBundles. Every replica works it out for itself; whoever writes first wins.
+//! Decides which certificate to create, to serve and to have trusted: a pure function of the time, the Secret that all
+//! replicas share, and the API server's caBundles. Every replica decides on its own; the first write wins.
 //!
 //! ```text
-//! a year       CA 1 ────────────────────────────┐ expires: taken out of the Secret and the bundles
+//! a year       CA 1 ────────────────────────────┐ expires: removed from the Secret and the bundles
 //!              leaf, leaf, … of 30 days each    │
 //! 90 d before    CA 2 into Secret and bundles ──┼──────────── …
 //! 5 min later    leaf of CA 2 into the Secret: served as soon as every bundle has CA 2
 //! ```
 //!
-//! No CA leaves a bundle before it expires, so no replica, however late, serves what its bundle doesn't verify.
+//! No CA leaves a bundle before it expires, so no replica, however late, serves a certificate that its bundle can't
+//! verify.
 
 use std::ops::Range;
 
 use super::x509::{Made, Root, Seconds, Served, make_ca, make_leaf, roots, to_pem};
 
 const DAY: Seconds = 24 * 3600;
-/// How long a CA and a leaf are valid.
+/// Validity of a CA.
 pub const CA_LIFE: Seconds = 365 * DAY;
-/// See [`CA_LIFE`].
+/// Validity of a leaf.
 pub const LEAF_LIFE: Seconds = 30 * DAY;
-/// With how much time left they are replaced. A CA outlives all leaves that it may still sign.
+/// Remaining validity at which a CA is replaced. A CA outlives every leaf that it may still sign.
 pub const CA_RENEW: Seconds = 90 * DAY;
-/// See [`CA_RENEW`].
+/// Remaining validity at which a leaf is replaced.
 pub const LEAF_RENEW: Seconds = 10 * DAY;
-/// Certificates are valid from so long before they were made: clocks differ.
+/// Certificates are valid from this long before their creation, since clocks differ.
 pub const BACKDATE: Seconds = 3600;
-/// From a bundle's change until all API servers and replicas have surely seen it, clocks a minute apart included.
+/// Time after which all API servers and replicas have seen a changed bundle, with clocks up to a minute apart.
 pub const SETTLE: Seconds = 300;
-/// CAs in a bundle, so that it can't grow without end.
-const MOST_CAS: usize = 8;
+/// Limit on the CAs in a bundle.
+const MAX_CAS: usize = 8;
 
-/// What the Secret holds, as PEM; empty where it has nothing.
+/// Contents of the Secret, as PEM; missing keys are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Kept {
     /// `ca.crt`: every CA that has not expired; the first one signs.
     pub ca_crt: String,
-    /// `ca.key`: the first one's key.
+    /// `ca.key`: key of the first CA.
     pub ca_key: String,
     /// `tls.crt`: the leaf.
     pub tls_crt: String,
-    /// `tls.key`: its key.
+    /// `tls.key`: key of the leaf.
     pub tls_key: String,
 }
 
 impl Kept {
-    /// The leaf.
+    /// Parses the leaf.
     ///
     /// # Errors
-    /// What is wrong with it.
+    /// Says what is wrong with it.
     pub fn served(&self) -> Result<Served, String> {
         Served::read(self.tls_crt.as_bytes(), self.tls_key.as_bytes())
     }
 }
 
-/// What is to be written. After it has been, look again.
+/// A write to do. After it, decide again.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
-    /// The Secret, in the place of the one that was read.
+    /// Replaces the Secret that was read.
     Secret(Kept),
-    /// Every caBundle that differs (as PEM).
+    /// Replaces every caBundle that differs (PEM).
     Bundles(String),
 }
 
-/// The next step of a certificate that we make ourselves. `names` are the server's DNS names, the first of them the
-/// one that the API server asks for; `bundles` what it trusts for each of our webhooks, read before `kept` was.
+/// The next write for a certificate that we create ourselves; none if there is nothing to write. `names` are the
+/// server's DNS names, first the one that the API server uses. `bundles` are the trusted CAs of each of our webhooks,
+/// read before `kept`.
 ///
 /// # Errors
+/// The kernel provides no randomness.
 /// When the kernel gives no randomness.
 pub fn next(
     now: Seconds,
@@ -77,7 +80,7 @@ pub fn next(
     let cas: Vec<Root> = written.iter().filter(|ca| now < ca.valid.end).cloned().collect();
     let leaf = kept.served().ok();
     let leaf = leaf.filter(|leaf| names.iter().all(|name| leaf.verified_by(&cas, name, now)));
-    // One from a clock that ran ahead isn't accepted by anybody yet.
+    // A certificate from a clock that runs fast is not accepted yet.
     let usable = |ca: &&Root| ca.valid.contains(&now) && ca.valid.end - now > CA_RENEW;
     let signer = cas.first().filter(usable).filter(|ca| ca.has_key(&kept.ca_key));
     let Some(signer) = signer.cloned() else {
@@ -110,7 +113,7 @@ fn leaf_life(now: Seconds, ca: &Root) -> Range<Seconds> {
     now.saturating_sub(BACKDATE)..(now + LEAF_LIFE).min(ca.valid.end.saturating_sub(1))
 }
 
-/// A new CA before the others. A leaf that is still good stays until every bundle has the new one.
+/// A new CA, followed by the others. A valid leaf stays until every bundle has the new CA.
 fn new_ca(
     now: Seconds,
     names: &[String],
@@ -121,7 +124,7 @@ fn new_ca(
     let ca = make_ca(now.saturating_sub(BACKDATE)..now + CA_LIFE)?;
     let mut cas = roots(ca.certificate.as_bytes());
     cas.extend(others);
-    cas.truncate(MOST_CAS);
+    cas.truncate(MAX_CAS);
     let (tls_crt, tls_key) = if leaf_is_good {
         (kept.tls_crt.clone(), kept.tls_key.clone())
     } else {
@@ -131,8 +134,8 @@ fn new_ca(
     Ok(Kept { ca_crt: to_pem(&cas), ca_key: ca.key, tls_crt, tls_key })
 }
 
-/// What every bundle is to have: the Secret's CAs, and all that one of the bundles has and that has not expired. Should
-/// the Secret be lost, replicas may still serve what those have signed.
+/// CAs for every bundle: those of the Secret, and all unexpired ones of any bundle. If the Secret is lost, replicas may
+/// still serve leaves of the latter.
 fn trusted(now: Seconds, cas: &[Root], bundles: &[Vec<Root>]) -> Vec<Root> {
     let mut all = cas.to_vec();
     let mut others: Vec<Root> = Vec::new();
@@ -143,27 +146,28 @@ fn trusted(now: Seconds, cas: &[Root], bundles: &[Vec<Root>]) -> Vec<Root> {
     }
     others.sort_by_key(|root| std::cmp::Reverse(root.valid.start));
     all.extend(others);
-    all.truncate(MOST_CAS);
+    all.truncate(MAX_CAS);
     all
 }
 
-/// Whether both are the same certificates, in whatever order.
+/// Whether both hold the same certificates, in any order.
 fn same(a: &[Root], b: &[Root]) -> bool {
     a.len() == b.len() && a.iter().all(|root| b.contains(root))
 }
 
-/// Whether the API server accepts this for every webhook of ours. Without webhooks to look at: whether it is in time.
+/// Whether the API server accepts this certificate for all of our webhooks. If there are none: whether it is within its
+/// validity.
 pub fn accepted(now: Seconds, name: &str, bundles: &[Vec<Root>], served: &Served) -> bool {
     served.valid.contains(&now) && refusal(now, name, bundles, served).is_none()
 }
 
-/// Why the API server doesn't accept this for one of our webhooks at least.
+/// Why the API server rejects this certificate for at least one of our webhooks.
 pub fn refusal(now: Seconds, name: &str, bundles: &[Vec<Root>], served: &Served) -> Option<String> {
     bundles.iter().find_map(|bundle| served.verify(bundle, name, now).err())
 }
 
-/// Whether to go over from what is served to `candidate`. `ours` says that we made it: such a one waits until it is
-/// [`SETTLE`] old, since it may have been signed by a CA as new as itself.
+/// Whether to replace the served certificate with `candidate`. One that we created (`ours`) must be [`SETTLE`] old
+/// first, since the CA that signed it may be just as new.
 pub fn go_over(
     now: Seconds,
     name: &str,

@@ -1,5 +1,5 @@
-//! Events: a pod that should have been injected but wasn't is told to whoever makes such pods, where `kubectl describe`
-//! shows it. Telling never delays an answer: it is bounded, and dropped where it would have to wait.
+//! Kubernetes Events for pods that should have been injected but were not. They appear in `kubectl describe` of the
+//! pod's controller. Sending never delays a response: the queue is bounded, and an Event is dropped when it is full.
 
 use std::collections::HashMap;
 use std::sync::atomic::Ordering;
@@ -14,18 +14,18 @@ use super::kube::Api;
 use super::metrics::Metrics;
 use super::review::{Outcome, Reviewed};
 
-/// The same is not said again for so long.
-const QUIET: Duration = Duration::from_secs(600);
-/// What was said of late is remembered for so many owners.
-const REMEMBERED: usize = 1024;
-/// Events that wait to be sent.
-const WAITING: usize = 64;
-/// Between two Events: six hundred a minute at most.
-const PACE: Duration = Duration::from_millis(100);
-/// Bytes of an Event's note are limited to 1 KiB (`events.k8s.io/v1`).
-const MOST_NOTE: usize = 1000;
+/// Minimum time between two equal Events.
+const REPEAT_INTERVAL: Duration = Duration::from_secs(600);
+/// Number of owners whose last Event is remembered.
+const MAX_REMEMBERED: usize = 1024;
+/// Queue length.
+const QUEUE_LEN: usize = 64;
+/// Interval between two Events: at most 600 per minute.
+const SEND_INTERVAL: Duration = Duration::from_millis(100);
+/// Limit on a note in bytes: `events.k8s.io/v1` allows 1 KiB.
+const MAX_NOTE: usize = 1000;
 
-/// Takes what is to be told.
+/// Queue of Events to send.
 pub struct Events {
     queue: Sender<Value>,
     said: Mutex<HashMap<String, Instant>>,
@@ -33,14 +33,14 @@ pub struct Events {
 }
 
 impl Events {
-    /// Also starts the task that sends them.
+    /// Creates the queue and spawns the task that sends the Events.
     pub fn start(api: Api, metrics: Arc<Metrics>) -> Self {
-        let (queue, waiting) = channel(WAITING);
+        let (queue, waiting) = channel(QUEUE_LEN);
         tokio::spawn(send(api, waiting, Arc::clone(&metrics)));
         Self { queue, said: Mutex::default(), metrics }
     }
 
-    /// Tells what is worth an Event: a skip, unless nothing may happen on the side or the same was said of late.
+    /// Queues an Event for a skipped pod, unless it is a dry run or the same was sent recently.
     pub fn tell(&self, reviewed: &Reviewed) {
         let Some(event) = event(reviewed) else { return };
         let about = &event["regarding"];
@@ -53,10 +53,10 @@ impl Events {
     fn is_new(&self, key: String) -> bool {
         let now = Instant::now();
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        if said.len() >= REMEMBERED {
-            said.retain(|_, at| now - *at < QUIET);
+        if said.len() >= MAX_REMEMBERED {
+            said.retain(|_, at| now - *at < REPEAT_INTERVAL);
         }
-        if said.len() >= REMEMBERED || said.get(&key).is_some_and(|at| now - *at < QUIET) {
+        if said.len() >= MAX_REMEMBERED || said.get(&key).is_some_and(|at| now - *at < REPEAT_INTERVAL) {
             return false;
         }
         said.insert(key, now);
@@ -64,7 +64,7 @@ impl Events {
     }
 }
 
-/// The Event of a pod that was left as it is, about the pod's controller, or the pod itself if it has none.
+/// Event for a skipped pod; its subject is the pod's controller, or the pod itself if it has none.
 fn event(reviewed: &Reviewed) -> Option<Value> {
     let (Outcome::Skipped(why) | Outcome::Failed(why)) = &reviewed.outcome else { return None };
     if reviewed.dry_run || reviewed.name.is_empty() {
@@ -79,7 +79,7 @@ fn event(reviewed: &Reviewed) -> Option<Value> {
         None => json!({ "apiVersion": "v1", "kind": "Pod", "name": reviewed.name, "namespace": namespace }),
     };
     let mut note = format!("lameduck left a pod as it is: {why}");
-    note.truncate(note.floor_char_boundary(MOST_NOTE));
+    note.truncate(note.floor_char_boundary(MAX_NOTE));
     Some(json!({
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
@@ -101,7 +101,7 @@ async fn send(api: Api, mut waiting: Receiver<Value>, metrics: Arc<Metrics>) {
             metrics.events_dropped.fetch_add(1, Ordering::Relaxed);
             tracing::warn!("an Event could not be sent: {why}");
         }
-        tokio::time::sleep(PACE).await;
+        tokio::time::sleep(SEND_INTERVAL).await;
     }
 }
 

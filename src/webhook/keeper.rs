@@ -1,5 +1,5 @@
-//! Keeps the certificate: looks every few seconds at the files, or at the Secret that the replicas share, and at what
-//! the API server trusts; has `certs` decide, and does it.
+//! Maintains the certificate. Every few seconds it reads the files, or the Secret that the replicas share, and the API
+//! server's caBundles; `certs` decides, and the keeper writes and serves.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -16,15 +16,16 @@ use super::state::{Webhook, random_fraction};
 use super::x509::{Root, Seconds, Served, now, roots};
 use crate::cli::WebhookSettings;
 
-/// Between two looks, give or take a fifth: while all is well, and until it is.
-const PAUSE: Duration = Duration::from_secs(5);
-const PAUSE_AT_START: Duration = Duration::from_secs(1);
-/// What the API server trusts is believed once it has been seen for so long: API servers learn of it one by one.
-const BELIEVED: Duration = Duration::from_secs(2);
-/// Writes of one look: a CA, the bundles, a leaf, and one that another replica was faster with.
-const MOST_WRITES: usize = 5;
+/// Interval between two checks, plus or minus a fifth, once everything is in order.
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
+/// The same until then.
+const CHECK_INTERVAL_AT_START: Duration = Duration::from_secs(1);
+/// A change of the caBundles counts only after this time: API servers learn of it one by one.
+const ACCEPTED_DELAY: Duration = Duration::from_secs(2);
+/// Limit on the writes of one check: a CA, the bundles, a leaf, and repeats after conflicts with other replicas.
+const MAX_WRITES: usize = 5;
 
-/// Looks after the webhook's certificate.
+/// Maintains the webhook's certificate.
 pub struct Keeper {
     webhook: Arc<Webhook>,
     source: Source,
@@ -34,31 +35,31 @@ pub struct Keeper {
     namespace: String,
     names: Vec<String>,
     served: Option<Served>,
-    /// Since when every caBundle verifies what is served.
+    /// Time since which every caBundle verifies the served certificate.
     accepted: Option<Instant>,
-    /// Why one of them doesn't.
+    /// Why a caBundle does not.
     refusal: Option<String>,
-    /// What was last logged as wrong.
+    /// Last problem that was logged.
     problem: Option<String>,
 }
 
 enum Source {
-    /// A folder of `tls.crt` and `tls.key`.
+    /// Folder with `tls.crt` and `tls.key`.
     Files(PathBuf),
-    /// A Secret of our own, by name.
+    /// Name of our own Secret.
     Secret(String),
 }
 
-/// What the API server trusts, as it was read.
+/// CAs that the API server trusts, as read from its configuration.
 struct Config {
     path: String,
     version: Value,
-    /// Of each webhook entry that leads to us: its number, and its caBundle.
+    /// Index and caBundle of each webhook entry that calls us.
     bundles: Vec<(usize, Vec<Root>)>,
 }
 
 impl Keeper {
-    /// For what was asked for. `namespace` is the pod's.
+    /// `namespace` is the pod's.
     pub fn new(
         webhook: Arc<Webhook>,
         settings: &WebhookSettings,
@@ -91,47 +92,47 @@ impl Keeper {
         }
     }
 
-    /// For as long as the process lives.
+    /// Runs for the lifetime of the process.
     pub async fn run(mut self) {
         loop {
             let problem = self.look().await.err().or_else(|| self.refusal.clone());
             if problem != self.problem {
                 match &problem {
                     Some(problem) => tracing::warn!("certificate: {problem}"),
-                    None => tracing::info!("certificate: all is well again"),
+                    None => tracing::info!("certificate: the problem is resolved"),
                 }
             }
             self.problem = problem;
             let ready = self.publish();
-            let pause = if ready && self.problem.is_none() { PAUSE } else { PAUSE_AT_START };
+            let pause =
+                if ready && self.problem.is_none() { CHECK_INTERVAL } else { CHECK_INTERVAL_AT_START };
             tokio::time::sleep(pause.mul_f64(0.8 + 0.4 * random_fraction())).await;
         }
     }
 
-    /// Tells the probes; returns whether it is ready.
+    /// Publishes the state to the probes; returns whether the webhook is ready.
     fn publish(&mut self) -> bool {
         let believed =
-            self.config.is_none() || self.accepted.is_some_and(|since| since.elapsed() >= BELIEVED);
+            self.config.is_none() || self.accepted.is_some_and(|since| since.elapsed() >= ACCEPTED_DELAY);
         let problem = self.problem.clone().or_else(|| {
-            (!believed).then(|| "the caBundles have verified the certificate for a moment only".to_owned())
+            (!believed).then(|| "the caBundles have only just begun to verify the certificate".to_owned())
         });
         self.webhook.publish(believed && self.served.is_some(), problem)
     }
 
     async fn look(&mut self) -> Result<(), String> {
         let mut done = String::new();
-        for _ in 0..=MOST_WRITES {
+        for _ in 0..=MAX_WRITES {
             match self.step().await? {
                 Some(step) => done = step,
                 None => return Ok(()),
             }
         }
-        Err(format!("it changes again and again: {done}"))
+        Err(format!("it keeps changing: {done}"))
     }
 
-    /// One look, and one write at most: what it did, if there may be more to do. The configuration is read before the
-    /// Secret, and written only if it is still the one that was read: so no bundle ever loses a CA that another replica
-    /// put in.
+    /// One check with at most one write. Returns what was written if another check should follow. The configuration is
+    /// read before the Secret and written only if unchanged since, so no bundle loses a CA that another replica added.
     async fn step(&mut self) -> Result<Option<String>, String> {
         let wants_api = self.config.is_some() || matches!(self.source, Source::Secret(_));
         let mut session = match &self.api {
@@ -157,7 +158,7 @@ impl Keeper {
         self.keep(now, &name, session, config, &bundles).await
     }
 
-    /// The same for a Secret of our own.
+    /// The same for our own Secret.
     async fn keep(
         &mut self,
         now: Seconds,
@@ -181,7 +182,7 @@ impl Keeper {
         }
     }
 
-    /// Goes over to `candidate` if it is time to, and notes whether the API server accepts what is served.
+    /// Switches to `candidate` if it is time, and records whether the API server accepts the served certificate.
     fn serve(&mut self, now: Seconds, bundles: &[Vec<Root>], candidate: Option<&Served>, ours: bool) {
         let name = &self.names[0];
         if let Some(candidate) = candidate
@@ -223,7 +224,7 @@ impl Keeper {
         Ok(Config { path, version: object["metadata"]["resourceVersion"].clone(), bundles })
     }
 
-    /// The Secret; null if there is none.
+    /// The Secret; null if it doesn't exist.
     async fn read_secret(&self, session: &mut Session, name: &str) -> Result<Value, String> {
         let reply = session.get(&self.secret_path(name)).await?;
         if reply.status == StatusCode::NOT_FOUND {
@@ -232,7 +233,7 @@ impl Keeper {
         reply.object().map_err(|why| format!("Secret {}/{name}: {why}", self.namespace))
     }
 
-    /// Writes it, unless another replica has written it since it was read: then that one counts.
+    /// Writes the Secret, unless another replica wrote it since it was read.
     async fn write_secret(
         &self,
         session: &mut Session,
@@ -280,7 +281,7 @@ impl Keeper {
     }
 }
 
-/// What a Secret's object holds.
+/// Parses the Secret.
 fn kept(secret: &Value) -> Kept {
     let text = |key: &str| {
         let bytes = STANDARD.decode(secret["data"][key].as_str().unwrap_or_default()).unwrap_or_default();
@@ -294,8 +295,7 @@ fn kept(secret: &Value) -> Kept {
     }
 }
 
-/// Writes every caBundle of ours, unless the configuration has changed since it was read: then it is looked at again.
-/// Returns what it did.
+/// Writes all of our caBundles, unless the configuration changed since it was read. Returns what was done.
 async fn write_bundles(session: &mut Session, config: &Config, pem: &str) -> Result<String, String> {
     let mut ops = vec![json!({ "op": "test", "path": "/metadata/resourceVersion", "value": config.version })];
     for (n, _) in &config.bundles {
@@ -304,7 +304,7 @@ async fn write_bundles(session: &mut Session, config: &Config, pem: &str) -> Res
     }
     let kind = "application/json-patch+json";
     let reply = session.send(Method::PATCH, &config.path, kind, &json!(ops)).await?;
-    // A 422 may also mean that it will never be taken.
+    // A 422 can also mean that the API server will never accept it.
     let may_have_changed = [StatusCode::CONFLICT, StatusCode::UNPROCESSABLE_ENTITY].contains(&reply.status);
     match reply.object().map_err(|why| format!("PATCH {}: {why}", config.path)) {
         Ok(_) => {

@@ -1,4 +1,4 @@
-//! The API server's client, as small as it can be: JSON over one HTTP/1.1 connection, as the pod's service account.
+//! Minimal client for the API server: JSON over one HTTP/1.1 connection, authenticated as the pod's service account.
 
 use std::fs;
 use std::path::PathBuf;
@@ -19,12 +19,12 @@ use super::x509::roots;
 use crate::cli::Cluster;
 use crate::tls::client::client_config;
 
-/// From the connect to the answer's last byte, each for itself.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// Bytes of an answer.
-const MOST_BYTES: usize = 4 << 20;
+/// Time limit for a connect, and for each request up to the response's last byte.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Limit on a response body in bytes.
+const MAX_RESPONSE: usize = 4 << 20;
 
-/// An API server, and who we are to it.
+/// Address of the API server and our credentials.
 #[derive(Clone, Debug)]
 pub struct Api {
     host: String,
@@ -32,27 +32,27 @@ pub struct Api {
     account: PathBuf,
 }
 
-/// A connection to it.
+/// A connection to the API server.
 pub struct Session {
     send: SendRequest<Full<Bytes>>,
     host: String,
     token: String,
 }
 
-/// What it answered.
+/// A response.
 #[derive(Debug)]
 pub struct Reply {
-    /// The status.
+    /// Status code.
     pub status: StatusCode,
-    /// The object, or a Status that says what is wrong.
+    /// The object, or a Status that describes the error.
     pub body: Value,
 }
 
 impl Reply {
-    /// The object.
+    /// Returns the object.
     ///
     /// # Errors
-    /// What the API server says is wrong with the request.
+    /// The API server's description of the error.
     pub fn object(self) -> Result<Value, String> {
         if self.status.is_success() {
             return Ok(self.body);
@@ -62,7 +62,7 @@ impl Reply {
 }
 
 impl Api {
-    /// The one that the pod was told of.
+    /// The API server of the pod's own cluster.
     pub fn new(cluster: &Cluster) -> Self {
         Self { host: cluster.host.clone(), port: cluster.port, account: cluster.account.clone() }
     }
@@ -70,9 +70,9 @@ impl Api {
     /// Connects. The account's token is read each time, since the kubelet renews it.
     ///
     /// # Errors
-    /// What didn't work.
+    /// Says which step failed.
     pub async fn session(&self) -> Result<Session, String> {
-        let connected = tokio::time::timeout(PATIENCE, self.connect()).await;
+        let connected = tokio::time::timeout(REQUEST_TIMEOUT, self.connect()).await;
         connected.map_err(|_| "no connection in time".to_owned()).flatten().map_err(|why| {
             let Self { host, port, .. } = self;
             format!("the API server at {host}:{port}: {why}")
@@ -92,7 +92,7 @@ impl Api {
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
         let stream = TokioIo::new(stream.map_err(|why| why.to_string())?);
         let (send, connection) = http1::handshake(stream).await.map_err(|why| why.to_string())?;
-        // Ends when the session is dropped.
+        // The task ends when the session is dropped.
         tokio::spawn(connection);
         let token = file("token")?.trim().to_owned();
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
@@ -104,7 +104,7 @@ impl Session {
     /// Reads an object.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// There was no response.
     pub async fn get(&mut self, path: &str) -> Result<Reply, String> {
         self.call(Method::GET, path, "application/json", Bytes::new()).await
     }
@@ -112,7 +112,7 @@ impl Session {
     /// Sends an object or a patch; `kind` is its content type.
     ///
     /// # Errors
-    /// When there is no answer.
+    /// There was no response.
     pub async fn send(
         &mut self,
         method: Method,
@@ -125,7 +125,7 @@ impl Session {
 
     async fn call(&mut self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Reply, String> {
         let what = format!("{method} {path}");
-        let answer = tokio::time::timeout(PATIENCE, self.ask(method, path, kind, body)).await;
+        let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.ask(method, path, kind, body)).await;
         answer.map_err(|_| "no answer in time".to_owned()).flatten().map_err(|why| format!("{what}: {why}"))
     }
 
@@ -143,7 +143,7 @@ impl Session {
         self.send.ready().await.map_err(|why| why.to_string())?;
         let answer = self.send.send_request(request).await.map_err(|why| why.to_string())?;
         let status = answer.status();
-        let body = Limited::new(answer.into_body(), MOST_BYTES).collect().await;
+        let body = Limited::new(answer.into_body(), MAX_RESPONSE).collect().await;
         let body = body.map_err(|why| why.to_string())?.to_bytes();
         Ok(Reply { status, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
     }

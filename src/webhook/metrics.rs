@@ -1,4 +1,4 @@
-//! The webhook's metrics. Counting is a plain add; the names and the text are made when somebody asks.
+//! The webhook's metrics. Counting is a plain add; names and text are made on a scrape.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +11,7 @@ const BOUNDS_MS: [u64; 9] = [1, 2, 5, 10, 25, 100, 500, 1_000, 10_000];
 const OUTCOMES: [&str; 4] = ["injected", "unchanged", "skipped", "failed"];
 
 impl Outcome {
-    /// As it stands in the log and in the label `outcome`.
+    /// Value in the log and in the label `outcome`.
     pub fn name(&self) -> &'static str {
         OUTCOMES[self.number()]
     }
@@ -26,13 +26,13 @@ impl Outcome {
     }
 }
 
-/// What is counted.
+/// Counters.
 #[derive(Debug, Default)]
 pub struct Metrics {
     outcomes: [AtomicU64; OUTCOMES.len()],
     durations: [AtomicU64; BOUNDS_MS.len() + 1],
     duration_us: AtomicU64,
-    /// Events that were dropped: too many, or the API server didn't take them.
+    /// Events that were dropped: the queue was full, or the API server refused them.
     pub events_dropped: AtomicU64,
 }
 
@@ -46,7 +46,7 @@ impl Metrics {
         self.duration_us.fetch_add(took.as_micros() as u64, Ordering::Relaxed);
     }
 
-    /// Prometheus' text format, 0.0.4. `expires` is the certificate's end in seconds since 1970.
+    /// Prometheus text format, version 0.0.4. `expires` is the certificate's end in seconds since 1970.
     pub fn render(&self, expires: Option<u64>, accepted: bool, ready: bool) -> String {
         let load = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let outcomes: Vec<_> = OUTCOMES.iter().zip(&self.outcomes).collect();
@@ -57,7 +57,7 @@ impl Metrics {
             counters("lameduck_webhook_reviews_total", "Reviews by their outcome.", &outcomes),
             histogram(
                 "lameduck_webhook_review_duration_seconds",
-                "From a review's last byte to its answer.",
+                "Time from a review's last byte to its response.",
                 &BOUNDS_MS,
                 &durations,
                 load(&self.duration_us),

@@ -3,9 +3,9 @@
 //! ```text
 //! API server ─► server   TLS, one request per connection, bounded   ─► review   pure: AdmissionReview in and out
 //!                 │                                                      └─ inject::patch
-//!                 └─ events   a skip, told to the pod's owner
-//! keeper   every few seconds: the Secret or the files, and the caBundles ─► certs   pure: what to make, serve, trust
-//!                 └─ kube     the API server's client                        └─ x509
+//!                 └─ events   a skip, reported to the pod's owner
+//! keeper   every few seconds: the Secret or the files, and the caBundles ─► certs   pure: what to create, serve, trust
+//!                 └─ kube     client of the API server                       └─ x509
 //! ```
 
 pub mod certs;
@@ -31,10 +31,10 @@ use self::state::Webhook;
 use crate::cli::WebhookSettings;
 use crate::proxy::accept::listener;
 
-/// Runs the webhook until `shutdown`; then it serves for `--lame-duck` more, and ends what is under way.
+/// Runs the webhook until `shutdown`, serves for `--lame-duck` longer, and then finishes the requests in progress.
 ///
 /// # Errors
-/// When it can't start.
+/// The webhook can't start.
 pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) -> Result<(), String> {
     let bind = |flag: &str, addr: SocketAddr| {
         let bound = listener::bind(addr, false).and_then(TcpListener::from_std);
@@ -47,7 +47,7 @@ pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) 
         let read = std::fs::read_to_string(&path);
         read.map(|name| name.trim().to_owned()).map_err(|why| format!("{}: {why}", path.display()))
     });
-    // Outside a cluster nobody asks by the Service's name.
+    // Outside a cluster, no client uses the Service's name.
     let namespace = namespace.transpose()?.unwrap_or_default();
     let api = settings.cluster.as_ref().map(Api::new);
     let webhook = Arc::new(Webhook::new(&settings, api.clone())?);
@@ -75,17 +75,17 @@ pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) 
         let Some(probe) = probe else { return };
         let mut stop = stopped.subscribe();
         serve(probe, Listener::Probe, Arc::clone(&webhook), async move {
-            // The sender outlives this.
+            // The sender outlives this task.
             let _ = stop.wait_for(|stopped| *stopped).await;
         })
         .await;
     };
     tokio::select! {
         _ = async { tokio::join!(reviews, probes) } => {
-            tracing::info!("every review has its answer");
+            tracing::info!("every review was answered");
             Ok(())
         }
-        // It never ends by itself, and without it the certificate would expire one day.
+        // The keeper never ends by itself; without it the certificate would expire.
         ended = keeper => Err(format!("the keeper of the certificate ended: {ended:?}")),
     }
 }

@@ -1,5 +1,5 @@
-//! An AdmissionReview in, an AdmissionReview out: pure. Whatever the pod is like, it is allowed; what lameduck doesn't
-//! understand it leaves alone, and says so.
+//! Answers an AdmissionReview: pure. Every pod is allowed. A pod that lameduck doesn't understand stays unchanged, with
+//! a warning.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -9,49 +9,49 @@ use crate::inject::names::INJECT;
 use crate::inject::sidecar::token_of;
 use crate::inject::{self, Settings};
 
-/// The only version there is (admissionregistration `admissionReviewVersions`).
+/// The only existing version (admissionregistration `admissionReviewVersions`).
 const VERSION: &str = "admission.k8s.io/v1";
-/// Bytes of a warning: past 256 the API server may cut all of them short.
-const MOST_WARNING: usize = 250;
-/// JSON values in an AdmissionReview: some 100 bytes of memory each. A big pod has a thousand.
-const MOST_VALUES: usize = 100_000;
-/// Warnings: all of them together may have 4096 bytes in an answer.
-const MOST_WARNINGS: usize = 10;
+/// Limit on a warning in bytes: the API server may truncate all warnings if one exceeds 256.
+const MAX_WARNING: usize = 250;
+/// Limit on the JSON values in an AdmissionReview, each about 100 bytes of memory. A big pod has a thousand.
+const MAX_VALUES: usize = 100_000;
+/// Limit on the number of warnings: all warnings of a response together may have 4096 bytes.
+const MAX_WARNINGS: usize = 10;
 
-/// What became of a pod.
+/// Result for a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It gets the sidecar.
+    /// Gets the sidecar.
     Injected,
-    /// There was nothing to do: it has the sidecar already, its owner doesn't want it, or it is no new pod.
+    /// Nothing to do: it already has the sidecar, its owner doesn't want it, or this is not the creation of a pod.
     Unchanged,
-    /// It should have it, but is better left alone; why.
+    /// Should get the sidecar but is left unchanged, with the reason.
     Skipped(String),
-    /// lameduck failed.
+    /// lameduck failed, with the reason.
     Failed(String),
 }
 
-/// An answer, and what the log and the Event say of it.
+/// A response, and the data for the log and the Event.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Reviewed {
-    /// The AdmissionReview to send back.
+    /// AdmissionReview to send back.
     pub answer: Value,
-    /// What became of the pod.
+    /// Result for the pod.
     pub outcome: Outcome,
-    /// The pod's namespace.
+    /// Namespace of the pod.
     pub namespace: String,
-    /// The pod's name, or the beginning of the one that it is going to have.
+    /// Name of the pod, or its generateName prefix.
     pub name: String,
-    /// The object that makes such pods (`ownerReferences`), if there is one.
+    /// Controller of the pod (from `ownerReferences`), if it has one.
     pub owner: Option<Value>,
-    /// Nothing may happen on the side.
+    /// Dry run: no side effects are allowed.
     pub dry_run: bool,
 }
 
-/// Reviews the bytes of an AdmissionReview. `settings` has no token yet; a pod without one gets `token`.
+/// Answers the bytes of an AdmissionReview. `settings` has no token yet; a pod without one gets `token`.
 ///
 /// # Errors
-/// Why there is nothing that could be answered: it is no AdmissionReview.
+/// Says why the bytes are not an AdmissionReview, and so can't be answered.
 pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String) -> Result<Reviewed, String> {
     let (uid, request) = request(bytes)?;
     let kind = [&request["kind"]["group"], &request["kind"]["version"], &request["kind"]["kind"]];
@@ -77,7 +77,7 @@ pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String)
             let warning = format!("not injected: {}", skip.0);
             reviewed(&uid, &request, Outcome::Skipped(skip.0), vec![warning], None)
         }
-        // Called again, the pod has got Kubernetes' defaults: those are no reason to change anything.
+        // In a repeated call, the pod has Kubernetes' defaults filled in: these are no reason to change it.
         Ok(patch) if within(&patch.pod, pod) => {
             reviewed(&uid, &request, Outcome::Unchanged, Vec::new(), None)
         }
@@ -88,26 +88,26 @@ pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String)
     })
 }
 
-/// The answer after `review` has panicked: the pod goes on as it is.
+/// Response after `review` panicked: the pod is allowed unchanged.
 ///
 /// # Errors
-/// As `review`.
+/// As for `review`.
 pub fn allowed_anyway(bytes: &[u8]) -> Result<Reviewed, String> {
     let (uid, request) = request(bytes)?;
-    let why = "an error in lameduck, its log says more".to_owned();
+    let why = "an internal error of lameduck, see its log".to_owned();
     let warning = format!("not injected: {why}");
     Ok(reviewed(&uid, &request, Outcome::Failed(why), vec![warning], None))
 }
 
 fn request(bytes: &[u8]) -> Result<(String, Value), String> {
-    // Parsed, a value takes many times the memory of its text.
+    // A parsed value takes many times the memory of its text.
     let values = bytes.iter().filter(|byte| matches!(byte, b',' | b'[' | b'{')).count();
-    if values > MOST_VALUES {
-        return Err(format!("more than {MOST_VALUES} values"));
+    if values > MAX_VALUES {
+        return Err(format!("more than {MAX_VALUES} values"));
     }
     let mut review: Value = serde_json::from_slice(bytes).map_err(|why| format!("no JSON: {why}"))?;
     if review["apiVersion"] != VERSION || review["kind"] != "AdmissionReview" {
-        return Err(format!("no AdmissionReview of {VERSION}"));
+        return Err(format!("not an AdmissionReview of {VERSION}"));
     }
     let request = review["request"].take();
     match request["uid"].as_str() {
@@ -134,11 +134,11 @@ fn reviewed(
         response["patch"] = json!(STANDARD.encode(ops));
     }
     if !warnings.is_empty() {
-        let warnings: Vec<_> = warnings.iter().take(MOST_WARNINGS).map(|text| warning(text)).collect();
+        let warnings: Vec<_> = warnings.iter().take(MAX_WARNINGS).map(|text| warning(text)).collect();
         response["warnings"] = json!(warnings);
     }
     let metadata = &request["object"]["metadata"];
-    // A pod may leave its namespace to the request, and its name to the API server.
+    // The pod may omit its namespace, which is then in the request, and its name, which the API server generates.
     let first = |places: [&Value; 3]| {
         let text = places.into_iter().filter_map(Value::as_str).find(|text| !text.is_empty());
         text.unwrap_or_default().to_owned()
@@ -154,17 +154,17 @@ fn reviewed(
     }
 }
 
-/// In an HTTP header (`Warning`, RFC 7234 §5.5) in the end: one line, not too long.
+/// A warning ends up in an HTTP header (`Warning`, RFC 7234 §5.5): one line of limited length.
 fn warning(text: &str) -> String {
     let mut line: String = format!("lameduck: {text}").chars().filter(|c| !c.is_control()).collect();
-    if line.len() > MOST_WARNING {
-        line.truncate(line.floor_char_boundary(MOST_WARNING - '…'.len_utf8()));
+    if line.len() > MAX_WARNING {
+        line.truncate(line.floor_char_boundary(MAX_WARNING - '…'.len_utf8()));
         line.push('…');
     }
     line
 }
 
-/// Whether `all` says everything that `part` says: it may have more members, and more elements in a list of named ones.
+/// Whether `all` contains `part`: it may have more members, and more elements in a list of named ones.
 fn within(part: &Value, all: &Value) -> bool {
     match (part, all) {
         (Value::Object(part), Value::Object(all)) => {

@@ -1,5 +1,5 @@
-//! The loops that accept and serve, and the routes. One request per connection: nothing is kept open, so every bound is
-//! simple, a new certificate is shown to whoever comes next, and at the end no idle connection is in anybody's pool.
+//! Accepts connections and serves the routes. One request per connection: limits stay simple, a new certificate takes
+//! effect with the next connection, and no client pool holds an idle connection when the process ends.
 
 use std::convert::Infallible;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -23,22 +23,22 @@ use super::state::{Webhook, random_token};
 use crate::answer::{Answer, answer, text, wrong_method};
 use crate::proxy::accept::syn_drain::handshakes_end;
 
-/// Open connections of each listener; past it callers wait in the kernel's queue.
-const CONNECTIONS: u32 = 256;
-/// From the accept to the end, handshake, review and answer included: an API server waits no longer by default.
+/// Limit on open connections per listener; further clients wait in the accept queue.
+const MAX_CONNECTIONS: u32 = 256;
+/// Time limit for a connection from accept to close, with handshake, review and response: the maximum of an API server.
 const REVIEW_TIMEOUT: Duration = Duration::from_secs(10);
-/// From the handshake to the head's last byte.
+/// Time limit for a request head, after the handshake.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
-/// Bytes of a request's head.
+/// Limit on a request head in bytes.
 const MAX_HEAD: usize = 16 << 10;
-/// Bytes of an AdmissionReview. An API server takes objects of up to 3 MiB.
+/// Limit on an AdmissionReview in bytes. An API server accepts objects of up to 3 MiB.
 pub const MAX_BODY: usize = 4 << 20;
-/// Bytes of a body that always has room: all connections together need no more than the bound below.
+/// Bodies up to this size, in bytes, are read without a permit: all connections together stay below `MAX_BODIES`.
 const SMALL_BODY: usize = 64 << 10;
-/// After a failed accept (no file descriptor is free).
+/// Pause after a failed accept (no free file descriptor).
 const BACK_OFF: Duration = Duration::from_millis(50);
 
-/// Who asks.
+/// Which listener a connection came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Listener {
     /// The API server, over TLS.
@@ -47,16 +47,16 @@ pub enum Listener {
     Probe,
 }
 
-/// Serves until `stop`, then what is in the accept queue and what is under way.
+/// Serves until `stop`, then finishes the connections in the accept queue and those in progress.
 pub async fn serve(
     listener: TcpListener,
     asked: Listener,
     webhook: Arc<Webhook>,
     stop: impl Future<Output = ()>,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS as usize));
+    let places = Arc::new(Semaphore::new(MAX_CONNECTIONS as usize));
     let accept_one = async || {
-        // Nobody closes the semaphore.
+        // The semaphore is never closed.
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((stream, _)) => {
@@ -77,8 +77,8 @@ pub async fn serve(
     handshakes_end(&listener).await;
     while tokio::time::timeout(Duration::ZERO, accept_one()).await.is_ok() {}
     drop(listener);
-    // All places free: all connections have ended.
-    let _ = tokio::time::timeout(REVIEW_TIMEOUT, places.acquire_many(CONNECTIONS)).await;
+    // All permits are free when all connections have ended.
+    let _ = tokio::time::timeout(REVIEW_TIMEOUT, places.acquire_many(MAX_CONNECTIONS)).await;
 }
 
 async fn serve_one(stream: TcpStream, asked: Listener, webhook: Arc<Webhook>, _place: OwnedSemaphorePermit) {
@@ -124,7 +124,8 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
     let length =
         ask.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let length = length.unwrap_or(MAX_BODY).min(MAX_BODY);
-    // A usual review doesn't wait for those that announce much and send nothing. Nobody closes the semaphore.
+    // Small reviews don't wait behind clients that announce a large body and send nothing. The semaphore is never
+    // closed.
     let _room =
         if length > SMALL_BODY { webhook.body_room.acquire_many(length as u32).await.ok() } else { None };
     let body = match read(ask.into_body()).await {
@@ -149,14 +150,14 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
         }
         Err(why) => {
             webhook.metrics.review(&Outcome::Failed(String::new()), began.elapsed());
-            tracing::warn!("what was posted to /mutate is {why}");
+            tracing::warn!("refused a request to /mutate: {why}");
             text(StatusCode::BAD_REQUEST, &why)
         }
     }
 }
 
-/// The whole body, or none if it is too long; then it is read to its end all the same, within bounds, so that the client
-/// gets to read the answer.
+/// Reads the body; none if it is too long. Such a body is still read to its end, within a limit, so that the client can
+/// read the response.
 async fn read(mut body: Incoming) -> Result<Option<Vec<u8>>, hyper::Error> {
     let (mut bytes, mut length) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
@@ -174,7 +175,7 @@ async fn read(mut body: Incoming) -> Result<Option<Vec<u8>>, hyper::Error> {
     Ok((length <= MAX_BODY).then_some(bytes))
 }
 
-/// An error of ours must not cost a pod: whatever happens in there, it goes on.
+/// A bug of ours must not block a pod: after a panic the pod is allowed unchanged.
 fn reviewed(body: &[u8], webhook: &Webhook) -> Result<Reviewed, String> {
     let review = || review(body, &webhook.settings, random_token);
     catch_unwind(AssertUnwindSafe(review)).unwrap_or_else(|_| allowed_anyway(body))

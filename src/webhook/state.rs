@@ -1,4 +1,4 @@
-//! What the webhook's listeners and the keeper of its certificate share.
+//! State that the webhook's listeners and the certificate's keeper share.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -15,28 +15,28 @@ use super::x509::{Seconds, Served, now, provider};
 use crate::cli::{WebhookSettings, check_proxy, is_annotated_flag};
 use crate::inject::{self, Services};
 
-/// Bytes of all large bodies that are being read: past it they wait.
+/// Limit on the total bytes of all large bodies that are being read; further ones wait.
 const MAX_BODIES: usize = 16 << 20;
-/// Bytes of a hook's token: more than anybody can guess.
+/// Length of a hook's token in bytes.
 const TOKEN_LEN: usize = 24;
 
-/// What the listeners and the keeper share.
+/// State that the listeners and the keeper share.
 pub struct Webhook {
-    /// Of the patch.
+    /// Settings of the patch.
     pub settings: inject::Settings,
-    /// Of the listener for reviews.
+    /// TLS configuration of the review listener.
     pub tls: Arc<ServerConfig>,
     certificate: Arc<Certificate>,
-    /// Counts reviews.
+    /// Counters of reviews.
     pub metrics: Arc<Metrics>,
-    /// Tells skips to the pods' owners.
+    /// Queue of Events about skipped pods.
     pub events: Option<Events>,
     /// One permit per byte of a large body that is being read.
     pub body_room: Semaphore,
     standing: Mutex<Standing>,
 }
 
-/// How the certificate stands.
+/// State of the certificate.
 #[derive(Default)]
 struct Standing {
     valid: Option<Range<Seconds>>,
@@ -44,7 +44,7 @@ struct Standing {
     problem: Option<String>,
 }
 
-/// What the next client is shown.
+/// Certificate for new connections.
 #[derive(Debug, Default)]
 struct Certificate(Mutex<Option<Arc<CertifiedKey>>>);
 
@@ -59,17 +59,17 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl Webhook {
-    /// With no certificate yet.
+    /// Starts without a certificate.
     ///
     /// # Errors
-    /// When TLS can't be set up.
+    /// TLS can't be set up.
     pub fn new(settings: &WebhookSettings, api: Option<Api>) -> Result<Self, String> {
         let certificate = Arc::new(Certificate::default());
         let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
         let builder = builder.map_err(|why| why.to_string())?.with_no_client_auth();
         let mut tls = builder.with_cert_resolver(Arc::<Certificate>::clone(&certificate));
         tls.alpn_protocols = vec![b"http/1.1".to_vec()];
-        // Nobody comes back to a session: each review has a handshake of its own.
+        // No session resumption: every review makes a full handshake.
         tls.session_storage = Arc::new(NoServerSessionStorage {});
         tls.send_tls13_tickets = 0;
         let metrics = Arc::new(Metrics::default());
@@ -91,13 +91,13 @@ impl Webhook {
         })
     }
 
-    /// Shows this certificate to whoever connects from now on.
+    /// Serves this certificate on new connections.
     pub fn serve(&self, served: &Served) {
         *lock(&self.certificate.0) = Some(Arc::clone(&served.key));
         lock(&self.standing).valid = Some(served.valid.clone());
     }
 
-    /// Takes over what the keeper found; returns whether the webhook is ready.
+    /// Takes over the keeper's findings; returns whether the webhook is ready.
     pub fn publish(&self, accepted: bool, problem: Option<String>) -> bool {
         let was = self.ready();
         {
@@ -113,7 +113,10 @@ impl Webhook {
         now.is_ok()
     }
 
-    /// Whether an API server that asks now would accept the answer; else why not.
+    /// Whether an API server would accept our certificate now.
+    ///
+    /// # Errors
+    /// Says why not.
     pub fn ready(&self) -> Result<(), String> {
         let standing = lock(&self.standing);
         let now = now();
@@ -127,7 +130,7 @@ impl Webhook {
         }
     }
 
-    /// The metrics in Prometheus' text format.
+    /// The metrics in Prometheus text format.
     pub fn render(&self) -> String {
         let ready = self.ready().is_ok();
         let standing = lock(&self.standing);
@@ -139,19 +142,20 @@ impl Webhook {
 fn random<const N: usize>() -> [u8; N] {
     let mut bytes = [0; N];
     if let Err(why) = provider().secure_random.fill(&mut bytes) {
-        // A token that can be guessed is worse than a pod without a sidecar: the review is caught, the pod goes on.
-        panic!("the kernel gives no randomness: {why:?}");
+        // A pod without a sidecar is better than a guessable token: the panic is caught, and the pod is allowed
+        // unchanged.
+        panic!("the kernel provides no randomness: {why:?}");
     }
     bytes
 }
 
-/// A hook's token.
+/// Returns a random token for a pod's hooks.
 pub fn random_token() -> String {
     use base64::Engine;
     base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(random::<TOKEN_LEN>())
 }
 
-/// A random number from 0 to 1.
+/// Returns a random number from 0 to 1.
 pub fn random_fraction() -> f64 {
     f64::from(u16::from_le_bytes(random())) / f64::from(u16::MAX)
 }

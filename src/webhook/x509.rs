@@ -1,4 +1,4 @@
-//! Certificates: made, and checked as the API server's Go does. Pure but for the keys' randomness.
+//! Creates certificates, and verifies them as the API server's Go does. Pure except for random keys.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -18,19 +18,19 @@ use time::OffsetDateTime;
 pub use crate::tls::certificate::{Root, Seconds, Served, roots};
 pub use crate::tls::provider;
 
-/// The issuer's name of all certificates that lameduck makes. The key tells two CAs apart, not the name.
+/// Issuer name of all certificates that lameduck creates. CAs are told apart by their keys, not by this name.
 const CA_NAME: &str = "lameduck webhook CA";
 
 impl Root {
-    /// Whether this PEM text is its private key.
+    /// Whether this PEM text is the private key of the certificate.
     pub fn has_key(&self, pem: &str) -> bool {
-        // An elliptic curve's public key is a point, and stands in its certificate byte by byte.
+        // The public key of an elliptic curve is a point, and appears in the certificate byte by byte.
         let key = KeyPair::from_pem(pem);
         key.is_ok_and(|key| self.der.windows(key.public_key_raw().len()).any(|at| at == key.public_key_raw()))
     }
 }
 
-/// The PEM text of certificates.
+/// Certificates as PEM text.
 pub fn to_pem<'a>(roots: impl IntoIterator<Item = &'a Root>) -> String {
     use base64::Engine;
     let mut text = String::new();
@@ -47,16 +47,16 @@ pub fn to_pem<'a>(roots: impl IntoIterator<Item = &'a Root>) -> String {
 }
 
 impl Served {
-    /// Whether a client that trusts `roots` accepts this for `name` at that time. As in Go, a root must be in its
-    /// own time too, and a certificate that is itself trusted needs no other.
+    /// Whether a client that trusts `roots` accepts this certificate for `name` at time `now`. As in Go, a root must be
+    /// valid at that time too, and a trusted certificate needs no issuer.
     pub fn verified_by(&self, roots: &[Root], name: &str, now: Seconds) -> bool {
         self.verify(roots, name, now).is_ok()
     }
 
-    /// The same.
+    /// As [`Self::verified_by`], with the reason.
     ///
     /// # Errors
-    /// Why not, in words that don't change with the time.
+    /// Says why not, in words that don't change over time.
     pub fn verify(&self, roots: &[Root], name: &str, now: Seconds) -> Result<(), String> {
         let explain = |why: rustls::Error| match why {
             Error::InvalidCertificate(CertificateError::UnknownIssuer | CertificateError::BadSignature) => {
@@ -64,7 +64,7 @@ impl Served {
             }
             Error::InvalidCertificate(
                 CertificateError::ExpiredContext { .. } | CertificateError::NotValidYetContext { .. },
-            ) => "a certificate of its chain has expired, or is not valid yet".to_owned(),
+            ) => "a certificate in its chain has expired or is not valid yet".to_owned(),
             why => why.to_string(),
         };
         if !self.valid.contains(&now) {
@@ -78,11 +78,11 @@ impl Served {
             if root.der == *self.der() {
                 return Ok(());
             }
-            // One that can't be used must not spoil the others.
+            // An unusable root must not affect the others.
             let _ = store.add(root.der.clone());
         }
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(store), provider()).build();
-        let verifier = verifier.map_err(|_| "it has no authority that is valid now".to_owned())?;
+        let verifier = verifier.map_err(|_| "it has no CA that is valid now".to_owned())?;
         let now = UnixTime::since_unix_epoch(std::time::Duration::from_secs(now));
         let verified = verifier.verify_server_cert(self.der(), &self.key.cert[1..], &name, &[], now);
         verified.map(drop).map_err(explain)
@@ -98,24 +98,24 @@ pub struct Made {
     pub key: String,
 }
 
-/// A CA that signs nothing but servers' certificates.
+/// Creates a CA that signs nothing but server certificates.
 ///
 /// # Errors
-/// When the kernel gives no randomness.
+/// The kernel provides no randomness.
 pub fn make_ca(valid: Range<Seconds>) -> Result<Made, String> {
     let key = KeyPair::generate().map_err(|why| why.to_string())?;
     let certificate = ca_params(valid)?.self_signed(&key).map_err(|why| why.to_string())?;
     Ok(Made { certificate: certificate.pem(), key: key.serialize_pem() })
 }
 
-/// A server's certificate for these DNS names, signed by the CA that `make_ca` made with this key.
+/// Creates a server certificate for these DNS names, signed by the CA that `make_ca` created with this key.
 ///
 /// # Errors
-/// When the key isn't one, or the kernel gives no randomness.
+/// The key can't be parsed, or the kernel provides no randomness.
 pub fn make_leaf(ca_key: &str, names: &[String], valid: Range<Seconds>) -> Result<Made, String> {
     let explain = |why: rcgen::Error| why.to_string();
     let ca_key = KeyPair::from_pem(ca_key).map_err(explain)?;
-    // Only name and key of the issuer go into what it signs.
+    // Only the issuer's name and key go into the certificates that it signs.
     let issuer = Issuer::new(ca_params(valid.clone())?, ca_key);
     let mut params = CertificateParams::new(names).map_err(explain)?;
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -144,7 +144,7 @@ fn date(at: Seconds) -> Result<OffsetDateTime, String> {
     OffsetDateTime::from_unix_timestamp(at).map_err(|why| why.to_string())
 }
 
-/// Seconds since 1970.
+/// Current time in seconds since 1970.
 pub fn now() -> Seconds {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
 }

@@ -1,4 +1,4 @@
-//! `lameduck drain`, `resume` and `status`, by what they print and their exit codes; and settings from the environment.
+//! `lameduck drain`, `resume` and `status`: their output and exit codes, and settings from the environment.
 
 use crate::common;
 

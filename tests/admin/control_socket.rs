@@ -1,4 +1,4 @@
-//! The control socket and control by TCP: whose they are, what they tell and what they steer.
+//! The control socket and control over TCP: who may use them, what they report and what they change.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
-//! Nobody else on the machine can steer a proxy or deceive its commands: sockets and state are in a folder that belongs
-//! to the proxy's user alone, or are not used.
+//! No other user of the machine can control a proxy or deceive its commands: sockets and state are in a folder that
+//! belongs to the proxy's user alone, or are not used.
 
 use std::fs::{self, Permissions};
 use std::io::{Read, Write};

@@ -1,5 +1,5 @@
-//! The probe and control listeners close last: whoever has an answer coming gets all of it, nobody else is waited for.
-//! In this process, so that the end can follow at once.
+//! The probe and control listeners close last: pending responses are delivered in full, idle clients are not waited
+//! for. Runs in this process, so that the end can follow at once.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! The operator's side: the probe port, control, and the commands that speak with it.
+//! The operator's side: the probe port, control, and the commands that use it.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,5 +1,5 @@
-//! However few files a process may open, clients never take the last ones: `/readyz`, the control socket and the looks
-//! at the app find theirs. And what goes wrong often fills no log.
+//! Clients never use the last file descriptors, however low the limit: `/readyz`, the control socket and the checks of
+//! the app still work. Frequent errors don't flood the log.
 
 use std::process::Command;
 use std::thread;

@@ -1,4 +1,4 @@
-//! The probe port: what the kubelet and Prometheus get, and who may not start a drain there.
+//! The probe port: responses for the kubelet and Prometheus, and who may not start a drain there.
 
 use crate::common;
 

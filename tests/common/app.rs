@@ -1,4 +1,4 @@
-//! A raw app: it shows a test the bytes that reach it and answers with whatever bytes the test likes.
+//! A raw app: shows the test the bytes that it receives, and responds with any bytes that the test wants.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,17 +15,17 @@ use socket2::{SockRef, Socket};
 
 use super::{LIMIT, wait_for};
 
-/// A listening app; its threads end with the test's process.
+/// A listening app; its threads end with the test process.
 pub struct RawApp {
-    /// Where it listens; meaningless for a unix socket.
+    /// Address on which it listens; meaningless for a unix socket.
     pub addr: SocketAddr,
     asked: Receiver<Asked>,
     seen: Arc<Mutex<Vec<u8>>>,
 }
 
-/// A connection of the app's over which a request has come.
+/// A connection to the app over which a request has come.
 pub struct Asked {
-    /// The request's head, with its last empty line.
+    /// Head of the request, with the empty line.
     pub head: String,
     stream: Box<dyn Stream>,
     buffer: Vec<u8>,
@@ -54,7 +54,7 @@ impl RawApp {
         Self::greeting(b"")
     }
 
-    /// Sends these bytes on each connection before anything was asked.
+    /// Sends these bytes on each new connection, before any request.
     pub fn greeting(bytes: &'static [u8]) -> Self {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
         let addr = listener.local_addr().expect("its address");
@@ -70,7 +70,7 @@ impl RawApp {
         Self::accepting(Socket::from(OwnedFd::from(UnixListener::bind(path).expect("a unix socket"))))
     }
 
-    /// Takes over a unix socket that listens already.
+    /// Takes over a listening unix socket.
     pub fn accepting(listener: Socket) -> Self {
         let listener = UnixListener::from(OwnedFd::from(listener));
         Self::over((Ipv4Addr::LOCALHOST, 0).into(), move || Box::new(listener.accept().expect("accepted").0))
@@ -89,17 +89,17 @@ impl RawApp {
         Self { addr, asked, seen }
     }
 
-    /// The next connection over which a request comes. The proxy's readiness checks bring none.
+    /// Waits for the next connection over which a request comes. The proxy's readiness checks send none.
     pub fn asked(&self) -> Asked {
         self.asked.recv_timeout(LIMIT).expect("a request reaches the app")
     }
 
-    /// The same, if it comes in this time.
+    /// The same with a time limit; none if it expires.
     pub fn asked_within(&self, time: Duration) -> Option<Asked> {
         self.asked.recv_timeout(time).ok()
     }
 
-    /// Answers every request on every connection with these bytes, for as long as the test runs.
+    /// Responds to every request on every connection with these bytes, until the test ends.
     pub fn answer_all(self, answer: &'static str) -> Answering {
         let seen = Arc::clone(&self.seen);
         let addr = self.addr;
@@ -108,7 +108,7 @@ impl RawApp {
                 thread::spawn(move || {
                     asked.send(answer);
                     while asked.try_next().is_some() {
-                        // A chunked body ends as a head does; an answer to it would be taken for the next request's.
+                        // A chunked body ends like a head; a response to it would be taken for the next request's.
                         if asked.head.contains(" HTTP/1.") {
                             asked.send(answer);
                         }
@@ -120,15 +120,15 @@ impl RawApp {
     }
 }
 
-/// A [`RawApp`] that answers by itself.
+/// A [`RawApp`] that responds by itself.
 pub struct Answering {
-    /// Where it listens.
+    /// Address on which it listens.
     pub addr: SocketAddr,
     seen: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Answering {
-    /// Every byte that has come, over all connections.
+    /// All bytes received so far, over all connections.
     pub fn seen(&self) -> String {
         String::from_utf8_lossy(&self.seen.lock().expect("not poisoned")).into_owned()
     }
@@ -142,7 +142,7 @@ fn first_request(stream: Box<dyn Stream>, seen: Arc<Mutex<Vec<u8>>>, sender: &Se
 }
 
 impl Asked {
-    /// Reads the next request's head over this connection.
+    /// Reads the head of the next request on this connection.
     pub fn next(&mut self) -> &str {
         assert!(self.try_next().is_some(), "no further request over this connection");
         &self.head
@@ -162,7 +162,7 @@ impl Asked {
         Some(())
     }
 
-    /// Reads exactly so many bytes of the request's body.
+    /// Reads exactly this number of bytes of the request's body.
     pub fn take(&mut self, length: usize) -> String {
         while self.buffer.len() < length {
             assert!(self.more(), "wanted {length} bytes, got {}", self.buffer.len());
@@ -171,7 +171,7 @@ impl Asked {
         String::from_utf8_lossy(&std::mem::replace(&mut self.buffer, rest)).into_owned()
     }
 
-    /// Reads to the connection's end, orderly or not: what still came.
+    /// Reads until the connection ends, cleanly or not; returns the remaining bytes.
     pub fn rest(&mut self) -> String {
         let end = Instant::now() + LIMIT;
         while self.more() {
@@ -180,7 +180,7 @@ impl Asked {
         String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned()
     }
 
-    /// Whether the proxy ends its connection in this time.
+    /// Whether the proxy ends its connection within this time.
     pub fn ends_within(&mut self, time: Duration) -> bool {
         let end = Instant::now() + time;
         self.stream.socket().set_read_timeout(Some(time)).expect("a timeout");
@@ -210,18 +210,18 @@ impl Asked {
         n > 0
     }
 
-    /// Sends these bytes; whether they were taken is the test's to find out.
+    /// Sends these bytes; ignores errors.
     pub fn send(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = self.stream.write_all(bytes.as_ref());
     }
 
-    /// Ends the app's side and goes on reading.
+    /// Shuts down the app's sending side; it goes on reading.
     pub fn shutdown(&mut self) {
         let _ = self.stream.socket().shutdown(Shutdown::Write);
     }
 
-    /// Ends the connection, and waits until the proxy's kernel has acknowledged that: on a busy machine a later packet of
-    /// another connection may overtake an end.
+    /// Closes the connection, and waits until the proxy's kernel has acknowledged it: on a busy machine a later packet
+    /// of another connection may overtake the FIN.
     pub fn close(mut self) {
         self.shutdown();
         wait_for("the end to be delivered", || {
@@ -229,12 +229,12 @@ impl Asked {
         });
     }
 
-    /// Ends the connection by a reset.
+    /// Resets the connection.
     pub fn reset(self) {
         self.stream.socket().set_linger(Some(Duration::ZERO)).expect("a linger time");
     }
 
-    /// Whether the head has this line, letter by letter.
+    /// Whether the head contains exactly this line.
     pub fn has_line(&self, line: &str) -> bool {
         self.head.split("\r\n").any(|other| other == line)
     }

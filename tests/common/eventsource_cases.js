@@ -1,5 +1,5 @@
-// An Express app whose events are compressed by its `compression`, as those of many are, and the `eventsource` package.
-// `serve`, or `listen PORT`, which ends once it has been disconnected once and has got every event up to 40.
+// An Express app that compresses its events with the `compression` package, as many do, and the `eventsource` package.
+// `serve`, or `listen PORT`, which ends after it was disconnected once and has received every event up to 40.
 
 const [, , what, port] = process.argv;
 

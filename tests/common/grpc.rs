@@ -1,4 +1,4 @@
-//! A gRPC app and a gRPC client by hand, as Node processes: no packages are needed.
+//! A gRPC app and a gRPC client in plain Node, as processes: no packages are needed.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -15,22 +15,22 @@ fn script(name: &str, args: &[&str], env: &[(&str, &str)]) -> Process {
     Process::start(name, Command::new("node").arg(script).args(args).envs(env.iter().copied()))
 }
 
-/// `grpc_app.js`: HTTP/2 without TLS; its paths say what it does. Its port stays its own after its end.
+/// `grpc_app.js`: HTTP/2 without TLS; the path selects what it does. Its port stays reserved after its end.
 pub struct App {
-    /// The process, which tells what happens to each call.
+    /// The process, which reports what happens to each call.
     pub process: Process,
-    /// Where it listens.
+    /// Address on which it listens.
     pub addr: SocketAddr,
     _port: Port,
 }
 
 impl App {
-    /// On a port of its own.
+    /// Listens on a newly reserved port.
     pub fn start() -> Self {
         Self::start_with(Port::reserve(), "100")
     }
 
-    /// On this port, with so many streams per connection.
+    /// Listens on this port, with this limit on concurrent streams per connection.
     pub fn start_with(port: Port, streams: &str) -> Self {
         let env = [("PORT", &*port.number().to_string()), ("STREAMS", streams)];
         let process = script("grpc_app.js", &[], &env);
@@ -48,18 +48,18 @@ impl App {
 pub struct Call(pub Process);
 
 impl Call {
-    /// Begins it, with these messages and the request's end; without any the request stays open.
+    /// Begins a call with these messages, and ends the request; without messages the request stays open.
     pub fn begin(to: SocketAddr, path: &str, messages: &[&str]) -> Self {
         Self(script("grpc_client.js", &[&[&*to.to_string(), path], messages].concat(), &[]))
     }
 
-    /// What follows this word on its line, written already or yet to come.
+    /// The text after this word on its line, which may already be written.
     pub fn wait(&self, word: &str) -> String {
         let after = |line: &str| Some(line.strip_prefix(word)?.trim().to_owned());
         self.0.wait_line(word, after)
     }
 
-    /// The same as JSON: of `head`, `data`, `trailers` or `trailers-only`.
+    /// The same, parsed as JSON: for `head`, `data`, `trailers` or `trailers-only`.
     pub fn json(&self, word: &str) -> Value {
         serde_json::from_str(&self.wait(word)).expect("JSON")
     }

@@ -1,6 +1,6 @@
 'use strict';
-// A gRPC app by hand: HTTP/2 without TLS, messages with their five bytes of prefix. What a call asks for stands in its
-// path; what happens to it is written line by line.
+// A gRPC app in plain Node: HTTP/2 without TLS, messages with a five-byte prefix. The path of a call selects what it
+// does; what happens is printed line by line.
 
 const http2 = require('node:http2');
 
@@ -16,7 +16,7 @@ let turnedAway = 0;
 let calls = 0;
 
 const CALLS = {
-  // Echoes the request and tells the fields that came with it.
+  // Echoes the request, and returns its fields.
   '/t.T/Unary': (stream, fields) => {
     const parts = [];
     stream.on('data', (part) => parts.push(part));
@@ -26,20 +26,20 @@ const CALLS = {
       stream.end(Buffer.concat(parts));
     });
   },
-  // Every message comes back at once; ends when the client does.
+  // Echoes every message at once; ends when the client does.
   '/t.T/Chat': (stream) => {
     stream.respond(HEAD, { waitForTrailers: true });
     stream.on('wantTrailers', () => stream.sendTrailers({ 'grpc-status': '0' }));
     stream.pipe(stream);
   },
-  // One message, and no end.
+  // One message, without an end.
   '/t.T/Watch': (stream) => {
     stream.respond(HEAD);
     stream.write(message('first'));
   },
   '/t.T/Hang': () => {},
   '/t.T/Reset': (stream) => stream.close(http2.constants.NGHTTP2_ENHANCE_YOUR_CALM),
-  // The first call hears that its connection takes no more: above the last stream, so nothing was done for it.
+  // The first call gets a GOAWAY with a lower last stream: the app did not process it.
   '/t.T/Away': (stream, fields) => {
     turnedAway += 1;
     if (turnedAway === 1) return stream.session.goaway(0, stream.id - 2);
@@ -68,7 +68,7 @@ server.on('stream', (stream, fields) => {
   stream.on('close', () => console.log(`end ${path} ${stream.rstCode}`));
   const call = CALLS[path];
   if (call) return call(stream, fields);
-  // Not gRPC: what came, as text.
+  // Not gRPC: returns the request as text.
   if (fields.expect === '100-continue') stream.additionalHeaders({ ':status': 100 });
   const parts = [];
   stream.on('data', (part) => parts.push(part));

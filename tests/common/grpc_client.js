@@ -1,6 +1,6 @@
 'use strict';
-// A gRPC client by hand. `node grpc_client.js ADDR PATH [MESSAGE...]` makes one call and writes line by line what comes
-// of it. SIGUSR2 cancels the call; without a message the request stays open.
+// A gRPC client in plain Node. `node grpc_client.js ADDR PATH [MESSAGE...]` makes one call and prints the results line
+// by line. SIGUSR2 cancels the call; without a message the request stays open.
 
 const http2 = require('node:http2');
 

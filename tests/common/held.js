@@ -1,4 +1,4 @@
-// An app whose answers wait until the test says `GET /release`, so that a test decides what happens in which phase.
+// An app whose responses wait until the test sends `GET /release`, so that a test decides what happens in which phase.
 
 const http = require('node:http');
 const zlib = require('node:zlib');
@@ -14,7 +14,7 @@ const server = http.createServer(async (req, res) => {
       return res.end();
     case '/active-requests':
       return res.end(JSON.stringify({ active: waiting.length }));
-    case '/full': // from now on each new connection is closed at once
+    case '/full': // each new connection is closed at once from now on
       server.maxConnections = 1;
       return res.end();
     case '/roomy':
@@ -23,7 +23,7 @@ const server = http.createServer(async (req, res) => {
     case '/wait':
       await released();
       return res.end('released\n');
-    case '/stream': // its length is told by chunks, or to an HTTP/1.0 client by the end of the connection
+    case '/stream': // chunked, or, for an HTTP/1.0 client, up to the end of the connection
       res.write('first\n');
       await released();
       return res.end('last\n');
@@ -35,7 +35,7 @@ const server = http.createServer(async (req, res) => {
       res.writeHead(200, { 'Content-Type': 'text/event-stream' }).write('id: 1\ndata: whole\n\nid: 2\ndata: ha');
       await released();
       return res.end('lf\n\n');
-    case '/gzip-events': // one event, and another once it is released
+    case '/gzip-events': // one event, and another after the release
     case '/busy-gzip-events': { // one every few milliseconds
       res.writeHead(200, { 'Content-Type': 'text/event-stream', 'Content-Encoding': 'gzip' });
       const gzip = zlib.createGzip();
@@ -63,7 +63,7 @@ server.on('upgrade', async (req, socket) => {
   if (req.url === '/late-handshake') {
     await released();
     socket.write(head);
-  } else if (req.url === '/big-frame') { // 24 MiB in one frame, more than all buffers on the way hold
+  } else if (req.url === '/big-frame') { // 24 MiB in one frame, more than all buffers on the way can hold
     const size = Buffer.alloc(10, 0);
     size.writeUInt16BE(0x827f);
     size.writeUInt32BE(24 << 20, 6);
@@ -72,7 +72,7 @@ server.on('upgrade', async (req, socket) => {
     socket.write(Buffer.concat([Buffer.from(head), Buffer.from([0x01, 5]), Buffer.from('first')]));
     await released();
     socket.write(Buffer.concat([Buffer.from([0x80, 5]), Buffer.from('-last')]));
-  } else { // '/half-frame': a text frame of ten bytes, four of them now
+  } else { // '/half-frame': a text frame of ten bytes, of which four are sent now
     socket.write(Buffer.concat([Buffer.from(head), Buffer.from([0x81, 10]), Buffer.from('half')]));
     await released();
     socket.write('-whole');

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 client over a blocking socket, that says exactly what came and how it ended.
+//! An HTTP/1.1 client over a blocking socket that reports exactly which bytes came and how the connection ended.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Shutdown, SocketAddr};
@@ -10,48 +10,48 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::{LIMIT, wait_for};
 
-/// How a response's body ended.
+/// How the body of a response ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum End {
-    /// With its final chunk or its last announced byte.
+    /// With the final chunk, or the last byte of its Content-Length.
     Whole,
-    /// With the connection's orderly end, as a body of no announced length does.
+    /// With a clean end of the connection, for a body without a length.
     UntilClose,
-    /// Before its time, by an orderly end of the connection.
+    /// Early, by a clean end of the connection.
     CutByFin,
-    /// Before its time, by a reset.
+    /// Early, by a reset.
     CutByRst,
 }
 
-/// What one read from the socket brought.
+/// Result of one read from the socket.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fill {
-    /// Some bytes.
+    /// Bytes.
     Data,
-    /// The peer's orderly end.
+    /// A clean end (FIN).
     Fin,
     /// A reset.
     Rst,
 }
 
-/// A response's status line and header lines.
+/// Status line and header lines of a response.
 #[derive(Clone, Debug)]
 pub struct Head {
     /// The status code.
     pub status: u16,
     /// `HTTP/1.1`.
     pub version: String,
-    /// In the order and case in which they came.
+    /// Header lines, in their original order and case.
     pub headers: Vec<(String, String)>,
 }
 
 impl Head {
-    /// The first header line of this name.
+    /// Value of the first header line with this name.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.headers.iter().find(|(n, _)| n.eq_ignore_ascii_case(name)).map(|(_, value)| value.as_str())
     }
 
-    /// Whether the list header `name` holds `item`, in any case.
+    /// Whether the list header `name` contains `item`; case does not matter.
     pub fn has(&self, name: &str, item: &str) -> bool {
         let lines = self.headers.iter().filter(|(n, _)| n.eq_ignore_ascii_case(name));
         lines.flat_map(|(_, value)| value.split(',')).any(|part| part.trim().eq_ignore_ascii_case(item))
@@ -61,13 +61,13 @@ impl Head {
 /// A response.
 #[derive(Clone, Debug)]
 pub struct Answer {
-    /// Its head.
+    /// Head.
     pub head: Head,
-    /// What came of its body.
+    /// Body bytes received.
     pub body: Vec<u8>,
-    /// The trailer lines after the final chunk.
+    /// Trailer lines after the final chunk.
     pub trailers: Vec<(String, String)>,
-    /// How it ended.
+    /// How the body ended.
     pub end: End,
 }
 
@@ -78,10 +78,10 @@ impl Answer {
     }
 }
 
-/// A connection. Every wait is bounded by [`LIMIT`] and panics past it.
+/// A connection. Every wait panics after [`LIMIT`].
 pub struct Client {
     socket: Socket,
-    /// Read, but not yet asked for.
+    /// Bytes read but not consumed yet.
     buffer: Vec<u8>,
 }
 
@@ -91,20 +91,21 @@ impl Client {
         Self::try_connect(addr).unwrap_or_else(|error| panic!("cannot connect to {addr}: {error}"))
     }
 
-    /// Connects, or says why not.
+    /// Connects, or returns the error.
     pub fn try_connect(addr: SocketAddr) -> io::Result<Self> {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None)?;
         socket.connect_timeout(&addr.into(), LIMIT)?;
         Self::over(socket)
     }
 
-    /// Waits until the port is closed: a drain's phase is told just before. One that still gets in goes as an abort.
+    /// Waits until the port is closed: the phase of a drain is reported slightly before that. A connection that still
+    /// gets in is reset.
     pub fn wait_refused(addr: SocketAddr) {
         let refused = |error: &io::Error| error.kind() == ErrorKind::ConnectionRefused;
         wait_for("a refused connection", || Self::try_connect(addr).map(Self::reset).err().filter(refused));
     }
 
-    /// Connects with a receive buffer so small that what isn't read stays with the sender.
+    /// Connects with a receive buffer so small that unread bytes stay with the sender.
     pub fn connect_narrow(addr: SocketAddr) -> Self {
         let socket = Socket::new(Domain::for_address(addr), Type::STREAM, None).expect("a socket");
         socket.set_recv_buffer_size(4096).expect("a small buffer");
@@ -114,14 +115,14 @@ impl Client {
         Self::over(socket).expect("a socket")
     }
 
-    /// Connects to a unix socket; none if nobody listens there.
+    /// Connects to a unix socket; none if nothing listens there.
     pub fn unix(path: &Path) -> Option<Self> {
         let socket = Socket::new(Domain::UNIX, Type::STREAM, None).expect("a socket");
         socket.connect(&SockAddr::unix(path).expect("a short path")).ok()?;
         Some(Self::over(socket).expect("a socket"))
     }
 
-    /// Whether the peer resets a connection without a byte, be it so soon that connecting fails.
+    /// Whether the peer resets a new connection without sending a byte, even during the connect.
     pub fn is_reset_by(addr: SocketAddr) -> bool {
         match Self::try_connect(addr) {
             Ok(mut client) => client.read_to_end() == (vec![], Fill::Rst),
@@ -129,19 +130,19 @@ impl Client {
         }
     }
 
-    /// Over a socket that is connected already, whichever end of it.
+    /// Wraps a connected socket, of either side.
     pub fn over(socket: Socket) -> io::Result<Self> {
         socket.set_write_timeout(Some(LIMIT))?;
         Ok(Self { socket, buffer: Vec::new() })
     }
 
-    /// One GET on a connection of its own.
+    /// One GET on a new connection.
     pub fn ask(addr: SocketAddr, target: &str) -> Answer {
         let answer = Self::connect(addr).try_ask(target, &[]);
         answer.unwrap_or_else(|| panic!("no answer to GET {target} from {addr}"))
     }
 
-    /// One GET as the connection's only request; none if the peer goes away instead of answering.
+    /// One GET as the only request of a new connection; none if the peer closes without a response.
     pub fn try_ask(mut self, target: &str, headers: &[&str]) -> Option<Answer> {
         let request = request_text("GET", target, &[headers, &["Connection: close"]].concat());
         self.socket.write_all(request.as_bytes()).ok()?;
@@ -155,32 +156,32 @@ impl Client {
         self.socket.write_all(bytes.as_ref()).expect("sent");
     }
 
-    /// Sends these bytes, if the peer still takes them.
+    /// Sends these bytes; an error if the peer no longer accepts them.
     pub fn try_send(&mut self, bytes: &[u8]) -> io::Result<()> {
         self.socket.write_all(bytes)
     }
 
-    /// Sends a request's head.
+    /// Sends the head of a request.
     pub fn request(&mut self, method: &str, target: &str, headers: &[&str]) {
         self.send(request_text(method, target, headers));
     }
 
-    /// Sends a GET; the connection is kept.
+    /// Sends a GET on the kept-alive connection.
     pub fn get(&mut self, target: &str) {
         self.request("GET", target, &[]);
     }
 
-    /// No more bytes will be sent.
+    /// Shuts down the sending side.
     pub fn shutdown(&mut self) {
         self.socket.shutdown(Shutdown::Write).expect("half closed");
     }
 
-    /// Ends the connection by a reset.
+    /// Resets the connection.
     pub fn reset(self) {
         self.socket.set_linger(Some(Duration::ZERO)).expect("a linger time");
     }
 
-    /// Reads a response's head, interim ones too.
+    /// Reads the head of a response, including interim ones.
     pub fn head(&mut self) -> Head {
         self.try_head().unwrap_or_else(|end| panic!("{end:?} instead of a head, after {:?}", self.seen()))
     }
@@ -246,7 +247,7 @@ impl Client {
         }
     }
 
-    /// Moves `length` bytes into `body`; what came before an early end is moved too.
+    /// Moves `length` bytes into `body`, or fewer if the connection ends early.
     fn up_to(&mut self, length: usize, body: &mut Vec<u8>) -> Result<(), Fill> {
         let goal = body.len().saturating_add(length);
         loop {
@@ -260,7 +261,7 @@ impl Client {
         }
     }
 
-    /// Reads exactly so many bytes.
+    /// Reads exactly this number of bytes.
     pub fn take(&mut self, length: usize) -> Vec<u8> {
         let mut bytes = Vec::new();
         let got = self.up_to(length, &mut bytes);
@@ -268,14 +269,14 @@ impl Client {
         bytes
     }
 
-    /// Reads up to and with this text.
+    /// Reads up to and including this text.
     pub fn until(&mut self, text: &str) -> String {
         let got = self.try_until(text.as_bytes());
         let bytes = got.unwrap_or_else(|end| panic!("{end:?} instead of {text:?}, after {:?}", self.seen()));
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// Waits until this text has come, and leaves it to be read.
+    /// Waits until this text has come, without consuming it.
     pub fn wait_seen(&mut self, text: &str) {
         while !self.seen().contains(text) {
             self.more().unwrap_or_else(|end| panic!("{end:?} instead of {text:?}, after {:?}", self.seen()));
@@ -299,7 +300,7 @@ impl Client {
         }
     }
 
-    /// One read; none if nothing came in this time.
+    /// One read; none if nothing came within this time.
     pub fn fill(&mut self, time: Duration) -> Option<Fill> {
         self.socket.set_read_timeout(Some(time)).expect("a timeout");
         let mut bytes = [0; 64 * 1024];
@@ -315,12 +316,12 @@ impl Client {
         }
     }
 
-    /// Whether no byte and no end came in this time.
+    /// Whether neither a byte nor an end came within this time.
     pub fn is_quiet_for(&mut self, time: Duration) -> bool {
         self.buffer.is_empty() && self.fill(time).is_none()
     }
 
-    /// Reads to the connection's end: what still came, and which end it was.
+    /// Reads until the connection ends: the remaining bytes, and how it ended.
     pub fn read_to_end(&mut self) -> (Vec<u8>, Fill) {
         let until = Instant::now() + LIMIT;
         loop {
@@ -331,7 +332,7 @@ impl Client {
         }
     }
 
-    /// Reads a sized body piece by piece with a pause before each; `read` is how much the kernel holds no longer.
+    /// Reads a sized body in pieces with a pause before each; `read` gets the number of bytes taken from the kernel.
     pub fn body_slowly(&mut self, head: Head, piece: usize, pause: Duration, read: &AtomicUsize) -> Answer {
         let length: usize = head.header("content-length").expect("a sized body").parse().expect("a length");
         let mut answer = Answer { head, body: Vec::new(), trailers: Vec::new(), end: End::Whole };
@@ -344,7 +345,7 @@ impl Client {
         answer
     }
 
-    /// Checks that nothing more comes, and that the end is an orderly one.
+    /// Checks that nothing more comes before a clean end.
     pub fn expect_fin(&mut self) {
         let (rest, end) = self.read_to_end();
         assert_eq!((String::from_utf8_lossy(&rest).as_ref(), end), ("", Fill::Fin));

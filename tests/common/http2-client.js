@@ -1,5 +1,5 @@
-// A plain Node HTTP/2 client: asks for each path over one session, or with --again for the first one over and over, on
-// a new session once it was told to go. Says what happens, a line each.
+// A plain Node HTTP/2 client: requests each path over one session; with --again, the first one repeatedly, on a new
+// session after each GOAWAY. Prints one line per event.
 //
 //   node http2-client.js http://HOST:PORT [--again] PATH...
 
@@ -32,7 +32,7 @@ function ask(path, then) {
   stream.on('response', (headers) => (status = headers[':status']));
   stream.on('data', (data) => (bytes += data.length));
   stream.on('error', (error) => {
-    // Node itself refuses to send it: the GOAWAY has come, and its event has not been told yet.
+    // Node refuses to send the request: the GOAWAY has arrived, but its event has not been emitted yet.
     if (error.code === 'ERR_HTTP2_GOAWAY_SESSION') {
       asked -= 1;
       told = true;

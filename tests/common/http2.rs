@@ -1,4 +1,4 @@
-//! HTTP/2 clients: one by the `h2` crate, for what a client may do, and one over a bare socket, for what it may not.
+//! HTTP/2 clients: one by the `h2` crate for valid traffic, and one over a bare socket for invalid traffic.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -34,19 +34,19 @@ pub const REFUSED_STREAM: u32 = 7;
 pub const CANCEL: u32 = 8;
 pub const ENHANCE_YOUR_CALM: u32 = 11;
 
-/// Runs a test's asynchronous part. Its connections run on threads of their own, so a test may block meanwhile.
+/// Runs the asynchronous part of a test. Its connections run on their own threads, so a test may block.
 pub fn run<T>(test: impl Future<Output = T>) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     runtime.block_on(async { tokio::time::timeout(3 * LIMIT, test).await.expect("in time") })
 }
 
-/// A connection that keeps to the rules.
+/// A connection that follows the protocol.
 pub struct Peer {
     send: SendRequest<Bytes>,
     ended: Receiver<Result<(), h2::Error>>,
 }
 
-/// A whole answer.
+/// A complete response.
 #[derive(Debug)]
 pub struct Whole {
     pub status: u16,
@@ -68,7 +68,7 @@ impl Peer {
         Self::connect_as(addr, &client::Builder::new()).await
     }
 
-    /// Connects with windows and bounds of its own.
+    /// Connects with other settings.
     pub async fn connect_as(addr: SocketAddr, builder: &client::Builder) -> Self {
         let builder = builder.clone();
         let ((sender, sent), (told, ended)) = (channel(), channel());
@@ -85,7 +85,7 @@ impl Peer {
         Self { send: sent.recv_timeout(LIMIT).expect("connected"), ended }
     }
 
-    /// Lets go of the connection and waits until it has ended.
+    /// Drops the connection and waits until it has ended.
     pub fn wait_end(self) -> Result<(), h2::Error> {
         drop(self.send);
         self.ended.recv_timeout(LIMIT).expect("the connection ends")
@@ -96,30 +96,30 @@ impl Peer {
         !matches!(self.ended.try_recv(), Err(TryRecvError::Empty))
     }
 
-    /// Sends a request's head; the answer is still to come. `end`: it is the whole request.
+    /// Sends the head of a request without waiting for the response. `end`: the request has no body.
     pub async fn send(&self, request: Request<()>, end: bool) -> (client::ResponseFuture, SendStream<Bytes>) {
         let mut send = self.send.clone().ready().await.expect("a connection that takes requests");
         send.send_request(request, end).expect("sent")
     }
 
-    /// A request and its whole answer.
+    /// Sends a request and reads its complete response.
     pub async fn ask(&self, request: Request<()>) -> Result<Whole, h2::Error> {
         whole(self.send(request, true).await.0.await?).await
     }
 
-    /// The same by its path.
+    /// Sends a GET for this path.
     pub async fn get(&self, path: &str) -> Result<Whole, h2::Error> {
         self.ask(to(Method::GET, path)).await
     }
 }
 
-/// A request to this path.
+/// A request for this path.
 pub fn to(method: Method, path: &str) -> Request<()> {
     let request = Request::builder().method(method).uri(format!("http://app.test{path}"));
     request.body(()).expect("a request")
 }
 
-/// Reads an answer to its end.
+/// Reads a complete response.
 pub async fn whole(response: Response<RecvStream>) -> Result<Whole, h2::Error> {
     let (parts, mut stream) = response.into_parts();
     let mut body = vec![];
@@ -132,7 +132,7 @@ pub async fn whole(response: Response<RecvStream>) -> Result<Whole, h2::Error> {
     Ok(Whole { status: parts.status.as_u16(), headers: parts.headers, body, trailers })
 }
 
-/// Sends all of it as the window allows, and ends the stream.
+/// Sends all bytes as the window allows, and ends the stream.
 pub async fn upload(stream: &mut SendStream<Bytes>, mut left: Bytes, end: bool) -> Result<(), h2::Error> {
     while !left.is_empty() {
         stream.reserve_capacity(left.len());
@@ -143,7 +143,7 @@ pub async fn upload(stream: &mut SendStream<Bytes>, mut left: Bytes, end: bool) 
     Ok(())
 }
 
-/// A frame as it came.
+/// A received frame.
 #[derive(Clone, Debug)]
 pub struct Frame {
     pub kind: u8,
@@ -153,25 +153,25 @@ pub struct Frame {
 }
 
 impl Frame {
-    /// The error code of an RST_STREAM or GOAWAY.
+    /// Error code of an RST_STREAM or GOAWAY.
     pub fn code(&self) -> u32 {
         let at = if self.kind == GOAWAY { 4 } else { 0 };
         u32::from_be_bytes(self.payload[at..at + 4].try_into().expect("four bytes"))
     }
 
-    /// The last stream of a GOAWAY.
+    /// Last stream of a GOAWAY.
     pub fn last_stream(&self) -> u32 {
         u32::from_be_bytes(self.payload[..4].try_into().expect("four bytes"))
     }
 }
 
-/// A connection that keeps to no rule but that of framing.
+/// A connection that follows only the framing rules.
 pub struct Raw {
     socket: TcpStream,
 }
 
 impl Raw {
-    /// Connects, and says what every HTTP/2 client says first.
+    /// Connects, and sends the preface and SETTINGS.
     pub fn connect(addr: SocketAddr) -> Self {
         let mut raw = Self::bare(addr);
         raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
@@ -179,7 +179,7 @@ impl Raw {
         raw
     }
 
-    /// Connects and says nothing.
+    /// Connects without sending anything.
     pub fn bare(addr: SocketAddr) -> Self {
         let socket = TcpStream::connect(addr).expect("connected");
         socket.set_write_timeout(Some(LIMIT)).expect("a timeout");
@@ -187,17 +187,17 @@ impl Raw {
         Self { socket }
     }
 
-    /// Sends these bytes; false once the peer takes no more.
+    /// Sends these bytes; false once the peer no longer accepts any.
     pub fn send(&mut self, bytes: &[u8]) -> bool {
         self.socket.write_all(bytes).is_ok()
     }
 
-    /// Sends a frame; false once the peer takes no more.
+    /// Sends a frame; false once the peer no longer accepts any.
     pub fn frame(&mut self, kind: u8, flags: u8, id: u32, payload: &[u8]) -> bool {
         self.send(&frame(kind, flags, id, payload))
     }
 
-    /// The next frame; none at the connection's end.
+    /// Reads the next frame; none at the end of the connection.
     pub fn next(&mut self) -> Option<Frame> {
         let mut head = [0; 9];
         self.read(&mut head)?;
@@ -207,12 +207,12 @@ impl Raw {
         Some(Frame { kind: head[3], flags: head[4], id, payload })
     }
 
-    /// The next frame of this kind; none when the connection ends before.
+    /// Reads the next frame of this type; none if the connection ends first.
     pub fn wait(&mut self, kind: u8) -> Option<Frame> {
         std::iter::from_fn(|| self.next()).find(|frame| frame.kind == kind)
     }
 
-    /// Whether the connection ends in this time; what still comes is read over.
+    /// Whether the connection ends within this time; frames until then are skipped.
     pub fn ends_within(&mut self, time: Duration) -> bool {
         let (end, mut bytes) = (Instant::now() + time, [0; 65536]);
         loop {
@@ -241,7 +241,7 @@ impl Raw {
     }
 }
 
-/// A frame's bytes.
+/// Bytes of a frame.
 pub fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     let length = (payload.len() as u32).to_be_bytes();
     let mut frame = vec![length[1], length[2], length[3], kind, flags];
@@ -250,8 +250,8 @@ pub fn frame(kind: u8, flags: u8, id: u32, payload: &[u8]) -> Vec<u8> {
     frame
 }
 
-/// A request's header block: `:method GET` and `:scheme http` from the static table, the rest as literals that enter
-/// no table (RFC 7541 §6.2.2).
+/// Header block of a request: `:method GET` and `:scheme http` from the static table, the rest as literals without
+/// indexing (RFC 7541 §6.2.2).
 pub fn block(path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     let mut block = vec![0x82, 0x86];
     let all = [(":path", path), (":authority", "app.test")];
@@ -265,7 +265,7 @@ pub fn block(path: &str, fields: &[(&str, &str)]) -> Vec<u8> {
     block
 }
 
-/// An integer with a prefix of seven bits (RFC 7541 §5.1).
+/// An integer with a seven-bit prefix (RFC 7541 §5.1).
 fn length(mut length: usize, block: &mut Vec<u8>) {
     if length < 127 {
         return block.push(length as u8);
@@ -279,7 +279,7 @@ fn length(mut length: usize, block: &mut Vec<u8>) {
     block.push(length as u8);
 }
 
-/// An event stream, which a drain ends on an event boundary and cleanly.
+/// An event stream, which a drain ends cleanly on an event boundary.
 pub async fn ends_on_a_boundary(proxy: &mut Lameduck, path: &str) {
     let peer = Peer::connect(proxy.listen).await;
     let mut request = to(Method::GET, path);

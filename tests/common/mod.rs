@@ -1,6 +1,6 @@
-//! What the end-to-end tests share: lameduck and real Node apps as processes, and clients that see every byte.
+//! Helpers of the end-to-end tests: lameduck and real Node apps as processes, and clients that see every byte.
 
-// Each test file is a program of its own and uses a part of this.
+// Each area's binary uses only a part of this.
 #![allow(dead_code)]
 
 pub mod app;
@@ -17,16 +17,16 @@ pub mod websocket;
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// How long anything may take before a test gives up. Far more than needed, so that a busy machine fails nothing.
+/// Time limit for anything that a test waits for. Generous, so that a busy machine causes no failures.
 pub const LIMIT: Duration = Duration::from_secs(20);
 
-/// Long enough to see that something does *not* happen.
+/// Time after which a test concludes that something does *not* happen.
 pub const MOMENT: Duration = Duration::from_millis(300);
 
-/// Asks again and again until there is an answer, less often the longer it takes.
+/// Calls `ask` until it returns a value, at growing intervals.
 ///
 /// # Panics
-/// After [`LIMIT`], saying `what` never came.
+/// After [`LIMIT`], with `what`.
 pub fn wait_for<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let begun = Instant::now();
     loop {

@@ -1,4 +1,4 @@
-//! Pods for the tests of the patch, and what is read from them.
+//! Pods for the tests of the patch, and accessors.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
@@ -7,7 +7,7 @@ use lameduck::inject::Services;
 use lameduck::inject::{Patch, Settings, Skip, patch, restore};
 use serde_json::{Value, json};
 
-/// What the webhook or the CLI says.
+/// The webhook's or the CLI's settings.
 pub fn settings(services: Services) -> Settings {
     let image = "lameduck:test".to_owned();
     Settings {
@@ -42,12 +42,12 @@ pub fn annotated(key: &str, value: &str) -> impl Fn(&mut Value) {
     move |pod| pod["metadata"]["annotations"][format!("lameduck.dev/{key}")] = json!(value)
 }
 
-/// The patched pod; that doing it twice changes nothing and taking it out restores it holds for all of them.
+/// The patched pod. Also checks that patching twice changes nothing, and that removal restores the pod.
 pub fn patched(pod: &Value) -> Patch {
     by(pod, Services::Seen)
 }
 
-/// The same by the webhook or the CLI.
+/// The same with the settings of the webhook or the CLI.
 pub fn by(pod: &Value, services: Services) -> Patch {
     let done = patch(pod, &settings(services)).unwrap();
     assert_eq!(patch(&done.pod, &settings(services)).unwrap().ops, [], "twice");
@@ -60,7 +60,7 @@ pub fn by(pod: &Value, services: Services) -> Patch {
     done
 }
 
-/// Why it is left alone.
+/// Reason why the pod is skipped.
 pub fn why(pod: &Value) -> String {
     let Err(Skip(why)) = patch(pod, &settings(Services::Seen)) else { panic!("injected: {pod}") };
     why

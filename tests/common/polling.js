@@ -1,15 +1,15 @@
-// engine.io's long polling by hand (protocol 4: https://socket.io/docs/v4/engine-io-protocol/), and one that is nobody's.
+// Long polling as in engine.io (protocol 4: https://socket.io/docs/v4/engine-io-protocol/), and a generic variant.
 //
-// A session lives in this process. Its waiting GET is answered when somebody posts a message, and its end is told on stdout.
+// Sessions live in this process. A session's waiting GET is answered when a client posts a message; its end is printed.
 
 const http = require('node:http');
 
-const sessions = new Map(); // by sid: the answer that waits, if one does
+const sessions = new Map(); // by sid: the waiting response, if there is one
 const waiting = [];
 
 const server = http.createServer((req, res) => {
   const { pathname, searchParams } = new URL(req.url, 'http://app');
-  if (pathname === '/poll') { // answered never, or with GET /news
+  if (pathname === '/poll') { // waits forever, or until GET /news
     waiting.push(res);
     res.once('close', () => console.log(`poll ${res.writableEnded ? 'answered' : 'left'}`));
     return console.log('poll waits');

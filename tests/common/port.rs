@@ -1,19 +1,19 @@
-//! Ports of 127.0.0.1 that are a test's own for as long as it wants, whether somebody listens on them or not.
+//! Reserved ports of 127.0.0.1: they belong to one test, whether or not a process listens on them.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
-/// A port that is bound, but not listened on. So a connection is refused, and the kernel gives the port to nobody who asks
-/// for any. Who asks for this one and sets SO_REUSEADDR, as lameduck, Node, Go and Rust do, may listen on it (socket(7)).
+/// A port that is bound but not listening, so connections are refused, and the kernel assigns it to no other socket. A
+/// program that binds this port with SO_REUSEADDR, as lameduck, Node, Go and Rust do, may listen on it (socket(7)).
 pub struct Port {
-    /// Where it is.
+    /// Address.
     pub addr: SocketAddr,
     _bound: Socket,
 }
 
 impl Port {
-    /// Takes one that nobody has.
+    /// Reserves a free port.
     pub fn reserve() -> Self {
         let bound = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
         bound.set_reuse_address(true).expect("an option");
@@ -22,7 +22,7 @@ impl Port {
         Self { addr, _bound: bound }
     }
 
-    /// The argument with a port of this kind instead of each `127.0.0.1:0` in it.
+    /// The argument with every `127.0.0.1:0` replaced by a newly reserved port.
     pub fn reserve_in(arg: &str, reserved: &mut Vec<Self>) -> String {
         let mut parts = arg.split("127.0.0.1:0");
         let mut given = parts.next().unwrap_or_default().to_owned();
@@ -34,7 +34,7 @@ impl Port {
         given
     }
 
-    /// Its number.
+    /// Port number.
     pub fn number(&self) -> u16 {
         self.addr.port()
     }

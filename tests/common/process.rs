@@ -1,4 +1,4 @@
-//! lameduck and Node as child processes; each is killed by its pid when the test is over.
+//! lameduck and Node as child processes; each is killed by its pid at the end of the test.
 
 use std::collections::BTreeSet;
 use std::ffi::OsStr;
@@ -20,10 +20,10 @@ use super::http::{Answer, Client};
 use super::port::Port;
 use super::{LIMIT, wait_for};
 
-/// The token that [`Lameduck`]s are started with.
+/// Token of every [`Lameduck`].
 pub const TOKEN: &str = "a-test-token";
 
-/// A child process and every line that it wrote, to stdout and stderr alike.
+/// A child process and all lines that it wrote to stdout and stderr.
 pub struct Process {
     name: String,
     child: Child,
@@ -33,12 +33,12 @@ pub struct Process {
 #[derive(Default)]
 struct Lines {
     written: Vec<String>,
-    /// How many of the process's two pipes have ended.
+    /// Number of its two pipes that have ended.
     ended: u8,
 }
 
 impl Process {
-    /// Starts `command`; `name` is for messages.
+    /// Starts `command`; `name` is used in messages.
     pub fn start(name: &str, command: &mut Command) -> Self {
         let spawned = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
         let mut child =
@@ -49,7 +49,7 @@ impl Process {
         Self { name: name.to_owned(), child, lines }
     }
 
-    /// The first line, written already or yet to come, of which `find` makes something.
+    /// Waits for the first line, including those already written, for which `find` returns a value.
     pub fn wait_line<T>(&self, what: &str, mut find: impl FnMut(&str) -> Option<T>) -> T {
         let end = Instant::now() + LIMIT;
         let mut seen = 0;
@@ -62,7 +62,7 @@ impl Process {
         panic!("{}: no line for {what}; it wrote:\n{}", self.name, self.output());
     }
 
-    /// The line of this number, if it comes in time and before the process's end.
+    /// Waits for the line with this index; none if it doesn't come before `end` or the process's end.
     fn line(&self, number: usize, end: Instant) -> Option<String> {
         let (lines, changed) = &*self.lines;
         let left = end.saturating_duration_since(Instant::now());
@@ -72,28 +72,29 @@ impl Process {
         lines.written.get(number).cloned()
     }
 
-    /// All that it has written so far.
+    /// All output so far.
     pub fn output(&self) -> String {
         self.lines.0.lock().expect("not poisoned").written.join("\n")
     }
 
-    /// Sends a signal; a process that has gone already gets none.
+    /// Sends a signal; does nothing if the process has exited.
     pub fn signal(&self, signal: Signal) {
         let _ = kill_process(Pid::from_child(&self.child), signal);
     }
 
-    /// The process's id.
+    /// Process id.
     pub fn pid(&self) -> u32 {
         self.child.id()
     }
 
-    /// The exit code, or 128 and the signal's number, if it has gone.
+    /// Exit code, or 128 + the signal; none while it runs.
     pub fn exited(&mut self) -> Option<i32> {
         let status = self.child.try_wait().expect("our child")?;
         Some(status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0)))
     }
 
-    /// Waits until it is gone and what it wrote has been read; no longer than a second for what its children hold.
+    /// Waits until the process has exited and its output is read; at most a second for output that its children keep
+    /// open.
     pub fn wait_exit(&mut self) -> i32 {
         let code = wait_for(&format!("the end of {}", self.name.clone()), || self.exited());
         let (lines, changed) = &*self.lines;
@@ -102,7 +103,7 @@ impl Process {
         code
     }
 
-    /// SIGKILL, and waits until it is gone.
+    /// Sends SIGKILL and waits for the exit.
     pub fn kill(&mut self) {
         let _ = self.child.kill();
         let _ = self.child.wait();
@@ -130,11 +131,11 @@ fn collect(from: impl Read + Send + 'static, into: &Arc<(Mutex<Lines>, Condvar)>
     });
 }
 
-/// A plain Node app. Its port stays its own after its end, so another one may take its place there.
+/// A plain Node app. Its port stays reserved after its end, so that another app can take its place.
 pub struct Node {
     /// The process.
     pub process: Process,
-    /// Where it listens.
+    /// Address on which it listens.
     pub addr: SocketAddr,
     port: Option<Port>,
 }
@@ -145,28 +146,28 @@ impl Node {
         Self::start(&repository("examples/slow/server.js"))
     }
 
-    /// The same on a port of the test's choice.
+    /// `examples/slow` on this port.
     pub fn slow_at(port: u16) -> Self {
         Self::start_at(&repository("examples/slow/server.js"), port)
     }
 
-    /// `examples/chat`; its packages are installed first if they aren't yet.
+    /// `examples/chat`; installs its packages if needed.
     pub fn chat() -> Self {
         install(&repository("examples/chat"));
         Self::start(&repository("examples/chat/server.js"))
     }
 
-    /// `held.js`, whose answers wait for [`Node::release`].
+    /// `held.js`, whose responses wait for [`Node::release`].
     pub fn held() -> Self {
         Self::start(&repository("tests/common/held.js"))
     }
 
-    /// `held.js` on a port that the test has reserved, or that was another app's.
+    /// `held.js` on a port that the test reserved, or that belonged to another app.
     pub fn held_at(port: u16) -> Self {
         Self::start_at(&repository("tests/common/held.js"), port)
     }
 
-    /// `polling.js`, whose clients wait for news by long polls.
+    /// `polling.js`, for clients that use long polling.
     pub fn polling() -> Self {
         Self::start(&repository("tests/common/polling.js"))
     }
@@ -184,29 +185,29 @@ impl Node {
         Self { process, addr: ([127, 0, 0, 1], port).into(), port: None }
     }
 
-    /// Asks the app itself, past the proxy, how many requests it is working on.
+    /// Number of requests that the app is working on; asks the app directly, not through the proxy.
     pub fn active(&self) -> u64 {
         let answer = Client::ask(self.addr, "/active-requests");
         serde_json::from_slice::<Value>(&answer.body).expect("JSON")["active"].as_u64().expect("a number")
     }
 
-    /// Waits until the app works on so many requests.
+    /// Waits until the app is working on this number of requests.
     pub fn wait_active(&self, number: u64) {
         wait_for(&format!("{number} active requests in the app"), || (self.active() == number).then_some(()));
     }
 
-    /// Lets everything that waits in `held.js` go on.
+    /// Releases all waiting responses of `held.js`.
     pub fn release(&self) {
         Client::ask(self.addr, "/release");
     }
 }
 
-/// The port in an app's `… listens on port N`.
+/// Port in an app's line `… listens on port N`.
 fn listens_on(line: &str) -> Option<u16> {
     line.split_once("listens on port ")?.1.parse().ok()
 }
 
-/// The ids of a process's children, dead ones too until they are reaped (proc_pid_task(5)).
+/// Ids of the process's children, including zombies (proc_pid_task(5)).
 pub fn children(pid: u32) -> Vec<u32> {
     let of_thread = |task: fs::DirEntry| fs::read_to_string(task.path().join("children")).ok();
     let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
@@ -216,7 +217,7 @@ pub fn children(pid: u32) -> Vec<u32> {
         .collect()
 }
 
-/// `npm ci`, once for all tests that run side by side.
+/// `npm ci`, only once for all concurrent tests.
 fn install(app: &Path) {
     let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("npm.lock")).expect("a lock file");
     lock.lock().expect("locked");
@@ -234,37 +235,37 @@ fn repository(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
 }
 
-/// A running lameduck. Each `127.0.0.1:0` in its arguments is a [`Port`] of its own, so that nobody else is met where it
-/// has closed its listener.
+/// A running lameduck. Each `127.0.0.1:0` in its arguments becomes a reserved [`Port`], so that no other process
+/// listens there after lameduck has closed its listener.
 pub struct Lameduck {
     /// The process.
     pub process: Process,
-    /// The data address, the first if there are several.
+    /// Data address, the first if there are several.
     pub listen: SocketAddr,
     /// All data addresses.
     pub listens: Vec<SocketAddr>,
-    /// The probe address.
+    /// Probe address.
     pub probe: SocketAddr,
-    /// The control socket.
+    /// Path of the control socket.
     pub control: PathBuf,
-    /// A directory of its own, gone in the end.
+    /// Temporary directory, removed on drop.
     pub dir: PathBuf,
     _ports: Vec<Port>,
 }
 
 impl Lameduck {
-    /// `lameduck proxy` in front of `upstream`, ready to take connections. `args` come on top of the tests' defaults,
-    /// or replace them.
+    /// Starts `lameduck proxy` in front of `upstream`, and waits until it accepts connections. `args` extend or replace
+    /// the tests' defaults.
     pub fn proxy(upstream: SocketAddr, args: &[&str]) -> Self {
         Self::proxy_to(&upstream.to_string(), args)
     }
 
-    /// The same by the upstream's address as it is typed.
+    /// The same with the upstream's address as text.
     pub fn proxy_to(upstream: &str, args: &[&str]) -> Self {
         Self::start(&["proxy", "--upstream", upstream], args, &[])
     }
 
-    /// `lameduck run -- command`, ready to take connections.
+    /// Starts `lameduck run -- command`, and waits until it accepts connections.
     pub fn run(args: &[&str], command: &[&str]) -> Self {
         Self::start(&["run"], args, command)
     }
@@ -273,7 +274,7 @@ impl Lameduck {
         Self::start_as(lameduck(), mode, args, command)
     }
 
-    /// Whatever the mode; `program` is [`lameduck`] with variables of its own, or what starts it in its turn.
+    /// Starts any mode; `program` is [`lameduck`] with more variables, or a program that starts it.
     pub fn start_as(program: Command, mode: &[&str], args: &[&str], command: &[&str]) -> Self {
         let dir = temporary_directory();
         let control = dir.join("control.sock");
@@ -288,7 +289,7 @@ impl Lameduck {
         Self { listen: listens[0], listens, probe: addrs("probe")[0], process, control, dir, _ports: ports }
     }
 
-    /// `lameduck run` that is expected to end without ever serving: its exit code and all that it wrote.
+    /// Runs a `lameduck run` that is expected to exit without ever serving; returns its exit code and output.
     pub fn run_to_its_end(args: &[&str], command: &[&str]) -> (i32, String) {
         let dir = temporary_directory();
         let (mut process, _ports) = spawn(lameduck(), &dir.join("control.sock"), &["run"], args, command);
@@ -297,12 +298,12 @@ impl Lameduck {
         (code, process.output())
     }
 
-    /// SIGTERM, as the kubelet sends it.
+    /// Sends SIGTERM, as the kubelet does.
     pub fn terminate(&self) {
         self.process.signal(Signal::TERM);
     }
 
-    /// Stops the process where it is, until [`Self::unpause`].
+    /// Stops the process (SIGSTOP) until [`Self::unpause`].
     pub fn pause(&self) {
         self.process.signal(Signal::STOP);
         let stat = format!("/proc/{}/stat", self.process.child.id());
@@ -310,52 +311,52 @@ impl Lameduck {
         wait_for("the process to stop", stopped);
     }
 
-    /// Lets it go on.
+    /// Continues the process.
     pub fn unpause(&self) {
         self.process.signal(Signal::CONT);
     }
 
-    /// The log entry with this message, written already or yet to come.
+    /// Waits for the log entry with this message, which may already be written.
     pub fn wait_log(&self, text: &str) -> Value {
         self.process.wait_line(&format!("\"{text}\""), |line| message(line, text))
     }
 
-    /// `GET /status` on the control socket; none once the process is gone.
+    /// `GET /status` on the control socket; none once the process has exited.
     pub fn status(&self) -> Option<Value> {
         let answer = Client::unix(&self.control)?.try_ask("/status", &[])?;
         serde_json::from_slice(&answer.body).ok()
     }
 
-    /// Waits until the status is as wanted.
+    /// Waits until `wanted` accepts the status.
     pub fn wait_status(&self, what: &str, wanted: impl Fn(&Value) -> bool) -> Value {
         wait_for(what, || self.status().filter(&wanted))
     }
 
-    /// Waits until the drain has come to this phase.
+    /// Waits until the drain has reached this phase.
     pub fn wait_phase(&self, phase: &str) -> Value {
         self.wait_status(&format!("phase {phase}"), |status| status["phase"] == phase)
     }
 
-    /// Waits until so many requests are in flight.
+    /// Waits until this number of requests is in flight.
     pub fn wait_in_flight(&self, number: u64) {
         self.wait_status(&format!("{number} in flight"), |status| status["in_flight"] == number);
     }
 
-    /// A metric's value now.
+    /// Current value of a metric.
     pub fn metric(&self, name: &str) -> f64 {
         let text = Client::ask(self.probe, "/metrics").text();
         let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
         value.unwrap_or_else(|| panic!("no {name} in {text}"))
     }
 
-    /// The most memory that the process has had resident so far, in KiB.
+    /// Peak resident memory of the process, in KiB.
     pub fn peak_memory(&self) -> u64 {
         let status = fs::read_to_string(format!("/proc/{}/status", self.process.child.id())).expect("alive");
         let peak = status.lines().find_map(|line| line.strip_prefix("VmHWM:")).expect("VmHWM");
         peak.trim().trim_end_matches(" kB").parse().expect("a number")
     }
 
-    /// The address of the `--tcp` with this number.
+    /// Address of the `--tcp` with this index.
     pub fn tcp(&self, number: usize) -> SocketAddr {
         let listening = self.wait_log("listening");
         let routes = listening["tcp"].as_str().unwrap_or_else(|| panic!("no --tcp in {listening}"));
@@ -363,8 +364,9 @@ impl Lameduck {
         route.expect("as many").parse().expect("an address")
     }
 
-    /// How many sockets the proxy has parked, by the kernel's own word: those of which an epoll set reports one event
-    /// (proc_pid_fdinfo(5): EPOLLONESHOT, EPOLLIN, EPOLLRDHUP, and the two that always are); the runtime asks for all.
+    /// Number of sockets that the proxy has parked, as reported by the kernel: those registered in an epoll set for one
+    /// event (proc_pid_fdinfo(5): EPOLLONESHOT, EPOLLIN, EPOLLRDHUP, and the two that are always set). The runtime
+    /// registers its sockets for all events.
     pub fn parked(&self) -> usize {
         let files = fs::read_dir(format!("/proc/{}/fdinfo", self.process.pid())).expect("alive").flatten();
         let texts: Vec<_> = files.filter_map(|file| fs::read_to_string(file.path()).ok()).collect();
@@ -372,16 +374,16 @@ impl Lameduck {
             let (socket, events) = line.strip_prefix("tfd:")?.split_once("events:")?;
             events.trim().starts_with("40002019 ").then(|| socket.trim().to_owned())
         };
-        // A set with two file descriptors is listed twice.
+        // An epoll set with two file descriptors is listed twice.
         texts.iter().flat_map(|text| text.lines()).filter_map(socket).collect::<BTreeSet<_>>().len()
     }
 
-    /// A connection to the data address.
+    /// Connects to the data address.
     pub fn client(&self) -> Client {
         Client::connect(self.listen)
     }
 
-    /// Calls the hook on the probe port; the answer is still to be read.
+    /// Calls the hook on the probe port, without reading the response.
     pub fn hook(&self, target: &str, token: Option<&str>) -> Client {
         let mut client = Client::connect(self.probe);
         let token = token.map(|token| format!("Lameduck-Token: {token}"));
@@ -389,22 +391,22 @@ impl Lameduck {
         client
     }
 
-    /// `/readyz`: the status and the reasons.
+    /// `/readyz`: status and reasons.
     pub fn ready(&self) -> Answer {
         Client::ask(self.probe, "/readyz")
     }
 
-    /// `lameduck drain`, `resume` or `status` as a process of its own.
+    /// Starts `lameduck drain`, `resume` or `status`.
     pub fn command(&self, args: &[&str]) -> Process {
         Process::start("lameduck", lameduck().args(args).arg("--control").arg(&self.control))
     }
 
-    /// The same, to its end.
+    /// The same, and waits for its end.
     pub fn command_output(&self, args: &[&str]) -> Output {
         lameduck().args(args).arg("--control").arg(&self.control).output().expect("lameduck starts")
     }
 
-    /// Waits for the end, which must be a clean drain's: the verdict `clean` and exit code 0.
+    /// Waits for the exit, which must be that of a clean drain: verdict `clean` and exit code 0.
     pub fn expect_clean_exit(&mut self) {
         let code = self.process.wait_exit();
         assert_eq!(self.wait_log("drained")["verdict"], "clean");
@@ -415,7 +417,7 @@ impl Lameduck {
 impl Drop for Lameduck {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
-        // Killed, `run` would leave its app behind, which leads a process group.
+        // SIGKILL would leave the app of `run` behind; it leads its own process group.
         let apps = if self.process.exited().is_none() { children(self.process.pid()) } else { vec![] };
         self.process.kill();
         for app in apps.into_iter().filter_map(|app| Pid::from_raw(app.try_into().ok()?)) {
@@ -443,7 +445,7 @@ fn spawn(
         lameduck.get_envs().filter(|(_, value)| value.is_some()).map(|(name, _)| name.to_owned()).collect();
     let is_set = |flag: &str| {
         let variable = flag.to_uppercase().replace("--", "LAMEDUCK_").replace('-', "_");
-        // `run` without --listen takes the inherited PORT.
+        // `run` without --listen uses the inherited PORT.
         let inherits = flag == "--listen" && set.iter().any(|name| name == "PORT");
         inherits || args.contains(&flag) || set.iter().any(|name| *name == *variable)
     };
@@ -457,7 +459,7 @@ fn spawn(
     (Process::start("lameduck", &mut lameduck), ports)
 }
 
-/// The built program, with no settings from the environment of whoever runs the tests.
+/// The built program, without settings from the environment of the test run.
 pub fn lameduck() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lameduck"));
     command.env_remove("PORT");
@@ -468,12 +470,12 @@ pub fn lameduck() -> Command {
     command
 }
 
-/// The line as a log entry, if that is its message.
+/// Parses the line as a log entry with this message.
 fn message(line: &str, text: &str) -> Option<Value> {
     serde_json::from_str::<Value>(line).ok().filter(|entry| entry["message"] == text)
 }
 
-/// A directory of its own.
+/// Creates a unique temporary directory.
 pub fn temporary_directory() -> PathBuf {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let number = NEXT.fetch_add(1, Ordering::Relaxed);

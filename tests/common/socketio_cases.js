@@ -1,5 +1,5 @@
-// socket.io on both sides, by long polling only: `serve`; `wait PORT`, which says nothing; or `talk PORT`, which sends
-// numbers until it gets SIGINT, each again until it is confirmed, and ends once all are.
+// socket.io on both sides, by long polling only: `serve`; `wait PORT`, which sends nothing; or `talk PORT`, which sends
+// numbers until SIGINT, repeats each until it is confirmed, and ends once all are.
 
 const [, , what, port] = process.argv;
 

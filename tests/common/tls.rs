@@ -1,4 +1,4 @@
-//! Certificates, and a TLS client that says exactly what came and how it ended.
+//! Certificates, and a TLS client that reports exactly which bytes came and how the connection ended.
 
 use std::fs;
 use std::io::{ErrorKind, Read, Write};
@@ -22,9 +22,9 @@ use rustls::{
 use super::LIMIT;
 use super::process::{Lameduck, Process, lameduck, temporary_directory};
 
-/// An authority, and a folder with its certificate (`ca.crt`) and the pairs that it signs.
+/// A CA, and a folder with its certificate (`ca.crt`) and the certificates that it signs.
 pub struct Authority {
-    /// Gone in the end.
+    /// Removed on drop.
     pub dir: PathBuf,
     pem: String,
     issuer: Issuer<'static, KeyPair>,
@@ -39,7 +39,7 @@ pub struct Made {
 }
 
 impl Made {
-    /// Writes them into this folder.
+    /// Writes both into this folder.
     pub fn write(&self, dir: &Path) {
         fs::create_dir_all(dir).expect("a folder");
         fs::write(dir.join("tls.crt"), &self.crt).expect("written");
@@ -73,7 +73,7 @@ impl Authority {
         self.sign_subject(names, &[])
     }
 
-    /// One with a subject.
+    /// A certificate with a subject.
     pub fn sign_subject(&self, names: &[&str], subject: &[(DnType, &str)]) -> Made {
         let names: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
         let mut params = CertificateParams::new(names).expect("names");
@@ -88,7 +88,7 @@ impl Authority {
         Made { crt, key: key.serialize_pem() }
     }
 
-    /// `ca.crt`.
+    /// Path of `ca.crt`.
     pub fn file(&self) -> String {
         self.dir.join("ca.crt").display().to_string()
     }
@@ -100,7 +100,7 @@ impl Authority {
         dir
     }
 
-    /// `lameduck proxy` with a listener for TLS besides the plain one, and that one's address.
+    /// Starts `lameduck proxy` with a plain and a TLS listener; also returns the latter's address.
     pub fn proxy(&self, upstream: &str, args: &[&str]) -> (Lameduck, SocketAddr) {
         let dir = self.tls_dir();
         let dir = dir.to_str().expect("a path in ASCII");
@@ -116,7 +116,7 @@ impl Authority {
         Arc::new(store)
     }
 
-    /// A client's configuration that trusts this authority; `own` is its certificate.
+    /// Configuration for a client that trusts this CA; `own` is its client certificate.
     pub fn client_config(
         &self,
         versions: &[&'static SupportedProtocolVersion],
@@ -130,17 +130,17 @@ impl Authority {
         }
     }
 
-    /// A client of TLS 1.3 for `localhost`.
+    /// Connects by TLS 1.3 to `localhost`.
     pub fn client(&self, addr: SocketAddr) -> Secure {
         Secure::connect(addr, "localhost", self.client_config(&[&rustls::version::TLS13], None))
     }
 
-    /// The same, of which the proxy has nothing yet.
+    /// The same, before the handshake.
     pub fn begun(&self, addr: SocketAddr) -> Secure {
         Secure::begun(addr, "localhost", self.client_config(&[&rustls::version::TLS13], None))
     }
 
-    /// A server's configuration with a certificate for these names.
+    /// Configuration for a server with a certificate for these names.
     pub fn server_config(&self, names: &[&str]) -> Arc<ServerConfig> {
         let made = self.sign(names);
         let builder = ServerConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
@@ -157,14 +157,14 @@ fn key(made: &Made) -> PrivateKeyDer<'static> {
     PrivateKeyDer::from_pem_slice(made.key.as_bytes()).expect("PEM")
 }
 
-/// The listener for TLS, the first if there are several.
+/// Address of the TLS listener, the first if there are several.
 pub fn tls_listen(proxy: &Lameduck) -> SocketAddr {
     let listening = proxy.wait_log("listening");
     let text = listening["tls_listen"].as_str().unwrap_or_else(|| panic!("no tls_listen in {listening}"));
     text.split(',').next().and_then(|addr| addr.parse().ok()).expect("an address")
 }
 
-/// `lameduck proxy` that is expected to end without ever serving: its exit code and all that it wrote.
+/// Runs a `lameduck proxy` that is expected to exit without ever serving; returns its exit code and output.
 pub fn proxy_to_its_end(args: &[&str]) -> (i32, String) {
     let dir = temporary_directory();
     let mut command = lameduck();
@@ -180,7 +180,7 @@ pub fn proxy_to_its_end(args: &[&str]) -> (i32, String) {
 pub enum TlsEnd {
     /// By close_notify.
     Notified,
-    /// By the socket's end alone.
+    /// By the end of the TCP connection alone.
     Truncated,
     /// By a reset.
     Reset,
@@ -190,23 +190,23 @@ pub enum TlsEnd {
 pub struct Secure {
     tls: Connection,
     tcp: TcpStream,
-    /// Read, but not yet asked for.
+    /// Bytes read but not consumed yet.
     buffer: Vec<u8>,
 }
 
 impl Secure {
-    /// Connects and shakes hands.
+    /// Connects and completes the handshake.
     pub fn connect(addr: SocketAddr, name: &str, config: ClientConfig) -> Self {
         Self::try_connect(addr, name, config).unwrap_or_else(|why| panic!("no TLS with {addr}: {why}"))
     }
 
-    /// Connects and shakes hands, or says why not.
+    /// Connects and completes the handshake, or returns the error.
     pub fn try_connect(addr: SocketAddr, name: &str, config: ClientConfig) -> Result<Self, String> {
         let Self { tls, tcp, .. } = Self::begun(addr, name, config);
         Self::shake(tls, tcp)
     }
 
-    /// The same, sent byte by byte.
+    /// The same, sending byte by byte.
     pub fn connect_by_bytes(addr: SocketAddr, name: &str, config: ClientConfig) -> Self {
         let mut secure = Self::begun(addr, name, config);
         while secure.tls.is_handshaking() {
@@ -222,7 +222,7 @@ impl Secure {
         secure
     }
 
-    /// A connection of which the peer has nothing yet.
+    /// A connection before the handshake.
     pub fn begun(addr: SocketAddr, name: &str, config: ClientConfig) -> Self {
         let name = ServerName::try_from(name.to_owned()).expect("a name");
         let tls = ClientConnection::new(Arc::new(config), name).expect("a session").into();
@@ -233,7 +233,7 @@ impl Secure {
         Self { tls, tcp, buffer: Vec::new() }
     }
 
-    /// Shakes hands as the server.
+    /// Completes the handshake as the server.
     pub fn accept(tcp: TcpStream, config: Arc<ServerConfig>) -> Result<Self, String> {
         Self::shake(ServerConnection::new(config).expect("a session").into(), tcp)
     }
@@ -247,12 +247,12 @@ impl Secure {
         Ok(Self { tls, tcp, buffer: Vec::new() })
     }
 
-    /// The certificate that the peer has shown.
+    /// Certificate of the peer.
     pub fn peer(&self) -> CertificateDer<'static> {
         self.tls.peer_certificates().expect("certificates")[0].clone()
     }
 
-    /// What was agreed on.
+    /// The rustls connection, with what was negotiated.
     pub fn session(&self) -> &Connection {
         &self.tls
     }
@@ -262,7 +262,7 @@ impl Secure {
         assert!(self.try_send(bytes.as_ref()), "the peer takes no more");
     }
 
-    /// Sends these bytes, if the peer still takes them.
+    /// Sends these bytes; false if the peer no longer accepts them.
     pub fn try_send(&mut self, mut bytes: &[u8]) -> bool {
         while !bytes.is_empty() {
             let n = self.tls.writer().write(bytes).expect("room");
@@ -276,13 +276,13 @@ impl Secure {
         true
     }
 
-    /// These bytes as records, not sent yet.
+    /// Encrypts these bytes as records, without sending them.
     pub fn seal(&mut self, bytes: impl AsRef<[u8]>) -> Vec<u8> {
         self.tls.writer().write_all(bytes.as_ref()).expect("room");
         self.take_words()
     }
 
-    /// What the session has to say, which is not sent.
+    /// Pending output of the session, without sending it.
     pub fn take_words(&mut self) -> Vec<u8> {
         let mut records = Vec::new();
         while self.tls.wants_write() {
@@ -291,12 +291,12 @@ impl Secure {
         records
     }
 
-    /// Sends records, or parts of them, as they are.
+    /// Sends raw records, or parts of them.
     pub fn send_sealed(&mut self, records: &[u8]) {
         self.tcp.write_all(records).expect("sent");
     }
 
-    /// The same byte by byte, with time for each to be read alone.
+    /// The same byte by byte, with a pause after each so that it is read alone.
     pub fn send_bytes(&mut self, records: &[u8]) {
         for byte in records {
             self.send_sealed(&[*byte]);
@@ -304,28 +304,28 @@ impl Secure {
         }
     }
 
-    /// Sends a GET; the connection is kept.
+    /// Sends a GET on the kept-alive connection.
     pub fn get(&mut self, target: &str) {
         self.send(format!("GET {target} HTTP/1.1\r\nHost: app.test\r\n\r\n"));
     }
 
-    /// Says close_notify.
+    /// Sends close_notify.
     pub fn notify(&mut self) {
         self.tls.send_close_notify();
         let _ = self.tls.write_tls(&mut self.tcp);
     }
 
-    /// Ends the socket's side without a word.
+    /// Shuts down the sending side without close_notify.
     pub fn truncate(&mut self) {
         let _ = self.tcp.shutdown(Shutdown::Write);
     }
 
-    /// Ends the connection by a reset.
+    /// Resets the connection.
     pub fn reset(self) {
         socket2::SockRef::from(&self.tcp).set_linger(Some(Duration::ZERO)).expect("a linger time");
     }
 
-    /// Reads once; the end if that came. None if nothing came in this time.
+    /// Reads once; the end if there is one. None if nothing came within this time.
     pub fn fill(&mut self, time: Duration) -> Option<Result<(), TlsEnd>> {
         self.tcp.set_read_timeout(Some(time)).expect("a timeout");
         loop {
@@ -347,7 +347,7 @@ impl Secure {
         }
     }
 
-    /// Whether a byte comes in this time. It is left to be read.
+    /// Whether a byte comes within this time, without consuming it.
     pub fn hears_within(&self, time: Duration) -> bool {
         self.tcp.set_read_timeout(Some(time)).expect("a timeout");
         matches!(self.tcp.peek(&mut [0]), Ok(1))
@@ -356,7 +356,7 @@ impl Secure {
     /// Reads once.
     ///
     /// # Errors
-    /// What the peer says is wrong, or that it has gone.
+    /// The peer's alert, or the end of the connection.
     pub fn try_fill(&mut self) -> Result<(), String> {
         loop {
             match self.tls.read_tls(&mut self.tcp) {
@@ -370,12 +370,12 @@ impl Secure {
         }
     }
 
-    /// Whether no byte and no end came in this time.
+    /// Whether neither a byte nor an end came within this time.
     pub fn is_quiet_for(&mut self, time: Duration) -> bool {
         self.buffer.is_empty() && self.fill(time).is_none()
     }
 
-    /// Reads up to and with this text.
+    /// Reads up to and including this text.
     pub fn until(&mut self, text: &str) -> String {
         loop {
             let seen = String::from_utf8_lossy(&self.buffer).into_owned();
@@ -390,12 +390,12 @@ impl Secure {
         }
     }
 
-    /// What was read and not yet asked for.
+    /// Bytes read but not consumed yet.
     pub fn read(&self) -> &[u8] {
         &self.buffer
     }
 
-    /// Reads exactly so many bytes.
+    /// Reads exactly this number of bytes.
     pub fn take(&mut self, length: usize) -> Vec<u8> {
         while self.buffer.len() < length {
             assert_eq!(self.fill(LIMIT), Some(Ok(())), "wanted {length} bytes, got {}", self.buffer.len());
@@ -404,7 +404,7 @@ impl Secure {
         std::mem::replace(&mut self.buffer, rest)
     }
 
-    /// Reads to the connection's end: what still came, and which end it was.
+    /// Reads until the connection ends: the remaining bytes, and how it ended.
     pub fn read_to_end(&mut self) -> (String, TlsEnd) {
         loop {
             match self.fill(LIMIT) {

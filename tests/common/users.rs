@@ -1,4 +1,4 @@
-//! Programs that are run as other users.
+//! Runs programs as other users.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use super::process::{lameduck, temporary_directory};
 
-/// A copy of a program that every user may run, wherever the original is; gone in the end.
+/// A copy of a program that every user may execute, wherever the original is; removed on drop.
 pub struct ForAll(PathBuf);
 
 impl ForAll {
@@ -25,7 +25,7 @@ impl ForAll {
         Self(dir)
     }
 
-    /// The program as this user, with no settings of lameduck's; none is whoever runs the tests.
+    /// The program as this user, without lameduck settings; none means the user of the test run.
     pub fn command(&self, user: Option<u32>) -> Command {
         let mut command = Command::new(self.0.join("program"));
         for (name, _) in lameduck().get_envs() {

@@ -1,4 +1,4 @@
-//! A WebSocket client (RFC 6455) that sends and shows single frames.
+//! A WebSocket client (RFC 6455) that sends and returns single frames.
 
 use std::net::SocketAddr;
 
@@ -9,16 +9,16 @@ pub const TEXT: u8 = 1;
 /// A Close frame.
 pub const CLOSE: u8 = 8;
 
-/// One frame as it came.
+/// A received frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
-    /// The message's last frame.
+    /// Whether it is the last frame of its message.
     pub fin: bool,
-    /// What it is.
+    /// Opcode.
     pub opcode: u8,
-    /// Only a client's may be.
+    /// Whether it is masked, which only a client's frames may be.
     pub masked: bool,
-    /// Unmasked.
+    /// Payload, unmasked.
     pub payload: Vec<u8>,
 }
 
@@ -37,19 +37,19 @@ impl Frame {
 
 /// A connection that is, or becomes, a WebSocket.
 pub struct WebSocket {
-    /// The connection itself.
+    /// The underlying connection.
     pub client: Client,
 }
 
 impl WebSocket {
-    /// Sends the handshake; its answer is still to be read.
+    /// Connects and sends the handshake, without reading the response.
     pub fn begin(addr: SocketAddr, target: &str) -> Self {
         Self::begin_over(Client::connect(addr), target)
     }
 
-    /// The same over this connection.
+    /// The same over an existing connection.
     pub fn begin_over(mut client: Client, target: &str) -> Self {
-        // The key and its answer below are the RFC's own example (1.3).
+        // The key and the expected response are the example in RFC 6455 (1.3).
         client.request(
             "GET",
             target,
@@ -63,7 +63,7 @@ impl WebSocket {
         Self { client }
     }
 
-    /// Reads the handshake's answer, which must be a right one.
+    /// Reads the response to the handshake and checks it.
     pub fn accepted(&mut self) -> Head {
         let head = self.client.head();
         assert_eq!(head.status, 101, "{head:?}");
@@ -73,7 +73,7 @@ impl WebSocket {
         head
     }
 
-    /// The whole handshake.
+    /// Connects and completes the handshake.
     pub fn open(addr: SocketAddr, target: &str) -> Self {
         let mut socket = Self::begin(addr, target);
         socket.accepted();
@@ -110,7 +110,7 @@ impl WebSocket {
         self.client.take(bytes).iter().fold(0, |number, byte| number << 8 | usize::from(*byte))
     }
 
-    /// Reads a Close frame with this code, answers it, and checks that the connection then ends in order.
+    /// Reads a Close frame with this code, replies to it, and checks that the connection then ends cleanly.
     pub fn expect_close(&mut self, code: u16) {
         let frame = self.receive();
         assert_eq!((frame.close_code(), frame.masked), (Some(code), false), "{frame:?}");

@@ -1,4 +1,4 @@
-// The `ws` package on both sides of the proxy: `serve` listens and says where; `check PORT` runs every case.
+// The `ws` package on both sides of the proxy: `serve` listens and prints its port; `check PORT` runs every case.
 'use strict';
 const assert = require('assert');
 const { createHash } = require('crypto');

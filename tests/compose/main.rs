@@ -4,8 +4,8 @@
 //! LAMEDUCK_DOCKER=../shared/docker/engine cargo test --test compose -- --ignored --nocapture --test-threads 1
 //! ```
 //!
-//! The engine's script knows `up`, and has a script beside it, in `../cluster/image`, that makes images of this machine's
-//! files. `LAMEDUCK_BIN` names a static binary to test instead of building one by the Dockerfile.
+//! The engine's script has an `up` command; `../cluster/image` next to it makes images of this machine's files.
+//! `LAMEDUCK_BIN` names a static binary to test instead of building one with the Dockerfile.
 
 mod load;
 mod stack;

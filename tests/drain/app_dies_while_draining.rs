@@ -1,4 +1,4 @@
-//! If the app dies during the drain, what waits for it fails at once instead of at the deadline.
+//! If the app dies during the drain, requests that wait for it fail at once instead of at the deadline.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! An app that lives on after its SIGTERM is told in the log, with what that usually is.
+//! An app that outlives its SIGTERM is reported in the log, with the usual cause.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! The app's own preStop hook still runs: after the drain, before its SIGTERM, once, and whatever comes of it.
+//! The app's own preStop hook still runs: once, after the drain, before its SIGTERM, and whatever the drain's result.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
-//! A compressed event stream that its client can open again ends too when streams end: where it was quiet, and so that its
-//! client can tell that it isn't whole.
+//! A drain also ends a compressed event stream that its client can reopen: where it is quiet, and so that the client
+//! can tell that it is incomplete.
 
 use crate::common;
 

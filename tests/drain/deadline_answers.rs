@@ -1,5 +1,5 @@
-//! At the deadline, what is left ends so that the client can tell what happened: 503 if the app never had the
-//! request, 504 if it has, and a visible cut if half of the answer is out.
+//! At the deadline, remaining requests end so that the client can tell what happened: 503 if the app never received the
+//! request, 504 if it did, and a visible cut if the response was partly sent.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! The blocking preStop hook: it returns when the drain is over, to every caller that shows the token.
+//! The blocking preStop hook: it returns when the drain is over, to every caller with the token.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
 //! The drain machine's promises over thousands of random schedules against a small simulated data plane.
-//! `LAMEDUCK_SEED=N cargo test --test drain drain_machine` replays one of them and shows what happened.
+//! `LAMEDUCK_SEED=N cargo test --test drain drain_machine` replays a schedule and prints it.
 
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};

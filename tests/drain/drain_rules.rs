@@ -1,4 +1,4 @@
-//! The drain machine's rules, one by one. `drain_machine.rs` tries them together over random schedules.
+//! The drain machine's rules, one by one. `drain_machine.rs` tests them together over random schedules.
 
 use std::time::{Duration, Instant};
 

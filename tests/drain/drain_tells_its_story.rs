@@ -1,4 +1,4 @@
-//! The log: a drain tells its story in a few lines, and requests are logged only when asked for.
+//! The log describes a drain in a few lines, and contains requests only if the access log is on.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! A drain with nothing in flight returns as soon as the lame duck is over, not after the grace period.
+//! A drain with nothing in flight returns as soon as the lame-duck phase is over, not after the grace period.
 
 use crate::common;
 

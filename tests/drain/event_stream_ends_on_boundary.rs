@@ -1,4 +1,4 @@
-//! An event stream that its client can open again ends on an event boundary; one that it cannot runs to its end.
+//! An event stream that its client can reopen ends on an event boundary; other event streams run to their end.
 
 use crate::common;
 

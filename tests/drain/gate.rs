@@ -1,4 +1,4 @@
-//! The gate counts what it let in, and lets nothing in once it has closed.
+//! The gate counts everything that it admits, and admits nothing once it has closed.
 
 use lameduck::drain::gate::{Gate, Refused};
 use lameduck::drain::machine::Phase;

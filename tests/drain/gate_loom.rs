@@ -1,4 +1,4 @@
-//! Every interleaving of the gate's atomics, by loom: nothing is admitted after "drained".
+//! All interleavings of the gate's atomics, checked by loom: nothing is admitted after "drained".
 
 #[path = "../../src/drain/gate.rs"]
 #[allow(dead_code)] // the model takes what it needs of the gate

@@ -1,4 +1,4 @@
-//! A WebSocket handshake that SIGTERM comes into the middle of still gets its `Upgrade`.
+//! A WebSocket handshake that is in progress at SIGTERM still gets its `Upgrade`.
 
 use crate::common;
 

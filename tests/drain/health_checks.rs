@@ -1,5 +1,5 @@
-//! A health check is neither work nor an arrival, over HTTP/1.1 and HTTP/2: no drain, no hold and no user waits for it.
-//! Limits, metrics and times are the same for it as for everybody.
+//! A health check is neither work nor an arrival, in HTTP/1.1 and HTTP/2: no drain, hold or user waits for it. Limits,
+//! metrics and time limits apply to it as to any request.
 
 use std::thread;
 use std::time::{Duration, Instant};

@@ -1,4 +1,4 @@
-//! Idle kept connections close last and in order, so that no client's pool sees a reset.
+//! Idle kept-alive connections close last and in order, so that no client's pool sees a reset.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
-//! A lame duck stays until new connections have stopped coming, however busy kept ones were before: they are told to
-//! close and say nothing about what a balancer knows.
+//! The lame-duck phase lasts until no new connections arrive, however busy kept-alive ones were before: those get
+//! `Connection: close` and say nothing about what a load balancer knows.
 
 use crate::common;
 

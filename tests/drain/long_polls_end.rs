@@ -1,4 +1,4 @@
-//! A long poll that waits is no work: when streams end it is answered for the app, so that its client comes again.
+//! A waiting long poll is not work: when streams end, it is answered for the app, so that its client reconnects.
 
 use crate::common;
 

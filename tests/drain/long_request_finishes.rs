@@ -1,4 +1,4 @@
-//! A request that runs when SIGTERM comes finishes, while new connections are refused after the lame duck.
+//! A request that is running at SIGTERM finishes, while new connections are refused after the lame-duck phase.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! The drain: what runs ends well, whatever it is and whoever asks for the drain.
+//! The drain: running work ends well, whatever it is and whatever triggers the drain.
 
 #[path = "../common/mod.rs"]
 mod common;

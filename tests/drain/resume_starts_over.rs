@@ -1,4 +1,4 @@
-//! `lameduck resume` ends a drain: the proxy listens again at the same address and serves, in a new round.
+//! `lameduck resume` cancels a drain: the proxy listens again at the same address and serves, in a new round.
 
 use crate::common;
 

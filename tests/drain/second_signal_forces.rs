@@ -1,4 +1,4 @@
-//! Whoever signals twice doesn't want to wait: the second SIGTERM or SIGINT forces.
+//! A second SIGTERM or SIGINT forces the end of the drain.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! What SIGTERM and the hooks mean to a native and to an ordinary sidecar, and what readiness says meanwhile.
+//! SIGTERM and the hooks in a native and an ordinary sidecar, and readiness meanwhile.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! A connection on which nothing has come yet holds no drain up, and is served if it speaks in time.
+//! A connection that has sent nothing yet does not delay the drain, and is served if it sends a request in time.
 
 use crate::common;
 

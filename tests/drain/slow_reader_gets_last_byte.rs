@@ -1,4 +1,4 @@
-//! A slow reader gets its last byte, although the proxy and the app are gone by then.
+//! A slow reader gets the last byte, although the proxy and the app have exited by then.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! A request is in flight from its first byte to the last byte of its response, however slowly both come.
+//! A request is in flight from its first byte to the last byte of its response, however slow both are.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! A WebSocket ends with Close 1001 both ways, on a frame boundary.
+//! A WebSocket gets Close 1001 on both sides, on a frame boundary.
 
 use crate::common;
 

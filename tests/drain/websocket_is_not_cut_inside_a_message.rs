@@ -1,5 +1,5 @@
-//! What ends WebSockets lets a message that is under way come to its end, however slowly its reader takes it; one that
-//! is cut all the same is never called clean.
+//! A message that is being sent when WebSockets end is completed, however slowly its reader takes it; a WebSocket that
+//! is cut anyway is never reported as clean.
 
 use crate::common;
 

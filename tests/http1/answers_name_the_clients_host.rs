@@ -1,4 +1,5 @@
-//! URLs in an answer that name the app's own address, of which its clients never heard, get what the client asked for.
+//! URLs in a response that name the app's own address, which clients don't know, get the host that the client
+//! requested.
 
 use crate::common;
 

@@ -1,4 +1,5 @@
-//! An app that lies, hangs or dies costs its client one clear answer or a visible cut, and nobody else anything.
+//! An app that sends invalid responses, hangs or dies costs its client one clear error or a visible cut, and no other
+//! client anything.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! Bodies stream both ways as they come, in constant memory, with all that may stand around them.
+//! Bodies are streamed in both directions as they arrive, in constant memory, with all fields and trailers around them.
 
 use crate::common;
 

@@ -1,4 +1,5 @@
-//! A client that leaves takes its request with it at once; one that only ends its own side gets its answer.
+//! The request of a client that disconnects ends at once; a client that only shuts down its sending side gets its
+//! response.
 
 use crate::common;
 

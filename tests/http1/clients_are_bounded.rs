@@ -1,4 +1,4 @@
-//! What a client may cost is bounded in bytes, number and time, and each bound has its answer.
+//! The cost of a client is limited in bytes, number and time, and each limit has its status.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! The example apps do what they say, and the tests' clients see it; asked directly, with no proxy between.
+//! The example apps and the tests' clients work as documented; without a proxy in between.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! An app counts the proxies before it by `X-Forwarded-*`: a sidecar is none, a front door is one.
+//! An app counts the proxies in front of it by `X-Forwarded-*`: a sidecar does not count, a front door does.
 
 use crate::common;
 

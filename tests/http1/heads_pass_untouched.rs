@@ -1,4 +1,4 @@
-//! Heads pass as they were sent: names, case, order, repetitions, `Host`. Only what belongs to one hop is taken out.
+//! Heads are forwarded as sent: names, case, order, repetitions, `Host`. Only hop-by-hop fields are removed.
 
 use crate::common;
 

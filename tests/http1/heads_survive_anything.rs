@@ -1,5 +1,5 @@
-//! Whatever bytes come as heads and bodies: no panic, no byte too many taken, and what is passed on reads as it was
-//! read. Each failure names the seed that replays it.
+//! Whatever bytes arrive as heads and bodies: no panic, no byte too many consumed, and the forwarded message parses to
+//! the same. A failure prints the seed that replays it.
 
 use lameduck::config::Forwarded;
 use lameduck::proxy::http1::body::Body;

@@ -1,5 +1,5 @@
-//! Each limit of `--help` that is no client's own cost (those are in `clients_are_bounded`) has its status: targets,
-//! answers, tunnels, TLS handshakes, and how much is in flight.
+//! Each limit in `--help` that is not a client's cost (those are in `clients_are_bounded`) has its status: targets,
+//! responses, tunnels, TLS handshakes, and requests in flight.
 
 use crate::common;
 

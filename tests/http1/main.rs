@@ -1,4 +1,4 @@
-//! HTTP/1.1 between clients and the app: what passes, what is bounded, what is refused.
+//! HTTP/1.1 between clients and the app: what is forwarded, limited and refused.
 
 #[path = "../common/mod.rs"]
 mod common;

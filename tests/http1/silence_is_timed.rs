@@ -1,4 +1,4 @@
-//! A client is silent only if nothing moves either way and it owes something (`--body-timeout`).
+//! A client times out only if nothing moves in either direction and it is the client's turn (`--body-timeout`).
 
 use crate::common;
 

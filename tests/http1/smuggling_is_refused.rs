@@ -1,4 +1,4 @@
-//! What two readers could see differently is refused, and nothing behind it becomes a request.
+//! A message that two parsers could read differently is refused, and nothing after it becomes a request.
 
 use crate::common;
 

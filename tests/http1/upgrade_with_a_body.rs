@@ -1,5 +1,5 @@
-//! A request with a body may ask for another protocol, as `docker exec` and `docker attach` do: what it says goes to the
-//! app, and both are joined behind its last byte.
+//! A request with a body may ask for an upgrade, as `docker exec` and `docker attach` do: the body goes to the app, and
+//! the tunnel starts after its last byte.
 
 use crate::common;
 

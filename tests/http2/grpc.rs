@@ -1,4 +1,4 @@
-//! gRPC calls pass both ways with all that belongs to them, and what the proxy ends itself ends as a call does.
+//! gRPC calls are forwarded completely in both directions, and those that the proxy ends get a gRPC status.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! HTTP/2 on the data port: each stream is a request like any other.
+//! HTTP/2 on the data port: each stream is handled like any other request.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
-//! A drain tells HTTP/2 clients to go by GOAWAY, lets their streams finish, and cuts what is left at the deadline so
-//! that a client can tell.
+//! A drain sends GOAWAY to HTTP/2 clients, lets their streams finish, and cuts the rest at the deadline so that a
+//! client can tell.
 
 use crate::common;
 

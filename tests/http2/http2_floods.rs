@@ -1,4 +1,4 @@
-//! HTTP/2 clients that mean harm: their connection ends or is bounded, memory stays, and others go on being served.
+//! Malicious HTTP/2 clients: their connection ends or is limited, memory stays bounded, and other clients are served.
 
 use crate::common;
 

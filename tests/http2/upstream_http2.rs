@@ -1,4 +1,4 @@
-//! `--upstream-protocol http2`: clients of HTTP/1.1 reach an app that speaks HTTP/2 only.
+//! `--upstream-protocol http2`: HTTP/1.1 clients reach an app that speaks only HTTP/2.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! What the patch makes of the user's own preStop hook, and of an app on a unix socket.
+//! The patch for a user's own preStop hook, and for an app on a unix socket.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 

@@ -1,4 +1,4 @@
-//! `lameduck inject` changes what it must, and not another byte.
+//! `lameduck inject` changes what it must, and not one byte more.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 

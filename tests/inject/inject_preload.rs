@@ -1,4 +1,4 @@
-//! The preload: Node as PID 1 ends at SIGTERM as any other process, and an app's own handler stays in charge.
+//! The preload: Node as PID 1 exits at SIGTERM like any other process, and an app's own handler keeps precedence.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 

@@ -1,4 +1,4 @@
-//! What the sidecar's patch does to a pod, rule by rule.
+//! The sidecar's patch of a pod, rule by rule.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 

@@ -1,4 +1,4 @@
-//! The sidecar in manifests: the patch, the files around it, the preload, the project's own manifests.
+//! The sidecar in manifests: the patch, YAML files, the preload, the project's own manifests.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! The manifests, in all their forms, are the same objects, and ask for no more than the webhook needs.
+//! All forms of the manifests contain the same objects, and grant no more than the webhook needs.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 

@@ -1,4 +1,4 @@
-//! Services that call each other, and an ingress in front of them, lose nothing while both sides roll.
+//! Services that call each other, with an ingress in front of them, lose nothing while both sides roll.
 
 use std::thread::sleep;
 

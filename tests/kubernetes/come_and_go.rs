@@ -1,4 +1,4 @@
-//! Pods that are scaled, deleted and evicted lose nothing.
+//! No request is lost when pods are scaled, deleted or evicted.
 
 use std::thread::sleep;
 

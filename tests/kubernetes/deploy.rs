@@ -1,4 +1,4 @@
-//! The slow app on the cluster, with its sidecar put in by each of the ways that there are.
+//! Deploys the slow app on the cluster, with its sidecar injected in each possible way.
 
 use std::process::Command;
 

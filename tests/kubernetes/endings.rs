@@ -1,4 +1,4 @@
-//! What can't finish ends as it was announced, and what the hook can't help is told in figures.
+//! Work that can't finish ends as announced, and losses that the hook can't prevent are counted.
 
 use std::thread::sleep;
 

@@ -1,4 +1,4 @@
-//! What is built for the cluster: lameduck, the load client, and the images.
+//! Builds for the cluster: lameduck, the load client, and the images.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;

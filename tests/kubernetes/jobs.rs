@@ -1,4 +1,4 @@
-//! A pod that is to complete does, with the sidecar in it.
+//! A pod that should complete does so with the sidecar in it.
 
 use super::cluster::Namespace;
 use super::deploy::inject;

@@ -1,12 +1,12 @@
-//! On a real cluster, nothing that clients asked for is lost while pods come and go.
+//! On a real cluster, no client request is lost while pods come and go.
 //!
 //! ```text
 //! LAMEDUCK_CLUSTER=path/to/cluster cargo test --test kubernetes -- --ignored --nocapture --test-threads 2
 //! ```
 //!
-//! The engine is a program with `up`, `load` and `run`; an `image` that makes image archives stands beside it.
+//! The engine is a program with `up`, `load` and `run`; next to it is a program `image` that makes image archives.
 //! `LAMEDUCK_BIN` names a static binary to test instead of building one. As many cases run at a time as there are test
-//! threads; a case that takes away a node or the webhook runs alone.
+//! threads; a case that removes a node or the webhook runs alone.
 
 mod calls;
 mod cluster;

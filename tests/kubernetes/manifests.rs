@@ -1,4 +1,4 @@
-//! The API server takes what we write, to the letter.
+//! The API server accepts our manifests, with strict validation.
 
 use std::fs;
 use std::path::{Path, PathBuf};

@@ -1,4 +1,4 @@
-//! What becomes of each pod of a namespace: a watch, and lameduck's log from its first line to its last.
+//! Observes the pods of a namespace: a watch, and lameduck's complete log.
 
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader};

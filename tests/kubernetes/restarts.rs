@@ -1,4 +1,4 @@
-//! The app alone restarts or crashes: the pod stays, and clients lose no more than they must.
+//! The app alone restarts or crashes: the pod stays, and clients lose only what can't be saved.
 
 use std::thread::sleep;
 

@@ -1,4 +1,4 @@
-//! Rolling restarts lose nothing, whichever way the sidecar came into the pods.
+//! Rolling restarts lose nothing, however the sidecar was added to the pods.
 
 use std::thread::sleep;
 

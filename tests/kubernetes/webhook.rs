@@ -1,4 +1,4 @@
-//! The webhook, installed and replaced, puts the sidecar into every pod that asks for it.
+//! The webhook, installed and replaced, adds the sidecar to every pod that opts in.
 
 use std::path::Path;
 use std::process::Command;

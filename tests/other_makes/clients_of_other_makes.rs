@@ -1,6 +1,6 @@
-//! Clients and servers of other makes talk through the proxy: the `ws` package on both sides, socket.io by long polling,
-//! `eventsource` with Express's `compression`, Python's httpx and grpcio.
-//! And nghttp2's own (`nghttp2-client` in Debian); curl's, Node's and Go's do so in `http2`, `tls_terminates`, `grpc` and `grpc_interop`.
+//! Third-party clients and servers work through the proxy: the `ws` package on both sides, socket.io by long polling,
+//! `eventsource` with Express's `compression`, Python's httpx and grpcio, and nghttp2's client (`nghttp2-client` in
+//! Debian). Those of curl, Node and Go are tested in `http2`, `tls_terminates`, `grpc` and `grpc_interop`.
 //!
 //! ```text
 //! npm install --prefix libraries ws@8 socket.io@4 socket.io-client@4 eventsource@4 express@5 compression@1

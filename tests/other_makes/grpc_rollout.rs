@@ -1,5 +1,5 @@
 //! Two instances of a gRPC app are restarted one after the other under a client that calls without a pause, and no call
-//! fails: the client is grpc-go as it comes, without a retry policy.
+//! fails. The client is plain grpc-go, without a retry policy.
 //!
 //! ```text
 //! cargo test --test other_makes grpc_rollout -- --ignored --nocapture

@@ -1,6 +1,6 @@
-//! HTTP/2 as h2spec (<https://github.com/summerwind/h2spec>) checks it. Ignored, since it needs that program:
-//! `go install github.com/summerwind/h2spec/cmd/h2spec@latest`, and then
-//! `H2SPEC=h2spec cargo test --locked --test other_makes http2_conformance -- --ignored`.
+//! HTTP/2 conformance by h2spec (<https://github.com/summerwind/h2spec>). Ignored, since it needs that program: `go
+//! install github.com/summerwind/h2spec/cmd/h2spec@latest`, and then `H2SPEC=h2spec cargo test --locked --test
+//! other_makes http2_conformance -- --ignored`.
 
 use crate::common;
 

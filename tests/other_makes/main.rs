@@ -1,4 +1,4 @@
-//! Programs of other makes, through the proxy. Each test is ignored, as it needs one; `.ci/run` gets them.
+//! Third-party programs through the proxy. Each test is ignored, since it needs one; `.ci/run` installs them.
 
 #[path = "../common/mod.rs"]
 mod common;

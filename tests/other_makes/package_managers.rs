@@ -1,5 +1,5 @@
-//! npm, yarn and pnpm in every version that is about: the script's server hears SIGTERM, and once. On their own none of
-//! them passes it on as far as that. `.ci/run` installs them; each is a folder of `LIBRARIES` named like its version.
+//! npm, yarn and pnpm in all versions in use: the script's server gets SIGTERM exactly once. On their own, none of them
+//! forwards it that far. `.ci/run` installs them; each has a folder in `LIBRARIES` named after its version.
 //!
 //! ```text
 //! npm install --prefix libraries npm6@npm:npm@6 … yarn4@npm:@yarnpkg/cli-dist@4 pnpm10@npm:pnpm@10

@@ -1,4 +1,4 @@
-//! An app that never listens is a clear error and an exit code, never a silent wait.
+//! An app that never listens causes a clear error and an exit code, never a silent wait.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
-//! A probe port or a control socket that can't be had is no reason for `run` not to start its app: it takes another one
-//! and says so once, and `lameduck status` finds it.
+//! If the probe port or the control socket is unavailable, `run` still starts its app: it uses another one and logs
+//! that once, and `lameduck status` finds it.
 
 use std::fs;
 use std::net::TcpListener;

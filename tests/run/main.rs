@@ -1,4 +1,4 @@
-//! `lameduck run`: the app as our child.
+//! `lameduck run`: the app as our child process.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! `lameduck run` and the app's port: one that somebody else takes, one that the app doesn't know of, and where to look.
+//! `lameduck run` and the app's port: taken by another process, unknown to the app, and how errors say where to look.
 
 use crate::common;
 

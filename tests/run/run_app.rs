@@ -1,4 +1,4 @@
-//! `lameduck run`: ports and environment, the order of a drain and the app's own end, and whose exit code it is.
+//! `lameduck run`: ports and environment, the order of a drain and the app's end, and whose exit code is returned.
 
 use crate::common;
 

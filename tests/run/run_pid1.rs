@@ -1,4 +1,4 @@
-//! `lameduck run` as PID 1: it does what an init has to, and its end is the container's.
+//! `lameduck run` as PID 1: it does the work of an init, and its end is the container's.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! Signals: TERM, INT and QUIT drain; the others are the app's under `run`, mean nothing to `proxy`, and end neither.
+//! Signals: TERM, INT and QUIT drain; others are forwarded to the app by `run`, ignored by `proxy`, and end neither.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! Signals that don't come in the order that a drain needs: a SIGTERM for everybody at once, and lameduck's own SIGKILL.
+//! Signals in an order that a drain can't use: SIGTERM to all processes at once, and SIGKILL to lameduck.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! What `lameduck run` promises about the app that it starts, with real processes.
+//! The promises of `lameduck run` about the app that it starts, with real processes.
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 

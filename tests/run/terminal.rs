@@ -1,5 +1,5 @@
-//! On a terminal: Ctrl-C drains; an app that wants the terminal has it as it would without lameduck; a job that is
-//! stopped goes on; and whoever closes the terminal ends a proxy. Each on a real one, which `script` opens.
+//! On a terminal: Ctrl-C drains; an app that needs the terminal has it as it would without lameduck; a stopped job can
+//! be continued; and closing the terminal ends a proxy. Each on a real terminal, opened by `script`.
 
 use crate::common;
 

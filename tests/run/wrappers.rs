@@ -1,5 +1,5 @@
-//! Who gets the app's SIGTERM: the main process, as without us. Where that is a wrapper that would keep it to itself,
-//! what it wraps, and once; the rest when the main process has gone, or when time runs out.
+//! Which processes get the app's SIGTERM: the main process, as without us; if that is a wrapper that would not forward
+//! it, the wrapped ones, once; the rest when the main process has exited, or when time runs out.
 
 use crate::common;
 

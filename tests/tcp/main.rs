@@ -1,4 +1,4 @@
-//! What stands below HTTP: tunnels, connections of --tcp, the PROXY protocol.
+//! Below HTTP: tunnels, connections of --tcp, the PROXY protocol.
 
 #[path = "../common/mod.rs"]
 mod common;

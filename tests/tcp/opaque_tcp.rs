@@ -1,4 +1,4 @@
-//! `--tcp`: connections are passed on byte for byte, ends and aborts included, and each is work in flight.
+//! `--tcp`: connections are forwarded byte for byte, including ends and resets, and each is work in flight.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! Who connects for others says so by a PROXY protocol header, if we trust it: then its client is the peer.
+//! A trusted load balancer names its client in a PROXY protocol header; that client is then the peer.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
-//! Whatever bytes come as a PROXY protocol header: no panic, no byte too many taken, the same reading however they are
-//! cut, and an answer within its bound. Each failure names the seed that replays it.
+//! Whatever bytes arrive as a PROXY protocol header: no panic, no byte too many consumed, the same result however they
+//! are split, and a result within the size limit. A failure prints the seed that replays it.
 
 use lameduck::proxy::accept::proxy_protocol::{MAX_V1, MAX_V2, header};
 

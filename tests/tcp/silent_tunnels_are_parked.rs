@@ -1,4 +1,4 @@
-//! A tunnel over which nothing moves is parked, and nobody at either end can tell.
+//! A tunnel without traffic is parked, and neither side can tell.
 
 use crate::common;
 

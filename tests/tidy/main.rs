@@ -1,4 +1,4 @@
-//! The repository keeps its own rules: who may use whom, how long things may be, what the docs may say.
+//! The repository follows its own rules: module layers, lengths, and the content of the docs.
 
 mod modules;
 

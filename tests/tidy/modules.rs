@@ -1,11 +1,11 @@
-//! Who may use whom: modules use what stands below them, and no files use each other in a circle.
+//! Module layers: modules use only those below them, and no files depend on each other in a circle.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use super::{expect_none, files};
 
-/// Who may use whom: a module uses only what stands below it, or its own parts. One line, one layer.
+/// Module layers: a module uses only those below it, or its own submodules. One line is one layer.
 const LAYERS: &[&[&str]] = &[
     &["app"],
     &["admin", "client", "signal", "supervise", "telemetry", "webhook"],

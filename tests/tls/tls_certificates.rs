@@ -1,4 +1,4 @@
-//! The certificate that a client gets is the one for the name that it asks for, and new ones are taken over as they come.
+//! A client gets the certificate for the name that it requests, and new certificates are loaded when they change.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! With --tls-client-ca the app is told who a client is, by a certificate, and nobody can claim to be somebody else.
+//! With --tls-client-ca the app learns a client's identity from its certificate, and no client can claim another's.
 
 use crate::common;
 

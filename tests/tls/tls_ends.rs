@@ -1,4 +1,5 @@
-//! Under TLS every end is what it is without: whole is told from cut, a drain waits for what runs, what rests is parked.
+//! Ends under TLS are as without: complete is distinguished from cut, a drain waits for running work, idle connections
+//! are parked.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! What an app with TLS may have read of a request is never called unsent, however little of it the socket took.
+//! A request that an app with TLS may have read in part never counts as unsent, however little the socket accepted.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! Clients come in by TLS, and find what they find without it.
+//! Clients that connect by TLS get the same service as without.
 
 use crate::common;
 

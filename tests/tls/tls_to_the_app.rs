@@ -1,4 +1,4 @@
-//! The app may want TLS itself; then it is trusted only with the right certificate, and its end is believed only if said.
+//! TLS to the app: only the right certificate is trusted, and only an announced end (close_notify) counts as one.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
-//! What the app says of its connection is between the app and the proxy: the client's connection stays, until an app that
-//! kept its connections begins to close them.
+//! The app's `Connection: close` concerns only its connection to the proxy: the client's connection stays, until an app
+//! that kept its connections begins to close them.
 
 use crate::common;
 

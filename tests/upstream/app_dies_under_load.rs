@@ -1,4 +1,4 @@
-//! An app that is killed takes with it what it was working on, and nothing else: what comes meanwhile waits for the next one.
+//! A killed app fails the requests that it was working on, and nothing else: later requests wait for the next instance.
 
 use crate::common;
 

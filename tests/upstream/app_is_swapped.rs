@@ -1,4 +1,4 @@
-//! `lameduck swap`: the app is replaced by a command while its clients wait.
+//! `lameduck swap`: a command replaces the app while its clients wait.
 
 use crate::common;
 

@@ -1,5 +1,5 @@
-//! An app on a unix socket: its probes reach it, and what it leaves behind when it dies doesn't keep it from coming
-//! back.
+//! An app on a unix socket: its probes reach it, and the socket file that it leaves behind when it dies does not
+//! prevent its restart.
 
 use crate::common;
 

@@ -1,4 +1,4 @@
-//! When only the app restarts, nothing is lost: requests wait for it, and connections stay.
+//! When only the app restarts, nothing is lost: requests wait for it, and connections stay open.
 
 use crate::common;
 

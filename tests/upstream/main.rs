@@ -1,4 +1,4 @@
-//! The app behind the proxy: its connections, its restarts, and what takes its place.
+//! The app behind the proxy: its connections, its restarts, and its replacement.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -1,4 +1,4 @@
-//! A hold: new requests wait within bounds, what runs may finish, streams end as announced or stay.
+//! A hold: new requests wait within limits, running ones may finish, streams end as announced or stay.
 
 use crate::common;
 

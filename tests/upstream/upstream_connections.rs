@@ -1,5 +1,5 @@
-//! Connections to the app: kept and retired by its own habits, tried again only where that is safe, waited for when
-//! nobody listens.
+//! Connections to the app: kept and retired according to the app's observed behaviour, retried only where that is safe,
+//! awaited while the app does not listen.
 
 use crate::common;
 

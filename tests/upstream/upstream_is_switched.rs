@@ -1,4 +1,4 @@
-//! `lameduck switch`: new requests go to another upstream, and the old one runs dry.
+//! `lameduck switch`: new requests go to another upstream, and the old one finishes its own.
 
 use crate::common;
 

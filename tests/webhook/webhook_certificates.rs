@@ -1,5 +1,5 @@
-//! Replicas that share a Secret, over years of simulated time: at every moment every API server accepts what every
-//! replica in service shows. Replicas crash, clocks differ, API servers hear late, somebody empties the Secret.
+//! Replicas that share a Secret, over years of simulated time: at every moment every API server accepts the certificate
+//! of every replica in service. Replicas crash, clocks differ, API servers see changes late, and the Secret is emptied.
 
 use lameduck::webhook::certs::{
     BACKDATE, CA_LIFE, CA_RENEW, Kept, LEAF_LIFE, SETTLE, Write, accepted, go_over, next,

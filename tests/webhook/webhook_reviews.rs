@@ -1,5 +1,5 @@
-//! Every AdmissionReview is answered, every pod allowed: with the patch of `inject` where it is understood, as it is
-//! and with a warning where not. Called again, nothing changes.
+//! Every AdmissionReview is answered, and every pod allowed: with the patch of `inject` if the pod is understood,
+//! otherwise unchanged with a warning. Repeated calls change nothing.
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;

@@ -1,5 +1,5 @@
-//! The webhook as a process, asked over real TLS: it answers, shows a new certificate without dropping a connection,
-//! bounds its clients, and ends without losing a review.
+//! The webhook as a process, called over real TLS: it responds, loads a new certificate without dropping a connection,
+//! limits its clients, and ends without losing a review.
 
 use crate::common;
 

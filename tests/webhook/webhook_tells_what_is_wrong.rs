@@ -1,5 +1,5 @@
-//! A certificate that the API server won't accept, or a caBundle that it won't take: the webhook says so in its log, in
-//! words, once.
+//! The webhook logs once, with the reason, a certificate that the API server won't accept, or a caBundle that it won't
+//! store.
 
 use crate::common;
 
