@@ -176,6 +176,11 @@ impl App {
         answering(self.port()).await.is_some()
     }
 
+    /// Whether somebody else takes connections on the app's port. A server that the app has left behind is not.
+    pub async fn lost_its_port(&self) -> bool {
+        self.listens().await && processes::is_strangers(self.port())
+    }
+
     /// Whether Ctrl-C in the terminal is the app's.
     pub fn has_terminal(&self) -> bool {
         self.shared.terminal.as_ref().is_some_and(Terminal::is_wanted)

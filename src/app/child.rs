@@ -75,7 +75,7 @@ impl Life<'_> {
 
     /// The same command on another port, if somebody else has the one that was chosen for it and it ended by that.
     async fn start_again(&self, app: &App) -> bool {
-        if !app.listens().await || !self.choose_port() {
+        if !app.lost_its_port().await || !self.choose_port() {
             return false;
         }
         // What its first try left behind.
