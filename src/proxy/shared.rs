@@ -197,13 +197,27 @@ impl Shared {
         self.wake_all();
     }
 
-    /// Returns when a stream from this server has to end: at a random time within the spread set by the drain.
+    /// Returns when a stream from this server has to end: at a random time within the spread set by the drain, which may
+    /// become shorter meanwhile.
     pub async fn stream_end(&self, from: &Backend) {
         let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+        let mut end: Option<Instant> = None;
         loop {
             let spread = poll_fn(|_| self.streams_end(from).map_or(Poll::Pending, Poll::Ready)).await;
-            tokio::time::sleep(spread.mul_f64(share)).await;
-            // Not if the drain was cancelled meanwhile.
+            let at = Instant::now() + spread.mul_f64(share);
+            let at = end.map_or(at, |end| end.min(at));
+            let shorter = poll_fn(|_| match self.streams_end(from) {
+                Some(now) if now < spread => Poll::Ready(()),
+                _ => Poll::Pending,
+            });
+            tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => end = None,
+                () = shorter => {
+                    end = Some(at);
+                    continue;
+                }
+            }
+            // Unless someone has resumed in the meantime.
             if self.streams_end(from).is_some() {
                 return;
             }
