@@ -217,7 +217,7 @@ impl Shared {
                     continue;
                 }
             }
-            // Unless someone has resumed in the meantime.
+            // Not if the drain was cancelled meanwhile.
             if self.streams_end(from).is_some() {
                 return;
             }
@@ -233,7 +233,9 @@ impl Shared {
     /// Whether client connections have reached their limit. Lingering ones count too: each is an open file.
     pub fn is_full(&self) -> bool {
         let (open, limits) = (self.open_clients(), &self.settings.limits);
-        let app = upstream::open_connections().max(self.gate.in_flight());
+        // A request in flight has an upstream connection of its own, or waits for one, unless it shares one.
+        let wanted = self.gate.in_flight().saturating_sub(upstream::sharing_streams());
+        let app = upstream::open_connections().max(wanted);
         open >= limits.max_connections || open + app >= limits.max_files
     }
 
