@@ -135,13 +135,16 @@ impl App {
         let (port, began) = (self.port(), Instant::now());
         let not_listening = |within, listens| StartError::NotListening { port, within, listens };
         let answer = async {
-            let mut pause = Duration::from_millis(5);
+            let (mut pause, mut answers_since) = (Duration::from_millis(5), None);
             loop {
                 // A server that went its own ways can't be told from somebody else's: so it is believed in the end.
-                if let Some(addr) = answering(port).await
-                    && (!processes::is_strangers(port) || began.elapsed() > LISTENS_ELSEWHERE)
-                {
-                    return addr;
+                if let Some(addr) = answering(port).await {
+                    let since = *answers_since.get_or_insert_with(Instant::now);
+                    if !processes::is_strangers(port) || since.elapsed() > LISTENS_ELSEWHERE {
+                        return addr;
+                    }
+                } else {
+                    answers_since = None;
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(50));

@@ -4,11 +4,13 @@ use crate::common;
 
 use std::fs;
 use std::net::TcpListener;
+use std::thread;
+use std::time::Duration;
 
 use common::http::Client;
 use common::port::Port;
 use common::process::{Lameduck, lameduck, temporary_directory};
-use common::wait_for;
+use common::{MOMENT, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
 
 fn wait_line<T>(run: &Lameduck, what: &str, find: impl FnMut(&str) -> Option<T>) -> T {
@@ -30,7 +32,10 @@ fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
     let file = dir.join("go");
     let run = Lameduck::run(&[], &["node", "-e", LATE, file.to_str().expect("UTF-8")]);
     let port: u16 = wait_line(&run, "its port", |line| line.strip_prefix("my port is ")?.parse().ok());
+    // However long the app has booted by then.
+    thread::sleep(Duration::from_millis(3500));
     let somebody = TcpListener::bind(("127.0.0.1", port)).expect("free until now");
+    thread::sleep(MOMENT);
     fs::write(&file, "").expect("written");
     let new = run.wait_log("the app listens")["port"].as_u64().expect("a number");
     assert_ne!(new, u64::from(port));
