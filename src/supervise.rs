@@ -135,13 +135,16 @@ impl App {
         let (port, began) = (self.port(), Instant::now());
         let not_listening = |within, listens| StartError::NotListening { port, within, listens };
         let answer = async {
-            let mut pause = Duration::from_millis(5);
+            let (mut pause, mut answers_since) = (Duration::from_millis(5), None);
             loop {
                 // A server that left the app's process tree looks like a foreign one, so it is accepted after a while.
-                if let Some(addr) = answering(port).await
-                    && (!processes::is_strangers(port) || began.elapsed() > LISTENS_ELSEWHERE_TIMEOUT)
-                {
-                    return addr;
+                if let Some(addr) = answering(port).await {
+                    let since = *answers_since.get_or_insert_with(Instant::now);
+                    if !processes::is_strangers(port) || since.elapsed() > LISTENS_ELSEWHERE_TIMEOUT {
+                        return addr;
+                    }
+                } else {
+                    answers_since = None;
                 }
                 sleep(pause).await;
                 pause = (pause * 2).min(Duration::from_millis(50));
@@ -174,6 +177,12 @@ impl App {
     /// Whether a process accepts connections on the app's port.
     pub async fn listens(&self) -> bool {
         answering(self.port()).await.is_some()
+    }
+
+    /// Whether another program accepts connections on the app's port. A server that the app left behind is not another
+    /// program.
+    pub async fn lost_its_port(&self) -> bool {
+        self.listens().await && processes::is_strangers(self.port())
     }
 
     /// Whether Ctrl-C in the terminal goes to the app.

@@ -75,7 +75,7 @@ impl Life<'_> {
 
     /// Starts the command on another port, if it exited because another process took the port that we chose.
     async fn start_again(&self, app: &App) -> bool {
-        if !app.listens().await || !self.choose_port() {
+        if !app.lost_its_port().await || !self.choose_port() {
             return false;
         }
         // Processes that the first attempt left behind.

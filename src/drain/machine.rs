@@ -335,7 +335,7 @@ impl Machine {
         let trigger = if alone { Trigger::Hook } else { trigger };
         let deletion = !matches!(trigger, Trigger::Operator { .. });
         match &mut self.state {
-            State::Drain(drain) => drain.again(now, trigger, &self.settings),
+            State::Drain(drain) => drain.again(now, trigger, &self.settings, effects),
             State::Serving | State::Hold(_) if trigger == Trigger::AppHook => {
                 self.release(effects);
                 self.state = State::Restart(Restart::new(now, quiet_window(counts, &self.settings)));
@@ -535,10 +535,11 @@ impl Drain {
 
     /// Another trigger: only the deadline may change, as the kubelet's grace begins with a deletion, and an operator
     /// may want it sooner.
-    fn again(&mut self, now: Instant, trigger: Trigger, settings: &DrainSettings) {
+    fn again(&mut self, now: Instant, trigger: Trigger, settings: &DrainSettings, effects: &mut Vec<Effect>) {
         if self.phase >= Phase::Forcing {
             return;
         }
+        let before = self.deadline;
         let anew = later(now, settings.deadline());
         match trigger {
             Trigger::Hook | Trigger::SidecarHook if !self.hooked => {
@@ -549,6 +550,16 @@ impl Drain {
             Trigger::Operator { timeout: Some(timeout) } => self.no_later_than(later(now, timeout)),
             _ => {}
         }
+        let sooner = self.deadline.is_some_and(|deadline| before.is_none_or(|before| deadline < before));
+        if self.phase == Phase::Draining && sooner {
+            // They end over a time that may be longer than what is left now.
+            effects.push(self.end_streams(now, settings));
+        }
+    }
+
+    fn end_streams(&self, now: Instant, settings: &DrainSettings) -> Effect {
+        let left = self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
+        Effect::EndStreams { spread: settings.stream_spread.min(left) }
     }
 
     fn no_later_than(&mut self, at: Instant) {
@@ -587,9 +598,7 @@ impl Drain {
         let due = self.deadline.is_some_and(|deadline| now >= deadline);
         if self.phase == Phase::LameDuck && !due && now >= self.lame_duck_end(counts, settings) {
             self.stop_listening(effects);
-            let left =
-                self.deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(now));
-            effects.push(Effect::EndStreams { spread: settings.stream_spread.min(left) });
+            effects.push(self.end_streams(now, settings));
         }
         let at_rest = counts.running + counts.held == 0 && !counts.listening;
         let empty = at_rest && counts.connections == 0;

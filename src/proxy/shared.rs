@@ -197,12 +197,26 @@ impl Shared {
         self.wake_all();
     }
 
-    /// Returns when a stream from this server has to end: at a random time within the spread set by the drain.
+    /// Returns when a stream from this server has to end: at a random time within the spread set by the drain, which may
+    /// become shorter meanwhile.
     pub async fn stream_end(&self, from: &Backend) {
         let share = RandomState::new().hash_one(0) as f64 / u64::MAX as f64;
+        let mut end: Option<Instant> = None;
         loop {
             let spread = poll_fn(|_| self.streams_end(from).map_or(Poll::Pending, Poll::Ready)).await;
-            tokio::time::sleep(spread.mul_f64(share)).await;
+            let at = Instant::now() + spread.mul_f64(share);
+            let at = end.map_or(at, |end| end.min(at));
+            let shorter = poll_fn(|_| match self.streams_end(from) {
+                Some(now) if now < spread => Poll::Ready(()),
+                _ => Poll::Pending,
+            });
+            tokio::select! {
+                () = tokio::time::sleep_until(at.into()) => end = None,
+                () = shorter => {
+                    end = Some(at);
+                    continue;
+                }
+            }
             // Not if the drain was cancelled meanwhile.
             if self.streams_end(from).is_some() {
                 return;
@@ -219,7 +233,9 @@ impl Shared {
     /// Whether client connections have reached their limit. Lingering ones count too: each is an open file.
     pub fn is_full(&self) -> bool {
         let (open, limits) = (self.open_clients(), &self.settings.limits);
-        let app = upstream::open_connections().max(self.gate.in_flight());
+        // A request in flight has an upstream connection of its own, or waits for one, unless it shares one.
+        let wanted = self.gate.in_flight().saturating_sub(upstream::sharing_streams());
+        let app = upstream::open_connections().max(wanted);
         open >= limits.max_connections || open + app >= limits.max_files
     }
 

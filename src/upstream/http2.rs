@@ -18,7 +18,7 @@ use tokio::sync::watch;
 use tokio::task::spawn_local;
 
 use super::backends::{Backend, ServerGuard};
-use super::slots::Slot;
+use super::slots::{Sharing, Slot};
 use super::stream::Stream;
 
 /// Flow-control window of one stream from the app, in bytes.
@@ -85,6 +85,7 @@ pub(super) struct StreamGuard {
     activity: Rc<Activity>,
     /// The connection was opened for this stream.
     first: bool,
+    _sharing: Sharing,
 }
 
 impl Drop for StreamGuard {
@@ -186,7 +187,7 @@ impl Connections {
                 let first = !activity.used.replace(true);
                 activity.streams.set(activity.streams.get() + 1);
                 backend.habit.keeps();
-                return Some(StreamGuard { sender, activity, first });
+                return Some(StreamGuard { sender, activity, first, _sharing: Sharing::begin() });
             }
             backend.habit.closes();
             open.swap_remove(at);

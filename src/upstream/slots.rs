@@ -5,10 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 static MAX_OPEN: AtomicU64 = AtomicU64::new(u64::MAX);
 static OPEN: AtomicU64 = AtomicU64::new(0);
+static SHARING: AtomicU64 = AtomicU64::new(0);
 
 /// Counts one connection until it is dropped.
 #[derive(Debug)]
 pub struct Slot(());
+
+/// Counts one stream on a shared connection, which takes no open file of its own.
+#[derive(Debug)]
+pub struct Sharing(());
 
 /// Sets the maximum number of connections.
 pub fn set_max_connections(max: u64) {
@@ -18,6 +23,11 @@ pub fn set_max_connections(max: u64) {
 /// Returns the number of open connections.
 pub fn open_connections() -> u64 {
     OPEN.load(Ordering::Relaxed)
+}
+
+/// Returns the number of streams on shared connections.
+pub fn sharing_streams() -> u64 {
+    SHARING.load(Ordering::Relaxed)
 }
 
 /// Whether the limit is reached: then no connection is kept idle, because another thread may be waiting for its
@@ -43,5 +53,19 @@ impl Slot {
 impl Drop for Slot {
     fn drop(&mut self) {
         OPEN.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Sharing {
+    /// Counts one more stream.
+    pub fn begin() -> Self {
+        SHARING.fetch_add(1, Ordering::Relaxed);
+        Self(())
+    }
+}
+
+impl Drop for Sharing {
+    fn drop(&mut self) {
+        SHARING.fetch_sub(1, Ordering::Relaxed);
     }
 }

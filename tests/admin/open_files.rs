@@ -1,10 +1,12 @@
 //! Clients never use the last file descriptors, however low the limit: `/readyz`, the control socket and the checks of
 //! the app still work. Frequent errors don't flood the log.
 
+use std::net::SocketAddr;
 use std::process::Command;
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::common::grpc;
 use crate::common::http2::{Peer, run, to};
 use crate::common::process::{Lameduck, Node, lameduck};
 use crate::common::wait_for;
@@ -12,7 +14,7 @@ use http::Method;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
 /// A proxy that may open so many files.
-fn limited(files: u32, app: &Node, args: &[&str]) -> Lameduck {
+fn limited(files: u32, app: SocketAddr, args: &[&str]) -> Lameduck {
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]);
     shell
@@ -22,7 +24,7 @@ fn limited(files: u32, app: &Node, args: &[&str]) -> Lameduck {
         shell.env_remove(name);
     }
     let args = [&["--threads", "2"], args].concat();
-    Lameduck::start_as(shell, &["proxy", "--upstream", &app.addr.to_string()], &args, &[])
+    Lameduck::start_as(shell, &["proxy", "--upstream", &app.to_string()], &args, &[])
 }
 
 /// Log entries whose message begins so.
@@ -48,7 +50,7 @@ fn expect_ready(proxy: &Lameduck) {
 #[test]
 fn readyz_answers_while_clients_have_taken_all_files_that_they_may() {
     let app = Node::held();
-    let proxy = limited(64, &app, &[]);
+    let proxy = limited(64, app.addr, &[]);
     let cut = proxy
         .process
         .wait_line("the cut", |line| line.contains("--max-connections is 50000").then(|| line.to_owned()));
@@ -78,7 +80,7 @@ fn readyz_answers_while_clients_have_taken_all_files_that_they_may() {
 #[test]
 fn one_client_of_http2_takes_no_more_of_them() {
     let app = Node::held();
-    let proxy = limited(64, &app, &[]);
+    let proxy = limited(64, app.addr, &[]);
     run(async {
         let peer = Peer::connect(proxy.listen).await;
         let mut answers = vec![];
@@ -98,6 +100,25 @@ fn one_client_of_http2_takes_no_more_of_them() {
                 }
             };
             assert_eq!(answer.status(), 200);
+        }
+    });
+}
+
+#[test]
+fn streams_that_share_a_connection_to_the_app_leave_room_for_clients() {
+    let app = grpc::App::start();
+    let proxy = limited(64, app.addr, &["--upstream-protocol", "http2"]);
+    run(async {
+        let peer = Peer::connect(proxy.listen).await;
+        let mut calls = vec![];
+        for _ in 0..60 {
+            calls.push(peer.send(to(Method::GET, "/t.T/Hang"), true).await.0);
+        }
+        proxy.wait_in_flight(60);
+        for _ in 0..3 {
+            let mut client = proxy.client();
+            client.get("/");
+            assert_eq!(client.answer().head.status, 200);
         }
     });
 }

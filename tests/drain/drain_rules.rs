@@ -227,6 +227,13 @@ fn streams_end_before_the_deadline_and_work_that_ends_with_it_is_not_forced() {
     assert_eq!(rig.at(5_000, Tick), [Enter(Draining), StopListening, spread(2_000)]);
     rig.empty();
     assert_eq!(rig.at(7_000, Tick), [Enter(Drained)]);
+
+    // One that becomes sooner meanwhile.
+    let mut rig = Rig::new(Sidecar::Ordinary);
+    rig.at(0, Begin(PATIENT));
+    assert_eq!(rig.at(5_000, Tick), [Enter(Draining), StopListening, spread(5_000)]);
+    assert_eq!(rig.at(6_000, Begin(Operator { timeout: Some(MS * 1_500) })), [spread(1_500)]);
+    assert_eq!(rig.at(6_500, Begin(Operator { timeout: Some(MS * 1_500) })), [], "it would be later");
 }
 
 #[test]

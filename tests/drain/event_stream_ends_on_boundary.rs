@@ -45,6 +45,31 @@ fn the_connection_of_an_ended_stream_takes_one_more_request() {
 }
 
 #[test]
+fn streams_also_end_before_a_deadline_that_is_brought_forward() {
+    let app = Node::slow();
+    let mut proxy = Lameduck::proxy(app.addr, &["--stream-spread", "1h"]);
+    let streams: Vec<_> = (0..5)
+        .map(|_| {
+            let mut client = proxy.client();
+            client.request("GET", "/events?ms=20", &["Accept: text/event-stream"]);
+            let head = client.head();
+            (client, head)
+        })
+        .collect();
+    let patient = proxy.command(&["drain"]);
+    proxy.wait_phase("draining");
+
+    let hurried = proxy.command_output(&["drain", "--timeout", "2s"]);
+    assert!(hurried.status.success(), "{hurried:?}");
+    for (mut client, head) in streams {
+        assert_eq!(client.body("GET", head).end, End::Whole);
+    }
+    drop(patient);
+    proxy.terminate();
+    proxy.expect_clean_exit();
+}
+
+#[test]
 fn a_half_sent_event_is_left_out_or_finished() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &[]);

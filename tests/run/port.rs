@@ -4,12 +4,14 @@ use crate::common;
 
 use std::fs;
 use std::net::TcpListener;
+use std::thread;
+use std::time::Duration;
 
 use common::http::Client;
 use common::port::Port;
 use common::process::{Lameduck, lameduck, temporary_directory};
-use common::wait_for;
-use rustix::process::Signal;
+use common::{MOMENT, wait_for};
+use rustix::process::{Pid, Signal, kill_process};
 
 fn wait_line<T>(run: &Lameduck, what: &str, find: impl FnMut(&str) -> Option<T>) -> T {
     run.process.wait_line(what, find)
@@ -30,7 +32,10 @@ fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
     let file = dir.join("go");
     let run = Lameduck::run(&[], &["node", "-e", LATE, file.to_str().expect("UTF-8")]);
     let port: u16 = wait_line(&run, "its port", |line| line.strip_prefix("my port is ")?.parse().ok());
+    // However long the app has booted by then.
+    thread::sleep(Duration::from_millis(3500));
     let somebody = TcpListener::bind(("127.0.0.1", port)).expect("free until now");
+    thread::sleep(MOMENT);
     fs::write(&file, "").expect("written");
     let new = run.wait_log("the app listens")["port"].as_u64().expect("a number");
     assert_ne!(new, u64::from(port));
@@ -44,6 +49,26 @@ fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
     assert_eq!(taken["taken"], port);
     drop(somebody);
     let _ = fs::remove_dir_all(dir);
+}
+
+/// It goes to the background once it listens.
+const DAEMON: &str = "
+    const server = \"require('http').createServer().listen(process.env.PORT, '127.0.0.1', () => process.send('up'))\";
+    const options = { detached: true, stdio: ['ignore', 'ignore', 'ignore', 'ipc'] };
+    const child = require('child_process').spawn(process.execPath, ['-e', server], options);
+    console.log(`daemon ${child.pid}`);
+    child.on('message', () => process.exit(0));";
+
+#[test]
+fn an_app_that_goes_to_the_background_is_not_started_again_and_again() {
+    let (code, output) = Lameduck::run_to_its_end(&[], &["node", "-e", DAEMON]);
+    let daemons: Vec<i32> =
+        output.lines().filter_map(|line| line.strip_prefix("daemon ")?.parse().ok()).collect();
+    for pid in daemons.iter().filter_map(|pid| Pid::from_raw(*pid)) {
+        let _ = kill_process(pid, Signal::KILL);
+    }
+    assert_eq!(daemons.len(), 1, "{code} {output}");
+    assert!(!output.contains("somebody else took"), "{output}");
 }
 
 #[test]
