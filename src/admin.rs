@@ -57,6 +57,31 @@ const CONTROL: HeaderName = HeaderName::from_static("lameduck-control");
 /// Limit on an operator's timeout, far below an overflow when times are added.
 const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 
+/// The probe listener's routes, each with its methods.
+const PROBE_ROUTES: [(&str, &str); 4] =
+    [("/livez", "GET, HEAD"), ("/readyz", "GET, HEAD"), ("/metrics", "GET, HEAD"), ("/drain", "GET")];
+/// The control listeners' routes.
+const CONTROL_ROUTES: [(&str, &str); 8] = [
+    ("/status", "GET, HEAD"),
+    ("/ledger", "GET, HEAD"),
+    ("/metrics", "GET, HEAD"),
+    ("/app", "GET"),
+    ("/drain", "POST"),
+    ("/resume", "POST"),
+    ("/hold", "POST"),
+    ("/switch", "POST"),
+];
+
+/// Response to a request that no route takes: 405 for another method, 404 with the routes that there are.
+fn no_route(routes: &[(&str, &'static str)], path: &str) -> Answer {
+    if let Some((_, methods)) = routes.iter().find(|(route, _)| *route == path) {
+        return wrong_method(methods);
+    }
+    let method = |methods: &'static str| methods.split(',').next().unwrap_or_default();
+    let list: Vec<_> = routes.iter().map(|(route, methods)| format!("{} {route}", method(methods))).collect();
+    text(StatusCode::NOT_FOUND, &format!("there are {}", list.join(", ")))
+}
+
 impl Admin {
     async fn answer(&self, which: &Listener, ask: &Ask) -> Answer {
         match which {
@@ -80,9 +105,7 @@ impl Admin {
             ("GET" | "HEAD", "/metrics") => self.metrics(),
             ("GET", "/drain") => self.hook(token, ask).await,
             (_, path) if path.starts_with(app_probe::PREFIX) => self.app_probe(ask).await,
-            (_, "/livez" | "/readyz" | "/metrics") => wrong_method("GET, HEAD"),
-            (_, "/drain") => wrong_method("GET"),
-            _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz, /metrics and /drain"),
+            (_, path) => no_route(&PROBE_ROUTES, path),
         }
     }
 
@@ -96,13 +119,7 @@ impl Admin {
             ("POST", "/switch") => self.switch(ask).await,
             ("GET", "/app") => json(StatusCode::OK, &json!({ "answers": self.control.app_answers().await })),
             ("POST", "/resume") => self.resume(ask).await,
-            (_, "/status" | "/ledger" | "/metrics") => wrong_method("GET, HEAD"),
-            (_, "/app") => wrong_method("GET"),
-            (_, "/drain" | "/resume" | "/hold" | "/switch") => wrong_method("POST"),
-            _ => text(
-                StatusCode::NOT_FOUND,
-                "there are GET /status, /ledger, /metrics, /app and POST /drain, /resume, /hold, /switch",
-            ),
+            (_, path) => no_route(&CONTROL_ROUTES, path),
         }
     }
 

@@ -6,80 +6,61 @@ use std::time::Duration;
 
 use prometheus::proto::{Bucket, Counter, Gauge, Histogram, LabelPair, Metric, MetricFamily, MetricType};
 
-/// How a request ended. Endings caused by a drain are separate, since its verdict counts them.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(u8)]
-pub enum Ended {
-    /// The last byte of the app's response was written.
-    #[default]
-    Complete,
-    /// The client closed the connection first.
-    ClientGone,
-    /// The client sent invalid HTTP, or too much, or too slowly; it got a 4xx, 501 or 505.
-    Rejected,
-    /// The app closed the connection before its response was complete.
-    AppGone,
-    /// The app could not be reached within `--upstream-wait`.
-    AppDown,
-    /// The app's response is not valid HTTP.
-    AppBroken,
-    /// A time limit expired: `--body-timeout` or `--tunnel-timeout` without any traffic, or `--answer-timeout` without
-    /// a response.
-    TimedOut,
-    /// A limit on held or in-flight requests was exceeded. 503.
-    Refused,
-    /// A drain ended an event stream: on an event boundary, or, if compressed, where it was quiet.
-    EventsEnded,
-    /// A drain answered a long poll for the app.
-    PollEnded,
-    /// A drain sent Close 1001 on a WebSocket.
-    WebSocketEnded,
-    /// At the deadline: the request was never sent to the app. 503.
-    Unsent,
-    /// At the deadline: the app had the request but had not responded. 504.
-    Unanswered,
-    /// At the deadline: the response was partly sent, or a tunnel was open.
-    Cut,
+/// Makes the list of endings: the variants, their labels, and all of them in order.
+macro_rules! endings {
+    ($($(#[$meta:meta])* $name:ident = $label:literal,)*) => {
+        /// How a request ended. Endings caused by a drain are separate, since its verdict counts them.
+        #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+        #[repr(u8)]
+        pub enum Ended {
+            $($(#[$meta])* $name,)*
+        }
+
+        impl Ended {
+            /// All variants, in order.
+            pub const ALL: [Self; [$($label),*].len()] = [$(Self::$name),*];
+
+            /// Value in the access log and in the label `ended`.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Self::$name => $label,)*
+                }
+            }
+        }
+    };
 }
 
-impl Ended {
-    /// All variants, in order.
-    pub const ALL: [Self; 14] = [
-        Self::Complete,
-        Self::ClientGone,
-        Self::Rejected,
-        Self::AppGone,
-        Self::AppDown,
-        Self::AppBroken,
-        Self::TimedOut,
-        Self::Refused,
-        Self::EventsEnded,
-        Self::PollEnded,
-        Self::WebSocketEnded,
-        Self::Unsent,
-        Self::Unanswered,
-        Self::Cut,
-    ];
-
-    /// Value in the access log and in the label `ended`.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Complete => "complete",
-            Self::ClientGone => "client-gone",
-            Self::Rejected => "rejected",
-            Self::AppGone => "app-gone",
-            Self::AppDown => "app-down",
-            Self::AppBroken => "app-broken",
-            Self::TimedOut => "timed-out",
-            Self::Refused => "refused",
-            Self::EventsEnded => "events-ended",
-            Self::PollEnded => "poll-ended",
-            Self::WebSocketEnded => "websocket-ended",
-            Self::Unsent => "unsent",
-            Self::Unanswered => "unanswered",
-            Self::Cut => "cut",
-        }
-    }
+endings! {
+    /// The last byte of the app's response was written.
+    #[default]
+    Complete = "complete",
+    /// The client closed the connection first.
+    ClientGone = "client-gone",
+    /// The client sent invalid HTTP, or too much, or too slowly; it got a 4xx, 501 or 505.
+    Rejected = "rejected",
+    /// The app closed the connection before its response was complete.
+    AppGone = "app-gone",
+    /// The app could not be reached within `--upstream-wait`.
+    AppDown = "app-down",
+    /// The app's response is not valid HTTP.
+    AppBroken = "app-broken",
+    /// A time limit expired: `--body-timeout` or `--tunnel-timeout` without any traffic, or `--answer-timeout` without
+    /// a response.
+    TimedOut = "timed-out",
+    /// A limit on held or in-flight requests was exceeded. 503.
+    Refused = "refused",
+    /// A drain ended an event stream: on an event boundary, or, if compressed, where it was quiet.
+    EventsEnded = "events-ended",
+    /// A drain answered a long poll for the app.
+    PollEnded = "poll-ended",
+    /// A drain sent Close 1001 on a WebSocket.
+    WebSocketEnded = "websocket-ended",
+    /// At the deadline: the request was never sent to the app. 503.
+    Unsent = "unsent",
+    /// At the deadline: the app had the request but had not responded. 504.
+    Unanswered = "unanswered",
+    /// At the deadline: the response was partly sent, or a tunnel was open.
+    Cut = "cut",
 }
 
 /// Upper bounds of the duration histogram, in milliseconds.

@@ -152,9 +152,15 @@ impl App {
         };
         let elsewhere = async {
             let mut looks = interval_at(began + LISTENS_ELSEWHERE_TIMEOUT, Duration::from_secs(1));
+            let mut just_began = true;
             loop {
                 looks.tick().await;
                 let listens = processes::listening();
+                // A listener on its port may have opened this moment: the next connection attempt finds it.
+                let expected = listens.iter().any(|addr| addr.port() == port);
+                if expected && std::mem::take(&mut just_began) {
+                    continue;
+                }
                 if !listens.is_empty() {
                     tracing::warn!("{}", not_listening(LISTENS_ELSEWHERE_TIMEOUT, listens));
                     return std::future::pending().await;

@@ -21,7 +21,10 @@ impl ForAll {
     pub fn copy(program: &Path) -> Self {
         let dir = temporary_directory();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("ours");
-        fs::copy(program, dir.join("program")).expect("copied");
+        // By a process of its own: a program that this process has open for writing can't be started, and neither while a
+        // child that another test has just forked still has that file.
+        let copied = Command::new("cp").arg(program).arg(dir.join("program")).status().expect("cp starts");
+        assert!(copied.success(), "{copied}");
         Self(dir)
     }
 
