@@ -202,7 +202,7 @@ impl Runner {
                     watch.abort();
                 }
                 // What the kubelet has begun goes on where a drain or a restart ends a hold.
-                if self.machine.rests() {
+                if self.machine.is_inactive() {
                     self.stop = AppStop::default();
                 }
                 self.shared.release();
