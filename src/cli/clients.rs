@@ -40,7 +40,7 @@ pub(super) struct DrainArgs {
 pub(super) struct HowToHold {
     /// Let them go after this time whatever happens
     #[arg(long = "max", value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
-    pub most: Duration,
+    pub max: Duration,
     /// WebSockets, event streams and long polls stay, and aren't waited for
     #[arg(long)]
     pub keep_streams: bool,
@@ -48,7 +48,7 @@ pub(super) struct HowToHold {
 
 impl HowToHold {
     pub(super) fn meant(self) -> Hold {
-        Hold { most: self.most, keep_streams: self.keep_streams }
+        Hold { max: self.max, keep_streams: self.keep_streams }
     }
 }
 

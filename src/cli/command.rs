@@ -102,8 +102,8 @@ pub enum Command {
 /// How `lameduck hold` and `lameduck swap` hold new requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// For so long at most.
-    pub most: Duration,
+    /// The longest time that a request is held.
+    pub max: Duration,
     /// WebSockets and event streams stay, and aren't waited for.
     pub keep_streams: bool,
 }

@@ -79,7 +79,7 @@ pub enum Event {
     /// `lameduck hold`. During a hold, this starts it again from the beginning.
     Hold {
         /// The longest time that new requests wait.
-        most: Duration,
+        max: Duration,
         /// WebSockets, event streams and long polls stay, and the hold does not wait for them.
         keep_streams: bool,
     },
@@ -280,8 +280,8 @@ impl Machine {
             Event::AppGone => self.app_gone(),
             Event::AppStops => self.app_stops(),
             Event::AppBack => self.app_back(&mut effects),
-            Event::Hold { most, keep_streams } => {
-                self.hold_requests(later(now, most), keep_streams, &mut effects);
+            Event::Hold { max, keep_streams } => {
+                self.hold_requests(later(now, max), keep_streams, &mut effects);
                 // The counts are older than the hold, so don't use them; `wake_at` asks for new ones at once.
                 return effects;
             }
@@ -391,7 +391,8 @@ impl Machine {
         }
     }
 
-    /// Handles a native sidecar's signal: the app has exited or the grace period is used up, so don't wait for anything.
+    /// Handles a native sidecar's signal: the app has exited or the grace period is used up, so don't wait for
+    /// anything.
     fn exit(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
         self.release(effects);
         if self.drain().is_none() {
