@@ -17,7 +17,7 @@ use clap::{Args, value_parser};
 use hyper::header::{HeaderName, HeaderValue};
 
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
-pub use self::control::{ControlAddr, ControlPlaces, SOCKETS};
+pub use self::control::{ControlAddr, ControlPlaces, MAX_SOCKETS};
 pub use self::health_check::HealthCheck;
 pub use self::limits::Limits;
 pub use self::long_poll::{LongPoll, LongPollAnswer, LongPolls};

@@ -18,7 +18,7 @@ Exit codes: 0 = stopped by a signal, and every review in progress was answered; 
 environment is wrong; 3 = a second signal came before the last answer.";
 
 /// Folder of a pod's service account (Kubernetes, "Accessing the Kubernetes API from a Pod").
-const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+const ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
 /// Everything that a running webhook needs, checked once at start-up.
 #[derive(Clone, Debug)]
@@ -109,7 +109,7 @@ impl WebhookArgs {
     /// # Errors
     /// The text for the user if arguments are missing or contradict each other.
     pub fn settings(self, api: Option<(String, u16)>) -> Result<WebhookSettings, String> {
-        let cluster = api.map(|(host, port)| Cluster { host, port, account: ACCOUNT.into() });
+        let cluster = api.map(|(host, port)| Cluster { host, port, account: ACCOUNT_DIR.into() });
         if cluster.is_none() && (self.tls_dir.is_none() || self.config.0.is_some()) {
             return Err(
                 "this is no pod (KUBERNETES_SERVICE_HOST is not set): give --tls-dir, and --config ''"

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
 /// Limit on the proxies of one user that can have their own control socket at each default place.
-pub const SOCKETS: u32 = 8;
+pub const MAX_SOCKETS: u32 = 8;
 
 /// `--control`.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,7 +12,7 @@ const STREAM_SHIFT: u32 = 32;
 /// Adds one stream to the word.
 const STREAM: u64 = 1 << STREAM_SHIFT;
 /// 32 bits for work in flight and 24 for the streams among it: far more than there can be sockets.
-const COUNT: u64 = STREAM - 1;
+const COUNT_MASK: u64 = STREAM - 1;
 
 /// Admits work, counts it, and reports when the last of it has ended.
 pub struct Gate {
@@ -126,13 +126,13 @@ impl Gate {
 
     /// Number of requests and tunnels in flight, including held ones.
     pub fn in_flight(&self) -> u64 {
-        self.word.load(Ordering::Acquire) & COUNT
+        self.word.load(Ordering::Acquire) & COUNT_MASK
     }
 
     /// Number of requests and tunnels in flight and how many of them are streams, read together.
     pub fn in_flight_and_streams(&self) -> (u64, u64) {
         let word = self.word.load(Ordering::Acquire);
-        (word & COUNT, streams_of(word))
+        (word & COUNT_MASK, streams_of(word))
     }
 
     /// Number of requests in flight that are held.
@@ -171,7 +171,7 @@ impl Gate {
     /// Closes the gate if nothing is in flight. Returns whether it closed.
     pub fn close(&self) -> bool {
         let mut word = self.word.load(Ordering::Acquire);
-        while word & COUNT == 0 {
+        while word & COUNT_MASK == 0 {
             let closed = with_phase(word, Phase::Drained);
             match self.word.compare_exchange_weak(word, closed, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
@@ -189,7 +189,7 @@ impl Gate {
         }
         let left = self.word.fetch_sub(1, Ordering::AcqRel) - 1;
         // Streams may stay during a hold, so they don't count as running here.
-        let last = (left & COUNT).saturating_sub(streams_of(left)) <= self.held.load(Ordering::Acquire);
+        let last = (left & COUNT_MASK).saturating_sub(streams_of(left)) <= self.held.load(Ordering::Acquire);
         if last && (phase_of(left) != Phase::Serving || self.holding()) {
             (self.on_idle)();
         }
