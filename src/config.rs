@@ -1,4 +1,4 @@
-//! Validated settings, limits and deadlines. Nothing else reads the environment.
+//! Validated settings, limits and deadlines, and the flags that set them.
 
 mod addresses;
 mod control;
@@ -17,7 +17,7 @@ use clap::{Args, value_parser};
 use hyper::header::{HeaderName, HeaderValue};
 
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
-pub use self::control::{ControlAddr, ControlPlaces, SOCKETS};
+pub use self::control::{ControlAddr, ControlPlaces, MAX_SOCKETS};
 pub use self::health_check::HealthCheck;
 pub use self::limits::Limits;
 pub use self::long_poll::{LongPoll, LongPollAnswer, LongPolls};
@@ -26,64 +26,64 @@ use self::target::is_target;
 /// Everything a running proxy needs to know, checked once at start-up.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Where clients come in; at least one.
+    /// Addresses on which clients connect without TLS. Empty if there are TLS listeners only.
     pub listen: Vec<SocketAddr>,
-    /// Where clients come in by TLS.
+    /// TLS listeners and their certificates, if there are any.
     pub tls: Option<TlsSettings>,
-    /// Another proxy may listen at the same addresses.
+    /// Let another proxy listen on the same addresses (`SO_REUSEPORT`).
     pub reuse_port: bool,
-    /// The app.
+    /// The app's address.
     pub upstream: UpstreamAddr,
-    /// Where connections come in that are passed on byte for byte, and to whom.
+    /// Listeners whose connections are forwarded byte for byte, and their destinations.
     pub tcp: Vec<TcpRoute>,
-    /// Peers that say for whom they connect, by a PROXY protocol header.
+    /// Networks of load balancers that send the client's address in a PROXY protocol header.
     pub proxy_protocol_from: Vec<Cidr>,
-    /// Authorities that sign the certificate of an app with `https://`; none is the system's.
+    /// File of authorities that sign the certificate of an `https://` app; `None` uses the system's authorities.
     pub upstream_ca: Option<PathBuf>,
-    /// `/livez`, `/readyz`, `/metrics`, `/drain`; none when switched off.
+    /// Address for `/livez`, `/readyz`, `/metrics` and `/drain`; `None` if switched off.
     pub probe_listen: Option<SocketAddr>,
-    /// Where the control socket may be.
+    /// Possible places of the control socket.
     pub control: ControlPlaces,
-    /// The file that remembers which upstream `switch` has chosen; without one the choice ends with the process.
+    /// File that remembers the upstream chosen by `switch`; without one the choice is lost when the process ends.
     pub switched: Option<PathBuf>,
-    /// Control over TCP, for the other containers of a pod; loopback only.
+    /// Address for control over TCP, for the other containers of a pod; loopback only.
     pub control_listen: Option<SocketAddr>,
-    /// What `GET /drain` on the probe port must show; none refuses every such call.
+    /// Token that `GET /drain` on the probe port must carry; without one every such call is refused.
     pub token: Option<String>,
-    /// How the sidecar's own signals are meant.
+    /// What a signal to this process means.
     pub sidecar: Sidecar,
-    /// Where the app's container finds the preload and this program; none writes neither.
+    /// Folder for the preload and a copy of this program, for the app's container; `None` writes neither.
     pub share_dir: Option<PathBuf>,
-    /// The app's own preStop `httpGet`, called once drained.
+    /// The app's own preStop `httpGet`, called after the drain.
     pub after_drain: Option<AfterDrain>,
-    /// Targets of the app that `/app-probe` on the probe port passes on.
+    /// Targets of the app that `/app-probe` on the probe port forwards.
     pub app_probes: Vec<AppProbe>,
-    /// The drain's times.
+    /// Durations of the drain.
     pub drain: DrainSettings,
-    /// Which requests are health checks, besides those that are known.
+    /// Requests that are health checks, in addition to the well-known ones.
     pub health_checks: Vec<HealthCheck>,
-    /// Requests that wait for news.
+    /// Requests that are long polls.
     pub long_polls: LongPolls,
     /// Readiness and warm-up.
     pub ready: ReadySettings,
-    /// How long a request waits for an app whose port is closed.
+    /// How long a request waits for an app whose port is closed; beyond it: 503.
     pub upstream_wait: Duration,
-    /// What the app speaks.
+    /// The protocol that the app speaks.
     pub upstream_protocol: UpstreamProtocol,
-    /// What happens to `X-Forwarded-*`.
+    /// How to treat `X-Forwarded-*`.
     pub forwarded: Forwarded,
-    /// One line per request on stdout.
+    /// Log one line per request on stdout.
     pub access_log: bool,
-    /// Bounds on what may come from outside.
+    /// Limits on what clients and the app may send.
     pub limits: Limits,
-    /// Data-plane threads.
+    /// Number of data-plane threads.
     pub threads: usize,
-    /// Where the verdict goes for the kubelet to show (`/dev/termination-log`), if that file exists.
+    /// File to which the verdict is written for the kubelet (`/dev/termination-log`), if that file exists.
     pub termination_log: PathBuf,
 }
 
 impl Settings {
-    /// Every address that the proxy listens on by TCP, with the flag that names it.
+    /// All TCP addresses that the proxy listens on, each with its flag.
     pub fn own_addresses(&self) -> impl Iterator<Item = (&'static str, SocketAddr)> {
         let listen = self.listen.iter().map(|addr| ("--listen", *addr));
         let tls = self.tls.iter().flat_map(|tls| &tls.listen).map(|addr| ("--tls-listen", *addr));
@@ -94,39 +94,39 @@ impl Settings {
     }
 }
 
-/// `--tls-listen` and what belongs to it.
+/// `--tls-listen` and its related flags.
 #[derive(Clone, Debug)]
 pub struct TlsSettings {
-    /// Where clients come in by TLS; at least one.
+    /// Addresses on which clients connect with TLS; at least one.
     pub listen: Vec<SocketAddr>,
-    /// The folder of `tls.crt` and `tls.key`, and of subfolders with such pairs.
+    /// Folder with `tls.crt` and `tls.key`, and subfolders with further pairs.
     pub dir: PathBuf,
-    /// Authorities that sign clients' certificates; none asks for no certificate.
+    /// File of authorities that sign client certificates; `None` requests no client certificate.
     pub client_ca: Option<PathBuf>,
-    /// What becomes of a client without one.
+    /// How to treat a client without a certificate.
     pub client_auth: ClientAuth,
-    /// From the accept to the handshake's end; past it the connection is closed.
+    /// Time limit from the accept to the end of the handshake; beyond it the connection is closed.
     pub handshake_timeout: Duration,
 }
 
 /// `--tls-client-auth`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum ClientAuth {
-    /// A client without a certificate is refused.
+    /// Refuse a client without a certificate
     #[default]
     Require,
-    /// It is served, and the app sees no subject.
+    /// Serve it; the app then gets no certificate subject
     Request,
 }
 
 /// `--after-drain` and its headers: one GET.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AfterDrain {
-    /// Whom it goes to; none is the app.
+    /// Destination; `None` is the app.
     pub at: Option<UpstreamAddr>,
-    /// Path and query.
+    /// Path and query of the request.
     pub target: String,
-    /// Header fields.
+    /// Header fields of the request.
     pub headers: Vec<(HeaderName, HeaderValue)>,
 }
 
@@ -162,58 +162,64 @@ impl FromStr for AppProbe {
     }
 }
 
-/// How the process's own SIGTERM is meant.
+/// What a SIGTERM to this process means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sidecar {
-    /// Not a sidecar: SIGTERM starts the drain, and the proxy leaves when it is over.
+    /// Not a sidecar: SIGTERM starts the drain, and the proxy exits when it is over
     #[default]
     None,
-    /// A native sidecar: SIGTERM comes after the app has gone, or with the grace used up: end at once.
+    /// A native sidecar: SIGTERM comes after the app has exited or when the grace period is used up, so exit at once
     Native,
-    /// An ordinary sidecar: SIGTERM comes at the same time as everyone's: drain, stay until the hooks have their answer.
+    /// An ordinary sidecar: all containers get SIGTERM at the same time, so drain and stay until the hooks are answered
     Ordinary,
 }
 
-/// The drain's times.
+/// Durations of the drain.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Drain")]
 pub struct DrainSettings {
-    /// The least time that new connections are still served after a drain began; 0: until a second without new ones
-    /// [default: 5s in a pod, else 0s]
+    /// Minimum time that new connections are still accepted after a drain begins; with 0, until one second passes
+    /// without new ones [default: 5s in a pod, else 0s]
     #[arg(long, value_name = "TIME", default_value = "0s", hide_default_value = true, value_parser = values::time)]
     pub lame_duck: Duration,
-    /// From the drain's begin to the kill: the pod's terminationGracePeriodSeconds, compose's stop_grace_period
+    /// Time from the start of the drain to SIGKILL: the pod's terminationGracePeriodSeconds or compose's
+    /// stop_grace_period
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::time)]
     pub grace: Duration,
-    /// What of the grace is left to the app after the drain: its own preStop hook and SIGTERM handling; running work
-    /// is cut at grace - reserve
+    /// Part of the grace period that is kept for the app's own preStop hook and SIGTERM handling after the drain.
+    /// Requests still running at grace - reserve are cut
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
     pub reserve: Duration,
-    /// How long running requests may finish when only the app restarts
+    /// Time for running requests to finish when only the app restarts
     #[arg(long, value_name = "TIME", default_value = "10s",
           value_parser = values::time)]
     pub restart_grace: Duration,
-    /// WebSockets, event streams and long polls end at random within this time, so that not all clients return at once
+    /// Period over which a drain ends WebSockets, event streams and long polls, each at a random time so that their
+    /// clients don't all reconnect at once
     #[arg(long, value_name = "TIME", default_value = "5s",
           value_parser = values::time)]
     pub stream_spread: Duration,
-    /// /readyz during a drain [default: kept while a pod is deleted, failed for an operator and outside Kubernetes]
+    /// What /readyz reports during a drain [default: keep while a pod is deleted, fail for an operator and outside
+    /// Kubernetes]
     #[arg(long = "drain-readiness", value_name = "MODE", value_enum)]
     pub readiness: Option<DrainReadiness>,
 }
 
 impl DrainSettings {
-    /// From T0 to Forcing, `grace − reserve`.
+    /// Time from T0 to Forcing: `grace − reserve`.
     pub fn deadline(&self) -> Duration {
         self.grace.saturating_sub(self.reserve)
     }
 
-    /// The longest lame duck, `min(30s, (grace − reserve) / 3)`, but never under the least one.
+    /// Maximum lame duck: `min(30s, (grace − reserve) / 3)`, but never less than the minimum.
     pub fn lame_duck_max(&self) -> Duration {
         (self.deadline() / 3).min(Duration::from_secs(30)).max(self.lame_duck)
     }
 
-    /// Refuses times that leave no room for the work: `grace ≤ reserve + lame-duck`.
+    /// Checks that there is time for running work.
+    ///
+    /// # Errors
+    /// The text for the user if `grace ≤ reserve + lame-duck`.
     pub fn check(&self) -> Result<(), String> {
         let needed = self.reserve + self.lame_duck;
         if self.grace > needed {
@@ -232,9 +238,9 @@ impl DrainSettings {
 /// `--drain-readiness`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 pub enum DrainReadiness {
-    /// `/readyz` stays 200 until Draining.
+    /// Stay ready (200) until new connections are refused
     Keep,
-    /// `/readyz` is 503 from the drain's begin.
+    /// Not ready (503) from the start of the drain
     Fail,
 }
 
@@ -242,18 +248,18 @@ pub enum DrainReadiness {
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Readiness")]
 pub struct ReadySettings {
-    /// How the app is asked: 'connect', or a path that must answer 2xx or 3xx
+    /// How to check the app: 'connect', or a path that must answer 2xx or 3xx
     #[arg(long = "ready-check", value_name = "connect|/PATH", default_value = "connect")]
     pub check: ReadyCheck,
-    /// How long one check may take
+    /// Time limit for one check
     #[arg(long = "ready-timeout", value_name = "TIME", default_value = "1s",
           value_parser = values::time_over_zero)]
     pub timeout: Duration,
-    /// A request to send to the app before the first ready, as in 'GET /'; repeat it, or separate by commas (write
-    /// a comma in a path as %2C)
+    /// Request to send to the app before the proxy first reports ready, as in 'GET /'. Repeat the flag or separate by
+    /// commas (write a comma in a path as %2C)
     #[arg(long, value_name = "REQUEST", value_delimiter = ',')]
     pub warm_up: Vec<WarmUp>,
-    /// How often each warm-up request is sent
+    /// How many times to send each warm-up request
     #[arg(long, value_name = "N", default_value = "1",
           value_parser = value_parser!(u32).range(1..=100_000))]
     pub warm_up_count: u32,
@@ -283,9 +289,9 @@ impl FromStr for ReadyCheck {
 /// One `--warm-up` request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WarmUp {
-    /// `GET`, `HEAD`, …
+    /// Method, such as `GET` or `HEAD`.
     pub method: String,
-    /// The request's target.
+    /// Path and query of the request.
     pub path: String,
 }
 
@@ -301,29 +307,29 @@ impl FromStr for WarmUp {
     }
 }
 
-/// `--upstream-protocol`: what the app speaks.
+/// `--upstream-protocol`: the protocol that the app speaks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum UpstreamProtocol {
-    /// gRPC over HTTP/2 without TLS (h2c), all else over HTTP/1.1.
+    /// gRPC over HTTP/2 without TLS (h2c), everything else over HTTP/1.1
     #[default]
     Auto,
-    /// HTTP/1.1 only: gRPC calls are refused as UNIMPLEMENTED.
+    /// HTTP/1.1 only; gRPC calls are refused as UNIMPLEMENTED
     Http1,
-    /// HTTP/2 only, without TLS (h2c, with prior knowledge).
+    /// HTTP/2 only, without TLS (h2c with prior knowledge)
     Http2,
 }
 
-/// `--forwarded`: what happens to `X-Forwarded-For`, `-Proto`, `-Host` and `-Port`.
+/// `--forwarded`: how to treat `X-Forwarded-For`, `-Proto`, `-Host` and `-Port`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Forwarded {
-    /// One more proxy: add the peer to `-For`, and those of the others that are missing.
+    /// Act as one more proxy: add the peer to -For, and add the others where they are missing
     #[default]
     Append,
-    /// As if there were no proxy here: pass them on as they came, and add all four only where none of them came.
+    /// Act as if there were no proxy here: forward them unchanged, and add all four only if none of them is present
     IfNone,
-    /// Trust nobody: replace all four, and take out `Forwarded`.
+    /// Trust no client: replace all four, and remove Forwarded
     Replace,
-    /// Pass them on as they came and add nothing.
+    /// Forward them unchanged and add nothing
     Keep,
 }
 

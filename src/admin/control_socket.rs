@@ -10,7 +10,7 @@ use rustix::fs::{Mode, OFlags};
 use rustix::process::{getegid, geteuid};
 use socket2::{Domain, SockAddr, Socket, Type};
 
-use crate::config::{ControlAddr, ControlPlaces, SOCKETS};
+use crate::config::{ControlAddr, ControlPlaces, MAX_SOCKETS};
 
 /// Length of each listener's accept queue.
 pub(super) const BACKLOG: i32 = 128;
@@ -36,7 +36,7 @@ pub(super) fn bind(places: &ControlPlaces, elsewhere: bool) -> io::Result<Contro
     {
         // Any user could have taken an abstract name.
         let several = elsewhere || matches!(place, ControlAddr::Abstract(_));
-        for number in 1..=if several { SOCKETS } else { 1 } {
+        for number in 1..=if several { MAX_SOCKETS } else { 1 } {
             let at = place.numbered(number);
             match bind_at(&at, own) {
                 Ok(socket) => {

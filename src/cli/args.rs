@@ -1,4 +1,4 @@
-//! What can be typed: clap's types, one struct per heading of `--help`.
+//! The command line as clap types, one struct per heading of `--help`.
 
 use std::ffi::OsString;
 use std::net::SocketAddr;
@@ -37,8 +37,8 @@ pub(super) struct Cli {
     pub command: Sub,
 }
 
-/// The flags of the proxy that no annotation sets: the injection sets them itself or has an annotation of another name,
-/// or they need files that it mounts nowhere.
+/// The flags of `proxy` that no annotation sets: the injection sets them itself, has an annotation of another name for
+/// them, or does not mount the files that they need.
 const NOT_ANNOTATED: [&str; 22] = [
     "after-drain",
     "after-drain-header",
@@ -64,8 +64,8 @@ const NOT_ANNOTATED: [&str; 22] = [
     "version",
 ];
 
-/// The whole command line, with what follows from its flags: each flag of `proxy`, `run` and `webhook` has a variable, and
-/// most of the proxy's have an annotation.
+/// The whole command line. It adds an environment variable to each flag of `proxy`, `run` and `webhook`, and lists the
+/// flags that annotations can set in the help of `inject`.
 pub(super) fn command(around: &Surroundings) -> Command {
     let lame_duck = if around.in_pod { "5s" } else { "0s" };
     let with_env = |arg: Arg| match arg.get_long().filter(|long| !["help", "version"].contains(long)) {
@@ -87,7 +87,7 @@ pub(super) fn command(around: &Surroundings) -> Command {
         .mut_subcommand("inject", |inject| inject.after_help(inject::ANNOTATIONS.replace("{flags}", &flags)))
 }
 
-/// The proxy's flags that an annotation of the same name sets, in order.
+/// The flags of `proxy` that an annotation of the same name sets, sorted.
 pub(super) fn annotated_flags() -> Vec<String> {
     let proxy = ProxyArgs::augment_args(Command::new("proxy"));
     let flags = proxy.get_arguments().filter_map(|arg| arg.get_long());
@@ -96,7 +96,7 @@ pub(super) fn annotated_flags() -> Vec<String> {
     flags
 }
 
-/// Whether an annotation of this name sets a flag of the proxy.
+/// Whether an annotation of this name sets a flag of `proxy`.
 pub fn is_annotated_flag(name: &str) -> bool {
     static FLAGS: LazyLock<Vec<String>> = LazyLock::new(annotated_flags);
     FLAGS.iter().any(|flag| flag == name)
@@ -104,85 +104,89 @@ pub fn is_annotated_flag(name: &str) -> bool {
 
 #[derive(Debug, Subcommand)]
 pub(super) enum Sub {
-    /// Stand in front of an app: a sidecar, or the front door
+    /// Run the proxy in front of an app, as a sidecar or as the front door
     ///
-    /// Every flag can also be set by its environment variable; the flag wins. Durations are written 5s or 1m30s.
+    /// Every flag can also be set by its environment variable; the flag takes precedence. Durations are written as 5s
+    /// or 1m30s.
     #[command(after_help = EXIT_CODES)]
     Proxy(Box<ProxyArgs>),
-    /// Start an app and stand in front of it, in one container
+    /// Start an app and run the proxy in front of it, in one container
     ///
-    /// Listens on the inherited PORT, gives the app a free one as its PORT, and waits until it listens. SIGTERM, SIGINT
-    /// and SIGQUIT drain first; then the app gets its SIGTERM. Other signals are the app's, and so is the terminal. Every
-    /// flag can also be set by its environment variable; the flag wins. Durations are written 5s or 1m30s.
+    /// Listens on the inherited PORT, gives the app a free port as its PORT, and waits until the app listens. SIGTERM,
+    /// SIGINT and SIGQUIT start a drain; after it the app gets SIGTERM. Other signals are forwarded to the app, and the
+    /// terminal belongs to the app. Every flag can also be set by its environment variable; the flag takes precedence.
+    /// Durations are written as 5s or 1m30s.
     #[command(after_help = EXIT_CODES)]
     Run(Box<RunArgs>),
     /// Drain a running proxy and wait until nothing is in flight
     #[command(after_help = EXIT_CODES)]
     Drain(DrainArgs),
-    /// Hold new requests while what runs may finish, until resume or --max
+    /// Hold new requests while running ones finish, until resume or --max
     ///
-    /// What the app itself asks for through the proxy goes on. It is told by its address, so whoever shares that counts
-    /// as the app; on loopback, by a unix socket or through a published port it can't be told and waits too, as does
-    /// what waits for it. Streams and long polls end as in a drain; their clients are held when they come again.
+    /// Requests that the app itself makes through the proxy are not held. The proxy recognises the app by its address,
+    /// so every client with the same address counts as the app. On loopback, by a unix socket or through a published
+    /// port it can't be recognised: its requests are held too, and running requests that depend on them wait.
+    /// Streams and long polls end as in a drain; their clients are held when they reconnect.
     #[command(after_help = EXIT_CODES)]
     Hold(HoldArgs),
-    /// Hold new requests, run a command that replaces the app, and let them go once it answers
+    /// Hold new requests, run a command that replaces the app, and release them once it answers
     #[command(after_help = EXIT_CODES)]
     Swap(SwapArgs),
-    /// Send new requests to another upstream once it answers, and wait until the old one has run dry
+    /// Send new requests to another upstream once it answers, and wait until the old one has no requests left
     ///
-    /// Only the app of --listen moves; what comes by --tcp stays where it is. It outranks --upstream until it is undone
-    /// by --back, and is remembered beside the control socket: put that into a volume to keep it. The app of run is its
-    /// own child, so there a switch ends with the process.
+    /// Only the upstream of --listen changes; --tcp is unaffected. The choice takes precedence over --upstream until
+    /// --back undoes it. It is remembered beside the control socket: put that in a volume to keep it. With run, the app
+    /// is its own child, so the choice ends with the process.
     #[command(after_help = EXIT_CODES)]
     Switch(SwitchArgs),
-    /// End a drain or a hold: serve on
+    /// End a drain or a hold and continue serving
     #[command(after_help = EXIT_CODES)]
     Resume(ControlArgs),
-    /// Show what a running proxy does and who is in flight
+    /// Show the state of a running proxy and the requests in flight
     #[command(after_help = EXIT_CODES)]
     Status(StatusArgs),
-    /// Put the sidecar into Kubernetes manifests
+    /// Add the sidecar to Kubernetes manifests
     ///
-    /// Prints all manifests, those that it leaves alone byte for byte; comments, order and quoting stay. Every
-    /// workload is injected unless its lameduck.dev/inject annotation is disabled; other lameduck.dev annotations of
-    /// its pods set the details. Doing it again changes nothing.
+    /// Prints all manifests. Those that need no change are printed byte for byte; comments, order and quoting are kept.
+    /// Every workload gets the sidecar unless its lameduck.dev/inject annotation is disabled; other lameduck.dev
+    /// annotations of its pods set the details. Running it again changes nothing.
     Inject(InjectArgs),
-    /// Take the sidecar out of manifests that inject has changed
+    /// Remove the sidecar from manifests that inject has changed
     #[command(after_help = inject::EXIT_CODES)]
     Uninject(FileArgs),
-    /// Put the sidecar into pods as they are created: the mutating admission webhook
+    /// Run the mutating admission webhook, which adds the sidecar to pods as they are created
     ///
-    /// It gives the same sidecar as inject to the pods that the webhook configuration's selectors send to it. It
-    /// refuses no pod: what it doesn't understand it leaves alone, and warns. Every flag can also be set by its
-    /// environment variable; the flag wins.
+    /// It adds the same sidecar as inject to the pods that the webhook configuration selects. It never refuses a pod:
+    /// it leaves pods that it does not understand unchanged, and warns. Every flag can also be set by its environment
+    /// variable; the flag takes precedence.
     #[command(after_help = webhook::AFTER_HELP)]
     Webhook(Box<WebhookArgs>),
 }
 
 #[derive(Debug, Args)]
 pub(super) struct ProxyArgs {
-    /// The app: host:port, https://host:port or unix:/path; a name is looked up each second, several addresses are
-    /// balanced
+    /// Address of the app: host:port, https://host:port or unix:/path. A name is resolved every second; requests are
+    /// balanced over all its addresses
     #[arg(long, value_name = "ADDR", help_heading = "App")]
     pub upstream: UpstreamAddr,
     /// What SIGTERM means to this proxy
     #[arg(long, value_name = "MODE", value_enum, default_value = "none", help_heading = "Drain")]
     pub sidecar: Sidecar,
-    /// Write preload.js and this program there, for the app's container: named in NODE_OPTIONS (--require), the one
-    /// lets Node end at SIGTERM as PID 1; the other is for a preStop exec, as `lameduck drain --app-hook`
+    /// Folder to which preload.js and this program are written, for the app's container. With preload.js in
+    /// NODE_OPTIONS (--require), Node as PID 1 exits on SIGTERM; the program is for a preStop exec, as `lameduck drain
+    /// --app-hook`
     #[arg(long, value_name = "DIR", help_heading = "App")]
     pub share_dir: Option<PathBuf>,
-    /// A GET to send once drained, before the app's preStop hook has its answer: a /PATH of the app, or
-    /// http(s)://HOST:PORT/PATH; it takes from the reserve
+    /// GET to send after the drain, before the app's preStop hook is answered: a /PATH of the app, or
+    /// http(s)://HOST:PORT/PATH. It uses part of the reserve
     #[arg(long, value_name = "URL", help_heading = "Drain")]
     pub after_drain: Option<AfterDrain>,
-    /// A header field of that GET, as in 'Name: value'; repeat it, or separate by line breaks
+    /// Header field of the --after-drain request, as in 'Name: value'. Repeat the flag or separate by line breaks
     #[arg(long, value_name = "FIELD", value_delimiter = '\n',
           hide_env_values = true, value_parser = values::field, help_heading = "Drain")]
     pub after_drain_header: Vec<(HeaderName, HeaderValue)>,
-    /// A path of the app that the probe port passes on, as /app-probe/PATH; repeat it, or separate by line
-    /// breaks. For the probes of an app on a unix socket, which the kubelet can't reach
+    /// Path of the app that the probe port forwards, as /app-probe/PATH. Repeat the flag or separate by line breaks.
+    /// For the probes of an app on a unix socket, which the kubelet can't reach
     #[arg(long, value_name = "PATH", value_delimiter = '\n', help_heading = "Readiness")]
     pub app_probe: Vec<AppProbe>,
     #[command(flatten)]
@@ -195,15 +199,15 @@ pub(super) struct ProxyArgs {
 pub(super) struct RunArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// The app's port, for an app that doesn't read PORT [default: a free port, given to the app as PORT]
+    /// Port of the app, for an app that doesn't read PORT [default: a free port, given to the app as PORT]
     #[arg(long, value_name = "PORT", help_heading = "App",
           value_parser = values::port_or_link)]
     pub app_port: Option<PortOrLink>,
-    /// The app must listen within this time; else it is ended, and the exit code is 1
+    /// Time limit for the app to listen. Beyond it the app is stopped, and the exit code is 1
     #[arg(long, value_name = "TIME", help_heading = "App",
           default_value = "60s", value_parser = values::time_over_zero)]
     pub start_timeout: Duration,
-    /// The app and its arguments, after lameduck's own; -- before it is optional
+    /// The app and its arguments, after lameduck's own flags; a -- before it is optional
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD", help_heading = "App")]
     pub command: Vec<OsString>,
 }
@@ -218,10 +222,11 @@ pub(super) struct CommonArgs {
     pub drain: DrainSettings,
     #[command(flatten)]
     pub long_polls: LongPolls,
-    /// What is a health check besides those known by their agent (kubelet, AWS, Google, Azure, Envoy, Consul, Prometheus, …):
-    /// a /PATH, or agent:TEXT for a part of the User-Agent; repeat it, or separate by commas. A drain waits neither for
-    /// it nor for its coming to end, and a hold lets it pass. HAProxy's bare HTTP/1.0 check is known; Traefik's, curl's and
-    /// wget's look like anybody's, so name their path
+    /// Request that is a health check: a /PATH, or agent:TEXT for a part of the User-Agent. Repeat the flag or separate
+    /// by commas. Those of kubelet, AWS, Google, Azure, Envoy, Consul, Prometheus and others are recognised by their
+    /// User-Agent; HAProxy's bare HTTP/1.0 check is recognised too. Those of Traefik, curl and wget look like any
+    /// request, so give their path. A drain does not wait for health checks or for them to stop arriving, and a hold
+    /// does not hold them
     #[arg(long, value_name = "/PATH|agent:TEXT", value_delimiter = ',', help_heading = "Drain")]
     pub health_check: Vec<HealthCheck>,
     #[command(flatten)]
@@ -230,7 +235,7 @@ pub(super) struct CommonArgs {
     pub app: AppArgs,
     #[command(flatten)]
     pub limits: Limits,
-    /// Data-plane threads [default: the cores that this process may use]
+    /// Number of data-plane threads [default: the number of cores that this process may use]
     #[arg(long, help_heading = "Limits", value_name = "N", value_parser = value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     #[command(flatten)]
@@ -240,40 +245,41 @@ pub(super) struct CommonArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Addresses")]
 pub(super) struct AddressArgs {
-    /// Where clients come in, as in :4880 or 127.0.0.1:4880; repeat it, or separate by commas
+    /// Address on which clients connect, as in :4880 or 127.0.0.1:4880. Repeat the flag or separate by commas
     /// [default: :4880; run: the inherited PORT, if set; none with --tls-listen]
     #[arg(long, value_name = "ADDR", value_delimiter = ',', value_parser = parse_listen)]
     pub listen: Vec<SocketAddr>,
-    /// Pass connections on byte for byte, as in :6379=redis:6379 or :3306=unix:/run/db.sock; repeat it, or separate by
-    /// commas. Each is work in flight until it closes: a drain lets it run to its deadline, then resets it, and hold
-    /// and swap hold new ones. switch doesn't move them
+    /// Address to listen on and destination for connections that are forwarded byte for byte, as in :6379=redis:6379 or
+    /// :3306=unix:/run/db.sock. Repeat the flag or separate by commas. A connection is in flight until it closes: a
+    /// drain lets it run until the deadline, then resets it; hold and swap hold new ones; switch does not affect them
     #[arg(long, value_name = "ADDR=UPSTREAM", value_delimiter = ',')]
     pub tcp: Vec<TcpRoute>,
     /// Networks of load balancers that begin each connection to --listen and --tcp with a PROXY protocol header
-    /// (version 1 or 2), as in 10.0.0.0/8,fd00::/8: the address in it is the client's. From these a header is
-    /// required, from others it is not read
+    /// (version 1 or 2), as in 10.0.0.0/8,fd00::/8. The header gives the client's address. It is required from these
+    /// networks and not read from others
     #[arg(long, value_name = "CIDR", value_delimiter = ',')]
     pub proxy_protocol_from: Vec<Cidr>,
-    /// Another lameduck of the same user may listen there too, so that one front door takes over from another
+    /// Let another lameduck of the same user listen on the same addresses, so that a new front door can take over from
+    /// an old one
     #[arg(long)]
     pub reuseport: bool,
-    /// Where the kubelet and Prometheus ask: /livez, /readyz, /metrics and /drain; or 'off'. run takes another port when
-    /// this one is in use
+    /// Address for the kubelet and Prometheus, with /livez, /readyz, /metrics and /drain; or 'off'. run uses another
+    /// port if this one is in use
     #[arg(long, value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off)]
     pub probe_listen: Switch,
-    /// The control socket, which the commands drain, resume, status and so on
-    /// talk to; @NAME is one without a file. Its default is the first of these folders that belongs to this user alone, or
-    /// else @lameduck-UID. run takes the next free one, as in control-2.sock
-    /// [default: control.sock in /run/lameduck, $XDG_RUNTIME_DIR/lameduck or /tmp/lameduck-UID]
+    /// The control socket, which drain, resume, status and the other commands connect to. @NAME is a socket without a
+    /// file. The default is in the first of the folders below that belongs to this user alone, or else @lameduck-UID.
+    /// run uses the next free name, as in control-2.sock [default: control.sock in /run/lameduck,
+    /// $XDG_RUNTIME_DIR/lameduck or /tmp/lameduck-UID]
     #[arg(long, value_name = "PATH")]
     pub control: Option<ControlAddr>,
-    /// Control by TCP for the pod's other containers, on loopback only; or 'off'
+    /// Address for control over TCP, for the other containers of the pod, on loopback only; or 'off'
     /// [default: 127.0.0.1:4882 in a pod, else off]
     #[arg(long, value_name = "ADDR", value_parser = values::loopback_or_off)]
     pub control_listen: Option<Switch>,
-    /// What GET /drain on the probe port must show in its Lameduck-Token header; without it every such call is
-    /// refused; better set by its variable, as other users can read a command line
+    /// Token that GET /drain on the probe port must carry in its Lameduck-Token header. Without this flag every such
+    /// call is refused. Prefer the environment variable, because other users can read a command line
     #[arg(long, value_name = "TEXT", hide_env_values = true, value_parser = values::token)]
     pub token: Option<String>,
 }
@@ -281,24 +287,24 @@ pub(super) struct AddressArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS")]
 pub(super) struct TlsArgs {
-    /// Where clients come in by TLS 1.2 or 1.3, as in :4443; repeat it, or separate by commas. --listen has no default
-    /// then
+    /// Address on which clients connect with TLS 1.2 or 1.3, as in :4443. Repeat the flag or separate by commas.
+    /// --listen then has no default
     #[arg(long, value_name = "ADDR", value_delimiter = ',',
           value_parser = parse_listen)]
     pub tls_listen: Vec<SocketAddr>,
-    /// The folder of tls.crt (the certificate and its chain) and tls.key, as a Secret is mounted, and of subfolders with
-    /// such pairs: a client that asks for one of a certificate's DNS names gets that one, any other the folder's own.
-    /// Changes are seen within seconds; no connection ends by them
+    /// Folder with tls.crt (the certificate and its chain) and tls.key, as in a mounted Secret, and subfolders with
+    /// further pairs. A client that asks for a DNS name of a certificate gets that certificate, any other client that
+    /// of the folder itself. Changes take effect within seconds and close no connection
     #[arg(long, value_name = "DIR")]
     pub tls_dir: Option<PathBuf>,
-    /// The authorities (PEM) of clients' certificates, which are asked for then; the app is told the verified
-    /// certificate's subject in X-Client-Cert-Subject, and never one that a client has sent itself
+    /// File of authorities (PEM) that sign client certificates. With it, clients are asked for a certificate, and the
+    /// app gets its verified subject in X-Client-Cert-Subject, never one that a client has sent itself
     #[arg(long, value_name = "FILE")]
     pub tls_client_ca: Option<PathBuf>,
-    /// What becomes of a client without a certificate, with --tls-client-ca [default: require]
+    /// How to treat a client without a certificate, with --tls-client-ca [default: require]
     #[arg(long, value_name = "MODE", value_enum)]
     pub tls_client_auth: Option<ClientAuth>,
-    /// How long a TLS handshake may take; past it the connection is closed
+    /// Time limit for a TLS handshake. Beyond it the connection is closed
     #[arg(long, value_name = "TIME", default_value = "10s",
           value_parser = values::time_over_zero)]
     pub tls_handshake_timeout: Duration,
@@ -307,11 +313,11 @@ pub(super) struct TlsArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "TLS")]
 pub(super) struct UpstreamTlsArgs {
-    /// The authorities (PEM) that sign the certificate of an app with https://; one that they didn't sign is 502
+    /// File of authorities (PEM) that sign the certificate of an https:// app. Any other certificate: 502
     /// [default: the system's, as in /etc/ssl/certs/ca-certificates.crt]
     #[arg(long, value_name = "FILE")]
     pub upstream_ca: Option<PathBuf>,
-    /// The name that the certificate of an app with https:// has to be for [default: the host of --upstream]
+    /// Name that the certificate of an https:// app must be valid for [default: the host of --upstream]
     #[arg(long, value_name = "NAME", value_parser = values::server_name)]
     pub upstream_name: Option<String>,
 }
@@ -319,17 +325,17 @@ pub(super) struct UpstreamTlsArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "App")]
 pub(super) struct AppArgs {
-    /// How long a request or --tcp connection waits for an app whose port is closed (it crashed, or restarts); past it
-    /// 503, or a reset. Where compose replaces the app, that is its stop and its boot together: 60s, say
+    /// How long a request or --tcp connection waits for an app whose port is closed because it crashed or restarts.
+    /// Beyond it: 503, or a reset for --tcp. If compose replaces the app, it must cover the app's stop and start, for
+    /// example 60s
     #[arg(long, value_name = "TIME", default_value = "10s",
           value_parser = values::time)]
     pub upstream_wait: Duration,
-    /// What the app speaks
+    /// Protocol that the app speaks
     #[arg(long, value_name = "PROTOCOL", value_enum, default_value = "auto")]
     pub upstream_protocol: UpstreamProtocol,
-    /// What the app gets to see as X-Forwarded-For, -Proto, -Host and -Port
-    /// [default: if-none in a sidecar and under run, where the number of proxies stays what it was without us; append
-    /// in a front door, and with --tls-listen]
+    /// How to set X-Forwarded-For, -Proto, -Host and -Port for the app [default: if-none in a sidecar and with run, so
+    /// that the app sees the same number of proxies as without lameduck; append in a front door and with --tls-listen]
     #[arg(long, value_name = "MODE", value_enum)]
     pub forwarded: Option<Forwarded>,
 }

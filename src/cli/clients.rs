@@ -1,4 +1,4 @@
-//! What the commands that talk to a running proxy take.
+//! Arguments of the commands that control a running proxy.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -11,8 +11,8 @@ use crate::config::{ControlAddr, UpstreamAddr};
 
 #[derive(Debug, Args)]
 pub(super) struct ControlArgs {
-    /// The proxy's control socket, or its --control-listen address [default: the first of the proxy's own default
-    /// sockets on which one answers]
+    /// Control socket of the proxy, or its --control-listen address [default: the first of the default sockets on which
+    /// a proxy answers]
     #[arg(long, env = "LAMEDUCK_CONTROL", value_name = "PATH")]
     pub control: Option<ControlAddr>,
 }
@@ -21,34 +21,34 @@ pub(super) struct ControlArgs {
 pub(super) struct DrainArgs {
     #[command(flatten)]
     pub control: ControlArgs,
-    /// Cut what still runs after this time. The deadline of a drain that runs already comes forward to it, and is never
-    /// put off [default: wait for as long as it takes, or to the deadline that is set]
+    /// Cut requests that are still running after this time. For a drain in progress it can only bring the deadline
+    /// forward [default: no time limit, or the deadline of the drain in progress]
     #[arg(long, value_name = "TIME", value_parser = values::time_over_zero)]
     pub timeout: Option<Duration>,
-    /// Only begin the drain
+    /// Begin the drain and return at once
     #[arg(long)]
     pub no_wait: bool,
-    /// This is the preStop hook of the app's container: on its own it means that only the app restarts
+    /// Act as the preStop hook of the app's container; without the sidecar's hook it means that only the app restarts
     #[arg(long, conflicts_with_all = ["timeout", "no_wait"])]
     pub app_hook: bool,
-    /// With --app-hook: run this then, whatever came of the drain
+    /// With --app-hook: command to run afterwards, whatever the result of the drain
     #[arg(last = true, requires = "app_hook", value_name = "CMD")]
     pub command: Vec<OsString>,
 }
 
 #[derive(Debug, Args)]
-pub(super) struct HowToHold {
-    /// Let them go after this time whatever happens
+pub(super) struct HoldOptions {
+    /// Release the held requests after this time in any case
     #[arg(long = "max", value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
-    pub most: Duration,
-    /// WebSockets, event streams and long polls stay, and aren't waited for
+    pub max: Duration,
+    /// Keep WebSockets, event streams and long polls, and don't wait for them
     #[arg(long)]
     pub keep_streams: bool,
 }
 
-impl HowToHold {
-    pub(super) fn meant(self) -> Hold {
-        Hold { most: self.most, keep_streams: self.keep_streams }
+impl HoldOptions {
+    pub(super) fn settings(self) -> Hold {
+        Hold { max: self.max, keep_streams: self.keep_streams }
     }
 }
 
@@ -57,8 +57,8 @@ pub(super) struct HoldArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     #[command(flatten)]
-    pub hold: HowToHold,
-    /// Return only when nothing runs any more
+    pub hold: HoldOptions,
+    /// Return only once nothing is running any more
     #[arg(long)]
     pub until_idle: bool,
 }
@@ -68,11 +68,11 @@ pub(super) struct SwapArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     #[command(flatten)]
-    pub hold: HowToHold,
-    /// The app must answer within this time after the command has ended
+    pub hold: HoldOptions,
+    /// Time limit for the app to answer after the command has ended
     #[arg(long, value_name = "TIME", default_value = "60s", value_parser = values::time_over_zero)]
     pub timeout: Duration,
-    /// What replaces the app, as in: docker compose up -d app
+    /// Command that replaces the app, as in: docker compose up -d app
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
     pub command: Vec<OsString>,
 }
@@ -84,13 +84,13 @@ pub(super) struct SwitchArgs {
     /// The new upstream: host:port, https://host:port or unix:/path
     #[arg(value_name = "ADDR", required_unless_present = "back")]
     pub to: Option<UpstreamAddr>,
-    /// Back to the proxy's --upstream
+    /// Go back to the proxy's --upstream
     #[arg(long, conflicts_with = "to")]
     pub back: bool,
-    /// The new upstream must answer within this time; else nothing is changed
+    /// Time limit for the new upstream to answer. Beyond it nothing is changed
     #[arg(long, value_name = "TIME", default_value = "30s", value_parser = values::time_over_zero)]
     pub timeout: Duration,
-    /// Don't wait until the old one has run dry
+    /// Don't wait until the old upstream has no requests left
     #[arg(long)]
     pub no_wait: bool,
 }
@@ -99,13 +99,13 @@ pub(super) struct SwitchArgs {
 pub(super) struct StatusArgs {
     #[command(flatten)]
     pub control: ControlArgs,
-    /// Show it anew each second, until Ctrl-C
+    /// Update the output every second, until Ctrl-C
     #[arg(long, conflicts_with = "ready")]
     pub watch: bool,
-    /// As JSON, one object per line
+    /// Print JSON, one object per line
     #[arg(long, conflicts_with = "ready")]
     pub json: bool,
-    /// Print nothing; exit 0 when ready, else 1 (a compose healthcheck)
+    /// Print nothing; exit with 0 if ready, else with 1 (for a compose healthcheck)
     #[arg(long)]
     pub ready: bool,
 }

@@ -1,4 +1,4 @@
-//! What a command line asks for: the outcome of reading it.
+//! The parsed command line.
 
 use std::ffi::OsString;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::webhook::WebhookSettings;
 use crate::config::{ControlPlaces, Settings, UpstreamAddr};
 use crate::inject::command::FileTask;
 
-/// What is to be done.
+/// The command to run.
 #[derive(Debug)]
 pub enum Command {
     /// `lameduck proxy`.
@@ -22,7 +22,8 @@ pub enum Command {
     },
     /// `lameduck run`.
     Run {
-        /// Checked. The upstream is `localhost` with `--app-port`, or port 0: a free one is still to be chosen.
+        /// Checked. The upstream is `localhost` with the port of `--app-port`, or with port 0 if a free port has yet to
+        /// be chosen.
         settings: Box<Settings>,
         /// For `telemetry`.
         log: LogSettings,
@@ -33,16 +34,16 @@ pub enum Command {
     Drain {
         /// Where the proxy is.
         control: ControlPlaces,
-        /// From now to Forcing; none waits for as long as it takes.
+        /// Time from now to Forcing; `None` sets no limit.
         timeout: Option<Duration>,
-        /// Whether to wait for the drain's end.
+        /// Whether to wait for the end of the drain.
         wait: bool,
     },
     /// `lameduck drain --app-hook`.
     AppHook {
         /// Where the proxy is.
         control: ControlPlaces,
-        /// The app's own preStop hook; empty if it has none.
+        /// Command of the app's own preStop hook; empty if it has none.
         command: Vec<OsString>,
     },
     /// `lameduck resume`.
@@ -54,31 +55,31 @@ pub enum Command {
     Hold {
         /// Where the proxy is.
         control: ControlPlaces,
-        /// How.
+        /// How to hold requests.
         how: Hold,
-        /// Whether to wait until nothing runs any more.
+        /// Whether to wait until nothing is running any more.
         until_idle: bool,
     },
     /// `lameduck swap`.
     Swap {
         /// Where the proxy is.
         control: ControlPlaces,
-        /// How requests are held meanwhile.
+        /// How to hold requests meanwhile.
         how: Hold,
-        /// How long the app may take to answer once the command has ended.
+        /// Time limit for the app to answer after the command has ended.
         timeout: Duration,
-        /// What replaces the app, and its arguments; at least one.
+        /// Command that replaces the app, with its arguments; not empty.
         command: Vec<OsString>,
     },
     /// `lameduck switch`.
     Switch {
         /// Where the proxy is.
         control: ControlPlaces,
-        /// Where new requests go; none for `--upstream`.
+        /// Upstream for new requests; `None` is `--upstream`.
         to: Option<UpstreamAddr>,
-        /// How long it may take to answer.
+        /// Time limit for it to answer.
         timeout: Duration,
-        /// Whether to wait until the old one has run dry.
+        /// Whether to wait until the old upstream has no requests left.
         wait: bool,
     },
     /// `lameduck status`.
@@ -102,34 +103,34 @@ pub enum Command {
 /// How `lameduck hold` and `lameduck swap` hold new requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Hold {
-    /// For so long at most.
-    pub most: Duration,
-    /// WebSockets and event streams stay, and aren't waited for.
+    /// The longest time that a request is held.
+    pub max: Duration,
+    /// Keep WebSockets, event streams and long polls, and don't wait for them.
     pub keep_streams: bool,
 }
 
 /// The app that `lameduck run` starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppCommand {
-    /// `--app-port`: the app listens there whatever its `PORT` says.
+    /// `--app-port`: the app listens on this port, whatever its `PORT` says.
     pub port: Option<u16>,
-    /// How long it may take until it listens.
+    /// Time limit for the app to listen.
     pub start_timeout: Duration,
-    /// The program and its arguments; at least one.
+    /// The program and its arguments; not empty.
     pub command: Vec<OsString>,
 }
 
 /// What `lameduck status` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatusView {
-    /// For people, with the oldest requests in flight.
+    /// Text for people, with the oldest requests in flight.
     Human {
-        /// Anew each second.
+        /// Update every second.
         watch: bool,
     },
     /// One JSON object per line.
     Json {
-        /// Anew each second.
+        /// Update every second.
         watch: bool,
     },
     /// Nothing but the exit code.
@@ -141,6 +142,6 @@ pub enum StatusView {
 pub struct LogSettings {
     /// `--log-format`.
     pub format: LogFormat,
-    /// `--log-level`: lines less severe than this are left out.
+    /// `--log-level`: less severe lines are dropped.
     pub level: Level,
 }

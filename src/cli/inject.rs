@@ -1,4 +1,4 @@
-//! What can be typed after `inject` and `uninject`, and what it means.
+//! Arguments of `inject` and `uninject`.
 
 use std::path::{Path, PathBuf};
 
@@ -9,18 +9,18 @@ use crate::inject::Settings;
 use crate::inject::command::{FileTask, Output};
 use crate::inject::manifest::Task;
 
-/// For `inject` alone: what a pod's owner can say.
+/// The text after the help of `inject`: the annotations that a pod can have.
 pub(super) const ANNOTATIONS: &str = "\
 Annotations of a pod (template), all lameduck.dev/NAME:
-  inject: disabled              leave this one alone
-  container, port               the app's, where there are several
-  app-port                      the proxy takes the container port, the app listens here
-  app-socket                    the same, but on a unix socket: /run/lameduck/app.sock, which is its PORT then
-  proxy-port, probe-port        where the proxy listens, and where the kubelet asks
+  inject: disabled              don't add the sidecar
+  container, port               container and port of the app, if there are several
+  app-port                      port on which the app listens; the proxy takes the container port
+  app-socket                    the same with a unix socket: /run/lameduck/app.sock, which is then the app's PORT
+  proxy-port, probe-port        ports of the proxy for clients and for the kubelet's probes
   sidecar: ordinary             for Kubernetes before 1.29
-  grace                         what terminationGracePeriodSeconds is raised to, as in 90s
-  pid1: preload | share | leave how an app as PID 1 without a handler gets to hear SIGTERM
-  image, image-pull-policy      the sidecar's
+  grace                         raise terminationGracePeriodSeconds to this, as in 90s
+  pid1: preload | share | leave how to make SIGTERM work for an app that is PID 1 without a handler
+  image, image-pull-policy      of the sidecar
   cpu-request, cpu-limit, memory-request, memory-limit
   and these flags of `lameduck proxy`: {flags}
 
@@ -40,10 +40,10 @@ pub(super) struct FileArgs {
     /// Manifests: files, folders (every .yaml, .yml and .json in and under them), or - for stdin
     #[arg(value_name = "FILE|DIR|-", default_value = "-")]
     pub inputs: Vec<PathBuf>,
-    /// Change the files themselves, and print nothing
+    /// Change the files in place, and print nothing
     #[arg(long, short, conflicts_with_all = ["check", "diff"])]
     pub in_place: bool,
-    /// Print no manifests; exit 1 if something would change
+    /// Print no manifests; exit with 1 if something would change
     #[arg(long)]
     pub check: bool,
     /// Print what would change instead of the manifests
@@ -55,15 +55,15 @@ pub(super) struct FileArgs {
 pub(super) struct InjectArgs {
     #[command(flatten)]
     pub files: FileArgs,
-    /// The sidecar's image, whose entrypoint is lameduck
+    /// Image of the sidecar; its entrypoint must be lameduck
     #[arg(long, env = "LAMEDUCK_IMAGE", value_name = "IMAGE",
           default_value = concat!("lameduck:", env!("CARGO_PKG_VERSION")))]
     pub image: String,
-    /// The sidecar's imagePullPolicy [default: left to Kubernetes]
+    /// imagePullPolicy of the sidecar [default: left to Kubernetes]
     #[arg(long, env = "LAMEDUCK_IMAGE_PULL_POLICY", value_name = "POLICY",
           value_parser = ["Always", "IfNotPresent", "Never"])]
     pub image_pull_policy: Option<String>,
-    /// A secret from which each workload's token for /drain is derived: the same seed, the same manifests
+    /// Secret from which the /drain token of each workload is derived. The same seed gives the same manifests
     #[arg(
         long,
         env = "LAMEDUCK_TOKEN_SEED",
@@ -72,14 +72,16 @@ pub(super) struct InjectArgs {
         default_value = ""
     )]
     pub token_seed: String,
-    /// The namespace of objects that name none: the one that you apply them to
+    /// Namespace of objects that don't name one; give the namespace to which you apply them
     #[arg(long, short, value_name = "NAME", default_value = "default")]
     pub namespace: String,
 }
 
 impl InjectArgs {
-    /// What is to be done; `check` says what is wrong with a proxy's command line,
-    /// `is_flag` which annotations are flags.
+    /// Makes the task. `check` validates the command line of a proxy, `is_flag` tells which annotations are flags.
+    ///
+    /// # Errors
+    /// The text for the user if the arguments contradict each other.
     pub fn request(
         self,
         check: fn(&[String]) -> Result<(), String>,

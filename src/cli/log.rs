@@ -1,4 +1,4 @@
-//! What can be typed about the log.
+//! Arguments for the log.
 
 use std::path::PathBuf;
 
@@ -8,14 +8,14 @@ use tracing::Level;
 
 use crate::config::values;
 
-/// How a log line is written.
+/// `--log-format`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum LogFormat {
     /// human when stdout is a terminal, else json
     Auto,
     /// one JSON object per line
     Json,
-    /// for people
+    /// text for people
     Human,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct LogArgs {
     pub access_log: bool,
     #[command(flatten)]
     pub lines: LineArgs,
-    /// Where the drain's verdict goes for the kubelet to show, if that file exists
+    /// File to which the drain's verdict is written for the kubelet to show, if that file exists
     #[arg(long, value_name = "PATH", default_value = "/dev/termination-log")]
     pub termination_log: PathBuf,
 }
@@ -35,10 +35,10 @@ pub(super) struct LogArgs {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Logging")]
 pub(super) struct LineArgs {
-    /// How a line is written
+    /// Format of log lines
     #[arg(long, value_name = "FORMAT", value_enum, default_value = "auto")]
     pub log_format: LogFormat,
-    /// error, warn, info, debug or trace
+    /// Lowest level to log: error, warn, info, debug or trace
     #[arg(long, value_name = "LEVEL", default_value = "info",
           value_parser = values::level)]
     pub log_level: Level,

@@ -1,4 +1,4 @@
-//! What was typed, and what it means. No sockets.
+//! Turns the parsed command line and the environment into checked settings. It opens no sockets.
 
 use std::ffi::OsString;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -20,13 +20,14 @@ use crate::inject::manifest::Task;
 /// Reads the command line (program name first) and the environment.
 ///
 /// # Errors
-/// What clap prints: `--help` and `--version` too. Its `exit()` knows stream and exit code (2 for usage).
+/// What clap prints, including `--help` and `--version`. Its `exit()` chooses the stream and the exit code (2 for usage
+/// errors).
 pub fn parse<I, T>(args: I) -> Result<Command, clap::Error>
 where
     I: IntoIterator<Item = T>,
     T: Into<OsString> + Clone,
 {
-    parse_at(args, &Surroundings::look())
+    parse_at(args, &Surroundings::of_process())
 }
 
 pub(super) fn parse_at<I, T>(args: I, around: &Surroundings) -> Result<Command, clap::Error>
@@ -37,15 +38,15 @@ where
     let mut command = command(around);
     let matches = command.try_get_matches_from_mut(args)?;
     let cli = Cli::from_arg_matches(&matches).map_err(|error| error.format(&mut command))?;
-    mean(cli.command, around).map_err(|why| {
-        // So that each subcommand knows the words that lead to it.
+    to_command(cli.command, around).map_err(|why| {
+        // Lets each subcommand print its full name, `lameduck proxy`, in the usage line.
         command.build();
         let sub = matches.subcommand_name().and_then(|name| command.find_subcommand_mut(name).cloned());
         sub.unwrap_or(command).error(ErrorKind::ValueValidation, why)
     })
 }
 
-fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
+fn to_command(typed: Sub, around: &Surroundings) -> Result<Command, String> {
     Ok(match typed {
         Sub::Proxy(args) => {
             let log = log_settings(&args.common);
@@ -59,7 +60,7 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             let UpstreamTlsArgs { upstream_ca: ca, upstream_name: name } = args.upstream_tls;
             settings.upstream_ca = ca;
             if let Some(name) = name {
-                be_named(&mut settings.upstream, name)?;
+                set_certificate_name(&mut settings.upstream, name)?;
             }
             settings.share_dir = args.share_dir;
             settings.after_drain = after_drain(args.after_drain, args.after_drain_header)?;
@@ -78,12 +79,12 @@ fn mean(typed: Sub, around: &Surroundings) -> Result<Command, String> {
         Sub::Resume(args) => Command::Resume { control: around.places(args.control) },
         Sub::Hold(args) => Command::Hold {
             control: around.places(args.control.control),
-            how: args.hold.meant(),
+            how: args.hold.settings(),
             until_idle: args.until_idle,
         },
         Sub::Swap(args) => Command::Swap {
             control: around.places(args.control.control),
-            how: args.hold.meant(),
+            how: args.hold.settings(),
             timeout: args.timeout,
             command: args.command,
         },
@@ -135,7 +136,7 @@ fn run(args: RunArgs, around: &Surroundings) -> Result<Command, String> {
         None => parse_listen(":4880")?,
     };
     let app_port = args.app_port.and_then(|given| given.0);
-    // The name, not an address: an app may listen on ::1 or on 127.0.0.1 only.
+    // Use the name, because an app may listen on ::1 only or on 127.0.0.1 only.
     let upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port: app_port.unwrap_or(0) };
     let settings = settings(args.common, &[listen], upstream, Sidecar::None, Forwarded::IfNone, around)?;
     let app = AppCommand { port: app_port, start_timeout: args.start_timeout, command: args.command };
@@ -159,7 +160,7 @@ fn settings(
     let control_listen = around.in_pod.then(|| SocketAddr::from(([127, 0, 0, 1], 4882)));
     let tls = tls_settings(tls)?;
     let by_default = addresses.listen.is_empty() && tls.is_none();
-    // Whoever ends TLS is the only one to know that a client came by it.
+    // A proxy that terminates TLS is the only one that knows that the client used it.
     let forwarded = if tls.is_some() { Forwarded::Append } else { forwarded };
     let settings = Settings {
         listen: if by_default { default_listen.to_vec() } else { addresses.listen },
@@ -196,7 +197,7 @@ fn settings(
     Ok(settings)
 }
 
-/// None without `--tls-listen`, and then none of the others may be given.
+/// The TLS settings; `None` without `--tls-listen`, in which case the related flags are errors.
 fn tls_settings(args: TlsArgs) -> Result<Option<TlsSettings>, String> {
     if args.tls_client_auth.is_some() && args.tls_client_ca.is_none() {
         return Err("--tls-client-auth belongs to --tls-client-ca: give that too".to_owned());
@@ -215,8 +216,8 @@ fn tls_settings(args: TlsArgs) -> Result<Option<TlsSettings>, String> {
     }
 }
 
-/// The name that the app's certificate has to be for, instead of the one that is connected to.
-fn be_named(upstream: &mut UpstreamAddr, wanted: String) -> Result<(), String> {
+/// Sets the name that the app's certificate must be valid for, in place of the host of `--upstream`.
+fn set_certificate_name(upstream: &mut UpstreamAddr, wanted: String) -> Result<(), String> {
     let UpstreamAddr::Tls { name, .. } = upstream else {
         return Err("--upstream-name is for an app with https:// in --upstream".to_owned());
     };
@@ -225,7 +226,7 @@ fn be_named(upstream: &mut UpstreamAddr, wanted: String) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses questions of our own to an app that could not answer them.
+/// Refuses checks over HTTP/1.1 of an app that speaks HTTP/2 only.
 fn check_protocol(settings: &Settings) -> Result<(), String> {
     let ready = &settings.ready;
     let asked = ready.check != ReadyCheck::Connect || !ready.warm_up.is_empty();
@@ -238,7 +239,8 @@ fn check_protocol(settings: &Settings) -> Result<(), String> {
     Ok(())
 }
 
-/// Refuses one port for two of our addresses, a control socket that is none, and an app that is this proxy itself.
+/// Refuses a port that is used for two of our addresses, a TCP address as the control socket, and an upstream that is
+/// this proxy itself.
 fn check_addresses(settings: &Settings) -> Result<(), String> {
     if let Some(ControlAddr::Tcp(addr)) = settings.control.given {
         return Err(format!("--control {addr} is no socket's path: give the address to --control-listen"));
@@ -260,9 +262,9 @@ fn check_upstream(upstream: &UpstreamAddr, ours: &[(&str, SocketAddr)]) -> Resul
         hosts = vec![Ipv4Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()];
     }
     for (flag, addr) in ours {
-        // An unspecified address of ours is met at loopback; any other address may be another machine's.
-        let met = |ip: &IpAddr| ip.is_loopback() || *ip == addr.ip().to_canonical();
-        if hosts.iter().filter(|ip| met(ip)).any(|ip| overlap(*addr, SocketAddr::new(*ip, port))) {
+        // Compare loopback and our own address only; any other address may belong to another machine.
+        let may_be_ours = |ip: &IpAddr| ip.is_loopback() || *ip == addr.ip().to_canonical();
+        if hosts.iter().filter(|ip| may_be_ours(ip)).any(|ip| overlap(*addr, SocketAddr::new(*ip, port))) {
             return Err(format!(
                 "the app's address {upstream} is the proxy's own {flag}: give one of them another port"
             ));
@@ -271,16 +273,17 @@ fn check_upstream(upstream: &UpstreamAddr, ours: &[(&str, SocketAddr)]) -> Resul
     Ok(())
 }
 
-/// Whether both can't be bound at once. Unspecified means IPv6 and IPv4; port 0 is always a new one.
+/// Whether the two addresses can't be bound at the same time. An unspecified address covers IPv6 and IPv4; port 0 is
+/// always a new port.
 fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
     let (ip_a, ip_b) = (a.ip().to_canonical(), b.ip().to_canonical());
     a.port() == b.port() && a.port() != 0 && (ip_a == ip_b || ip_a.is_unspecified() || ip_b.is_unspecified())
 }
 
-/// What a sidecar would say of its command line (without the program's name) when it starts in a pod.
+/// Checks a sidecar's command line (without the program's name) as the sidecar would when it starts in a pod.
 ///
 /// # Errors
-/// What is wrong with it.
+/// A text that says what is wrong with it.
 pub fn check_proxy(args: &[String]) -> Result<(), String> {
     let around = Surroundings { in_pod: true, control: vec![], cores: 1, ..Surroundings::default() };
     let typed = ["lameduck"].into_iter().chain(args.iter().map(String::as_str));
@@ -291,5 +294,5 @@ pub fn check_proxy(args: &[String]) -> Result<(), String> {
         let first = text.lines().next().unwrap_or_default();
         first.strip_prefix("error: ").unwrap_or(first).to_owned()
     });
-    parsed.and_then(|cli| mean(cli.command, &around)).map(drop)
+    parsed.and_then(|cli| to_command(cli.command, &around)).map(drop)
 }

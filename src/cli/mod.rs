@@ -1,9 +1,9 @@
-//! The command line and the environment: what can be typed, and what it means.
+//! The command line and the environment.
 //!
 //! ```text
-//! meaning      what was typed → command
-//! args         the flags of proxy and run; clients, inject, webhook, log: those of the others
-//! surroundings the environment, on which the defaults depend
+//! meaning      parsed arguments → checked command
+//! args         the flags of proxy and run; clients, inject, webhook, log: the flags of the others
+//! surroundings the environment that the defaults depend on
 //! ```
 
 mod args;

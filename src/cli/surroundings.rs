@@ -1,33 +1,33 @@
-//! What the defaults depend on: the environment and the machine. Nothing else reads the environment.
+//! The environment and the machine, on which the defaults depend. Only `cli` reads the environment.
 
 use std::path::Path;
 
 use super::webhook;
 use crate::config::{ControlAddr, ControlPlaces};
 
-/// Whether this runs in a pod: Kubernetes gives `KUBERNETES_SERVICE_HOST` to every container.
+/// Whether this process runs in a pod: Kubernetes sets `KUBERNETES_SERVICE_HOST` in every container.
 pub fn in_pod() -> bool {
     std::env::var_os("KUBERNETES_SERVICE_HOST").is_some_and(|host| !host.is_empty())
 }
 
-/// What the defaults depend on.
+/// The parts of the environment and the machine that the defaults depend on.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Surroundings {
-    /// This runs in a pod.
+    /// This process runs in a pod.
     pub in_pod: bool,
     /// `PORT`, which `run` takes over.
     pub port: Option<String>,
-    /// Where the control socket is by default, best first.
+    /// Default places of the control socket, best first.
     pub control: Vec<ControlAddr>,
-    /// Cores that this process may use.
+    /// Number of cores that this process may use.
     pub cores: usize,
-    /// The API server's host and port.
+    /// Host and port of the API server, in a pod.
     pub api: Option<(String, u16)>,
 }
 
 impl Surroundings {
-    /// Those of this process.
-    pub fn look() -> Self {
+    /// Reads them for this process.
+    pub fn of_process() -> Self {
         let runtime_dir = std::env::var_os("XDG_RUNTIME_DIR").filter(|dir| !dir.is_empty());
         let uid = rustix::process::geteuid().as_raw();
         Self {
@@ -39,7 +39,7 @@ impl Surroundings {
         }
     }
 
-    /// Where a client looks for the proxy, or a proxy for a place.
+    /// Places where a client looks for the proxy, or where a proxy may create its socket.
     pub fn places(&self, given: Option<ControlAddr>) -> ControlPlaces {
         ControlPlaces { given, defaults: self.control.clone() }
     }

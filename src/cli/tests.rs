@@ -1,4 +1,4 @@
-//! What a user types, and what comes of it.
+//! Command lines and the settings or errors that they lead to.
 
 use std::process::Command as Process;
 use std::time::Duration;
@@ -88,7 +88,7 @@ fn a_sidecar_and_run_add_no_hop_and_a_front_door_does() {
         ("proxy --upstream :3000 --forwarded if-none", Forwarded::IfNone),
         ("run -- x", Forwarded::IfNone),
         ("run --forwarded keep -- x", Forwarded::Keep),
-        // Whoever ends TLS is the first proxy.
+        // A proxy that terminates TLS is the first proxy.
         ("run --tls-listen :4443 --tls-dir /d -- x", Forwarded::Append),
     ] {
         for around in [laptop(), pod()] {
@@ -296,7 +296,7 @@ fn a_wrong_value_is_told_what_to_write_instead() {
     assert!(refusal("lameduck proxy").contains("--upstream <ADDR>"));
     assert!(refusal("lameduck run --app-port 3000").contains("<CMD>"));
     assert!(refusal(&format!("lameduck resume --control /{}", "x".repeat(107))).contains("108 bytes"));
-    // The same port on another machine is none of ours.
+    // The same port on another machine is not our address.
     settings_of("lameduck proxy --upstream 192.0.2.1:4880", &laptop());
 }
 
@@ -339,7 +339,7 @@ fn help_of_inject_tells_every_annotation_that_is_a_flag() {
     }
 }
 
-/// The environment of this process must not change under other tests, so a child reads it.
+/// A child process reads the environment, because changing it in this process would affect other tests.
 #[test]
 fn each_flag_can_come_from_the_environment_and_the_typed_one_wins() {
     let child = Process::new(std::env::current_exe().unwrap())
@@ -367,7 +367,7 @@ fn reads_its_environment() {
     assert_eq!(s.listen.iter().map(|a| a.port()).collect::<Vec<_>>(), [81, 82]);
     assert_eq!((s.ready.warm_up.len(), s.access_log), (2, true));
     assert_eq!((s.drain.grace, s.drain.reserve, s.drain.lame_duck), (secs(60), secs(8), secs(5)));
-    assert_eq!(Surroundings::look().control[1].to_string(), "/run/user/1/lameduck/control.sock");
+    assert_eq!(Surroundings::of_process().control[1].to_string(), "/run/user/1/lameduck/control.sock");
 }
 
 #[test]

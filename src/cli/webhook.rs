@@ -1,4 +1,4 @@
-//! What can be typed after `webhook`, and what it means.
+//! Arguments of `webhook`.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -11,86 +11,87 @@ use crate::config::parse_listen;
 use crate::config::values::{self, Switch};
 
 pub(super) const AFTER_HELP: &str = "\
-Opt-in by the label lameduck.dev/inject: enabled on a pod or on its namespace; annotations of the pod set the
-details: see lameduck inject --help.
+Enable it with the label lameduck.dev/inject: enabled on a pod or on its namespace. Annotations of the pod set the
+details; see lameduck inject --help.
 
-Exit codes: 0 = asked to go, and every review under way got its answer; 1 = failed; 2 = the command line or the
+Exit codes: 0 = stopped by a signal, and every review in progress was answered; 1 = failed; 2 = the command line or the
 environment is wrong; 3 = a second signal came before the last answer.";
 
-/// Where the kubelet puts a pod's service account (Kubernetes, "Accessing the Kubernetes API from a Pod").
-const ACCOUNT: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
+/// Folder of a pod's service account (Kubernetes, "Accessing the Kubernetes API from a Pod").
+const ACCOUNT_DIR: &str = "/var/run/secrets/kubernetes.io/serviceaccount";
 
-/// Everything that a running webhook needs to know, checked once at start-up.
+/// Everything that a running webhook needs, checked once at start-up.
 #[derive(Clone, Debug)]
 pub struct WebhookSettings {
-    /// Where the API server asks.
+    /// Address on which the API server connects.
     pub listen: SocketAddr,
-    /// `/livez`, `/readyz`, `/metrics`; none when switched off.
+    /// Address for `/livez`, `/readyz` and `/metrics`; `None` if switched off.
     pub probe_listen: Option<SocketAddr>,
-    /// The folder of `tls.crt` and `tls.key`; none for self-made ones.
+    /// Folder with `tls.crt` and `tls.key`; `None` for self-made certificates.
     pub tls_dir: Option<PathBuf>,
-    /// The Secret of self-made certificates.
+    /// Secret that holds the self-made certificates.
     pub secret: String,
-    /// The Service that the API server asks by.
+    /// Service through which the API server connects.
     pub service: String,
-    /// The MutatingWebhookConfiguration whose caBundles count; none looks at none.
+    /// MutatingWebhookConfiguration whose caBundles are checked; `None` checks none.
     pub config: Option<String>,
-    /// The API server; always there unless `tls_dir` is set and `config` isn't.
+    /// The API server. Always present unless `tls_dir` is set and `config` is not.
     pub cluster: Option<Cluster>,
-    /// The sidecars' image.
+    /// Image of the sidecars.
     pub image: String,
-    /// Their imagePullPolicy.
+    /// imagePullPolicy of the sidecars.
     pub pull_policy: Option<String>,
-    /// How long new connections are still served after SIGTERM.
+    /// Time that new connections are still accepted after SIGTERM.
     pub lame_duck: Duration,
 }
 
-/// An API server as a pod knows it.
+/// The API server as a pod reaches it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Cluster {
     /// A name or an address.
     pub host: String,
     /// Its port.
     pub port: u16,
-    /// The folder of `token`, `ca.crt` and `namespace`.
+    /// Folder with `token`, `ca.crt` and `namespace`.
     pub account: PathBuf,
 }
 
 #[derive(Debug, Args)]
 pub(super) struct WebhookArgs {
-    /// Where the API server asks: POST /mutate over TLS
+    /// Address on which the API server calls POST /mutate over TLS
     #[arg(long, value_name = "ADDR", default_value = ":8443",
           value_parser = parse_listen, help_heading = "Addresses")]
     pub listen: SocketAddr,
-    /// Where the kubelet and Prometheus ask, in plain HTTP: /livez, /readyz and /metrics; or 'off'
+    /// Address for the kubelet and Prometheus, in plain HTTP, with /livez, /readyz and /metrics; or 'off'
     #[arg(long, value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off, help_heading = "Addresses")]
     pub probe_listen: Switch,
-    /// A folder with tls.crt and tls.key, read again when they change [default: certificates of its own making]
+    /// Folder with tls.crt and tls.key, read again when they change [default: self-made certificates]
     #[arg(long, value_name = "DIR", help_heading = "Certificates")]
     pub tls_dir: Option<PathBuf>,
-    /// The Secret in this pod's namespace by which replicas share the certificates that they make
+    /// Secret in this pod's namespace through which replicas share their self-made certificates
     #[arg(long, value_name = "NAME", default_value = "lameduck-webhook-tls",
           value_parser = name, help_heading = "Certificates")]
     pub secret: String,
-    /// The Service in this pod's namespace by which the API server asks: the certificates' name
+    /// Service in this pod's namespace through which the API server connects. Certificates are made for its name
     #[arg(long, value_name = "NAME", default_value = "lameduck-webhook",
           value_parser = name, help_heading = "Certificates")]
     pub service: String,
-    /// The MutatingWebhookConfiguration: ready only while each caBundle in it for this Service verifies the
-    /// certificate; self-made ones are also written into it. Empty leaves it alone
+    /// MutatingWebhookConfiguration to check: the webhook is ready only while each caBundle in it for this Service
+    /// verifies the certificate. The caBundle of self-made certificates is also written into it. If
+    /// empty, nothing is checked or written
     #[arg(long, value_name = "NAME", default_value = "lameduck",
           value_parser = name_or_empty, help_heading = "Certificates")]
     pub config: Name,
-    /// The sidecars' image, whose entrypoint is lameduck
+    /// Image of the sidecars; its entrypoint must be lameduck
     #[arg(long, value_name = "IMAGE", help_heading = "Sidecar",
           default_value = concat!("lameduck:", env!("CARGO_PKG_VERSION")))]
     pub image: String,
-    /// The sidecars' imagePullPolicy [default: left to Kubernetes]
+    /// imagePullPolicy of the sidecars [default: left to Kubernetes]
     #[arg(long, value_name = "POLICY", help_heading = "Sidecar",
           value_parser = ["Always", "IfNotPresent", "Never"])]
     pub image_pull_policy: Option<String>,
-    /// How long new connections are still served after SIGTERM: API servers have not heard of it yet
+    /// Time that new connections are still accepted after SIGTERM, because API servers don't know of it yet
     #[arg(long, value_name = "TIME", default_value = "5s",
           value_parser = values::time, help_heading = "Drain")]
     pub lame_duck: Duration,
@@ -98,14 +99,17 @@ pub(super) struct WebhookArgs {
     pub log: LineArgs,
 }
 
-/// A name, or none for the empty text. (A bare `Option` would tell clap that the flag may be left out.)
+/// A name, or `None` for the empty text. (A bare `Option` would tell clap that the flag may be left out.)
 #[derive(Clone, Debug)]
 pub(super) struct Name(Option<String>);
 
 impl WebhookArgs {
-    /// `api` is the API server's host and port, if this is a pod.
+    /// Checks the arguments. `api` is the API server's host and port, if this is a pod.
+    ///
+    /// # Errors
+    /// The text for the user if arguments are missing or contradict each other.
     pub fn settings(self, api: Option<(String, u16)>) -> Result<WebhookSettings, String> {
-        let cluster = api.map(|(host, port)| Cluster { host, port, account: ACCOUNT.into() });
+        let cluster = api.map(|(host, port)| Cluster { host, port, account: ACCOUNT_DIR.into() });
         if cluster.is_none() && (self.tls_dir.is_none() || self.config.0.is_some()) {
             return Err(
                 "this is no pod (KUBERNETES_SERVICE_HOST is not set): give --tls-dir, and --config ''"
@@ -130,14 +134,14 @@ impl WebhookArgs {
     }
 }
 
-/// The API server's host and port, which every pod has in its environment.
+/// Host and port of the API server, from the environment that every pod has.
 pub(super) fn api() -> Option<(String, u16)> {
     let host = std::env::var("KUBERNETES_SERVICE_HOST").ok().filter(|host| !host.is_empty())?;
     let port = std::env::var("KUBERNETES_SERVICE_PORT").ok().and_then(|port| port.parse().ok());
     Some((host, port.unwrap_or(443)))
 }
 
-/// It becomes part of a path and of a DNS name.
+/// A Kubernetes object's name. It becomes part of a path and of a DNS name, so only their characters are allowed.
 fn name(text: &str) -> Result<String, String> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     match text.is_empty() || text.len() > 253 || !text.bytes().all(allowed) {

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::terminal::{Failure, show_line};
-use crate::config::{ControlAddr, ControlPlaces, SOCKETS};
+use crate::config::{ControlAddr, ControlPlaces, MAX_SOCKETS};
 
 /// A connection to a proxy's control listener.
 pub(super) trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
@@ -24,7 +24,7 @@ pub(super) fn locate(places: &ControlPlaces, tell: bool) -> ControlAddr {
     if let Some(given) = &places.given {
         return given.clone();
     }
-    let numbered = |place: &ControlAddr| (1..=SOCKETS).map(|n| place.numbered(n)).collect::<Vec<_>>();
+    let numbered = |place: &ControlAddr| (1..=MAX_SOCKETS).map(|n| place.numbered(n)).collect::<Vec<_>>();
     let all: Vec<_> = places.defaults.iter().flat_map(numbered).collect();
     let (trusted, strangers): (Vec<_>, Vec<_>) = all
         .iter()

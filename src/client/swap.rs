@@ -130,8 +130,8 @@ async fn call_hold(control: &ControlAddr, how: Hold, until_idle: bool) -> Result
     struct Came {
         outcome: String,
     }
-    let Hold { most, keep_streams } = how;
-    let target = format!("/hold?max={}ms&streams={}&wait={until_idle}", most.as_millis(), keep(keep_streams));
+    let Hold { max, keep_streams } = how;
+    let target = format!("/hold?max={}ms&streams={}&wait={until_idle}", max.as_millis(), keep(keep_streams));
     let answer = call(control, Method::POST, &target).await?;
     match parse::<Came>(&answer)?.outcome.as_str() {
         "released" => Err("not idle in time: the hold is over (--max, a resume or a drain)".to_owned()),

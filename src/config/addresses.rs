@@ -1,4 +1,4 @@
-//! Addresses as they are typed: where to listen, where the app is, whom to believe.
+//! Addresses as users write them: where to listen, where the app is, which load balancers to trust.
 
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
@@ -8,7 +8,7 @@ use std::str::FromStr;
 /// The app's address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum UpstreamAddr {
-    /// `host:port`; a name is looked up each second.
+    /// `host:port`. A name is resolved every second.
     Tcp {
         /// A name or an address.
         host: String,
@@ -21,7 +21,7 @@ pub enum UpstreamAddr {
         host: String,
         /// The app's port.
         port: u16,
-        /// The name that its certificate has to be for.
+        /// The name that the app's certificate must be valid for.
         name: String,
     },
     /// `unix:/path`.
@@ -29,7 +29,7 @@ pub enum UpstreamAddr {
 }
 
 impl UpstreamAddr {
-    /// The name or address and the port, if it is reached by TCP, with TLS or without.
+    /// The name or address, and the port; `None` for a unix socket.
     pub fn host_and_port(&self) -> Option<(&str, u16)> {
         match self {
             Self::Tcp { host, port } | Self::Tls { host, port, .. } => Some((host, *port)),
@@ -37,7 +37,7 @@ impl UpstreamAddr {
         }
     }
 
-    /// What a request that comes from nobody else names as its `Host`.
+    /// The `Host` of requests that the proxy itself makes.
     pub fn http_host(&self) -> String {
         match self {
             Self::Unix(_) => "localhost".to_owned(),
@@ -68,7 +68,7 @@ impl FromStr for UpstreamAddr {
             None => (None, text),
         };
         let tls = scheme == Some("https");
-        // A scheme brings its port along.
+        // A scheme implies a default port.
         let bare = scheme.is_some() && place.strip_suffix(']').map_or(!place.contains(':'), |_| true);
         let whole = if bare { format!("{place}:{}", if tls { 443 } else { 80 }) } else { place.to_owned() };
         let (host, port) = whole.rsplit_once(':').filter(|(host, _)| !host.contains('/')).ok_or_else(bad)?;
@@ -103,12 +103,12 @@ impl fmt::Display for UpstreamAddr {
     }
 }
 
-/// `--tcp`: an address to listen on, and to whom its connections go, byte for byte.
+/// `--tcp`: an address to listen on, and the destination to which its connections are forwarded byte for byte.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TcpRoute {
-    /// Where clients come in.
+    /// Address on which clients connect.
     pub listen: SocketAddr,
-    /// To whom they are passed on.
+    /// Destination of the connections.
     pub upstream: UpstreamAddr,
 }
 
@@ -131,7 +131,7 @@ pub struct Cidr {
 }
 
 impl Cidr {
-    /// Whether this address is in the network. An IPv4 address is the same when it is written as an IPv6 one.
+    /// Whether this address is in the network. An IPv4-mapped IPv6 address counts as the IPv4 address.
     pub fn contains(&self, ip: IpAddr) -> bool {
         match (self.ip, ip.to_canonical()) {
             (IpAddr::V4(own), IpAddr::V4(ip)) => {
@@ -152,12 +152,12 @@ impl FromStr for Cidr {
         let bad = || format!("'{text}' is no network: write 10.0.0.0/8, fd00::/8 or 192.0.2.7");
         let (ip, bits) = text.split_once('/').map_or((text, None), |(ip, bits)| (ip, Some(bits)));
         let ip: IpAddr = ip.parse().map_err(|_| bad())?;
-        let most = if ip.is_ipv4() { 32 } else { 128 };
+        let max = if ip.is_ipv4() { 32 } else { 128 };
         let bits = match bits {
-            None => most,
-            Some(bits) => bits.parse().ok().filter(|bits| *bits <= most).ok_or_else(bad)?,
+            None => max,
+            Some(bits) => bits.parse().ok().filter(|bits| *bits <= max).ok_or_else(bad)?,
         };
-        // Of IPv4 addresses written as IPv6 ones the last 32 bits count.
+        // An IPv4-mapped IPv6 network has its IPv4 prefix in the last 32 bits.
         match ip.to_canonical() {
             IpAddr::V4(own) if ip.is_ipv6() && bits >= 96 => Ok(Self { ip: own.into(), bits: bits - 96 }),
             _ => Ok(Self { ip, bits }),

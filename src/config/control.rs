@@ -1,12 +1,12 @@
-//! Where a proxy's control socket may be, and where its clients look for it.
+//! Possible places of a proxy's control socket, for the proxy and for its clients.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-/// How many proxies of one user find a control socket of their own at each of the default places.
-pub const SOCKETS: u32 = 8;
+/// Limit on the proxies of one user that can have their own control socket at each default place.
+pub const MAX_SOCKETS: u32 = 8;
 
 /// `--control`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -19,17 +19,18 @@ pub enum ControlAddr {
     Tcp(SocketAddr),
 }
 
-/// All places where the control socket may be.
+/// The possible places of the control socket.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ControlPlaces {
-    /// By `--control`.
+    /// The place given by `--control`.
     pub given: Option<ControlAddr>,
     /// The default places, best first.
     pub defaults: Vec<ControlAddr>,
 }
 
 impl ControlAddr {
-    /// The address at this place for the proxy with this number, from 1: `control.sock`, `control-2.sock` and so on.
+    /// The address for the proxy with this number at this place, counted from 1: `control.sock`, `control-2.sock` and
+    /// so on.
     pub fn numbered(&self, number: u32) -> Self {
         match self {
             _ if number == 1 => self.clone(),
@@ -43,7 +44,7 @@ impl ControlAddr {
         }
     }
 
-    /// The path as the kernel's unix sockets take it; none for TCP. An abstract name begins with a zero byte.
+    /// The path in the kernel's form, in which an abstract name begins with a zero byte; `None` for TCP.
     pub fn unix_path(&self) -> Option<PathBuf> {
         match self {
             Self::Path(path) => Some(path.clone()),
@@ -54,7 +55,8 @@ impl ControlAddr {
 }
 
 impl ControlPlaces {
-    /// `/run/lameduck`, a folder in `$XDG_RUNTIME_DIR`, one in `/tmp`, and a name that needs no folder.
+    /// The default places, best first: `/run/lameduck`, a folder in `$XDG_RUNTIME_DIR`, a folder in `/tmp`, and an
+    /// abstract name, which needs no folder.
     pub fn defaults(runtime_dir: Option<&Path>, uid: u32) -> Vec<ControlAddr> {
         let mut folders = vec![PathBuf::from("/run/lameduck")];
         folders.extend(runtime_dir.map(|dir| dir.join("lameduck")));
@@ -68,7 +70,8 @@ impl FromStr for ControlAddr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        // `sun_path` holds 108 bytes: a path's closing NUL, or the first of an abstract name, is one of them (unix(7)).
+        // `sun_path` holds 108 bytes, including the closing NUL of a path or the leading NUL of an abstract name
+        // (unix(7)).
         match text.len() {
             0 => return Err("is empty: give the control socket's path".to_owned()),
             n if n > 107 => return Err(format!("the path has {n} bytes; a unix socket's may have 107")),

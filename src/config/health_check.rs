@@ -1,13 +1,13 @@
-//! `--health-check`: what tells a health check that isn't known as one.
+//! `--health-check`: how to recognise health checks in addition to the well-known ones.
 
 use std::str::FromStr;
 
 use super::target::is_target;
 
-/// What tells a health check.
+/// How to recognise a health check.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum HealthCheck {
-    /// It asks for this path, whatever its query.
+    /// Its path is this one; the query is ignored.
     Path(String),
     /// Its `User-Agent` contains this text.
     Agent(String),
@@ -29,7 +29,7 @@ impl FromStr for HealthCheck {
     }
 }
 
-/// What a field's value can have.
+/// Whether this is non-empty, visible ASCII with spaces, as a header value allows.
 fn is_text(text: &str) -> bool {
     !text.is_empty() && text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic())
 }

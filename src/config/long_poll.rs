@@ -1,4 +1,4 @@
-//! `--long-poll` and `--long-poll-answer`: requests that wait for news, and what such a wait is answered when it is to end.
+//! `--long-poll` and `--long-poll-answer`: which requests are long polls, and how they are answered when they must end.
 
 use std::str::FromStr;
 
@@ -6,15 +6,17 @@ use clap::Args;
 
 use super::target::is_target;
 
-/// `--long-poll` and what belongs to it.
+/// `--long-poll` and its related flag.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Drain")]
 pub struct LongPolls {
-    /// A request that waits for news and is no work, as in /poll, /rooms/* or 'POST /connect'; repeat it, or separate by
-    /// commas. One that still waits when streams end is answered. socket.io's need no naming: their session is closed
+    /// A request that only waits for news, as in /poll, /rooms/* or 'POST /connect'. Repeat the flag or separate by
+    /// commas. One that is still waiting when streams end is answered by --long-poll-answer. socket.io needs no entry:
+    /// its session is closed
     #[arg(long = "long-poll", value_name = "[METHOD ]/PATH", value_delimiter = ',')]
     pub routes: Vec<LongPoll>,
-    /// How: a status, and perhaps a Content-Type and a body, as in '200 application/json []' [default: 204]
+    /// Answer to a --long-poll that must end: a status, optionally with a Content-Type and a body, as in
+    /// '200 application/json []' [default: 204]
     #[arg(
         long = "long-poll-answer",
         value_name = "ANSWER",
@@ -30,12 +32,12 @@ pub struct LongPolls {
 pub struct LongPoll {
     method: String,
     path: String,
-    /// Everything whose path begins so.
+    /// Match every path that begins with `path`.
     below: bool,
 }
 
 impl LongPoll {
-    /// Whether a request with this method and target is one. The target's query doesn't matter.
+    /// Whether a request with this method and target is a long poll. The query is ignored.
     pub fn is(&self, method: &[u8], target: &[u8]) -> bool {
         let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
         let here = match self.below {
@@ -63,9 +65,9 @@ impl FromStr for LongPoll {
 /// `--long-poll-answer`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LongPollAnswer {
-    /// 200 to 599.
+    /// Status code, 200 to 599.
     pub status: u16,
-    /// Its `Content-Type` and body, if it has one.
+    /// `Content-Type` and body, if the answer has one.
     pub body: Option<(String, String)>,
 }
 

@@ -1,4 +1,4 @@
-//! One value that was typed → what it means, or an error that says what to write instead.
+//! Parsers for the values of flags. Each returns an error text that says what to write instead.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -8,12 +8,12 @@ use tracing::Level;
 
 use super::addresses::parse_listen;
 
-/// An address, or none for `off`. (A bare `Option` would tell clap that the flag may be left out.)
+/// An address, or `None` for `off`. (A bare `Option` would tell clap that the flag may be left out.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Switch(pub Option<SocketAddr>);
 
-/// Far past every platform's grace, and far from overflow when times are added.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 3600);
+/// Limit on a duration: far longer than any platform's grace period, and far from overflow when durations are added.
+const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
 
 pub(crate) fn time(text: &str) -> Result<Duration, String> {
     if !text.is_empty() && text != "0" && text.bytes().all(|b| b.is_ascii_digit()) {
@@ -21,7 +21,7 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
     }
     let time = if text == "0" { Ok(Duration::ZERO) } else { humantime::parse_duration(text) };
     match time {
-        Ok(time) if time <= LONGEST => Ok(time),
+        Ok(time) if time <= MAX_TIME => Ok(time),
         Ok(_) => Err(format!("'{text}' is over a year")),
         Err(why) => Err(format!("'{text}' is no time ({why}): write 5s, 500ms or 1m30s")),
     }
@@ -41,7 +41,7 @@ pub(crate) fn listen_or_off(text: &str) -> Result<Switch, String> {
     parse_listen(text).map(|addr| Switch(Some(addr))).map_err(|why| format!("{why}, or off"))
 }
 
-/// Control has no password over TCP, so only the pod itself may reach it.
+/// Control over TCP has no password, so only the pod itself may reach it.
 pub(crate) fn loopback_or_off(text: &str) -> Result<Switch, String> {
     let switch = listen_or_off(text)?;
     match switch.0 {
@@ -55,7 +55,7 @@ pub(crate) fn loopback_or_off(text: &str) -> Result<Switch, String> {
     }
 }
 
-/// A token must fit a header value as it is; an empty one would let everyone in.
+/// A token must be usable as a header value without escaping, and must not be empty: an empty one would admit everyone.
 pub(crate) fn token(text: &str) -> Result<String, String> {
     if text.is_empty() {
         return Err("is empty: give it a value or leave it out".to_owned());
@@ -66,13 +66,13 @@ pub(crate) fn token(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// What a certificate can be for.
+/// A name that a certificate can be valid for.
 pub(crate) fn server_name(text: &str) -> Result<String, String> {
     let name = rustls::pki_types::ServerName::try_from(text);
     name.map(|_| text.to_owned()).map_err(|_| format!("'{text}' is no host's name: write app.example.com"))
 }
 
-/// 8 KiB is the least that hyper's buffer takes.
+/// A number of bytes from 8 KiB, the minimum of hyper's buffer, to 16 MiB.
 pub(crate) fn head_bytes(text: &str) -> Result<usize, String> {
     const RANGE: std::ops::RangeInclusive<usize> = 8 << 10..=16 << 20;
     match bytes(text)? {
@@ -81,7 +81,7 @@ pub(crate) fn head_bytes(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A number of fields.
+/// A number of header fields, 1 to 16384.
 pub(crate) fn fields(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(fields @ 1..=16_384) => Ok(fields),
@@ -89,7 +89,7 @@ pub(crate) fn fields(text: &str) -> Result<usize, String> {
     }
 }
 
-/// A target has a byte at least.
+/// A number of bytes over 0, because a target has at least one byte.
 pub(crate) fn uri_bytes(text: &str) -> Result<usize, String> {
     bytes(text).and_then(|bytes| if bytes > 0 { Ok(bytes) } else { Err("must be over 0".to_owned()) })
 }
@@ -106,7 +106,7 @@ pub(crate) fn bytes(text: &str) -> Result<usize, String> {
     bytes.ok_or_else(|| format!("'{text}' is no number of bytes: write 64KiB, 1MiB or 65536"))
 }
 
-/// One `Name: value`.
+/// A header field, written as `Name: value`.
 pub(crate) fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let parsed = text.split_once(':').and_then(|(name, value)| {
         Some((name.trim().parse().ok()?, HeaderValue::from_bytes(value.trim().as_bytes()).ok()?))
@@ -114,8 +114,8 @@ pub(crate) fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     parsed.ok_or_else(|| format!("'{text}' is no header field: write 'Name: value'"))
 }
 
-/// A port; or none for what Kubernetes sets in every container when a Service is named `lameduck-app`:
-/// `LAMEDUCK_APP_PORT=tcp://HOST:PORT` ("Discovering services, Environment variables"). That isn't meant for us.
+/// A port, or `None` for the variable `LAMEDUCK_APP_PORT=tcp://HOST:PORT`, which Kubernetes sets in every container if
+/// a Service is named `lameduck-app` ("Discovering services, Environment variables"). That one is not meant for us.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct PortOrLink(pub Option<u16>);
 

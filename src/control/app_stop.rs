@@ -1,5 +1,5 @@
-//! The app's turn after the drain: its own preStop hook is called, then the callers have their answer, and SIGTERM
-//! should end it.
+//! The end of the app after the drain: call its own preStop hook, then answer the callers, then check that the app
+//! reacts to its SIGTERM.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -17,54 +17,54 @@ use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream;
 
-/// An app that heard its SIGTERM closes its port sooner than this. Less than the usual reserve, so that the warning
-/// comes before SIGKILL.
-const HEARD: Duration = Duration::from_secs(3);
+/// Time for the app to close its port after SIGTERM, before a warning is logged. It is shorter than the default
+/// reserve, so the warning comes before SIGKILL.
+const SIGTERM_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Between two looks at whether the app's own preStop exec runs.
-const LOOK: Duration = Duration::from_millis(100);
+/// How often to check whether the app's own preStop exec is still running.
+const EXEC_CHECK_INTERVAL: Duration = Duration::from_millis(100);
 
-/// From a deletion to its hook's arrival, at most.
-const CALL: Duration = Duration::from_secs(1);
+/// The longest time between a deletion and the kubelet's call of the hook.
+const MAX_HOOK_DELAY: Duration = Duration::from_secs(1);
 
-/// What it usually is.
-const OUTLIVED: &str = "as PID 1 a program without a handler doesn't hear it (lameduck.dev/pid1: preload or \
+/// The usual reasons why an app outlives its SIGTERM, for the log.
+const WHY_OUTLIVED: &str = "as PID 1 a program without a handler doesn't hear it (lameduck.dev/pid1: preload or \
     share, an init in the image, or `lameduck run`), and a handler may wait for what never ends";
 
-/// One who began or joined a drain, and why.
+/// A caller that began or joined a drain: its trigger, and where to send the outcome.
 pub(super) type Waiting = (Trigger, oneshot::Sender<Outcome>);
 
-/// What is known of the app's own end in this round.
+/// What is known about the end of the app in this round.
 #[derive(Default)]
 pub(super) struct AppStop {
-    /// When the kubelet said that it will stop the app.
+    /// When the kubelet announced that it is about to stop the app.
     since: Option<Instant>,
-    /// The app's own hook, called once however often the kubelet calls ours.
+    /// The app's own hook. It is called once, however often the kubelet calls ours.
     own_hook: Arc<OnceCell<()>>,
-    /// It was seen to go: whoever answers on its port is the next one.
+    /// The app's port has closed. If its port answers afterwards, that is the restarted app.
     gone: Arc<AtomicBool>,
 }
 
-/// The app's SIGTERM comes once such a hook has its answer.
+/// Whether the app gets its SIGTERM once this trigger's hook has been answered.
 fn stops_app(trigger: Trigger) -> bool {
     matches!(trigger, Trigger::Hook | Trigger::AppHook)
 }
 
 impl AppStop {
-    /// Somebody began or joined a drain.
+    /// Records a trigger that began or joined a drain.
     pub(super) fn note(&mut self, trigger: Trigger) {
         if stops_app(trigger) {
             self.since.get_or_insert_with(Instant::now);
         }
     }
 
-    /// The app has gone after its SIGTERM.
-    pub(super) fn heard(&self) {
+    /// Records that the app has closed its port after SIGTERM.
+    pub(super) fn app_gone(&self) {
         self.gone.store(true, Ordering::Relaxed);
     }
 
-    /// Answers who waits; the app's own hook comes first if one of them is the kubelet about to stop the app. `events`
-    /// hears when that is due.
+    /// Sends `outcome` to everyone in `waiting`. If one of them is the kubelet about to stop the app, calls the app's
+    /// own hook first, and sends `AppStops` to `events` once SIGTERM is due.
     pub(super) fn answer(
         &self,
         shared: &Arc<Shared>,
@@ -73,14 +73,14 @@ impl AppStop {
         outcome: &Outcome,
     ) {
         let stops_app = waiting.iter().any(|(trigger, _)| stops_app(*trigger));
-        let told = outcome.clone();
-        let tell = move || {
+        let sent = outcome.clone();
+        let answer_all = move || {
             for (_, done) in waiting {
-                let _ = done.send(told.clone());
+                let _ = done.send(sent.clone());
             }
         };
         if !stops_app {
-            return tell();
+            return answer_all();
         }
         let left =
             shared.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
@@ -90,24 +90,26 @@ impl AppStop {
             if shared.settings.after_drain.is_some() {
                 own_hook.get_or_init(|| call(&shared, left)).await;
             }
-            tell();
+            answer_all();
             own_exec(&shared, left).await;
             let _ = events.send(Order::Event(Event::AppStops));
             warn_if_it_lives_on(&shared, &outcome, &gone).await;
         });
     }
 
-    /// A native sidecar's SIGTERM comes once the app has gone: of its own accord, or killed when its time was up.
+    /// Logs a warning if the app was killed. Call it at a native sidecar's SIGTERM, which comes after the app has
+    /// exited on its own or was killed at the end of the grace period.
     pub(super) fn warn_if_killed(&self, shared: &Shared) {
-        // The kubelet's time began a little before its call came.
-        let killed = self.since.map(|since| since + shared.settings.drain.grace.saturating_sub(CALL));
+        // The kubelet's grace period began shortly before its call arrived.
+        let killed =
+            self.since.map(|since| since + shared.settings.drain.grace.saturating_sub(MAX_HOOK_DELAY));
         if killed.is_some_and(|killed| Instant::now() >= killed) {
-            tracing::warn!("the app outlived its SIGTERM until the grace was used up: {OUTLIVED}");
+            tracing::warn!("the app outlived its SIGTERM until the grace was used up: {WHY_OUTLIVED}");
         }
     }
 }
 
-/// As the kubelet would: nothing depends on how it ends.
+/// Calls the app's own preStop hook as the kubelet would: whether it succeeds changes nothing.
 async fn call(shared: &Shared, within: Duration) {
     let Some(AfterDrain { at, target, headers }) = &shared.settings.after_drain else { return };
     let mut built = Request::builder().uri(target.as_str());
@@ -137,28 +139,28 @@ async fn call(shared: &Shared, within: Duration) {
     }
 }
 
-/// Returns when the app's own preStop exec has ended, or when its time is up.
+/// Waits until the app's own preStop exec has ended, at most `within`.
 async fn own_exec(shared: &Shared, within: Duration) {
     let ended = async {
         while shared.settings.share_dir.as_deref().is_some_and(share::is_running) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(EXEC_CHECK_INTERVAL).await;
         }
     };
     let _ = tokio::time::timeout(within, ended).await;
 }
 
 async fn warn_if_it_lives_on(shared: &Shared, outcome: &Outcome, gone: &AtomicBool) {
-    let heard = HEARD.min(shared.settings.drain.reserve / 2);
+    let heard = SIGTERM_TIMEOUT.min(shared.settings.drain.reserve / 2);
     tokio::time::sleep(heard).await;
     let restarted = match outcome {
         Outcome::Drained { .. } => false,
-        // A restart that is over doesn't hold any more.
+        // Once requests are no longer held, the restart is over.
         Outcome::AppMayStop => gone.load(Ordering::Relaxed) || !shared.gate.holding(),
-        // Nobody looked whether it went.
+        // Nothing watched whether the app has exited.
         Outcome::Resumed => true,
     };
     if !restarted && upstream::connect(&shared.upstream.addr()).await.is_ok() {
         let seconds = heard.as_secs_f64();
-        tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {OUTLIVED}");
+        tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {WHY_OUTLIVED}");
     }
 }

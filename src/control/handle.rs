@@ -1,4 +1,4 @@
-//! A running proxy's drain as its callers see it: begin it and wait for its end, resume, ask where it stands.
+//! The callers' handle to a running proxy: begin a drain and wait for its end, hold, switch, resume, read the status.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -15,7 +15,7 @@ use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream::Backend;
 
-/// How a drain ended for one who waited for it.
+/// How a drain ended for a caller that waited for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
     /// Nothing is in flight any more.
@@ -23,31 +23,31 @@ pub enum Outcome {
         /// What was lost.
         verdict: Verdict,
     },
-    /// Only the app restarts: it may stop now.
+    /// Only the app restarts, and it may stop now.
     AppMayStop,
     /// `lameduck resume` ended it.
     Resumed,
 }
 
-/// What came of a hold.
+/// The result of a hold.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum HoldAnswer {
     /// New requests wait from now on.
     Begun,
-    /// New requests wait, and nothing runs any more.
+    /// New requests wait, and nothing is running any more.
     Idle,
-    /// It ended before it came to that: by a resume, a drain, or its longest time.
+    /// The hold ended before everything was idle: by a resume, a drain, or because its time was over.
     Released,
-    /// A drain or a restart of the app is under way.
+    /// A drain or a restart of the app is in progress.
     Refused,
 }
 
-/// A hold that runs.
+/// The state of a hold.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub struct HoldStatus {
-    /// Until the held requests go at the latest, in milliseconds.
+    /// Time until the held requests are released at the latest, in milliseconds.
     pub left_ms: u64,
-    /// Nothing ran any more since it began.
+    /// Everything has been idle at least once since the hold began.
     pub idle: bool,
 }
 
@@ -56,46 +56,46 @@ pub struct HoldStatus {
 pub struct ServerStatus {
     /// Its address.
     pub address: String,
-    /// Requests and tunnels on their way to it.
+    /// Requests and tunnels in flight to this server.
     pub in_flight: u64,
-    /// It took no connection the last time; others come first.
+    /// The last connection attempt failed, so other servers are tried first.
     pub down: bool,
 }
 
-/// Where the drain stands.
+/// The state of the proxy and its drain.
 #[derive(Clone, Debug, Serialize)]
 pub struct Status {
     /// [`Phase::name`].
     pub phase: &'static str,
-    /// How many drains were resumed so far.
+    /// Number of drains resumed so far.
     pub round: u32,
-    /// [`trigger_name`] of what began the drain.
+    /// [`trigger_name`] of the trigger that began the drain.
     pub trigger: Option<&'static str>,
-    /// Requests and tunnels.
+    /// Requests and tunnels in flight, including held requests.
     pub in_flight: u64,
-    /// In flight and not held.
+    /// Requests and tunnels in flight that are not held.
     pub running: u64,
-    /// HoldAnswer because the app restarts or is replaced.
+    /// Requests held because the app restarts or is being replaced.
     pub held: u64,
-    /// An operator's hold.
+    /// An operator's hold, if there is one.
     pub hold: Option<HoldStatus>,
     /// Where new requests go.
     pub upstream: String,
-    /// `lameduck switch` chose that; it outranks `--upstream`.
+    /// `lameduck switch` chose that upstream; it takes precedence over `--upstream`.
     pub switched: bool,
-    /// The app's servers under that address.
+    /// The servers that the upstream address resolves to.
     pub servers: Vec<ServerStatus>,
-    /// Client connections.
+    /// Client connections on which a request can still arrive.
     pub connections: u64,
-    /// Since T0, in milliseconds.
+    /// Time since T0, in milliseconds.
     pub age_ms: Option<u64>,
-    /// Until Forcing, in milliseconds; negative when it is past.
+    /// Time until Forcing, in milliseconds; negative once it has passed.
     pub deadline_ms: Option<i64>,
-    /// `clean`, or what was cut.
+    /// `clean`, or what was lost.
     pub verdict: Option<String>,
 }
 
-/// What the machine said last, for whoever asks.
+/// A copy of the machine's state, updated after each step.
 #[derive(Clone, Debug, Default)]
 pub struct Published {
     /// The phase.
@@ -104,24 +104,24 @@ pub struct Published {
     pub trigger: Option<Trigger>,
     /// Only the app restarts.
     pub restarting: bool,
-    /// Until when an operator holds requests, and whether nothing ran any more since.
+    /// When an operator's hold ends at the latest, and whether everything has been idle since it began.
     pub(super) hold: Option<(Instant, bool)>,
     pub(super) round: u32,
     pub(super) began: Option<Instant>,
     pub(super) deadline: Option<Instant>,
     pub(super) verdict: Option<Verdict>,
-    /// Drains that ended: clean, and with something cut.
+    /// Number of finished drains: clean, and with losses.
     pub drains: [u64; 2],
-    /// How long the last one took.
+    /// Duration of the last drain.
     pub last: Option<Duration>,
 }
 
 pub(super) enum Order {
     Begin(Trigger, oneshot::Sender<Outcome>),
     Hold {
-        most: Duration,
+        max: Duration,
         keep_streams: bool,
-        /// Until nothing runs any more.
+        /// Answer only once nothing is running any more.
         wait: bool,
         done: oneshot::Sender<HoldAnswer>,
     },
@@ -129,7 +129,7 @@ pub(super) enum Order {
     Event(Event),
 }
 
-/// A running proxy's drain, as its callers see it.
+/// A handle to a running proxy's drain.
 #[derive(Clone)]
 pub struct Control {
     pub(super) commands: mpsc::UnboundedSender<Order>,
@@ -139,25 +139,26 @@ pub struct Control {
 }
 
 impl Control {
-    /// Begins a drain, or joins the one that runs, and waits for its end.
+    /// Begins a drain, or joins the current one, and waits for its end.
     pub async fn drain(&self, trigger: Trigger) -> Outcome {
         let (done, outcome) = oneshot::channel();
         let _ = self.commands.send(Order::Begin(trigger, done));
         outcome.await.unwrap_or(Outcome::Drained { verdict: Verdict::Unknown })
     }
 
-    /// Lets new requests wait for `most`; with `wait` it returns when nothing runs any more. `keep_streams`: WebSockets,
-    /// event streams and long polls stay, and aren't waited for.
-    pub async fn hold(&self, most: Duration, keep_streams: bool, wait: bool) -> HoldAnswer {
+    /// Holds new requests for up to `max`. With `wait`, returns only once nothing is running any more. With
+    /// `keep_streams`, WebSockets, event streams and long polls stay and are not waited for.
+    pub async fn hold(&self, max: Duration, keep_streams: bool, wait: bool) -> HoldAnswer {
         let (done, held) = oneshot::channel();
-        let _ = self.commands.send(Order::Hold { most, keep_streams, wait, done });
+        let _ = self.commands.send(Order::Hold { max, keep_streams, wait, done });
         held.await.unwrap_or(HoldAnswer::Released)
     }
 
-    /// Sends new requests to `to`, or back to `--upstream`, once it answers; `wait`s until the old one has run dry.
+    /// Sends new requests to `to`, or back to `--upstream` if it is `None`, once that answers within `timeout`. With
+    /// `wait`, returns only once the old upstream has no requests left.
     ///
     /// # Errors
-    /// Why nothing was changed, in words.
+    /// A text that says why nothing was changed.
     pub async fn switch(
         &self,
         to: Option<UpstreamAddr>,
@@ -171,50 +172,50 @@ impl Control {
         Ok(())
     }
 
-    /// Asks the app now whether it answers.
+    /// Checks now whether the app answers.
     pub async fn app_answers(&self) -> bool {
         let ready = &self.shared.settings.ready;
         readiness::check_app(&self.shared.upstream.addr(), &ready.check, ready.timeout).await
     }
 
-    /// Serves again; returns once it does.
+    /// Resumes serving, and returns once the proxy listens again.
     pub async fn resume(&self) {
         let (done, resumed) = oneshot::channel();
         let _ = self.commands.send(Order::Resume(done));
         let _ = resumed.await;
     }
 
-    /// Ends a hold, and nothing else.
+    /// Ends a hold. Does nothing during a drain or a restart.
     pub fn release(&self) {
         let _ = self.commands.send(Order::Event(Event::Release));
     }
 
-    /// Doesn't wait any longer for what runs.
+    /// Stops waiting for running requests and ends them.
     pub fn force(&self) {
         let _ = self.commands.send(Order::Event(Event::Force));
     }
 
-    /// Returns when the process is to end at once.
+    /// Waits until the process must end at once.
     pub async fn exit(&self) {
         let _ = self.exit.clone().wait_for(|exit| *exit).await;
     }
 
-    /// What the machine said last.
+    /// The machine's state after its last step.
     pub fn published(&self) -> Published {
         lock(&self.published).clone()
     }
 
-    /// What the proxy was started with.
+    /// The settings that the proxy was started with.
     pub fn settings(&self) -> &Settings {
         &self.shared.settings
     }
 
-    /// The app's address, as it was given or as `switch` chose it.
+    /// The app's address, as given at start or as chosen by `switch`.
     pub fn upstream(&self) -> UpstreamAddr {
         self.shared.upstream.addr()
     }
 
-    /// Where the drain stands now.
+    /// The current state of the proxy and its drain.
     pub fn status(&self) -> Status {
         let published = self.published();
         let gate = &self.shared.gate;
@@ -253,7 +254,7 @@ impl Control {
     }
 }
 
-/// As it stands in logs and the status.
+/// The name used in logs and in the status.
 pub fn trigger_name(trigger: Trigger) -> &'static str {
     match trigger {
         Trigger::Signal => "signal",

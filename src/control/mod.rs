@@ -1,10 +1,11 @@
-//! Steering a running proxy: the task that runs the drain's machine against the data plane, and its callers' handle.
+//! Control of a running proxy: the task that runs the drain's state machine against the data plane, and the handle for
+//! its callers.
 //!
 //! ```text
-//! runner    feeds the machine, carries its effects out, answers who waits
-//! app_stop  the app's end: its own preStop hook, and whether it has outlived its SIGTERM
+//! runner    feeds the machine, carries out its effects, answers the callers
+//! app_stop  the end of the app: its own preStop hook, and whether it outlives its SIGTERM
 //! handle    what admin, signals and `run` call
-//! switch    another upstream, remembered
+//! switch    change the upstream and remember it
 //! verdict   what a drain lost
 //! ```
 

@@ -1,4 +1,5 @@
-//! Runs the machine: feeds it what happens, carries out its effects, answers who waits, and tells the story in the log.
+//! Runs the drain's state machine: feeds it events, carries out its effects, answers the callers, and logs the
+//! progress.
 
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -19,19 +20,21 @@ use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream;
 
-/// How often a drain says who still holds it.
-const STILL: Duration = Duration::from_secs(5);
-/// How many it names.
-const NAMED: usize = 5;
-/// How often the app is asked whether it has gone or come back.
-const ASK_APP: Duration = Duration::from_millis(20);
-/// No app closes a new connection for its silence within this time; Node's least is 30 s.
-const STEADY: Duration = Duration::from_secs(1);
-/// The hold's end lets them go; a request's own bound, so much later, must not come before its turn.
-const LET_GO: Duration = Duration::from_secs(5);
-/// A connection that ends sooner was never taken: the app has as many as it wants (`server.maxConnections`), or is just
-/// ending.
-const TAKEN: Duration = Duration::from_millis(100);
+/// How often a drain logs what it is still waiting for.
+const PROGRESS_INTERVAL: Duration = Duration::from_secs(5);
+/// Limit on the requests that such a log line names; the oldest come first.
+const MAX_NAMED: usize = 5;
+/// How often to check whether the app has exited or is back.
+const APP_CHECK_INTERVAL: Duration = Duration::from_millis(20);
+/// A connection that stays open for this long shows that the app is running: no app closes a new, silent connection
+/// sooner. Node's shortest timeout is 30 s.
+const STEADY_TIME: Duration = Duration::from_secs(1);
+/// How much longer than the hold a request may wait: the end of the hold must come first, as it releases requests in
+/// turn.
+const RELEASE_MARGIN: Duration = Duration::from_secs(5);
+/// A connection that ends sooner was never used by the app: it has reached its own limit (`server.maxConnections`) or
+/// is about to exit.
+const MIN_CONNECTION_TIME: Duration = Duration::from_millis(100);
 
 /// The task behind [`Control`].
 pub struct Runner {
@@ -40,24 +43,26 @@ pub struct Runner {
     switch: Switch,
     idle: Arc<Notify>,
     commands: mpsc::UnboundedReceiver<Order>,
-    /// For the task that watches a restarting app.
+    /// Given to the task that watches a restarting app.
     events: mpsc::UnboundedSender<Order>,
     published: Arc<Mutex<Published>>,
     exit: watch::Sender<bool>,
     waiting: Vec<Waiting>,
     stop: AppStop,
-    /// Watches the app's restart.
+    /// Handle of the task that watches a restarting app.
     watch: Option<AbortHandle>,
-    /// Those who wait for a hold to be idle.
+    /// Callers that wait until a hold is idle.
     holders: Vec<oneshot::Sender<HoldAnswer>>,
-    /// The app's hook was answered; another one has nothing to wait for.
+    /// The app's hook has been answered; another call of it is answered at once.
     hook_released: bool,
     arrivals: LookBack,
     ended_before: [u64; Ended::ALL.len()],
+    /// When to log the progress of the drain next; `None` outside a drain.
     still: Option<Instant>,
 }
 
-/// A control and the task that has to run for it. `idle` is told whenever the counts may matter.
+/// Creates a handle and the task that must run for it. `idle` must be notified whenever the counts may have changed
+/// what to do.
 pub fn control(shared: Arc<Shared>, switch: Switch, idle: Arc<Notify>) -> (Control, Runner) {
     let (events, commands) = mpsc::unbounded_channel();
     let published = Arc::<Mutex<Published>>::default();
@@ -114,8 +119,8 @@ impl Runner {
                         });
                         continue;
                     }
-                    Some(Order::Hold { most, keep_streams, wait, done }) => {
-                        self.hold(most, keep_streams, wait, done);
+                    Some(Order::Hold { max, keep_streams, wait, done }) => {
+                        self.hold(max, keep_streams, wait, done);
                         continue;
                     }
                     Some(Order::Event(event)) => event,
@@ -132,15 +137,15 @@ impl Runner {
         }
     }
 
-    fn hold(&mut self, most: Duration, keep_streams: bool, wait: bool, done: oneshot::Sender<HoldAnswer>) {
-        self.step(Event::Hold { most, keep_streams });
+    fn hold(&mut self, max: Duration, keep_streams: bool, wait: bool, done: oneshot::Sender<HoldAnswer>) {
+        self.step(Event::Hold { max, keep_streams });
         match self.machine.held_until() {
             None => drop(done.send(HoldAnswer::Refused)),
             Some(_) if wait => self.holders.push(done),
             Some(_) => drop(done.send(HoldAnswer::Begun)),
         }
         if self.machine.held_until().is_some() {
-            self.shared.hold(most + LET_GO);
+            self.shared.hold(max + RELEASE_MARGIN);
         }
     }
 
@@ -152,9 +157,9 @@ impl Runner {
             self.log_new_deadline(trigger, before);
         }
         if self.machine.app_stopped() {
-            self.stop.heard();
+            self.stop.app_gone();
         }
-        // Before the effects: whoever sees the new phase also finds who began it.
+        // Publish before the effects, so that a reader of the new phase also finds its trigger.
         self.publish();
         for effect in effects {
             self.carry_out(effect);
@@ -201,8 +206,8 @@ impl Runner {
                 if let Some(watch) = self.watch.take() {
                     watch.abort();
                 }
-                // What the kubelet has begun goes on where a drain or a restart ends a hold.
-                if self.machine.rests() {
+                // If a drain or a restart has ended the hold, the kubelet is still about to stop the app.
+                if self.machine.is_inactive() {
                     self.stop = AppStop::default();
                 }
                 self.shared.release();
@@ -246,11 +251,11 @@ impl Runner {
                 let trigger = self.machine.trigger().map(trigger_name);
                 let deadline = self.machine.deadline().map(seconds_until);
                 tracing::info!(trigger, in_flight, connections, deadline_s = deadline, "drain began");
-                self.still = Some(Instant::now() + STILL);
+                self.still = Some(Instant::now() + PROGRESS_INTERVAL);
                 lock(&self.published).verdict = None;
             }
             Phase::Draining => tracing::info!(in_flight, connections, "new connections are refused"),
-            // Also by a second signal, or because the app has crashed, with nothing left to end.
+            // Reached by a second signal or because the app has crashed, with nothing left to end.
             Phase::Forcing if in_flight == 0 => {}
             Phase::Forcing => {
                 tracing::warn!(in_flight, "no more time: what still runs is ended");
@@ -262,7 +267,7 @@ impl Runner {
     }
 
     fn drained(&mut self) {
-        // Refusing comes first; then nothing that ends later belongs to this drain.
+        // Close the gate before counting the losses, so that nothing that ends later belongs to this drain.
         if !self.shared.gate.close() {
             self.shared.set_phase(Phase::Drained);
         }
@@ -296,8 +301,8 @@ impl Runner {
         self.answer(&Outcome::Drained { verdict });
     }
 
-    /// The kubelet shows the file's content as the container's termination message. It makes the file; where there
-    /// is none, nobody would read it.
+    /// Writes the termination log, which the kubelet shows as the container's termination message. The kubelet creates
+    /// the file; if it does not exist, nothing would read it.
     fn write_termination_log(&self, line: &str) {
         let path = &self.shared.settings.termination_log;
         if path.is_file()
@@ -318,7 +323,7 @@ impl Runner {
         }
     }
 
-    /// Those who call once it is over already.
+    /// Answers callers that arrive after the drain, or after the app's hook has been answered.
     fn answer_late_callers(&mut self) {
         if self.machine.phase() == Phase::Drained {
             let verdict = lock(&self.published).verdict.clone().unwrap_or(Verdict::Clean);
@@ -328,8 +333,8 @@ impl Runner {
         }
     }
 
-    /// Tells when another trigger has moved the deadline of a drain that ran already; `before` is when that had begun, and
-    /// its deadline.
+    /// Logs the new deadline if a trigger has moved the deadline of a running drain. `before` is when the drain began
+    /// and its previous deadline.
     fn log_new_deadline(&self, trigger: Trigger, before: (Option<Instant>, Option<Instant>)) {
         let (began, deadline) = (self.machine.began(), self.machine.deadline());
         if before.0.is_some() && before.0 == began && before.1 != deadline {
@@ -343,7 +348,7 @@ impl Runner {
         let name = |row: &LedgerRow| {
             format!("{} {} {}s {} {}", row.method, row.path, row.age_ms / 1000, row.class, row.peer)
         };
-        let oldest: Vec<_> = rows.iter().take(NAMED).map(name).collect();
+        let oldest: Vec<_> = rows.iter().take(MAX_NAMED).map(name).collect();
         let phase = self.machine.phase().name();
         tracing::info!(
             phase,
@@ -351,7 +356,7 @@ impl Runner {
             oldest = oldest.join(", "),
             "still draining"
         );
-        self.still = Some(Instant::now() + STILL);
+        self.still = Some(Instant::now() + PROGRESS_INTERVAL);
     }
 
     fn publish(&self) {
@@ -367,10 +372,10 @@ impl Runner {
 
     fn counts(&self) -> Counts {
         let gate = &self.shared.gate;
-        // The listener first and the requests last: what came in by one is seen in the next.
+        // Read the listener first and the requests last, so that work that moves on in between is still seen.
         let listening = self.switch.is_listening();
         let connections = gate.connections();
-        // One that is held or goes on in between counts as running for now, never the other way round.
+        // A request that becomes held or is released in between must count as running, never as held.
         let before = gate.held();
         let (in_flight, streams) = gate.in_flight_and_streams();
         let held = gate.held().min(before);
@@ -387,8 +392,8 @@ impl Runner {
     }
 }
 
-/// While the app restarts: tells whenever it has gone and whenever it is back. Which time was its restart is for the
-/// machine to say.
+/// Watches the app during a restart: sends an event each time it has gone and each time it is back. The machine decides
+/// which of them was the restart.
 async fn watch_app(shared: Arc<Shared>, events: mpsc::UnboundedSender<Order>) {
     let ready = &shared.settings.ready;
     let addr = &shared.upstream.addr();
@@ -396,25 +401,26 @@ async fn watch_app(shared: Arc<Shared>, events: mpsc::UnboundedSender<Order>) {
         gone(addr).await;
         let _ = events.send(Order::Event(Event::AppGone));
         while !readiness::check_app(addr, &ready.check, ready.timeout).await {
-            tokio::time::sleep(ASK_APP).await;
+            tokio::time::sleep(APP_CHECK_INTERVAL).await;
         }
         let _ = events.send(Order::Event(Event::AppBack));
     }
 }
 
-/// Returns when the app's port has closed. One connection is kept open, as its end shows even a restart that is over
-/// between two looks. A process that ends lets go of its connections one by one, and for a moment its queue still takes
-/// new ones: so only one that stays shows that it is back.
+/// Returns once the app's port has closed, or once the app has restarted. One connection is kept open, because its end
+/// reveals even a restart that is over between two checks. A process that exits closes its connections one by one while
+/// the kernel still accepts new ones for a moment, so only a connection that stays open shows that the app is back.
 async fn gone(addr: &UpstreamAddr) {
-    let mut let_go = false;
+    let mut closed = false;
     while let Ok(mut app) = upstream::connect(addr).await {
         let since = Instant::now();
-        // It is sent nothing, so a byte or an end alike means that the app let go of it.
-        let ended = tokio::time::timeout(STEADY, std::future::poll_fn(|cx| app.poll_end(cx))).await.is_ok();
+        // Nothing is sent on the connection, so both a byte and an end mean that the app has given it up.
+        let ended =
+            tokio::time::timeout(STEADY_TIME, std::future::poll_fn(|cx| app.poll_end(cx))).await.is_ok();
         match ended {
-            true if since.elapsed() < TAKEN => tokio::time::sleep(ASK_APP).await,
-            true => let_go = true,
-            false if let_go => return,
+            true if since.elapsed() < MIN_CONNECTION_TIME => tokio::time::sleep(APP_CHECK_INTERVAL).await,
+            true => closed = true,
+            false if closed => return,
             false => {}
         }
     }

@@ -1,4 +1,4 @@
-//! `lameduck switch`: new requests go to another upstream, and the one that was left runs dry.
+//! `lameduck switch`: new requests go to another upstream, and the old one finishes its requests.
 
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -16,17 +16,17 @@ use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream;
 
-/// The most bytes that a remembered upstream can have: a path or a host's name, and more.
-const LONGEST: u64 = 4096;
-/// Between two questions to the new upstream, and between two looks at the old one.
-const LOOK: Duration = Duration::from_millis(50);
+/// Limit on the file that remembers the upstream, in bytes: more than any path or host name needs.
+const MAX_FILE: u64 = 4096;
+/// How often the new upstream is asked whether it is ready, and how often the old one is checked for requests.
+const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 
-/// Sends new requests to `to`, or back to `--upstream`, once it answers, for which it has `timeout`. The choice is
-/// remembered beside the control socket. Returns when every new request goes there, and the old servers with what
-/// they still have to do, for [`Left::run_dry`].
+/// Sends new requests to `to`, or back to `--upstream` if it is `None`, once that answers within `timeout`. The choice
+/// is remembered in a file beside the control socket. Returns once every new request goes there; [`Left::run_dry`]
+/// waits for the requests of the old servers.
 ///
 /// # Errors
-/// Why nothing was changed, in words.
+/// A text that says why nothing was changed.
 pub async fn switch(shared: &Shared, to: Option<UpstreamAddr>, timeout: Duration) -> Result<Left, String> {
     let settings = &shared.settings;
     let back = to.is_none();
@@ -42,12 +42,12 @@ pub async fn switch(shared: &Shared, to: Option<UpstreamAddr>, timeout: Duration
     let old = shared.upstream.switch(to, &addrs);
     old.iter().for_each(|server| shared.end_streams_of(server, settings.drain.stream_spread));
     while !shared.upstream.is_seen_by_all() {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
     Ok(Left(old))
 }
 
-/// What `to` resolves to, once it answers.
+/// Waits until `to` answers and returns the addresses that it resolves to.
 async fn once_ready(
     shared: &Shared,
     to: &UpstreamAddr,
@@ -70,38 +70,39 @@ async fn once_ready(
         if began.elapsed() >= timeout {
             return Err(format!("{to} did not become ready within {timeout:?}{unknown}: {kept} was kept"));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(CHECK_INTERVAL).await;
     }
 }
 
-/// Whether this is an address that the proxy itself listens on.
+/// Whether the proxy itself listens on this address.
 fn is_own(settings: &Settings, addr: SocketAddr) -> bool {
     let ip = addr.ip().to_canonical();
-    let met = |ours: SocketAddr| {
+    let matches = |ours: SocketAddr| {
         let at = ours.ip().to_canonical();
         ours.port() == addr.port() && (at == ip || at.is_unspecified() && is_of_this_machine(ip))
     };
-    settings.own_addresses().any(|(_, ours)| met(ours))
+    settings.own_addresses().any(|(_, ours)| matches(ours))
 }
 
-/// Only its own addresses can be bound.
+/// Whether this machine has the address: only then can it be bound.
 fn is_of_this_machine(ip: IpAddr) -> bool {
     UdpSocket::bind((ip, 0)).is_ok()
 }
 
-/// The servers that were left.
+/// The servers that new requests no longer go to.
 pub struct Left(Vec<std::sync::Arc<upstream::Backend>>);
 
 impl Left {
-    /// Waits until the old servers have nothing more to do.
+    /// Waits until the old servers have no requests left.
     pub async fn run_dry(self) {
         while self.0.iter().any(|server| server.in_flight() > 0) {
-            tokio::time::sleep(LOOK).await;
+            tokio::time::sleep(CHECK_INTERVAL).await;
         }
     }
 }
 
-/// The upstream that was chosen before this start, if one was.
+/// The upstream that was chosen before this start, if any. A file that cannot be trusted or read is ignored, with a
+/// warning in the log.
 pub fn remembered(file: &Path) -> Option<UpstreamAddr> {
     let text = match read(file) {
         Ok(text) => text,
@@ -120,7 +121,7 @@ pub fn remembered(file: &Path) -> Option<UpstreamAddr> {
     }
 }
 
-/// Beside the control socket; none for one without a file.
+/// The file that remembers the upstream, beside the control socket; `None` if the control socket has no file.
 pub fn file(control: &ControlAddr) -> Option<PathBuf> {
     match control {
         ControlAddr::Path(path) => Some(path.with_extension("upstream")),
@@ -128,7 +129,8 @@ pub fn file(control: &ControlAddr) -> Option<PathBuf> {
     }
 }
 
-/// A file of this user's or of root's, and no link to one: whoever else could write it would steer our requests.
+/// Reads the file, which must belong to this user or root and must not be a link: anyone who can write it can redirect
+/// our requests.
 fn read(path: &Path) -> io::Result<String> {
     let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
     let mut file = match rustix::fs::open(path, flags, Mode::empty()) {
@@ -146,7 +148,7 @@ fn read(path: &Path) -> io::Result<String> {
         return Err(io::Error::other("other users can write to it"));
     }
     let mut text = String::new();
-    (&mut file).take(LONGEST).read_to_string(&mut text)?;
+    (&mut file).take(MAX_FILE).read_to_string(&mut text)?;
     Ok(text)
 }
 
@@ -157,7 +159,8 @@ fn remember(file: &Path, chosen: Option<&UpstreamAddr>) -> io::Result<()> {
             _ => Ok(()),
         };
     };
-    // Whole or not at all, whenever the machine stops. A link that somebody put there would lead to another file.
+    // Write a new file and rename it, so that a crash leaves the old or the new text. Remove the new file first, as it
+    // could be a link to another file.
     let new = file.with_extension("new");
     let _ = std::fs::remove_file(&new);
     let mut written = File::options().write(true).create_new(true).mode(0o600).open(&new)?;

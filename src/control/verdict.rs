@@ -1,10 +1,10 @@
-//! What a drain lost.
+//! The verdict of a drain: what it lost.
 
 use std::fmt;
 
 use crate::metrics::Ended;
 
-/// Endings that lose something for a client.
+/// Endings in which a client loses something.
 const LOST: [Ended; 5] = [Ended::Unsent, Ended::Unanswered, Ended::Cut, Ended::AppGone, Ended::AppDown];
 
 /// The verdict of a drain. As text: `clean`, or what was lost, as in `2 cut, 1 unsent`.
@@ -12,14 +12,14 @@ const LOST: [Ended; 5] = [Ended::Unsent, Ended::Unanswered, Ended::Cut, Ended::A
 pub enum Verdict {
     /// Nothing was lost.
     Clean,
-    /// Requests by how they were lost, each with its number.
+    /// Number of lost requests for each kind of loss.
     Lost(Vec<(Ended, u64)>),
     /// The proxy ended before its drain did.
     Unknown,
 }
 
 impl Verdict {
-    /// From how many requests ended in which way during the drain.
+    /// Makes the verdict from the number of requests per ending during the drain.
     pub fn of(ended: &[(Ended, u64)]) -> Self {
         let lost: Vec<_> = ended.iter().filter(|(way, n)| *n > 0 && LOST.contains(way)).copied().collect();
         if lost.is_empty() { Self::Clean } else { Self::Lost(lost) }

@@ -1,56 +1,56 @@
-//! Admission and the in-flight count. Phase and count share one atomic word, so that nothing is admitted
-//! after "drained": whoever is let in has been counted, and whoever closes the gate has seen the count at 0.
+//! Admission and the in-flight count. The phase and the count share one atomic word, so nothing is admitted after
+//! `Drained`: everything admitted has been counted, and the gate closes only when the count is 0.
 
 use std::sync::Arc;
 
-// By way of `super`, so that tests/drain/gate_loom.rs can put loom's atomics in their place.
+// Imported through `super` so that tests/drain/gate_loom.rs can substitute loom's atomics.
 use super::atomic::{AtomicBool, AtomicU64, Ordering};
 use super::machine::Phase;
 
 const PHASE_SHIFT: u32 = 56;
 const STREAM_SHIFT: u32 = 32;
-/// One more stream in the word.
+/// Adds one stream to the word.
 const STREAM: u64 = 1 << STREAM_SHIFT;
-/// 32 bits for what is in flight and 24 for the streams among it: far more than there can be sockets.
-const COUNT: u64 = STREAM - 1;
+/// 32 bits for work in flight and 24 for the streams among it: far more than there can be sockets.
+const COUNT_MASK: u64 = STREAM - 1;
 
-/// Lets work in, counts it, and says when the last of it has ended.
+/// Admits work, counts it, and reports when the last of it has ended.
 pub struct Gate {
-    /// The phase in the top byte, then how many streams there are, then the number in flight.
+    /// The phase in the top byte, then the number of streams, then the number in flight.
     word: AtomicU64,
-    /// How many of those in flight are held back while the app restarts.
+    /// Requests in flight that are held while the app restarts.
     held: AtomicU64,
-    /// Health checks under way: nobody waits for them, so they are not in the word.
+    /// Health checks in progress. No drain waits for them, so they are not counted in the word.
     health_checks: AtomicU64,
-    /// Client connections over which a request could still come.
+    /// Client connections on which a request can still arrive.
     connections: AtomicU64,
-    /// New work waits: the app restarts.
+    /// New work waits because the app restarts.
     holding: AtomicBool,
-    /// Called when the last running one ended, or the last connection closed, while somebody waits for that.
+    /// Called when the last running request ends or the last connection closes while a drain or a hold waits for it.
     on_idle: Box<dyn Fn() + Send + Sync>,
 }
 
-/// The gate has closed: the drain is over.
+/// The gate is closed because the drain is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Refused;
 
-/// One request or tunnel in flight, from its first byte to the last byte of its answer.
-#[must_use = "dropping it says that the work has ended"]
+/// One request or tunnel in flight, from its first byte to the last byte of its response.
+#[must_use = "dropping it ends the work"]
 pub struct InFlight<'g>(&'g Gate, Kind);
 
 /// An [`InFlight`] that outlives the task that admitted it.
-#[must_use = "dropping it says that the work has ended"]
+#[must_use = "dropping it ends the work"]
 pub struct InFlightOwned(Arc<Gate>, Kind);
 
-/// One tunnel in flight: it is a stream from its beginning to its end.
-#[must_use = "dropping it says that the work has ended"]
+/// One tunnel in flight. It counts as a stream for its whole life.
+#[must_use = "dropping it ends the work"]
 pub struct InFlightTunnel(InFlightOwned);
 
-/// What is in flight goes on as a stream, until the end of its answer.
-#[must_use = "dropping it says that it is no stream any more"]
+/// Counts work in flight as a stream until the end of its response.
+#[must_use = "dropping it ends the stream"]
 pub struct Streaming<'g>(&'g Gate);
 
-/// What an [`InFlight`] is counted as.
+/// How an [`InFlight`] is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Work,
@@ -59,16 +59,16 @@ enum Kind {
 }
 
 /// One open client connection.
-#[must_use = "dropping it says that no request can come over the connection any more"]
+#[must_use = "dropping it means that no more requests can arrive on the connection"]
 #[derive(Debug)]
 pub struct Connected(Arc<Gate>);
 
-/// One request that waits for the app's restart to be over.
-#[must_use = "dropping it says that the request goes on"]
+/// One request that waits until the app has restarted.
+#[must_use = "dropping it releases the request"]
 pub struct Held<'g>(&'g Gate);
 
 impl Gate {
-    /// An open gate. `on_idle` must be quick and must not call back into the gate.
+    /// Creates an open gate. `on_idle` must return quickly and must not call back into the gate.
     pub fn new(on_idle: impl Fn() + Send + Sync + 'static) -> Self {
         Self {
             word: AtomicU64::new(0),
@@ -80,7 +80,10 @@ impl Gate {
         }
     }
 
-    /// Counts one more in flight, unless the drain is over.
+    /// Counts one more request or tunnel in flight.
+    ///
+    /// # Errors
+    /// [`Refused`] once the drain is over.
     pub fn admit(&self) -> Result<InFlight<'_>, Refused> {
         let mut word = self.word.load(Ordering::Relaxed);
         loop {
@@ -100,9 +103,9 @@ impl Gate {
         Connected(self.clone())
     }
 
-    /// Counts one of those in flight as held; none when `most` are held already.
-    pub fn hold_back(&self, most: u64) -> Option<Held<'_>> {
-        if self.held.fetch_add(1, Ordering::AcqRel) >= most {
+    /// Counts a request in flight as held; `None` if `max` requests are held already.
+    pub fn hold_back(&self, max: u64) -> Option<Held<'_>> {
+        if self.held.fetch_add(1, Ordering::AcqRel) >= max {
             self.held.fetch_sub(1, Ordering::AcqRel);
             return None;
         }
@@ -110,49 +113,49 @@ impl Gate {
         Some(Held(self))
     }
 
-    /// Says that one of those in flight is a stream from now on, which a hold may let stay.
+    /// Counts a request in flight as a stream from now on; a hold may keep streams.
     pub fn stream(&self) -> Streaming<'_> {
         self.begin_stream();
         Streaming(self)
     }
 
-    /// The phase as last published.
+    /// The phase that was published last.
     pub fn phase(&self) -> Phase {
         phase_of(self.word.load(Ordering::Acquire))
     }
 
-    /// Requests and tunnels in flight, held ones included.
+    /// Number of requests and tunnels in flight, including held ones.
     pub fn in_flight(&self) -> u64 {
-        self.word.load(Ordering::Acquire) & COUNT
+        self.word.load(Ordering::Acquire) & COUNT_MASK
     }
 
-    /// Requests and tunnels in flight, and how many of them are streams, at one moment.
+    /// Number of requests and tunnels in flight and how many of them are streams, read together.
     pub fn in_flight_and_streams(&self) -> (u64, u64) {
         let word = self.word.load(Ordering::Acquire);
-        (word & COUNT, streams_of(word))
+        (word & COUNT_MASK, streams_of(word))
     }
 
-    /// Those in flight that are held back.
+    /// Number of requests in flight that are held.
     pub fn held(&self) -> u64 {
         self.held.load(Ordering::Acquire)
     }
 
-    /// Open client connections over which a request could still come.
+    /// Number of open client connections on which a request can still arrive.
     pub fn connections(&self) -> u64 {
         self.connections.load(Ordering::Acquire)
     }
 
-    /// Whether new work waits because the app restarts.
+    /// Whether new work waits because the app is restarting.
     pub fn holding(&self) -> bool {
         self.holding.load(Ordering::Acquire)
     }
 
-    /// Makes new work wait, or lets it go on; the caller wakes those who wait.
+    /// Makes new work wait, or lets it proceed. The caller wakes the waiting requests.
     pub fn set_holding(&self, on: bool) {
         self.holding.store(on, Ordering::Release);
     }
 
-    /// Publishes a phase. `Drained` goes by [`Gate::close`].
+    /// Publishes a phase. Use [`Gate::close`] for `Drained`.
     pub fn set_phase(&self, phase: Phase) {
         let mut word = self.word.load(Ordering::Relaxed);
         while let Err(seen) = self.word.compare_exchange_weak(
@@ -165,10 +168,10 @@ impl Gate {
         }
     }
 
-    /// Closes the gate if nothing is in flight; says whether it did.
+    /// Closes the gate if nothing is in flight. Returns whether it closed.
     pub fn close(&self) -> bool {
         let mut word = self.word.load(Ordering::Acquire);
-        while word & COUNT == 0 {
+        while word & COUNT_MASK == 0 {
             let closed = with_phase(word, Phase::Drained);
             match self.word.compare_exchange_weak(word, closed, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => return true,
@@ -178,15 +181,15 @@ impl Gate {
         false
     }
 
-    /// One less of this kind.
+    /// Uncounts one piece of work of this kind.
     fn leave(&self, kind: Kind) {
         if kind == Kind::HealthCheck {
             self.health_checks.fetch_sub(1, Ordering::AcqRel);
             return;
         }
         let left = self.word.fetch_sub(1, Ordering::AcqRel) - 1;
-        // Streams may stay in a hold.
-        let last = (left & COUNT).saturating_sub(streams_of(left)) <= self.held.load(Ordering::Acquire);
+        // Streams may stay during a hold, so they don't count as running here.
+        let last = (left & COUNT_MASK).saturating_sub(streams_of(left)) <= self.held.load(Ordering::Acquire);
         if last && (phase_of(left) != Phase::Serving || self.holding()) {
             (self.on_idle)();
         }
@@ -197,12 +200,12 @@ impl Gate {
         self.tell_if_idle();
     }
 
-    /// Comes before it leaves: else it would stand in for a request that runs.
+    /// Call this before the work leaves the count; otherwise the stream would hide a running request.
     fn end_stream(&self) {
         self.word.fetch_sub(STREAM, Ordering::AcqRel);
     }
 
-    /// Tells the drain when somebody may be waiting for this: always outside of plain serving.
+    /// Notifies the runner unless the gate is plainly serving, when nothing waits for it.
     fn tell_if_idle(&self) {
         if self.phase() != Phase::Serving || self.holding() {
             (self.on_idle)();
@@ -217,10 +220,10 @@ impl std::fmt::Debug for Gate {
 }
 
 impl InFlight<'_> {
-    /// It has turned out to be a health check: from here on it isn't in flight, and no drain waits for it. False when
-    /// `most` of these are under way already; then it stays what it was.
-    pub fn become_health_check(&mut self, most: u64) -> bool {
-        if self.0.health_checks.fetch_add(1, Ordering::AcqRel) >= most {
+    /// Recounts the work as a health check: it is no longer in flight, and no drain waits for it. Returns false, and
+    /// changes nothing, if `max` health checks are in progress already.
+    pub fn become_health_check(&mut self, max: u64) -> bool {
+        if self.0.health_checks.fetch_add(1, Ordering::AcqRel) >= max {
             self.0.health_checks.fetch_sub(1, Ordering::AcqRel);
             return false;
         }
@@ -228,7 +231,7 @@ impl InFlight<'_> {
         true
     }
 
-    /// Goes on counting the same work. `gate` is the one that admitted it.
+    /// Keeps counting the same work without borrowing. `gate` must be the gate that admitted it.
     pub fn into_owned(self, gate: &Arc<Gate>) -> InFlightOwned {
         debug_assert!(std::ptr::eq(self.0, Arc::as_ptr(gate)), "another gate");
         let kind = self.1;
@@ -236,16 +239,16 @@ impl InFlight<'_> {
         InFlightOwned(gate.clone(), kind)
     }
 
-    /// Goes on counting the same work as a tunnel's. `gate` is the one that admitted it.
+    /// Keeps counting the same work as a tunnel. `gate` must be the gate that admitted it.
     pub fn into_tunnel(self, gate: &Arc<Gate>) -> InFlightTunnel {
         self.into_owned(gate).into_tunnel()
     }
 }
 
 impl InFlightOwned {
-    /// Goes on counting the same work as a tunnel's.
+    /// Keeps counting the same work as a tunnel.
     pub fn into_tunnel(self) -> InFlightTunnel {
-        debug_assert!(self.1 == Kind::Work, "no health check asks for a tunnel");
+        debug_assert!(self.1 == Kind::Work, "a health check never asks for a tunnel");
         self.0.begin_stream();
         InFlightTunnel(self)
     }
@@ -264,7 +267,7 @@ impl Drop for InFlightOwned {
 }
 
 impl Drop for InFlightTunnel {
-    /// Then it leaves, as its field is dropped.
+    /// The work itself is uncounted afterwards, when the field is dropped.
     fn drop(&mut self) {
         self.0.0.end_stream();
     }

@@ -1,6 +1,5 @@
-//! Who is in flight: method, path, age, class, peer. One ledger per data-plane thread, one entry per connection, and one
-//! per stream of HTTP/2.
-//! The entry is also the handle by which the drain and the sweeper reach a connection's task.
+//! What is in flight: method, path, age, class, peer. There is one ledger per data-plane thread, with one entry per
+//! connection and one per HTTP/2 stream. The drain and the sweeper also use the entry to wake a connection's task.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -10,30 +9,30 @@ use std::time::Instant;
 
 use slab::Slab;
 
-/// What a response turned out to be, which decides how a drain ends it.
+/// The kind of a response, which decides how a drain ends it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Class {
     /// The app has not answered yet.
     #[default]
     Request,
-    /// A response that ends by itself.
+    /// A response that ends on its own.
     Finite,
     /// An event stream that its client can reopen.
     EventStream,
     /// A long poll that the app has not answered yet.
     LongPoll,
-    /// A gRPC call that the app is answering. It ends by itself, or with trailers at the deadline.
+    /// A gRPC call that the app is answering. It ends on its own, or with trailers at the deadline.
     GrpcStream,
     /// A WebSocket.
     WebSocket,
     /// Any other upgraded connection.
     Tunnel,
-    /// A connection that is passed on byte for byte.
+    /// A connection that is forwarded byte for byte.
     Tcp,
 }
 
 impl Class {
-    /// As it stands in logs and the ledger.
+    /// The name used in logs and in the ledger.
     pub fn name(self) -> &'static str {
         match self {
             Self::Request => "request",
@@ -48,11 +47,12 @@ impl Class {
     }
 }
 
-/// The longest method and path that an entry keeps, in bytes.
-const METHOD: usize = 16;
-const PATH: usize = 256;
+/// Limit on the method that an entry keeps, in bytes; the rest is cut off.
+const MAX_METHOD: usize = 16;
+/// Limit on the path that an entry keeps, in bytes; the rest is cut off.
+const MAX_PATH: usize = 256;
 
-/// The request that a connection is busy with.
+/// The request that a connection is serving.
 #[derive(Debug, Default)]
 struct Work {
     since: Option<Instant>,
@@ -61,51 +61,51 @@ struct Work {
     class: Class,
 }
 
-/// One client connection, or one stream of an HTTP/2 connection, as others see it.
+/// One client connection or HTTP/2 stream, as other tasks see it.
 #[derive(Debug)]
 pub struct Entry {
     /// The client's address.
     pub peer: SocketAddr,
     waker: OnceLock<Waker>,
-    /// When the sweeper wakes the task, in milliseconds of the ledger's clock; 0 for never.
+    /// When the sweeper wakes the task, in milliseconds on the ledger's clock; 0 means never.
     deadline: AtomicU64,
     expired: AtomicBool,
     work: Mutex<Work>,
 }
 
 impl Entry {
-    /// Remembers whom to wake. A task's waker stays the same for its whole life, so the first one will do.
+    /// Stores the waker of the task. A task keeps the same waker for its whole life, so only the first call matters.
     pub fn register(&self, cx: &Context<'_>) {
         self.waker.get_or_init(|| cx.waker().clone());
     }
 
-    /// Whether the deadline set last has passed.
+    /// Whether the most recently set deadline has passed.
     pub fn expired(&self) -> bool {
         self.expired.load(Ordering::Relaxed)
     }
 
-    /// Sets when the task is woken with [`Entry::expired`], in milliseconds of the ledger's clock; 0 for never.
+    /// Sets when the task is woken with [`Entry::expired`] true, in milliseconds on the ledger's clock; 0 means never.
     pub fn set_deadline(&self, at_ms: u64) {
         self.deadline.store(at_ms, Ordering::Relaxed);
         self.expired.store(false, Ordering::Relaxed);
     }
 
-    /// A request has begun. Without its query: that may hold secrets.
+    /// Records that a request has begun. The query is left out because it may contain secrets.
     pub fn begin(&self, method: &[u8], path: &[u8], since: Instant) {
         let mut work = lock(&self.work);
         work.since = Some(since);
         work.class = Class::Request;
-        fill(&mut work.method, method, METHOD);
+        fill(&mut work.method, method, MAX_METHOD);
         let path = path.split(|b| *b == b'?').next().unwrap_or_default();
-        fill(&mut work.path, path, PATH);
+        fill(&mut work.path, path, MAX_PATH);
     }
 
-    /// What the response is, once that is known.
+    /// Sets the kind of the response once it is known.
     pub fn set_class(&self, class: Class) {
         lock(&self.work).class = class;
     }
 
-    /// The request has ended.
+    /// Records that the request has ended.
     pub fn end(&self) {
         lock(&self.work).since = None;
     }
@@ -117,18 +117,18 @@ impl Entry {
     }
 }
 
-/// One line of the ledger.
+/// One running request, as the status shows it.
 #[derive(Clone, Debug, serde::Serialize)]
 pub struct LedgerRow {
     /// The request's method.
     pub method: String,
     /// Its path, without the query.
     pub path: String,
-    /// Milliseconds since its first byte.
+    /// Milliseconds since the request's first byte.
     pub age_ms: u64,
     /// [`Class::name`].
     pub class: &'static str,
-    /// The client.
+    /// The client's address.
     pub peer: String,
 }
 
@@ -136,9 +136,9 @@ pub struct LedgerRow {
 #[derive(Debug)]
 pub struct Ledger {
     entries: Mutex<Slab<Arc<Entry>>>,
-    /// Connections that were given to this thread and have not closed, and their streams.
+    /// Open connections assigned to this thread, and their HTTP/2 streams.
     open: AtomicUsize,
-    /// Coarse time in milliseconds, kept by the sweeper.
+    /// Coarse time in milliseconds, updated by the sweeper.
     clock: AtomicU64,
     began: Instant,
 }
@@ -154,15 +154,15 @@ impl Default for Ledger {
     }
 }
 
-/// A connection on its way to the thread of this ledger, which enters it.
-#[must_use = "dropping it says that the connection never got there"]
+/// A connection on its way to the thread of this ledger.
+#[must_use = "dropping it means that the connection was lost on the way"]
 #[derive(Debug)]
 pub struct Assigned(Arc<Ledger>);
 
 impl Assigned {
-    /// It is there: [`Ledger::enter`] follows, and its place counts it from then on.
+    /// The connection has arrived. [`Ledger::enter`] must follow; the [`LedgerEntry`] counts it from then on.
     pub fn arrived(self) {
-        // Taken back by `drop`.
+        // `drop` subtracts this again.
         self.0.open.fetch_add(1, Ordering::Relaxed);
     }
 }
@@ -173,7 +173,7 @@ impl Drop for Assigned {
     }
 }
 
-/// A connection's place in its ledger, given back when it is dropped.
+/// A connection's entry in its ledger, removed when this guard is dropped.
 #[derive(Debug)]
 pub struct LedgerEntry {
     ledger: Arc<Ledger>,
@@ -190,7 +190,7 @@ impl std::ops::Deref for LedgerEntry {
 }
 
 impl LedgerEntry {
-    /// A place with the same work for another task, which registers anew.
+    /// Moves the work to a new entry for another task, which registers its own waker.
     pub fn hand_over(self) -> Self {
         self.ledger.assign();
         let entry = self.ledger.enter(self.peer);
@@ -207,23 +207,23 @@ impl Drop for LedgerEntry {
 }
 
 impl Ledger {
-    /// Connections that this thread has or is about to get.
+    /// Number of connections and HTTP/2 streams on this thread, including connections on their way to it.
     pub fn open(&self) -> usize {
         self.open.load(Ordering::Relaxed)
     }
 
-    /// A connection is on its way to this thread, and may yet be lost.
+    /// Counts a connection that is on its way to this thread and may still be lost.
     pub fn assigned(self: &Arc<Self>) -> Assigned {
         self.assign();
         Assigned(self.clone())
     }
 
-    /// A connection of this thread's, which will [`Ledger::enter`] it.
+    /// Counts a connection or stream of this thread. [`Ledger::enter`] must follow.
     pub fn assign(&self) {
         self.open.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Enters a new connection, which was assigned before.
+    /// Adds an entry for a connection that has been assigned before.
     pub fn enter(self: &Arc<Self>, peer: SocketAddr) -> LedgerEntry {
         let entry = Arc::new(Entry {
             peer,
@@ -236,12 +236,13 @@ impl Ledger {
         LedgerEntry { ledger: self.clone(), key, entry }
     }
 
-    /// Coarse time, a quarter of a second exact, for deadlines.
+    /// Coarse time for deadlines, in milliseconds, accurate to 250 ms.
     pub fn now_ms(&self) -> u64 {
         self.clock.load(Ordering::Relaxed)
     }
 
-    /// Moves the coarse clock and wakes the connections whose deadline has passed. One look at each replaces a timer each.
+    /// Advances the coarse clock and wakes the connections whose deadline has passed. One periodic pass over all
+    /// entries replaces a timer per connection.
     pub fn sweep(&self) {
         let now = self.began.elapsed().as_millis() as u64 + 1;
         self.clock.store(now, Ordering::Relaxed);
@@ -255,7 +256,7 @@ impl Ledger {
         }
     }
 
-    /// Wakes every connection's task to look at the phase again.
+    /// Wakes every connection's task so that it reads the phase again.
     pub fn wake_all(&self) {
         for (_, entry) in lock(&self.entries).iter() {
             entry.wake();
@@ -279,15 +280,15 @@ impl Ledger {
     }
 }
 
-/// A panic elsewhere doesn't make what a lock guards here unusable.
+/// Locks the mutex even if a panic has poisoned it; the data guarded here stays valid.
 pub fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Reuses the string's room; bytes that are not UTF-8 and all past `most` are left out.
-fn fill(text: &mut String, bytes: &[u8], most: usize) {
+/// Replaces the text, reusing its allocation. Cuts it off after `max` bytes or at the first invalid UTF-8.
+fn fill(text: &mut String, bytes: &[u8], max: usize) {
     text.clear();
-    let bytes = &bytes[..bytes.len().min(most)];
+    let bytes = &bytes[..bytes.len().min(max)];
     match std::str::from_utf8(bytes) {
         Ok(whole) => text.push_str(whole),
         Err(cut) => text.push_str(std::str::from_utf8(&bytes[..cut.valid_up_to()]).unwrap_or_default()),

@@ -1,4 +1,5 @@
-//! The drain as a pure machine: `step(now, event, counts) → effects`. No tokio, no sockets, no clock of its own.
+//! The drain as a pure state machine: `step(now, event, counts) → effects`. It has no tokio, no sockets and no clock
+//! of its own.
 
 use std::time::{Duration, Instant};
 
@@ -10,18 +11,18 @@ use crate::config::{DrainSettings, Sidecar};
 pub enum Phase {
     /// No drain.
     Serving = 0,
-    /// Still accepts, and tells every client to go elsewhere.
+    /// Still accepts connections, and asks every client to go elsewhere.
     LameDuck = 1,
-    /// New connections are refused; what runs may finish.
+    /// New connections are refused; running requests may finish.
     Draining = 2,
-    /// The deadline has passed: what is left is ended visibly.
+    /// The deadline has passed: remaining work is ended so that its client can tell.
     Forcing = 3,
-    /// Nothing is in flight and nothing can come in any more.
+    /// Nothing is in flight and nothing can arrive any more.
     Drained = 4,
 }
 
 impl Phase {
-    /// The phase whose number this is; anything past the last is `Drained`.
+    /// The phase with this number; any number beyond the last is `Drained`.
     pub fn from_u8(n: u8) -> Self {
         match n {
             0 => Self::Serving,
@@ -32,7 +33,7 @@ impl Phase {
         }
     }
 
-    /// As it stands in logs, status and metrics.
+    /// The name used in logs, status and metrics.
     pub fn name(self) -> &'static str {
         match self {
             Self::Serving => "serving",
@@ -49,16 +50,17 @@ impl Phase {
 pub enum Trigger {
     /// SIGTERM, SIGINT or SIGQUIT to the proxy itself.
     Signal,
-    /// `lameduck drain`; without a timeout it has no deadline. Of a drain that runs a timeout brings the deadline forward.
+    /// `lameduck drain`. Without a timeout it has no deadline; during a drain, a timeout can only bring the deadline
+    /// forward.
     Operator {
-        /// From its arrival to Forcing.
+        /// Time from the arrival of the trigger to Forcing.
         timeout: Option<Duration>,
     },
-    /// `/drain`, which doesn't say whose hook it is: the whole pod goes.
+    /// `/drain` without the name of a hook: the whole pod is being deleted.
     Hook,
-    /// `/drain?hook=app`: the app's preStop. Alone it means that only the app restarts.
+    /// `/drain?hook=app`, the app's preStop hook. On its own it means that only the app restarts.
     AppHook,
-    /// `/drain?hook=sidecar`: the sidecar's own preStop, so the pod goes.
+    /// `/drain?hook=sidecar`, the sidecar's own preStop hook: the pod is being deleted.
     SidecarHook,
 }
 
@@ -67,92 +69,93 @@ pub enum Trigger {
 pub enum Event {
     /// A trigger arrived.
     Begin(Trigger),
-    /// While the app restarts: its port closed, its connections died.
+    /// During a restart of the app: its port and its connections have closed.
     AppGone,
-    /// While the app restarts: it answers again.
+    /// During a restart of the app: it answers again.
     AppBack,
-    /// While the app restarts: its hook's callers have their answer and its own hook has ended, so SIGTERM comes now.
+    /// During a restart of the app: the callers of its hook have been answered and its own hook has ended, so SIGTERM
+    /// is next.
     AppStops,
-    /// `lameduck hold`; one that runs already begins anew.
+    /// `lameduck hold`. During a hold, this starts it again from the beginning.
     Hold {
-        /// How long new requests wait at most.
-        most: Duration,
-        /// WebSockets, event streams and long polls stay, and aren't waited for.
+        /// The longest time that new requests wait.
+        max: Duration,
+        /// WebSockets, event streams and long polls stay, and the hold does not wait for them.
         keep_streams: bool,
     },
     /// `lameduck resume`.
     Resume,
-    /// The end of a hold, and of nothing else: a drain that came meanwhile goes on.
+    /// Ends a hold and nothing else: a drain that has begun meanwhile continues.
     Release,
-    /// Don't wait any longer: a second signal.
+    /// A second signal: stop waiting.
     Force,
-    /// Nothing but time and the counts changed.
+    /// Only the time and the counts have changed.
     Tick,
 }
 
-/// The world at this moment, as the gate and the listeners tell it.
+/// The current state of the gate and the listeners.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Counts {
-    /// Requests, tunnels and leases in flight that are not held.
+    /// Requests and tunnels in flight that are not held.
     pub running: u64,
-    /// How many of those running are WebSockets, event streams and long polls that a hold keeps.
+    /// WebSockets, event streams and long polls among the running ones, which a hold may keep.
     pub kept: u64,
-    /// Requests held back.
+    /// Requests that are held.
     pub held: u64,
-    /// Client connections over which a request could still come.
+    /// Client connections on which a request can still arrive.
     pub connections: u64,
     /// Whether a listening socket is still open.
     pub listening: bool,
-    /// When the last connection or request arrived, if one ever did.
+    /// When the last connection or request arrived; `None` if none ever did.
     pub last_arrival: Option<Instant>,
-    /// The mean gap between callers in the 30 s up to now, as [`crate::drain::quiet`] has it; none when nobody came.
+    /// The mean gap between callers in the last 30 s, from [`crate::drain::quiet`]; `None` with too few callers.
     pub mean_gap: Option<Duration>,
 }
 
-/// What is to be done now, in this order.
+/// An action for the caller of [`Machine::step`]. Carry effects out in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Publish this phase.
     Enter(Phase),
-    /// New requests wait, no connection closes: the app restarts or is replaced.
+    /// Hold new requests without closing connections, because the app restarts or is being replaced.
     Hold,
-    /// Nothing runs any more while new requests wait.
+    /// Report that nothing is running any more during a hold.
     Idle,
-    /// Let the held requests go.
+    /// Release the held requests.
     Release,
-    /// The app's hook may return although nothing was drained: what ran has finished, or `restart_grace` is over.
+    /// Answer the app's hook without a drain: running requests have finished, or `restart_grace` is over.
     ReleaseHook,
-    /// Take what is in the accept queue, then close the listening sockets.
+    /// Accept what is in the accept queue, then close the listening sockets.
     StopListening,
-    /// WebSockets, event streams and long polls end, spread over this time.
+    /// End WebSockets, event streams and long polls, spread over a period.
     EndStreams {
-        /// Already clamped to the deadline.
+        /// The period, already clamped to the deadline.
         spread: Duration,
     },
-    /// Nothing runs: close the connections that are idle.
+    /// Close the idle connections, because nothing is running.
     CloseIdle,
-    /// A resume: listen again.
+    /// Listen again after a resume.
     Listen,
-    /// End the process at once, within 1.5 s.
+    /// End the process at once; it may take up to 1.5 s.
     Exit,
 }
 
-/// Both hooks of a deleted pod fire together (5 ms apart on a real cluster): an app's hook that is alone for so long
-/// means a restart.
-const OTHER_HOOK: Duration = Duration::from_secs(2);
+/// How long to wait for the sidecar's hook after the app's. Both hooks of a deleted pod fire together (5 ms apart on a
+/// real cluster), so an app's hook without the other means that only the app restarts.
+const OTHER_HOOK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Cutting what is left takes a moment. What cannot be cut is not waited for any longer than this.
-const FORCING: Duration = Duration::from_secs(1);
+/// Time for ending the remaining work in Forcing. Work that cannot be ended is abandoned after it.
+const FORCING_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The drain's state. Whoever runs it feeds a `Tick` when in flight falls to 0, when the last connection or the
-/// listener has closed, and at `wake_at`; and carries out what `step` returns, in order.
+/// The state of the drain. The runner must feed a `Tick` when the number in flight drops to 0, when the last connection
+/// or the listener closes, and at `wake_at`; it must carry out the effects that `step` returns, in order.
 #[derive(Debug)]
 pub struct Machine {
     settings: DrainSettings,
     sidecar: Sidecar,
     state: State,
     round: u32,
-    /// The latest time seen, so that time never runs backwards in here.
+    /// The latest time seen, so that time never runs backwards inside the machine.
     latest: Option<Instant>,
 }
 
@@ -164,27 +167,27 @@ enum State {
     Drain(Drain),
 }
 
-/// The app's hook came, so far alone.
+/// The app's hook has been called, so far without the sidecar's.
 #[derive(Debug)]
 struct Restart {
     arrived: Instant,
-    /// The quiet window, in case it turns out to be a drain.
+    /// The quiet window, used if this turns out to be a drain.
     window: Duration,
-    /// The other hook didn't come: requests are held.
+    /// The other hook was not called in time, so requests are held.
     holding: bool,
     hook_released: Option<Instant>,
-    /// Its SIGTERM is due.
+    /// The app's SIGTERM is due.
     stops: bool,
-    /// The app's port is closed.
+    /// The app's port has closed.
     gone: bool,
 }
 
-/// An operator replaces the app.
+/// An operator is replacing the app.
 #[derive(Debug)]
 struct Hold {
     until: Instant,
     keep_streams: bool,
-    /// It was said that nothing runs any more.
+    /// `Effect::Idle` has been issued.
     idle: bool,
 }
 
@@ -194,45 +197,45 @@ struct Drain {
     phase: Phase,
     trigger: Trigger,
     began: Instant,
-    /// No arrival for so long means that the callers have heard.
+    /// The callers are considered to know of the drain once nothing has arrived for this long.
     window: Duration,
     deadline: Option<Instant>,
-    /// The deadline is already a deletion hook's: the kubelet may call twice.
+    /// A deletion hook has set the deadline. The kubelet may call twice, and only the first call counts.
     hooked: bool,
-    /// The listener was told to close.
+    /// The listener has been asked to close.
     stopped: bool,
     forced: Option<Instant>,
-    /// Connections left at the last look while nothing ran; 0 while something did.
+    /// Connections left at the last check if nothing was running then; 0 otherwise.
     idle: u64,
 }
 
 impl Machine {
-    /// A machine that serves. `sidecar` decides what a signal and the app's hook mean.
+    /// Creates a machine in `Serving`. `sidecar` decides what a signal and the app's hook mean.
     pub fn new(settings: DrainSettings, sidecar: Sidecar) -> Self {
         Self { settings, sidecar, state: State::Serving, round: 0, latest: None }
     }
 
-    /// The phase that was last entered. While the app restarts it is `Serving`.
+    /// The current phase. It is `Serving` during a restart of the app or a hold.
     pub fn phase(&self) -> Phase {
         self.drain().map_or(Phase::Serving, |drain| drain.phase)
     }
 
-    /// How many drains were resumed so far.
+    /// Number of drains resumed so far.
     pub fn round(&self) -> u32 {
         self.round
     }
 
-    /// What began the drain; none without one. `AppHook` if the sidecar's hook came soon after the app's.
+    /// What began the drain; `None` outside a drain. It is `AppHook` if the sidecar's hook followed the app's in time.
     pub fn trigger(&self) -> Option<Trigger> {
         self.drain().map(|drain| drain.trigger)
     }
 
-    /// T0, when the drain began; none without one.
+    /// T0, when the drain began; `None` outside a drain.
     pub fn began(&self) -> Option<Instant> {
         self.drain().map(|drain| drain.began)
     }
 
-    /// When Forcing begins at the latest; none without a drain, or if it may take as long as it takes.
+    /// When Forcing begins at the latest; `None` outside a drain or if the drain has no time limit.
     pub fn deadline(&self) -> Option<Instant> {
         self.drain().and_then(|drain| drain.deadline)
     }
@@ -242,28 +245,28 @@ impl Machine {
         matches!(&self.state, State::Restart(restart) if restart.holding)
     }
 
-    /// Until when requests are held for an operator at most; none if they aren't.
+    /// When an operator's hold ends at the latest; `None` without one.
     pub fn held_until(&self) -> Option<Instant> {
         self.hold().map(|hold| hold.until)
     }
 
-    /// Whether nothing ran any more since requests are held for an operator.
+    /// Whether an operator's hold has reached the point where nothing was running any more.
     pub fn held_idle(&self) -> bool {
         self.hold().is_some_and(|hold| hold.idle)
     }
 
-    /// Whether the app has heard the SIGTERM of its restart: its port has closed since.
+    /// Whether the app has reacted to the SIGTERM of its restart, that is, its port has closed since.
     pub fn app_stopped(&self) -> bool {
         matches!(&self.state, State::Restart(restart) if restart.stops && restart.gone)
     }
 
-    /// Whether nothing is under way: no drain, no restart and no hold.
-    pub fn rests(&self) -> bool {
+    /// Whether there is no drain, no restart and no hold.
+    pub fn is_inactive(&self) -> bool {
         matches!(self.state, State::Serving)
     }
 
-    /// Feeds one event; returns what is to be done now, in order.
-    /// A `now` before an earlier one counts as that one.
+    /// Processes one event and returns the effects to carry out, in order. A `now` before an earlier one counts as the
+    /// earlier one.
     pub fn step(&mut self, now: Instant, event: Event, counts: &Counts) -> Vec<Effect> {
         let now = self.latest.map_or(now, |latest| latest.max(now));
         self.latest = Some(now);
@@ -277,9 +280,9 @@ impl Machine {
             Event::AppGone => self.app_gone(),
             Event::AppStops => self.app_stops(),
             Event::AppBack => self.app_back(&mut effects),
-            Event::Hold { most, keep_streams } => {
-                self.hold_requests(later(now, most), keep_streams, &mut effects);
-                // The counts are older than the hold: `wake_at` asks for new ones at once.
+            Event::Hold { max, keep_streams } => {
+                self.hold_requests(later(now, max), keep_streams, &mut effects);
+                // The counts are older than the hold, so don't use them; `wake_at` asks for new ones at once.
                 return effects;
             }
             Event::Resume => self.resume(&mut effects),
@@ -305,7 +308,7 @@ impl Machine {
         effects
     }
 
-    /// When a `Tick` is needed at the latest, perhaps at once; none if only events and counts matter.
+    /// When the next `Tick` is due, which may be at once; `None` if only events and counts matter.
     pub fn wake_at(&self, counts: &Counts) -> Option<Instant> {
         match &self.state {
             State::Serving => None,
@@ -330,7 +333,7 @@ impl Machine {
     }
 
     fn begin(&mut self, now: Instant, trigger: Trigger, counts: &Counts, effects: &mut Vec<Effect>) {
-        // Without a sidecar's own hook there is no telling: the pod goes.
+        // Without a sidecar's hook, a restart and a deletion look the same, so assume that the pod is being deleted.
         let alone = trigger == Trigger::AppHook && self.sidecar == Sidecar::None;
         let trigger = if alone { Trigger::Hook } else { trigger };
         let deletion = !matches!(trigger, Trigger::Operator { .. });
@@ -351,7 +354,7 @@ impl Machine {
         }
     }
 
-    /// Only where nothing else is under way.
+    /// Begins or restarts an operator's hold; ignored during a drain or a restart.
     fn hold_requests(&mut self, until: Instant, keep_streams: bool, effects: &mut Vec<Effect>) {
         match &mut self.state {
             State::Serving => {
@@ -361,11 +364,11 @@ impl Machine {
             State::Hold(hold) => *hold = Hold { until, keep_streams, idle: false },
             State::Restart(_) | State::Drain(_) => return,
         }
-        // At once: their clients are held when they come again, and let go one after the other.
+        // No spread is needed: the clients are held when they reconnect, and released one after the other.
         effects.extend((!keep_streams).then_some(Effect::EndStreams { spread: Duration::ZERO }));
     }
 
-    /// Whoever is held is held no longer.
+    /// Releases held requests, if requests are being held.
     fn release(&self, effects: &mut Vec<Effect>) {
         if self.restarting() || self.hold().is_some() {
             effects.push(Effect::Release);
@@ -388,7 +391,8 @@ impl Machine {
         }
     }
 
-    /// A native sidecar's signal: the app has exited or the grace is used up, so nothing is worth waiting for.
+    /// Handles a native sidecar's signal: the app has exited or the grace period is used up, so don't wait for
+    /// anything.
     fn exit(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
         self.release(effects);
         if self.drain().is_none() {
@@ -413,7 +417,7 @@ impl Machine {
             }
             State::Restart(restart) if restart.holding => {
                 effects.push(Effect::Release);
-                // Nothing else would ever answer it.
+                // Nothing else would answer the hook's callers.
                 effects.extend(restart.hook_released.is_none().then_some(Effect::ReleaseHook));
             }
             State::Hold(_) => effects.push(Effect::Release),
@@ -434,7 +438,7 @@ impl Machine {
         }
     }
 
-    /// The kubelet stops the app only once its hooks have ended, so a port that blinked before was no restart.
+    /// The kubelet stops the app only after its hooks have ended, so a port that closed briefly before was no restart.
     fn app_back(&mut self, effects: &mut Vec<Effect>) {
         let State::Restart(restart) = &mut self.state else { return };
         if restart.gone && restart.stops {
@@ -451,7 +455,7 @@ impl Restart {
         Self { arrived, window, holding: false, hook_released: None, stops: false, gone: false }
     }
 
-    /// Whether nothing came of it: the app was never stopped.
+    /// Advances the restart. Returns whether it is over because the app was never stopped.
     fn advance(
         &mut self,
         now: Instant,
@@ -460,13 +464,13 @@ impl Restart {
         effects: &mut Vec<Effect>,
     ) -> bool {
         if !self.holding {
-            if now >= later(self.arrived, OTHER_HOOK) {
+            if now >= later(self.arrived, OTHER_HOOK_TIMEOUT) {
                 self.holding = true;
-                // Streams don't end by themselves: the app's end would cut them. Their clients are held when they
-                // come again.
+                // Streams don't end on their own, and the app's exit would cut them. Their clients are held when they
+                // reconnect.
                 effects.extend([Effect::Hold, Effect::EndStreams { spread: Duration::ZERO }]);
             }
-            // The counts are older than the hold: `wake_at` asks for new ones at once.
+            // The counts are older than the hold, so don't use them; `wake_at` asks for new ones at once.
             return false;
         }
         let Some(released) = self.hook_released else {
@@ -483,7 +487,7 @@ impl Restart {
 
     fn wake_at(&self, now: Option<Instant>, counts: &Counts, settings: &DrainSettings) -> Option<Instant> {
         match self.hook_released {
-            _ if !self.holding => Some(later(self.arrived, OTHER_HOOK)),
+            _ if !self.holding => Some(later(self.arrived, OTHER_HOOK_TIMEOUT)),
             None if counts.running == 0 => now,
             None => Some(later(self.arrived, settings.restart_grace)),
             Some(_) if self.gone => None,
@@ -493,9 +497,9 @@ impl Restart {
 }
 
 impl Hold {
-    /// Whether it has lasted long enough.
+    /// Advances the hold. Returns whether its time is over.
     fn advance(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) -> bool {
-        if !self.idle && self.rests(counts) {
+        if !self.idle && self.is_idle(counts) {
             self.idle = true;
             effects.push(Effect::Idle);
         }
@@ -505,10 +509,10 @@ impl Hold {
     }
 
     fn wake_at(&self, now: Option<Instant>, counts: &Counts) -> Option<Instant> {
-        if !self.idle && self.rests(counts) { now } else { Some(self.until) }
+        if !self.idle && self.is_idle(counts) { now } else { Some(self.until) }
     }
 
-    fn rests(&self, counts: &Counts) -> bool {
+    fn is_idle(&self, counts: &Counts) -> bool {
         let kept = if self.keep_streams { counts.kept } else { 0 };
         counts.running <= kept
     }
@@ -533,8 +537,8 @@ impl Drain {
         }
     }
 
-    /// Another trigger: only the deadline may change, as the kubelet's grace begins with a deletion, and an operator
-    /// may want it sooner.
+    /// Handles another trigger. Only the deadline may change: the kubelet's grace period begins with the deletion, and
+    /// an operator may want an earlier end.
     fn again(&mut self, now: Instant, trigger: Trigger, settings: &DrainSettings, effects: &mut Vec<Effect>) {
         if self.phase >= Phase::Forcing {
             return;
@@ -552,7 +556,7 @@ impl Drain {
         }
         let sooner = self.deadline.is_some_and(|deadline| before.is_none_or(|before| deadline < before));
         if self.phase == Phase::Draining && sooner {
-            // They end over a time that may be longer than what is left now.
+            // Streams may be spread over more time than is left now.
             effects.push(self.end_streams(now, settings));
         }
     }
@@ -587,7 +591,7 @@ impl Drain {
         }
     }
 
-    /// Goes as far as time and the counts allow.
+    /// Advances through the phases as far as time and the counts allow.
     fn advance(
         &mut self,
         now: Instant,
@@ -600,21 +604,21 @@ impl Drain {
             self.stop_listening(effects);
             effects.push(self.end_streams(now, settings));
         }
-        let at_rest = counts.running + counts.held == 0 && !counts.listening;
-        let empty = at_rest && counts.connections == 0;
-        // The last work may end at the deadline itself: then nothing is left to force.
+        let idle = counts.running + counts.held == 0 && !counts.listening;
+        let empty = idle && counts.connections == 0;
+        // The last work may end exactly at the deadline; then nothing is left to force.
         if due && !(empty && self.phase == Phase::Draining) {
             self.force(now, effects);
         }
-        let given_up = self.forced.is_some_and(|forced| now >= later(forced, FORCING));
+        let given_up = self.forced.is_some_and(|forced| now >= later(forced, FORCING_TIMEOUT));
         match self.phase {
             Phase::Draining | Phase::Forcing if empty || given_up => self.enter(Phase::Drained, effects),
-            Phase::Draining => self.close_idle(if at_rest { counts.connections } else { 0 }, effects),
+            Phase::Draining => self.close_idle(if idle { counts.connections } else { 0 }, effects),
             _ => {}
         }
     }
 
-    /// Once each time that everything has come to rest, and again for connections that came since.
+    /// Closes idle connections once each time everything has become idle, and again if connections were added since.
     fn close_idle(&mut self, idle: u64, effects: &mut Vec<Effect>) {
         if idle > self.idle {
             effects.push(Effect::CloseIdle);
@@ -622,7 +626,7 @@ impl Drain {
         self.idle = idle;
     }
 
-    /// The first moment at which it is long enough and quiet, or too long.
+    /// When the lame duck ends: once its minimum is over and arrivals have been quiet, or at its maximum.
     fn lame_duck_end(&self, counts: &Counts, settings: &DrainSettings) -> Instant {
         let least = later(self.began, settings.lame_duck);
         let quiet = counts.last_arrival.map_or(least, |arrival| later(arrival, self.window));
@@ -636,21 +640,22 @@ impl Drain {
                 Some(self.deadline.map_or(end, |deadline| deadline.min(end)))
             }
             Phase::Draining => self.deadline,
-            Phase::Forcing => self.forced.map(|forced| later(forced, FORCING)),
+            Phase::Forcing => self.forced.map(|forced| later(forced, FORCING_TIMEOUT)),
             Phase::Serving | Phase::Drained => None,
         }
     }
 }
 
-/// For random arrivals no call within seven mean gaps is 99.9 % sure to be the callers' silence (e⁻⁷). Where no lame
-/// duck is asked for, there is no balancer that has to hear of the drain first.
+/// How long nothing may arrive until the callers count as quiet: seven mean gaps, within 1 s and 10 s. With random
+/// arrivals, seven mean gaps without a call happen by chance with a probability of 0.1 % (e⁻⁷). Without a lame duck
+/// there is no load balancer to wait for, so the maximum is 1 s.
 fn quiet_window(counts: &Counts, settings: &DrainSettings) -> Duration {
-    let most = Duration::from_secs(if settings.lame_duck.is_zero() { 1 } else { 10 });
+    let max = Duration::from_secs(if settings.lame_duck.is_zero() { 1 } else { 10 });
     let gap = counts.mean_gap.unwrap_or_default();
-    gap.saturating_mul(7).clamp(Duration::from_secs(1), most)
+    gap.saturating_mul(7).clamp(Duration::from_secs(1), max)
 }
 
-/// `at + wait`; a century instead of what the clock cannot hold.
+/// `at + wait`, with `wait` capped at a century so that the sum cannot overflow.
 fn later(at: Instant, wait: Duration) -> Instant {
     at + wait.min(Duration::from_secs(100 * 365 * 86_400))
 }

@@ -1,4 +1,5 @@
-//! The drain, pure: its machine, the gate that counts, and the ledger of who is in flight. No sockets, no clock.
+//! The pure part of the drain: the state machine, the gate that counts, and the ledger of what is in flight. It has no
+//! sockets and reads no wall clock.
 
 pub mod gate;
 pub mod ledger;

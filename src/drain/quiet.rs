@@ -1,43 +1,44 @@
-//! How far apart callers come, from which a drain tells their silence.
+//! The mean gap between callers, from which a drain infers that they have gone quiet.
 //!
-//! What counts are the connections, each by its first request: while a balancer hasn't heard of the drain, it goes on
-//! choosing this server for new connections, and kept ones have been told to close. The gap between requests would be
-//! far too short: under 60 keep-alive clients a proxy of the cluster's that was 9 s late looked silent after one.
+//! The gap is measured between connections, each counted at its first request: a load balancer that does not know of
+//! the drain yet keeps choosing this server for new connections, while existing ones have been asked to close. The gap
+//! between requests would be far too short: with 60 keep-alive clients, a cluster proxy that was 9 s late looked silent
+//! after 1 s.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// How many had arrived up to some moment.
+/// Totals of what has arrived up to some moment.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Arrivals {
-    /// Requests, health checks apart.
+    /// Requests, without health checks.
     pub requests: u64,
-    /// Those of them that were their connection's first.
+    /// Requests that were the first on their connection.
     pub connections: u64,
 }
 
-/// What had arrived, second by second, in the last 30 s.
+/// Arrival totals of the last 30 s, one per second.
 #[derive(Debug)]
 pub struct LookBack(VecDeque<(Instant, Arrivals)>);
 
 impl LookBack {
-    const SECONDS: usize = 30;
+    const MAX_SECONDS: usize = 30;
 
-    /// Nothing has arrived yet.
+    /// Starts with no arrivals.
     pub fn new(now: Instant) -> Self {
         Self(VecDeque::from([(now, Arrivals::default())]))
     }
 
-    /// To be called once a second.
+    /// Records the totals; call it once a second.
     pub fn note(&mut self, now: Instant, arrived: Arrivals) {
         self.0.push_back((now, arrived));
-        while self.0.len() > Self::SECONDS {
+        while self.0.len() > Self::MAX_SECONDS {
             self.0.pop_front();
         }
     }
 
-    /// The mean gap between new connections; between requests where there were fewer than two of those, and none
-    /// where there were fewer than two requests.
+    /// The mean gap between new connections. With fewer than two connections it is the gap between requests; with fewer
+    /// than two requests it is `None`.
     pub fn mean_gap(&self, now: Instant, arrived: Arrivals) -> Option<Duration> {
         let (since, before) = self.0.front().copied().unwrap_or((now, arrived));
         let recent = |now: u64, before: u64| Some(now.saturating_sub(before)).filter(|recent| *recent > 1);

@@ -192,7 +192,7 @@ impl Sim {
             11 => Event::Force,
             20 => Event::Release,
             21 => Event::AppStops,
-            12..=14 => Event::Hold { most: self.random.ms(20_000), keep_streams: self.random.one_in(2) },
+            12..=14 => Event::Hold { max: self.random.ms(20_000), keep_streams: self.random.one_in(2) },
             _ => Event::Tick,
         }
     }
@@ -307,8 +307,8 @@ impl Sim {
     fn note_event(&mut self, event: Event, before: Phase) {
         let lonely_at_rest = self.hold.is_some() || !self.holding;
         let may_hold = before == Phase::Serving && self.hook.is_none() && lonely_at_rest;
-        if let (Event::Hold { most, keep_streams }, true) = (event, may_hold) {
-            (self.hold, self.idle) = (Some((self.now + most, keep_streams)), false);
+        if let (Event::Hold { max, keep_streams }, true) = (event, may_hold) {
+            (self.hold, self.idle) = (Some((self.now + max, keep_streams)), false);
         }
         let lonely = self.sidecar != Sidecar::None && event == Event::Begin(Trigger::AppHook);
         if lonely && may_hold {

@@ -1,8 +1,8 @@
-//! One request, from its head to the last byte of its answer, top to bottom.
+//! Forwards one request, from its head to the last byte of its answer. Read it from top to bottom.
 //!
-//! The request's body and the answer move side by side in the connection's own task: nothing is spawned, boxed or
-//! locked. Phase changes and passed deadlines reach it by a wake-up of that task ([`crate::drain::ledger`]), so no
-//! timer and no channel is armed per request.
+//! The request body and the answer are relayed concurrently in the connection's own task: nothing is spawned or locked.
+//! Phase changes and expired deadlines wake that task ([`crate::drain::ledger`]), so a request needs no timer and no
+//! channel of its own.
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::{Pin, pin};
@@ -28,30 +28,33 @@ use crate::upstream::{Backend, Connection};
 
 /// How a forwarded request ended.
 pub enum Finish {
-    /// The answer is whole.
+    /// The answer was relayed to its end.
     Answered(Ended),
-    /// The connection is a tunnel to the app now; with what the app sent already.
+    /// The connection is now a tunnel to the app. The buffer holds what the app has sent already.
     Upgraded(Connection, Buffer),
 }
 
-/// The app's side of a try.
+/// The app's side of one try.
 enum AppSide {
-    /// A connection of its own.
+    /// A connection for this request alone.
     Http1(Connection),
-    /// A stream on a shared one.
+    /// A stream on a shared connection.
     Http2(Box<AppStream>),
 }
 
-/// What came of the answer.
+/// How an answer ended.
 enum Answered {
-    /// Whole; the app's connection may be used again for so long.
+    /// Relayed to its end. If `reuse`, the app's connection may be reused, for `keep_alive` if the app named a time.
     Whole { ended: Ended, reuse: bool, keep_alive: Option<Duration> },
-    /// 101.
+    /// The app has switched protocols (101).
     Upgraded,
 }
 
-/// Sends the request to the app and the answer to the client. `head` is the request's head for the app; its bytes in
-/// the client's buffer have been consumed.
+/// Sends the request to the app and the answer to the client. `head` is the request's head for the app; the original
+/// has been consumed from the client's buffer.
+///
+/// # Errors
+/// Why the request failed. An answer can still be sent to the client if none has begun.
 pub async fn forward<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
@@ -71,7 +74,7 @@ where
     exchange.may_begin()?;
     exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
     let pool = &exchange.worker.pool;
-    // What can't be sent twice is worth one more question to the kernel.
+    // A request that can't be sent twice is worth one more system call to see whether the connection is still open.
     let mut pooled = if exchange.http2() { None } else { pool.take(!exchange.request.idempotent) };
     let mut tries = Tries::default();
     loop {
@@ -115,7 +118,7 @@ where
     }
 }
 
-/// A connection to the app, or a place for a stream on one.
+/// Gets a new connection to the app, or a stream on a shared one.
 async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure> {
     let pool = &exchange.worker.pool;
     if exchange.http2() {
@@ -129,7 +132,7 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure>
     Ok(AppSide::Http1(app))
 }
 
-/// Sends the request to this server and relays the answer, within what bounds a request.
+/// Sends the request to this server and relays the answer, within the deadlines of the request.
 async fn attempt<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
@@ -149,15 +152,15 @@ where
         AppSide::Http2(app) => {
             let (reader, writer, backend) = app.split();
             let halves = (reader, writer, &backend);
-            // Apart, so that a connection's task has the room of HTTP/1.1 only.
+            // Boxed, so that the task of a connection only needs the memory for HTTP/1.1.
             exchange.bounded(Box::pin(both_ways(client, exchange, head, body, halves, app_buf))).await
         }
     };
     (app, answered)
 }
 
-/// Sends the request over this connection and relays the answer, both side by side. `head` is the request's, with what
-/// of the body came with it; the body has the rest of it, and what of that was sent by an earlier try.
+/// Sends the request over this connection and relays the answer concurrently. `head` is the request's head and the part
+/// of the body that arrived with it; `body` reads the rest, and `more` is the part of it that an earlier try has sent.
 async fn both_ways<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
@@ -191,13 +194,13 @@ where
                 uploading = false;
             }
             if flow.half_closed.get() && flow.events.get() {
-                return Poll::Ready(Err(Failure::ClientGone)); // nobody reads a stream of events half-closed
+                return Poll::Ready(Err(Failure::ClientGone)); // no client reads an event stream half-closed
             }
             answer.as_mut().poll(cx)
         })
         .await?
     };
-    // The new protocol begins behind the request, in either direction (RFC 9110 §7.8).
+    // The new protocol begins after the whole request, in both directions (RFC 9110 §7.8).
     if matches!(answered, Answered::Upgraded) && !flow.uploaded.get() {
         if uploading {
             poll_fn(|cx| match upload.as_mut().poll(cx) {
@@ -211,7 +214,7 @@ where
             return Err(Failure::AppGone { unanswered: false });
         }
     }
-    // An upload that ended without being whole is one that the app takes no more of.
+    // An upload that ended early means that the app does not read any more of it.
     if uploading && !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
         finish_upload(exchange, writer, upload).await;
     }
@@ -223,8 +226,9 @@ where
     })
 }
 
-/// The app has answered before it had the whole request. It may still want the rest, and closing over unread bytes
-/// would reset the connection and take the answer from the client: so both go on for as long as something moves.
+/// Continues the upload after the app has answered before it had the whole request. The app may still want the rest,
+/// and closing a connection with unread bytes would reset it and destroy the answer on its way to the client. It ends
+/// when the upload does, or when the request's deadline expires.
 async fn finish_upload<W: AsyncWrite + Unpin>(
     exchange: &Exchange<'_>,
     writer: &mut W,
@@ -239,8 +243,8 @@ async fn finish_upload<W: AsyncWrite + Unpin>(
     .await;
 }
 
-/// The client's side: the rest of the body goes to the app, then the connection is watched for its end.
-/// Returns early when the app takes no more.
+/// The client's side: sends the rest of the body to the app, then watches the connection for its end. Returns early if
+/// the app does not read any more.
 async fn upload<R: Source>(
     exchange: &Exchange<'_>,
     reader: &mut R,
@@ -288,14 +292,14 @@ async fn upload<R: Source>(
     half_closed(exchange, reader).await
 }
 
-/// The client has ended its side: it may have gone, or still wait for its answer.
+/// The client has closed its sending side: it may have gone, or it may still wait for its answer.
 async fn half_closed(exchange: &Exchange<'_>, client: &impl Source) -> Result<(), Failure> {
     exchange.nudge(client)?;
     client.failed().await;
     Err(Failure::ClientGone)
 }
 
-/// The app's side: interim answers, the head, the body.
+/// The app's side: relays interim answers, the head and the body.
 async fn answer<A, W>(
     exchange: &Exchange<'_>,
     head: &[u8],
@@ -358,7 +362,8 @@ where
     Ok(Answered::Whole { ended, reuse, keep_alive: response.keep_alive_timeout })
 }
 
-/// Reads until a head is whole, the `first` of this answer or one after interim ones. The client's version of it stands in `out` then.
+/// Reads a whole head and writes the client's version of it to `out`. `first` is true for the first head of an answer,
+/// and false after an interim answer.
 async fn answer_head<A: AsyncRead + Unpin>(
     exchange: &Exchange<'_>,
     site: Site<'_>,
@@ -371,10 +376,10 @@ async fn answer_head<A: AsyncRead + Unpin>(
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
     let (request, flow) = (exchange.request, &exchange.flow);
     let limits = &exchange.worker.shared.settings.limits;
-    let most = limits.max_head;
-    let mut looked = 0;
+    let max = limits.max_head;
+    let mut seen = 0;
     loop {
-        if !buf.is_empty() && (looked == 0 || head::ends_within(buf.unread(), looked)) {
+        if !buf.is_empty() && (seen == 0 || head::ends_within(buf.unread(), seen)) {
             out.clear();
             let (bytes, plan) = (buf.unread(), |response: &Response| exchange.plan(response, backend));
             let head = head::response(bytes, limits.max_fields, request.head_only, site, out, plan);
@@ -384,19 +389,19 @@ async fn answer_head<A: AsyncRead + Unpin>(
                         "the app answers 101 to a request that asks for no upgrade",
                     ));
                 }
-                Ok(Some(response)) if response.len > most => return Err(TOO_LARGE),
+                Ok(Some(response)) if response.len > max => return Err(TOO_LARGE),
                 Ok(Some(response)) => return Ok(response),
                 Ok(None) => {}
                 Err(reject) => return Err(Failure::AppBroken(reject.why)),
             }
         }
-        looked = buf.unread().len();
-        if looked >= most {
+        seen = buf.unread().len();
+        if seen >= max {
             return Err(TOO_LARGE);
         }
         match buf.fill(app).await {
             Ok(n) if n > 0 => {}
-            ended => return Err(flow.app_ended(&ended, looked == 0 && first)),
+            ended => return Err(flow.app_ended(&ended, seen == 0 && first)),
         }
     }
 }

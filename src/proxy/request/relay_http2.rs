@@ -1,9 +1,9 @@
-//! One request of an HTTP/2 client that goes to the app over HTTP/2, from its head to the last frame of its answer, top
-//! to bottom.
+//! Relays one request of an HTTP/2 client to the app over HTTP/2, from its head to the last frame of its answer. Read
+//! it from top to bottom.
 //!
-//! Both directions move side by side in the stream's own task. A chunk is taken from one side only as the other has
-//! room for it, and given back to the sender's window once it was passed on: what waits here is bounded by the two
-//! windows.
+//! Both directions are relayed concurrently in the stream's own task. A chunk is read from one side only when the other
+//! has room for it, and returned to the sender's window once it has been forwarded, so the two windows bound the
+//! memory.
 
 use std::cell::Cell;
 use std::future::{Future, poll_fn};
@@ -33,31 +33,31 @@ use crate::upstream::{self, Lease};
 struct ClientSide {
     body: RequestBody,
     back: Back,
-    /// How the client has ended the stream.
+    /// The reason if the client has reset the stream.
     reset: Cell<Option<Reason>>,
     grpc: bool,
 }
 
-/// Where the answer goes.
+/// The way back to the client.
 struct Back {
     respond: SendResponse<Bytes>,
-    /// Once the head of the answer has gone out.
+    /// The body of the answer; present once its head has been sent.
     answer: Option<SendStream<Bytes>>,
 }
 
-/// The request's body, of which a part is kept for a second try.
+/// The request's body. Its beginning is kept for another try.
 struct RequestBody {
     from: RecvStream,
-    /// What was sent; none once it was too much.
+    /// The chunks read so far, for another try; `None` once they exceed `MAX_REPLAY`.
     kept: Option<Vec<Bytes>>,
     kept_bytes: usize,
-    /// How many of those kept have gone out in this try.
+    /// Number of kept chunks that this try has sent.
     sent: usize,
     trailers: Option<HeaderMap>,
 }
 
-/// Passes the request on and the answer back; where that fails, answers itself. `head` is the app's version of the
-/// request's head.
+/// Forwards the request and relays the answer; sends an answer of our own if that fails. `head` is the request's head
+/// for the app.
 pub async fn relay(
     exchange: &Exchange<'_>,
     head: Vec<u8>,
@@ -69,7 +69,7 @@ pub async fn relay(
     let mut client = ClientSide { body: RequestBody::new(body), back, reset: Cell::new(None), grpc };
     let done = match app::request(&head) {
         Some(request) => {
-            // A call may last: what the fields were made from goes before it.
+            // A call may last long, so free the memory of the head before it.
             drop(head);
             forward(exchange, &request, &mut client).await
         }
@@ -104,7 +104,7 @@ async fn forward(
     }
 }
 
-/// Sends the request over this connection and relays the answer, both side by side.
+/// Sends the request over this connection and relays the answer concurrently.
 async fn attempt(
     exchange: &Exchange<'_>,
     head: &Request<()>,
@@ -139,7 +139,7 @@ async fn attempt(
     ended
 }
 
-/// The client's side: body and trailers go to the app. Returns early when the app takes no more.
+/// The client's side: sends the body and the trailers to the app. Returns early if the app does not read any more.
 async fn upload(
     exchange: &Exchange<'_>,
     body: &mut RequestBody,
@@ -154,7 +154,7 @@ async fn upload(
         return Ok(());
     }
     loop {
-        // A call may be silent for as long as its own deadline allows.
+        // A gRPC call may be silent until its own deadline, so no time limit applies to it here.
         exchange.client_owes(&flow.reading, !grpc);
         let next = body.next(flow.progress.get() < Progress::Answering).await;
         exchange.client_owes(&flow.reading, false);
@@ -178,13 +178,13 @@ async fn upload(
             return Ok(());
         }
     }
-    // A failure here shows on the app's side too.
+    // A failure here also appears on the app's side, so ignore it.
     let _ = end(app, body.trailers.clone());
     flow.uploaded.set(true);
     Ok(())
 }
 
-/// The app's side: interim answers, the head, the body, the trailers.
+/// The app's side: relays interim answers, the head, the body and the trailers.
 async fn answer(
     exchange: &Exchange<'_>,
     site: Site<'_>,
@@ -231,7 +231,7 @@ async fn answer(
     end(client, trailers).map_err(|_| Failure::ClientGone)
 }
 
-/// URLs that name the app at its own address get what its client knows it by.
+/// Replaces the app's own address in URLs by the host and scheme that the client uses.
 fn rename_app(fields: &mut HeaderMap, site: Site<'_>) {
     let urls = [
         (LOCATION, Field::Location),
@@ -252,7 +252,7 @@ fn rename_app(fields: &mut HeaderMap, site: Site<'_>) {
     }
 }
 
-/// Waits for the head of the answer; what comes before it goes to the client at once.
+/// Waits for the head of the answer, and relays interim answers that come before it.
 async fn answer_head(
     response: &mut ResponseFuture,
     back: &mut Back,
@@ -276,7 +276,7 @@ async fn answer_head(
     .await
 }
 
-/// Sends a chunk piece by piece as the other side's window allows. `last`: nothing follows.
+/// Sends a chunk in pieces as the receiver's window allows. `last` means that nothing follows.
 async fn pass_on(mut chunk: Bytes, to: &mut SendStream<Bytes>, last: bool) -> Result<(), ::h2::Error> {
     while !chunk.is_empty() {
         to.reserve_capacity(chunk.len());
@@ -293,7 +293,7 @@ async fn pass_on(mut chunk: Bytes, to: &mut SendStream<Bytes>, last: bool) -> Re
     if last { to.send_data(Bytes::new(), true) } else { Ok(()) }
 }
 
-/// Ends a stream whose last chunk has been sent already.
+/// Ends a stream whose last chunk has already been sent.
 fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), ::h2::Error> {
     match trailers {
         Some(trailers) => to.send_trailers(trailers),
@@ -301,8 +301,8 @@ fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), ::
     }
 }
 
-/// Ends a request that failed: with an answer where one is still possible, else so that the client can tell a cut from
-/// an end. A call's trailers can always be sent, and say that it may come again.
+/// Ends a failed request: with an answer if one is still possible, otherwise so that the client can tell that the
+/// answer was cut. A gRPC call can always get trailers, which tell the client that it may retry.
 fn fail(exchange: &Exchange<'_>, client: &mut ClientSide, failure: Failure) -> Ended {
     let response = failure.response(exchange.flow.progress.get());
     let ClientSide { back, grpc, .. } = client;
@@ -314,7 +314,7 @@ fn fail(exchange: &Exchange<'_>, client: &mut ClientSide, failure: Failure) -> E
     let reason = reset.unwrap_or_else(|| reason(response.ended));
     match (&mut back.answer, response.status) {
         (Some(answer), _) if *grpc && reset.is_none() => {
-            // Whoever has gone needs no end.
+            // If the client has gone, there is nothing to end, so ignore the error.
             let _ = answer.send_trailers(grpc::trailers(Code::Unavailable, response.why));
         }
         (Some(answer), _) => answer.send_reset(reason),
@@ -327,9 +327,9 @@ fn fail(exchange: &Exchange<'_>, client: &mut ClientSide, failure: Failure) -> E
     response.ended
 }
 
-/// A whole answer of our own.
+/// Sends a complete answer of our own.
 pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: bool, head_only: bool) {
-    // Whoever has gone needs no answer.
+    // If the client has gone, it needs no answer, so ignore errors.
     if grpc {
         let _ = respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true);
         return;
@@ -344,8 +344,8 @@ pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: b
 }
 
 impl ClientSide {
-    /// Runs `work`, in which nobody reads from the client, and ends it when the client has reset the stream: what
-    /// nobody waits for any more must not be sent to the app.
+    /// Runs `work`, during which nothing is read from the client, and ends it if the client resets the stream: a
+    /// request that the client no longer waits for must not be sent to the app.
     async fn watched<T>(&mut self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
         let mut work = pin!(work);
         poll_fn(|cx| match work.as_mut().poll(cx) {
@@ -361,18 +361,19 @@ impl RequestBody {
         Self { from, kept: Some(Vec::new()), kept_bytes: 0, sent: 0, trailers: None }
     }
 
-    /// There is nothing to send, and never was.
+    /// Whether the request has no body and no trailers at all.
     fn is_empty(&self) -> bool {
         self.kept_bytes == 0 && self.is_whole()
     }
 
-    /// Nothing follows what was taken last.
+    /// Whether nothing follows the last chunk that was read.
     fn is_whole(&self) -> bool {
         let all_sent = self.kept.as_ref().is_none_or(|kept| kept.len() == self.sent);
         all_sent && self.from.is_end_stream() && self.trailers.is_none()
     }
 
-    /// The next chunk, and whether it just came. At the end, the trailers are here.
+    /// The next chunk, and whether it is new rather than kept from an earlier try. At the end it returns `None`, and
+    /// `trailers` is set if there are any. `keep` tells whether to keep the chunk for another try.
     async fn next(&mut self, keep: bool) -> Result<Option<(Bytes, bool)>, ::h2::Error> {
         if let Some(chunk) = self.kept.as_ref().and_then(|kept| kept.get(self.sent)) {
             self.sent += 1;
@@ -384,37 +385,37 @@ impl RequestBody {
             }
             return Ok(None);
         };
-        // However small, each costs something to keep.
+        // Count at least 1 KiB per chunk, because even a small one takes memory to keep.
         self.kept_bytes += chunk.len().max(1024);
         self.kept = self.kept.take().filter(|_| keep && self.kept_bytes <= MAX_REPLAY);
         if let Some(kept) = &mut self.kept {
-            // A copy: the chunk itself keeps all of what was read with it.
+            // Copy it, because the chunk itself keeps the whole read buffer alive.
             kept.push(Bytes::copy_from_slice(&chunk));
             self.sent += 1;
         }
         Ok(Some((chunk, true)))
     }
 
-    /// The client may send so many bytes more.
+    /// Returns bytes to the client's window, so that it may send that many more.
     fn took(&mut self, bytes: usize) {
-        // A stream that has ended meanwhile has no window.
+        // This fails only if the stream has ended meanwhile, when it needs no window.
         let _ = self.from.flow_control().release_capacity(bytes);
     }
 
-    /// To the start, for another try; false when not all of it is here any more.
+    /// Rewinds to the start for another try. Returns false if the beginning is no longer kept.
     fn rewind(&mut self) -> bool {
         self.sent = 0;
         self.kept.is_some()
     }
 }
 
-/// How the client has ended the stream, for the app to hear the same.
+/// Records how the client has ended the stream, so that the app's stream is reset with the same reason.
 fn client_gone(how: Result<Reason, ::h2::Error>, reset: &Cell<Option<Reason>>) -> Failure {
     reset.set(how.map_or_else(|error| error.reason(), Some));
     Failure::ClientGone
 }
 
-/// What an error on the app's side means.
+/// The failure that an error on the app's side means.
 fn app_failed(error: ::h2::Error) -> Failure {
     match error.reason() {
         _ if upstream::was_unprocessed(&error) => Failure::Unprocessed(Reason::REFUSED_STREAM),
@@ -424,7 +425,7 @@ fn app_failed(error: ::h2::Error) -> Failure {
     }
 }
 
-/// About what a head takes up while it waits, in bytes.
+/// Approximate size of a head while it waits, in bytes.
 fn size_of(head: &Request<()>) -> usize {
     head.uri().path().len()
         + head.headers().iter().map(|(name, value)| name.as_str().len() + value.len()).sum::<usize>()
