@@ -281,7 +281,7 @@ impl Runner {
         let count = |way: Ended| ended.iter().find(|(other, _)| *other == way).map_or(0, |(_, n)| *n);
         let took = self.machine.began().map_or(Duration::ZERO, |began| began.elapsed());
         tracing::info!(
-            %verdict,
+            verdict = verdict.to_string(),
             seconds = took.as_secs_f64(),
             complete = count(Ended::Complete),
             streams_ended =
