@@ -3,14 +3,15 @@
 use crate::common;
 
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Instant;
 
-use common::MOMENT;
 use common::http::Client;
 use common::process::{Lameduck, Node};
+use common::{MOMENT, wait_for};
+use socket2::SockRef;
 
 const GET: &str = "GET / HTTP/1.1\r\nHost: a\r\n\r\n";
 const OK: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -27,6 +28,16 @@ fn unread(listener: &TcpListener) -> TcpStream {
             return stream;
         }
     }
+}
+
+/// Closes the port at once: a child that another test has just forked still has the socket until it runs its own program.
+fn stop_listening(listener: TcpListener) {
+    SockRef::from(&listener).shutdown(Shutdown::Both).expect("it listened");
+}
+
+/// How often the proxy has sent a request again.
+fn retries(proxy: &Lameduck) -> u32 {
+    proxy.metric("lameduck_upstream_retries_total") as u32
 }
 
 fn read(stream: &mut TcpStream) {
@@ -48,16 +59,16 @@ fn rests() -> (TcpListener, Lameduck, Client, TcpStream) {
 
 #[test]
 fn a_retry_that_comes_to_a_closing_port_waits_for_the_next_app() {
-    let (app, _proxy, mut client, mut resting) = rests();
+    let (app, proxy, mut client, mut resting) = rests();
     let addr = app.local_addr().expect("its address");
     client.send(GET);
     read(&mut resting);
     drop(resting);
     // It is sent once more, and nobody will read it: closing the port resets it.
     let retried = unread(&app);
-    drop(app);
+    stop_listening(app);
     drop(retried);
-    thread::sleep(MOMENT);
+    wait_for("the second retry", || (retries(&proxy) == 2).then_some(()));
     let _next = Node::held_at(addr.port());
     let answer = client.answer();
     assert_eq!(answer.head.status, 200, "{}", answer.text());
@@ -65,7 +76,7 @@ fn a_retry_that_comes_to_a_closing_port_waits_for_the_next_app() {
 
 #[test]
 fn apps_that_die_one_after_the_other_are_not_tried_for_ever() {
-    let (mut app, _proxy, mut client, mut resting) = rests();
+    let (mut app, proxy, mut client, mut resting) = rests();
     let addr = app.local_addr().expect("its address");
     client.send(GET);
     read(&mut resting);
@@ -88,10 +99,12 @@ fn apps_that_die_one_after_the_other_are_not_tried_for_ever() {
                 }
             };
             if let Some(retried) = retried {
-                drop(app);
+                stop_listening(app);
                 drop(retried);
                 died += 1;
-                thread::sleep(MOMENT);
+                // Nobody may listen there again before the proxy has found that nobody does.
+                let decided = || answer.is_finished() || retries(&proxy) >= died;
+                wait_for("the proxy's decision", || decided().then_some(()));
                 app = listener(addr);
             }
         }
