@@ -40,7 +40,7 @@ pub struct Admin {
 
 /// Listener on which a request arrived.
 #[derive(Clone, Debug)]
-enum Listener {
+enum AdminListener {
     /// Open to everyone; `/drain` requires the token.
     Probe { token: Option<String> },
     /// Access is limited by the socket file's mode.
@@ -83,18 +83,18 @@ fn no_route(routes: &[(&str, &'static str)], path: &str) -> Answer {
 }
 
 impl Admin {
-    async fn answer(&self, which: &Listener, ask: &Ask) -> Answer {
+    async fn answer(&self, which: &AdminListener, ask: &Ask) -> Answer {
         match which {
-            Listener::Probe { token } => self.probe(token.as_deref(), ask).await,
-            Listener::ControlTcp if !from_this_machine(ask.headers()) => {
+            AdminListener::Probe { token } => self.probe(token.as_deref(), ask).await,
+            AdminListener::ControlTcp if !from_this_machine(ask.headers()) => {
                 text(StatusCode::FORBIDDEN, "control responds only to a loopback Host, and not to web pages")
             }
             // Protects against requests forged through an app that can be made to POST to any address: it can't set
             // this header.
-            Listener::ControlTcp if !ask.method().is_safe() && !ask.headers().contains_key(CONTROL) => {
+            AdminListener::ControlTcp if !ask.method().is_safe() && !ask.headers().contains_key(CONTROL) => {
                 text(StatusCode::FORBIDDEN, "by TCP a change needs the header Lameduck-Control, of any value")
             }
-            Listener::ControlSocket | Listener::ControlTcp => self.control(ask).await,
+            AdminListener::ControlSocket | AdminListener::ControlTcp => self.control(ask).await,
         }
     }
 

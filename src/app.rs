@@ -103,7 +103,7 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
             Err(error) => return cannot("find a free port for the app", &error),
         }
     }
-    let bound = match Bound::bind(settings, app.is_some()) {
+    let bound = match BoundProxy::bind(settings, app.is_some()) {
         Ok(bound) => bound,
         Err(code) => return code,
     };
@@ -120,14 +120,14 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
 }
 
 /// All listeners are bound: clients that connect now are served as soon as the threads run.
-struct Bound {
+struct BoundProxy {
     settings: Settings,
     listeners: Vec<(TcpListener, Service)>,
     tls: Option<Arc<Termination>>,
     admin: admin::Bound,
 }
 
-impl Bound {
+impl BoundProxy {
     /// With `run`, the app matters: it starts even if one of our other listeners can't be bound.
     fn bind(mut settings: Settings, run: bool) -> Result<Self, u8> {
         if let Some(dir) = &settings.share_dir {

@@ -43,12 +43,12 @@ const KILL_TIMEOUT: Duration = Duration::from_secs(1);
 /// A running app. Clones are handles on the same app.
 #[derive(Clone, Debug)]
 pub struct App {
-    shared: Arc<Shared>,
+    supervised: Arc<Supervised>,
     exit: watch::Receiver<Option<u8>>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct Supervised {
     started: Mutex<Started>,
     exit: watch::Sender<Option<u8>>,
     terminal: Option<Terminal>,
@@ -90,9 +90,9 @@ impl App {
         let terminal = Terminal::of_stdin();
         let started = Mutex::new(Started { main: spawn(argv, port)?, port });
         let (sender, exit) = watch::channel(None);
-        let shared = Arc::new(Shared { started, exit: sender, terminal });
-        tokio::spawn(shared.clone().reap(child_exits?, continued?));
-        Ok(Self { shared, exit })
+        let supervised = Arc::new(Supervised { started, exit: sender, terminal });
+        tokio::spawn(supervised.clone().reap(child_exits?, continued?));
+        Ok(Self { supervised, exit })
     }
 
     /// Starts the command again on another port, after it has exited.
@@ -105,9 +105,9 @@ impl App {
             return Err(StartError::PortTaken(addr));
         }
         // The reaper may run on another thread: it must not see an exit before it knows the new pid.
-        let mut started = self.shared.started();
+        let mut started = self.supervised.started();
         *started = Started { main: spawn(argv, port)?, port };
-        self.shared.exit.send_replace(None);
+        self.supervised.exit.send_replace(None);
         Ok(())
     }
 
@@ -118,11 +118,11 @@ impl App {
 
     /// Port that the app got in `PORT`.
     pub fn port(&self) -> u16 {
-        self.shared.started().port
+        self.supervised.started().port
     }
 
     fn main(&self) -> Pid {
-        self.shared.started().main
+        self.supervised.started().main
     }
 
     /// Waits until the app accepts a connection; returns the loopback address. Logs a warning if the app listens
@@ -193,7 +193,7 @@ impl App {
 
     /// Whether Ctrl-C in the terminal goes to the app.
     pub fn has_terminal(&self) -> bool {
-        self.shared.terminal.as_ref().is_some_and(Terminal::is_wanted)
+        self.supervised.terminal.as_ref().is_some_and(Terminal::is_wanted)
     }
 
     /// Waits until the process that was started has exited; returns its code as in [`Exit`]. Other processes of its
@@ -255,7 +255,7 @@ impl App {
     /// code.
     fn first_of(&self, pid: Pid, asked: Signal) -> Signal {
         match asked {
-            Signal::INT if self.shared.terminal.is_some() => asked,
+            Signal::INT if self.supervised.terminal.is_some() => asked,
             Signal::QUIT if processes::catches(pid, asked) => asked,
             _ => Signal::TERM,
         }
@@ -284,7 +284,7 @@ fn ask(pid: Pid, signal: Signal) {
     let _ = process::kill_process(pid, Signal::CONT);
 }
 
-impl Shared {
+impl Supervised {
     fn started(&self) -> MutexGuard<'_, Started> {
         self.started.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -324,7 +324,7 @@ impl Shared {
     }
 }
 
-impl Drop for Shared {
+impl Drop for Supervised {
     fn drop(&mut self) {
         if let Some(terminal) = &self.terminal {
             terminal.take_back(self.started().main);

@@ -82,10 +82,10 @@ impl FormatTime for Utc {
 
 /// Queue of lines for stdout.
 #[derive(Clone)]
-struct Queue(Arc<Shared>);
+struct Queue(Arc<QueueState>);
 
-struct Shared {
-    state: Mutex<State>,
+struct QueueState {
+    backlog: Mutex<Backlog>,
     /// Signalled when there is something to write, or at the end.
     work: Condvar,
     /// Signalled when there is room again, or everything is written.
@@ -93,7 +93,7 @@ struct Shared {
 }
 
 #[derive(Default)]
-struct State {
+struct Backlog {
     waiting: Vec<u8>,
     writing: bool,
     /// A line has waited in vain since stdout last accepted bytes: until it does again, no line waits.
@@ -103,7 +103,7 @@ struct State {
 
 impl Queue {
     fn start(out: impl Write + Send + 'static) -> io::Result<(Self, Flush)> {
-        let shared = Shared { state: Mutex::default(), work: Condvar::new(), room: Condvar::new() };
+        let shared = QueueState { backlog: Mutex::default(), work: Condvar::new(), room: Condvar::new() };
         let queue = Self(Arc::new(shared));
         let writer = queue.clone();
         std::thread::Builder::new().name("log".to_owned()).spawn(move || writer.write_to(out))?;
@@ -113,50 +113,53 @@ impl Queue {
     /// Runs on the writer thread: writes all waiting lines in one call.
     fn write_to(&self, mut out: impl Write) {
         let mut batch = Vec::new();
-        let mut state = self.state();
+        let mut backlog = self.backlog();
         loop {
-            if state.waiting.is_empty() {
-                if state.ended {
+            if backlog.waiting.is_empty() {
+                if backlog.ended {
                     return;
                 }
-                state = self.0.work.wait(state).unwrap_or_else(PoisonError::into_inner);
+                backlog = self.0.work.wait(backlog).unwrap_or_else(PoisonError::into_inner);
                 continue;
             }
             batch.clear();
-            std::mem::swap(&mut state.waiting, &mut batch);
-            (state.writing, state.stuck) = (true, false);
+            std::mem::swap(&mut backlog.waiting, &mut batch);
+            (backlog.writing, backlog.stuck) = (true, false);
             self.0.room.notify_all();
-            drop(state);
+            drop(backlog);
             // A closed stdout only loses log lines.
             let _ = out.write_all(&batch).and_then(|()| out.flush());
-            state = self.state();
-            state.writing = false;
+            backlog = self.backlog();
+            backlog.writing = false;
             self.0.room.notify_all();
         }
     }
 
     /// Queues one line; returns false if there was no room.
     fn push(&self, line: &[u8], may_wait: bool) -> bool {
-        let full =
-            |state: &mut State| !state.waiting.is_empty() && state.waiting.len() + line.len() > MAX_WAITING;
-        let mut state = self.state();
-        if full(&mut state) && may_wait && !state.stuck {
-            let wait =
-                self.0.room.wait_timeout_while(state, PUSH_TIMEOUT, |state| full(state) && !state.stuck);
-            state = wait.unwrap_or_else(PoisonError::into_inner).0;
-            state.stuck |= full(&mut state);
+        let full = |backlog: &mut Backlog| {
+            !backlog.waiting.is_empty() && backlog.waiting.len() + line.len() > MAX_WAITING
+        };
+        let mut backlog = self.backlog();
+        if full(&mut backlog) && may_wait && !backlog.stuck {
+            let wait = self
+                .0
+                .room
+                .wait_timeout_while(backlog, PUSH_TIMEOUT, |backlog| full(backlog) && !backlog.stuck);
+            backlog = wait.unwrap_or_else(PoisonError::into_inner).0;
+            backlog.stuck |= full(&mut backlog);
         }
-        if full(&mut state) {
+        if full(&mut backlog) {
             return false;
         }
-        state.waiting.extend_from_slice(line);
-        drop(state);
+        backlog.waiting.extend_from_slice(line);
+        drop(backlog);
         self.0.work.notify_one();
         true
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn backlog(&self) -> MutexGuard<'_, Backlog> {
+        self.0.backlog.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -197,11 +200,11 @@ pub struct Flush(Queue);
 
 impl Drop for Flush {
     fn drop(&mut self) {
-        let mut state = self.0.state();
-        state.ended = true;
+        let mut backlog = self.0.backlog();
+        backlog.ended = true;
         self.0.0.work.notify_one();
-        let unwritten = |state: &mut State| state.writing || !state.waiting.is_empty();
-        drop(self.0.0.room.wait_timeout_while(state, FLUSH_TIMEOUT, unwritten));
+        let unwritten = |backlog: &mut Backlog| backlog.writing || !backlog.waiting.is_empty();
+        drop(self.0.0.room.wait_timeout_while(backlog, FLUSH_TIMEOUT, unwritten));
     }
 }
 
@@ -242,7 +245,7 @@ mod tests {
     /// Fills the buffer while stdout is blocked by an earlier line.
     fn fill(queue: &Queue) {
         assert!(queue.push(b"first\n", false));
-        while !queue.state().writing {
+        while !queue.backlog().writing {
             std::thread::yield_now();
         }
         while queue.push(&[b'x'; 1000], false) {}
@@ -297,8 +300,8 @@ mod tests {
             }
         });
         assert!(dropped() - before >= 100);
-        assert!(!queue.state().stuck, "an access line waited");
-        assert!(queue.state().waiting.len() <= MAX_WAITING);
+        assert!(!queue.backlog().stuck, "an access line waited");
+        assert!(queue.backlog().waiting.len() <= MAX_WAITING);
         drop(open);
         drop(flush);
     }
@@ -331,7 +334,7 @@ mod tests {
     fn the_end_writes_everything_out_but_does_not_hang_on_a_stuck_stdout() {
         let (open, taken, queue, flush) = gated();
         fill(&queue);
-        let waiting = queue.state().waiting.len();
+        let waiting = queue.backlog().waiting.len();
         open.send(()).unwrap();
         open.send(()).unwrap();
         drop(flush);

@@ -15,7 +15,7 @@ use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore, watch};
 
 use super::control_socket::ControlSocket;
-use super::{Admin, Bound, Listener};
+use super::{Admin, AdminListener, Bound};
 use crate::descriptors::Shares;
 use crate::repeated::Repeated;
 
@@ -64,7 +64,7 @@ impl Bound {
                 }
             };
             let (admin, stop) = (Arc::clone(&admin), stop.subscribe());
-            serve_all(accept, shares.control, Listener::ControlSocket, admin, stop).await;
+            serve_all(accept, shares.control, AdminListener::ControlSocket, admin, stop).await;
             Ok(())
         };
         let end = async {
@@ -73,8 +73,8 @@ impl Bound {
             Ok::<_, io::Error>(())
         };
         let served = tokio::try_join!(
-            tcp(probe, shares.probe, Listener::Probe { token }),
-            tcp(control_tcp, shares.control, Listener::ControlTcp),
+            tcp(probe, shares.probe, AdminListener::Probe { token }),
+            tcp(control_tcp, shares.control, AdminListener::ControlTcp),
             unix(control),
             end,
         );
@@ -91,7 +91,7 @@ fn is_ours(stream: &UnixStream) -> bool {
 async fn serve_all<S>(
     accept: impl AsyncFn() -> io::Result<S>,
     limit: u32,
-    which: Listener,
+    which: AdminListener,
     admin: Arc<Admin>,
     mut stop: watch::Receiver<bool>,
 ) where
@@ -127,7 +127,7 @@ async fn serve_all<S>(
 
 async fn serve_one<S>(
     stream: S,
-    which: Listener,
+    which: AdminListener,
     admin: Arc<Admin>,
     mut stop: watch::Receiver<bool>,
     _place: OwnedSemaphorePermit,

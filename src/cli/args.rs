@@ -14,7 +14,7 @@ use super::inject::{self, FileArgs, InjectArgs};
 use super::log::LogArgs;
 use super::surroundings::Surroundings;
 use super::webhook::{self, WebhookArgs};
-use crate::config::values::{self, PortOrLink, Switch};
+use crate::config::values::{self, OptionalListener, PortOrLink};
 use crate::config::{
     AfterDrain, AppProbe, Cidr, ClientAuth, ControlAddr, DrainSettings, Forwarded, HealthCheck, Limits,
     LongPolls, ReadySettings, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, parse_listen,
@@ -267,7 +267,7 @@ pub(super) struct AddressArgs {
     /// port if this one is in use
     #[arg(long, value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off)]
-    pub probe_listen: Switch,
+    pub probe_listen: OptionalListener,
     /// The control socket, which drain, resume, status and the other commands connect to. @NAME is a socket without a
     /// file. The default is in the first of the folders below that belongs to this user alone, or else @lameduck-UID.
     /// run uses the next free name, as in control-2.sock [default: control.sock in /run/lameduck,
@@ -277,7 +277,7 @@ pub(super) struct AddressArgs {
     /// Address for control over TCP, for the other containers of the pod, on loopback only; or 'off'
     /// [default: 127.0.0.1:4882 in a pod, else off]
     #[arg(long, value_name = "ADDR", value_parser = values::loopback_or_off)]
-    pub control_listen: Option<Switch>,
+    pub control_listen: Option<OptionalListener>,
     /// Token that GET /drain on the probe port must carry in its Lameduck-Token header. Without this flag every such
     /// call is refused. Prefer the environment variable, because other users can read a command line
     #[arg(long, value_name = "TEXT", hide_env_values = true, value_parser = values::token)]

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::command::Hold;
+use super::command::HoldLimits;
 use crate::config::values;
 use crate::config::{ControlAddr, UpstreamAddr};
 
@@ -47,8 +47,8 @@ pub(super) struct HoldOptions {
 }
 
 impl HoldOptions {
-    pub(super) fn settings(self) -> Hold {
-        Hold { max: self.max, keep_streams: self.keep_streams }
+    pub(super) fn settings(self) -> HoldLimits {
+        HoldLimits { max: self.max, keep_streams: self.keep_streams }
     }
 }
 

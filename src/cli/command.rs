@@ -56,7 +56,7 @@ pub enum Command {
         /// Where the proxy is.
         control: ControlPlaces,
         /// How to hold requests.
-        how: Hold,
+        how: HoldLimits,
         /// Whether to wait until nothing is running any more.
         until_idle: bool,
     },
@@ -65,7 +65,7 @@ pub enum Command {
         /// Where the proxy is.
         control: ControlPlaces,
         /// How to hold requests meanwhile.
-        how: Hold,
+        how: HoldLimits,
         /// Time limit for the app to answer after the command has ended.
         timeout: Duration,
         /// Command that replaces the app, with its arguments; not empty.
@@ -102,7 +102,7 @@ pub enum Command {
 
 /// How `lameduck hold` and `lameduck swap` hold new requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Hold {
+pub struct HoldLimits {
     /// The longest time that a request is held.
     pub max: Duration,
     /// Keep WebSockets, event streams and long polls, and don't wait for them.

@@ -19,7 +19,7 @@ mod webhook;
 mod tests;
 
 pub use self::args::is_annotated_flag;
-pub use self::command::{AppCommand, Command, Hold, LogSettings, StatusView};
+pub use self::command::{AppCommand, Command, HoldLimits, LogSettings, StatusView};
 pub use self::log::LogFormat;
 pub use self::meaning::{check_proxy, parse};
 pub use self::surroundings::in_pod;

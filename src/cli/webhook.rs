@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::log::LineArgs;
 use crate::config::parse_listen;
-use crate::config::values::{self, Switch};
+use crate::config::values::{self, OptionalListener};
 
 pub(super) const AFTER_HELP: &str = "\
 Enable it with the label lameduck.dev/inject: enabled on a pod or on its namespace. Annotations of the pod set the
@@ -65,7 +65,7 @@ pub(super) struct WebhookArgs {
     /// Address for the kubelet and Prometheus, in plain HTTP, with /livez, /readyz and /metrics; or 'off'
     #[arg(long, value_name = "ADDR", default_value = ":4881",
           value_parser = values::listen_or_off, help_heading = "Addresses")]
-    pub probe_listen: Switch,
+    pub probe_listen: OptionalListener,
     /// Folder with tls.crt and tls.key, read again when they change [default: self-made certificates]
     #[arg(long, value_name = "DIR", help_heading = "Certificates")]
     pub tls_dir: Option<PathBuf>,

@@ -10,7 +10,7 @@ use hyper_util::rt::TokioIo;
 use serde::Deserialize;
 
 use super::reach;
-use super::terminal::Failure;
+use super::terminal::CommandError;
 use super::view::ProxyState;
 use crate::config::ControlAddr;
 
@@ -19,26 +19,26 @@ const RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Limit on a response in bytes: enough for 50,000 requests in the ledger.
 const MAX_RESPONSE: usize = 64 << 20;
 /// Reads the proxy's state.
-pub async fn state(control: &ControlAddr) -> Result<ProxyState, Failure> {
+pub async fn state(control: &ControlAddr) -> Result<ProxyState, CommandError> {
     parse(&get(control, "/status").await?)
 }
 
 /// Sends a GET and returns the response body; fails after a few seconds without one.
-pub async fn get(control: &ControlAddr, target: &str) -> Result<Bytes, Failure> {
+pub async fn get(control: &ControlAddr, target: &str) -> Result<Bytes, CommandError> {
     in_time(control, call(control, Method::GET, target)).await
 }
 
 /// Result of `call`; fails after a few seconds without one.
 pub async fn in_time(
     control: &ControlAddr,
-    call: impl Future<Output = Result<Bytes, Failure>>,
-) -> Result<Bytes, Failure> {
+    call: impl Future<Output = Result<Bytes, CommandError>>,
+) -> Result<Bytes, CommandError> {
     let late = |_| format!("lameduck on {control} gave no answer within {} s", RESPONSE_TIMEOUT.as_secs());
     tokio::time::timeout(RESPONSE_TIMEOUT, call).await.map_err(late)?
 }
 
 /// Sends one request on its own connection; returns the response body, or an error for a status other than 2xx.
-pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result<Bytes, Failure> {
+pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result<Bytes, CommandError> {
     let stream = reach::connect(control).await?;
     let broken = |why: hyper::Error| format!("lameduck on {control} hung up: {why}");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
@@ -49,7 +49,7 @@ pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result
         let answer = sender.send_request(request).await.map_err(broken)?;
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_RESPONSE).collect().await;
-        Ok::<_, Failure>((status, body.map_err(|why| why.to_string())?.to_bytes()))
+        Ok::<_, CommandError>((status, body.map_err(|why| why.to_string())?.to_bytes()))
     };
     // Both futures run in this task: the connection ends once the exchange has dropped its sender.
     let (status, body) = tokio::join!(exchange, connection).0?;
@@ -60,6 +60,6 @@ pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result
 }
 
 /// Parses a JSON response.
-pub fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, Failure> {
+pub fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, CommandError> {
     serde_json::from_slice(answer).map_err(|why| format!("a response from another lameduck version? {why}"))
 }

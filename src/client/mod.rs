@@ -18,7 +18,7 @@ use serde::Deserialize;
 
 use self::call::{call, get, in_time, parse, state};
 pub use self::swap::{hold, swap, switch};
-use self::terminal::{Failure, run, say, show_line, size};
+use self::terminal::{CommandError, run, say, show_line, size};
 use self::view::Row;
 use crate::cli::StatusView;
 use crate::config::{ControlAddr, ControlPlaces};
@@ -132,7 +132,10 @@ pub fn status(places: &ControlPlaces, view: StatusView) -> ExitCode {
 }
 
 /// Prints the result of `look` once, or each second until it fails or stdout is closed.
-async fn show(watch: bool, look: impl AsyncFn() -> Result<String, Failure>) -> Result<ExitCode, Failure> {
+async fn show(
+    watch: bool,
+    look: impl AsyncFn() -> Result<String, CommandError>,
+) -> Result<ExitCode, CommandError> {
     loop {
         let text = look().await?;
         let mut out = io::stdout().lock();
@@ -148,8 +151,8 @@ async fn show(watch: bool, look: impl AsyncFn() -> Result<String, Failure>) -> R
 /// Waits for the end of the drain, and shows its progress on stderr.
 async fn beside_progress(
     control: &ControlAddr,
-    end: impl Future<Output = Result<Bytes, Failure>>,
-) -> Result<Bytes, Failure> {
+    end: impl Future<Output = Result<Bytes, CommandError>>,
+) -> Result<Bytes, CommandError> {
     let start = Instant::now();
     let progress = async {
         loop {

@@ -10,7 +10,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::terminal::{Failure, show_line};
+use super::terminal::{CommandError, show_line};
 use crate::config::{ControlAddr, ControlPlaces, MAX_SOCKETS};
 
 /// A connection to a proxy's control listener.
@@ -61,7 +61,7 @@ fn answers(at: &ControlAddr) -> Option<bool> {
 ///
 /// # Errors
 /// A text for the user.
-pub(super) async fn connect(at: &ControlAddr) -> Result<Box<dyn Io>, Failure> {
+pub(super) async fn connect(at: &ControlAddr) -> Result<Box<dyn Io>, CommandError> {
     let failed = |why: io::Error| no_connection(at, &why);
     let path = match (at, at.unix_path()) {
         (ControlAddr::Tcp(addr), _) => return Ok(Box::new(TcpStream::connect(addr).await.map_err(failed)?)),
@@ -91,7 +91,7 @@ fn is_trusted(at: &ControlAddr, uid: u32) -> bool {
     uid == geteuid().as_raw() || uid == 0 || in_own_folder()
 }
 
-fn no_connection(at: &ControlAddr, why: &io::Error) -> Failure {
+fn no_connection(at: &ControlAddr, why: &io::Error) -> CommandError {
     match why.kind() {
         ErrorKind::NotFound | ErrorKind::ConnectionRefused => {
             format!("no lameduck answers on {at}: is it running? give its --control path")

@@ -12,9 +12,9 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::call::{call, get, in_time, parse, state};
 use super::reach::locate;
-use super::terminal::{Failure, run, say, show_line};
+use super::terminal::{CommandError, run, say, show_line};
 use super::view::{self, ProxyState};
-use crate::cli::Hold;
+use crate::cli::HoldLimits;
 use crate::config::{ControlAddr, ControlPlaces, UpstreamAddr};
 
 /// Interval between checks whether the app answers.
@@ -27,7 +27,7 @@ const PROGRESS_LINE_INTERVAL: Duration = Duration::from_secs(2);
 const INTERRUPTED: u8 = 130;
 
 /// `lameduck hold`. Exit code: 0 once new requests are held and, with `until_idle`, no request runs; 1 on failure.
-pub fn hold(places: &ControlPlaces, how: Hold, until_idle: bool) -> ExitCode {
+pub fn hold(places: &ControlPlaces, how: HoldLimits, until_idle: bool) -> ExitCode {
     let control = &locate(places, true);
     run(async {
         let held = call_hold(control, how, until_idle);
@@ -57,7 +57,7 @@ pub fn switch(places: &ControlPlaces, to: Option<&UpstreamAddr>, timeout: Durati
 
 /// `lameduck swap`. Exit code: 0 if the app was replaced and answers; 130 if interrupted; else 1. The held requests are
 /// released in any case.
-pub fn swap(places: &ControlPlaces, how: Hold, timeout: Duration, command: &[OsString]) -> ExitCode {
+pub fn swap(places: &ControlPlaces, how: HoldLimits, timeout: Duration, command: &[OsString]) -> ExitCode {
     let control = &locate(places, true);
     run(async {
         let replaced = tokio::select! {
@@ -85,10 +85,10 @@ pub fn swap(places: &ControlPlaces, how: Hold, timeout: Duration, command: &[OsS
 /// Holds requests, replaces the app and waits for the new one. Returns a summary.
 async fn replace(
     control: &ControlAddr,
-    how: Hold,
+    how: HoldLimits,
     timeout: Duration,
     command: &[OsString],
-) -> Result<String, Failure> {
+) -> Result<String, CommandError> {
     let start = Instant::now();
     beside_progress(control, "waiting for what runs", start, call_hold(control, how, true)).await?;
     let idle = start.elapsed();
@@ -125,12 +125,12 @@ async fn replace(
     ))
 }
 
-async fn call_hold(control: &ControlAddr, how: Hold, until_idle: bool) -> Result<Bytes, Failure> {
+async fn call_hold(control: &ControlAddr, how: HoldLimits, until_idle: bool) -> Result<Bytes, CommandError> {
     #[derive(Deserialize)]
     struct Came {
         outcome: String,
     }
-    let Hold { max, keep_streams } = how;
+    let HoldLimits { max, keep_streams } = how;
     let target = format!("/hold?max={}ms&streams={}&wait={until_idle}", max.as_millis(), keep(keep_streams));
     let answer = call(control, Method::POST, &target).await?;
     match parse::<Came>(&answer)?.outcome.as_str() {
@@ -144,16 +144,16 @@ fn keep(streams: bool) -> &'static str {
 }
 
 /// Releases the hold; a drain that has begun meanwhile goes on.
-async fn release(control: &ControlAddr) -> Result<(), Failure> {
+async fn release(control: &ControlAddr) -> Result<(), CommandError> {
     in_time(control, call(control, Method::POST, "/resume?only=hold")).await.map(drop)
 }
 
-async fn answers(control: &ControlAddr) -> Result<bool, Failure> {
+async fn answers(control: &ControlAddr) -> Result<bool, CommandError> {
     #[derive(Deserialize)]
-    struct App {
+    struct AppReply {
         answers: bool,
     }
-    parse::<App>(&get(control, "/app").await?).map(|app| app.answers)
+    parse::<AppReply>(&get(control, "/app").await?).map(|app| app.answers)
 }
 
 /// The command inherits our stdout and stderr.
@@ -183,8 +183,8 @@ async fn beside_progress(
     control: &ControlAddr,
     what: &str,
     start: Instant,
-    work: impl Future<Output = Result<Bytes, Failure>>,
-) -> Result<Bytes, Failure> {
+    work: impl Future<Output = Result<Bytes, CommandError>>,
+) -> Result<Bytes, CommandError> {
     let terminal = io::stderr().is_terminal();
     let progress = async {
         let mut last = None;

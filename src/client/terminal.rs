@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use rustix::termios::tcgetwinsize;
 
 /// Error text for stderr.
-pub type Failure = String;
+pub type CommandError = String;
 
 /// Writes a line to stderr.
 pub fn show_line(line: &str) {
@@ -15,7 +15,7 @@ pub fn show_line(line: &str) {
 }
 
 /// Runs a command. On failure the text goes to stderr, and the exit code is 1.
-pub fn run(work: impl Future<Output = Result<ExitCode, Failure>>) -> ExitCode {
+pub fn run(work: impl Future<Output = Result<ExitCode, CommandError>>) -> ExitCode {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     let done = runtime.map_err(|why| why.to_string()).and_then(|runtime| runtime.block_on(work));
     done.unwrap_or_else(|why| {

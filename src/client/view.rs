@@ -21,7 +21,7 @@ pub(super) struct ProxyState {
     age_ms: Option<u64>,
     deadline_ms: Option<i64>,
     verdict: Option<String>,
-    pub(super) hold: Option<Hold>,
+    pub(super) hold: Option<HoldReply>,
     pub(super) upstream: Option<String>,
     #[serde(default)]
     switched: bool,
@@ -42,7 +42,7 @@ impl ProxyState {
 
 /// A hold by an operator.
 #[derive(Deserialize)]
-pub(super) struct Hold {
+pub(super) struct HoldReply {
     left_ms: u64,
     idle: bool,
 }
@@ -95,7 +95,7 @@ pub(super) fn table(state: &ProxyState, mut rows: Vec<Row>) -> String {
     if let Some(left) = deadline(state) {
         let _ = write!(phase, ", {left}");
     }
-    if let Some(Hold { left_ms, idle }) = &state.hold {
+    if let Some(HoldReply { left_ms, idle }) = &state.hold {
         let what = if *idle { "idle" } else { "waits for what runs" };
         let _ = write!(phase, ", holds new requests ({what}) for {} more at most", seconds(*left_ms));
     }

@@ -10,7 +10,7 @@ use super::addresses::parse_listen;
 
 /// An address, or `None` for `off`. (A bare `Option` would tell clap that the flag may be left out.)
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Switch(pub Option<SocketAddr>);
+pub(crate) struct OptionalListener(pub Option<SocketAddr>);
 
 /// Limit on a duration: far longer than any platform's grace period, and far from overflow when durations are added.
 const MAX_TIME: Duration = Duration::from_secs(365 * 24 * 3600);
@@ -34,15 +34,15 @@ pub(crate) fn time_over_zero(text: &str) -> Result<Duration, String> {
     }
 }
 
-pub(crate) fn listen_or_off(text: &str) -> Result<Switch, String> {
+pub(crate) fn listen_or_off(text: &str) -> Result<OptionalListener, String> {
     if text == "off" {
-        return Ok(Switch(None));
+        return Ok(OptionalListener(None));
     }
-    parse_listen(text).map(|addr| Switch(Some(addr))).map_err(|why| format!("{why}, or off"))
+    parse_listen(text).map(|addr| OptionalListener(Some(addr))).map_err(|why| format!("{why}, or off"))
 }
 
 /// Control over TCP has no password, so only the pod itself may reach it.
-pub(crate) fn loopback_or_off(text: &str) -> Result<Switch, String> {
+pub(crate) fn loopback_or_off(text: &str) -> Result<OptionalListener, String> {
     let switch = listen_or_off(text)?;
     match switch.0 {
         Some(addr) if !addr.ip().to_canonical().is_loopback() => {

@@ -36,11 +36,11 @@ pub struct Refused;
 
 /// One request or tunnel in flight, from its first byte to the last byte of its response.
 #[must_use = "dropping it ends the work"]
-pub struct InFlight<'g>(&'g Gate, Kind);
+pub struct InFlight<'g>(&'g Gate, CountedAs);
 
 /// An [`InFlight`] that outlives the task that admitted it.
 #[must_use = "dropping it ends the work"]
-pub struct InFlightOwned(Arc<Gate>, Kind);
+pub struct InFlightOwned(Arc<Gate>, CountedAs);
 
 /// One tunnel in flight. It counts as a stream for its whole life.
 #[must_use = "dropping it ends the work"]
@@ -52,7 +52,7 @@ pub struct Streaming<'g>(&'g Gate);
 
 /// How an [`InFlight`] is counted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kind {
+enum CountedAs {
     Work,
     /// Never a stream.
     HealthCheck,
@@ -91,7 +91,7 @@ impl Gate {
                 return Err(Refused);
             }
             match self.word.compare_exchange_weak(word, word + 1, Ordering::AcqRel, Ordering::Relaxed) {
-                Ok(_) => return Ok(InFlight(self, Kind::Work)),
+                Ok(_) => return Ok(InFlight(self, CountedAs::Work)),
                 Err(seen) => word = seen,
             }
         }
@@ -182,8 +182,8 @@ impl Gate {
     }
 
     /// Uncounts one piece of work of this kind.
-    fn leave(&self, kind: Kind) {
-        if kind == Kind::HealthCheck {
+    fn leave(&self, kind: CountedAs) {
+        if kind == CountedAs::HealthCheck {
             self.health_checks.fetch_sub(1, Ordering::AcqRel);
             return;
         }
@@ -227,7 +227,7 @@ impl InFlight<'_> {
             self.0.health_checks.fetch_sub(1, Ordering::AcqRel);
             return false;
         }
-        self.0.leave(std::mem::replace(&mut self.1, Kind::HealthCheck));
+        self.0.leave(std::mem::replace(&mut self.1, CountedAs::HealthCheck));
         true
     }
 
@@ -248,7 +248,7 @@ impl InFlight<'_> {
 impl InFlightOwned {
     /// Keeps counting the same work as a tunnel.
     pub fn into_tunnel(self) -> InFlightTunnel {
-        debug_assert!(self.1 == Kind::Work, "a health check never asks for a tunnel");
+        debug_assert!(self.1 == CountedAs::Work, "a health check never asks for a tunnel");
         self.0.begin_stream();
         InFlightTunnel(self)
     }

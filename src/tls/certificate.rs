@@ -78,7 +78,7 @@ impl Served {
 
 /// The parts of a certificate in DER (RFC 5280 §4.1): `SEQUENCE { tbs SEQUENCE { [0] version?, serial, algorithm,
 /// issuer, SEQUENCE { notBefore, notAfter }, subject SEQUENCE, key, … [3] { SEQUENCE extensions } } … }`.
-pub(super) struct Parts<'d> {
+pub(super) struct CertFields<'d> {
     times: &'d [u8],
     /// The contents of the subject's SEQUENCE.
     pub subject: &'d [u8],
@@ -86,7 +86,7 @@ pub(super) struct Parts<'d> {
     extensions: &'d [u8],
 }
 
-pub(super) fn parts(der: &[u8]) -> Option<Parts<'_>> {
+pub(super) fn parts(der: &[u8]) -> Option<CertFields<'_>> {
     let (tbs, _) = enter(der, 0x30)?;
     let (mut fields, _) = enter(tbs, 0x30)?;
     if fields.first() == Some(&0xa0) {
@@ -105,7 +105,7 @@ pub(super) fn parts(der: &[u8]) -> Option<Parts<'_>> {
         }
         fields = rest;
     }
-    Some(Parts { times, subject, extensions })
+    Some(CertFields { times, subject, extensions })
 }
 
 /// Returns a certificate's validity, including its last second.

@@ -32,7 +32,7 @@ const MAX_HANDSHAKES: usize = 1000;
 pub struct Termination {
     settings: TlsSettings,
     /// Used by the watcher only.
-    state: Mutex<State>,
+    state: Mutex<Certificates>,
     /// For the next handshake. Locked only to read or replace it, because data threads wait for it.
     config: Mutex<Arc<ServerConfig>>,
     names: Arc<Names>,
@@ -40,7 +40,7 @@ pub struct Termination {
 }
 
 #[derive(Debug)]
-struct State {
+struct Certificates {
     /// By folder.
     pairs: BTreeMap<PathBuf, Pair>,
     /// The contents of the file of `--tls-client-ca`.
@@ -103,7 +103,7 @@ impl Termination {
         let client_ca = read_client_ca(&settings)?;
         let config = Arc::new(configuration(&settings, &client_ca, names.clone())?);
         *lock(&names.0) = Arc::new(table(&settings.dir, &pairs));
-        let state = Mutex::new(State { pairs, client_ca });
+        let state = Mutex::new(Certificates { pairs, client_ca });
         let config = Mutex::new(config);
         Ok(Self { settings, state, config, names, handshakes: Semaphore::new(MAX_HANDSHAKES) })
     }
@@ -173,7 +173,7 @@ impl Termination {
         wrong
     }
 
-    fn reload_pairs(&self, state: &mut State, wrong: &mut Vec<String>) -> Result<(), String> {
+    fn reload_pairs(&self, state: &mut Certificates, wrong: &mut Vec<String>) -> Result<(), String> {
         let dirs = folders(&self.settings.dir)?;
         let before = state.pairs.len();
         // New files may be on their way: a pair is forgotten when two checks in a row miss it.

@@ -174,7 +174,7 @@ pub type Set = Arc<[Arc<Backend>]>;
 #[derive(Debug)]
 pub struct Upstream {
     version: AtomicU64,
-    state: Mutex<State>,
+    state: Mutex<UpstreamState>,
     /// The version that each thread uses.
     seen: Box<[AtomicU64]>,
     /// The number of lookups begun.
@@ -184,7 +184,7 @@ pub struct Upstream {
 }
 
 #[derive(Debug)]
-struct State {
+struct UpstreamState {
     /// `--upstream`, or the address `run` gave its app: the address unless another one was chosen.
     own: UpstreamAddr,
     addr: UpstreamAddr,
@@ -202,7 +202,7 @@ impl Upstream {
         let set = at.into_iter().map(|at| Arc::new(Backend::new(at, threads))).collect();
         Self {
             version: AtomicU64::new(1),
-            state: Mutex::new(State { own: addr.clone(), addr, set, old: Vec::new(), look_up: 0 }),
+            state: Mutex::new(UpstreamState { own: addr.clone(), addr, set, old: Vec::new(), look_up: 0 }),
             seen: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             look_ups: AtomicU64::new(0),
             re_resolve: Notify::new(),
@@ -274,7 +274,7 @@ impl Upstream {
         state.old.clone()
     }
 
-    fn choose(&self, state: &mut State, at: Vec<ServerAddr>) {
+    fn choose(&self, state: &mut UpstreamState, at: Vec<ServerAddr>) {
         let threads = self.seen.len();
         let known = |at: &ServerAddr| state.set.iter().find(|backend| backend.at == *at).cloned();
         let some_stay = at.iter().any(|at| known(at).is_some());
@@ -337,7 +337,7 @@ impl Upstream {
         (version, state.set.clone())
     }
 
-    fn state(&self) -> MutexGuard<'_, State> {
+    fn state(&self) -> MutexGuard<'_, UpstreamState> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

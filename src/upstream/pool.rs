@@ -55,12 +55,12 @@ impl Connection {
     pub fn park(self) -> io::Result<ParkedConnection> {
         let Self { stream, server, slot } = self;
         let (socket, kind) = match stream {
-            Stream::Tcp(stream) => (stream.into_std()?.into(), Kind::Tcp),
+            Stream::Tcp(stream) => (stream.into_std()?.into(), Transport::Tcp),
             Stream::Tls(stream) => {
                 let (socket, session) = stream.rest()?;
-                (socket.into(), Kind::Tls(session))
+                (socket.into(), Transport::Tls(session))
             }
-            Stream::Unix(stream) => (stream.into_std()?.into(), Kind::Unix),
+            Stream::Unix(stream) => (stream.into_std()?.into(), Transport::Unix),
         };
         Ok(ParkedConnection { socket, kind, server, slot })
     }
@@ -70,14 +70,14 @@ impl Connection {
 #[derive(Debug)]
 pub struct ParkedConnection {
     socket: OwnedFd,
-    kind: Kind,
+    kind: Transport,
     server: ServerGuard,
     slot: Slot,
 }
 
 /// The type of the socket.
 #[derive(Debug)]
-enum Kind {
+enum Transport {
     Tcp,
     Tls(Box<Session>),
     Unix,
@@ -96,9 +96,9 @@ impl ParkedConnection {
     pub fn unpark(self) -> io::Result<Connection> {
         let Self { socket, kind, server, slot } = self;
         let stream = match kind {
-            Kind::Tcp => Stream::Tcp(TcpStream::from_std(socket.into())?),
-            Kind::Tls(session) => Stream::Tls(Tls::go_on(socket.into(), session)?),
-            Kind::Unix => Stream::Unix(UnixStream::from_std(socket.into())?),
+            Transport::Tcp => Stream::Tcp(TcpStream::from_std(socket.into())?),
+            Transport::Tls(session) => Stream::Tls(Tls::go_on(socket.into(), session)?),
+            Transport::Unix => Stream::Unix(UnixStream::from_std(socket.into())?),
         };
         Ok(Connection { stream, server, slot })
     }

@@ -33,7 +33,7 @@ const MAX_CAS: usize = 8;
 
 /// Contents of the Secret, as PEM; missing keys are empty.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Kept {
+pub struct StoredCerts {
     /// `ca.crt`: every CA that has not expired; the first one signs.
     pub ca_crt: String,
     /// `ca.key`: key of the first CA.
@@ -44,7 +44,7 @@ pub struct Kept {
     pub tls_key: String,
 }
 
-impl Kept {
+impl StoredCerts {
     /// Parses the leaf.
     ///
     /// # Errors
@@ -58,7 +58,7 @@ impl Kept {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Write {
     /// Replaces the Secret that was read.
-    Secret(Kept),
+    Secret(StoredCerts),
     /// Replaces every caBundle that differs (PEM).
     Bundles(String),
 }
@@ -73,7 +73,7 @@ pub enum Write {
 pub fn next(
     now: Seconds,
     names: &[String],
-    kept: &Kept,
+    kept: &StoredCerts,
     bundles: &[Vec<Root>],
 ) -> Result<Option<Write>, String> {
     let written = roots(kept.ca_crt.as_bytes());
@@ -98,7 +98,7 @@ pub fn next(
     };
     if leaf.as_ref().is_none_or(stale) {
         let Made { certificate, key } = make_leaf(&kept.ca_key, names, leaf_life(now, &signer))?;
-        return Ok(Some(Write::Secret(Kept {
+        return Ok(Some(Write::Secret(StoredCerts {
             ca_crt: to_pem(&cas),
             ca_key: kept.ca_key.clone(),
             tls_crt: certificate,
@@ -106,7 +106,7 @@ pub fn next(
         })));
     }
     let expired = cas.len() < written.len();
-    Ok(expired.then(|| Write::Secret(Kept { ca_crt: to_pem(&cas), ..kept.clone() })))
+    Ok(expired.then(|| Write::Secret(StoredCerts { ca_crt: to_pem(&cas), ..kept.clone() })))
 }
 
 fn leaf_life(now: Seconds, ca: &Root) -> Range<Seconds> {
@@ -117,10 +117,10 @@ fn leaf_life(now: Seconds, ca: &Root) -> Range<Seconds> {
 fn new_ca(
     now: Seconds,
     names: &[String],
-    kept: &Kept,
+    kept: &StoredCerts,
     others: Vec<Root>,
     leaf_is_good: bool,
-) -> Result<Kept, String> {
+) -> Result<StoredCerts, String> {
     let ca = make_ca(now.saturating_sub(BACKDATE)..now + CA_LIFE)?;
     let mut cas = roots(ca.certificate.as_bytes());
     cas.extend(others);
@@ -131,7 +131,7 @@ fn new_ca(
         let leaf = make_leaf(&ca.key, names, leaf_life(now, &cas[0]))?;
         (leaf.certificate, leaf.key)
     };
-    Ok(Kept { ca_crt: to_pem(&cas), ca_key: ca.key, tls_crt, tls_key })
+    Ok(StoredCerts { ca_crt: to_pem(&cas), ca_key: ca.key, tls_crt, tls_key })
 }
 
 /// CAs for every bundle: those of the Secret, and all unexpired ones of any bundle. If the Secret is lost, replicas may

@@ -10,8 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
-use super::certs::{self, Kept, Write, accepted, go_over, refusal};
-use super::kube::{Api, Session};
+use super::certs::{self, StoredCerts, Write, accepted, go_over, refusal};
+use super::kube::{Api, ApiSession};
 use super::state::{Webhook, random_fraction};
 use super::x509::{Root, Seconds, Served, now, roots};
 use crate::cli::WebhookSettings;
@@ -28,7 +28,7 @@ const MAX_WRITES: usize = 5;
 /// Maintains the webhook's certificate.
 pub struct Keeper {
     webhook: Arc<Webhook>,
-    source: Source,
+    source: CertSource,
     api: Option<Api>,
     config: Option<String>,
     service: String,
@@ -43,7 +43,7 @@ pub struct Keeper {
     problem: Option<String>,
 }
 
-enum Source {
+enum CertSource {
     /// Folder with `tls.crt` and `tls.key`.
     Files(PathBuf),
     /// Name of our own Secret.
@@ -74,8 +74,8 @@ impl Keeper {
             service.clone(),
         ];
         let source = match &settings.tls_dir {
-            Some(dir) => Source::Files(dir.clone()),
-            None => Source::Secret(settings.secret.clone()),
+            Some(dir) => CertSource::Files(dir.clone()),
+            None => CertSource::Secret(settings.secret.clone()),
         };
         Self {
             webhook,
@@ -134,7 +134,7 @@ impl Keeper {
     /// One check with at most one write. Returns what was written if another check should follow. The configuration is
     /// read before the Secret and written only if unchanged since, so no bundle loses a CA that another replica added.
     async fn step(&mut self) -> Result<Option<String>, String> {
-        let wants_api = self.config.is_some() || matches!(self.source, Source::Secret(_));
+        let wants_api = self.config.is_some() || matches!(self.source, CertSource::Secret(_));
         let mut session = match &self.api {
             Some(api) if wants_api => Some(api.session().await?),
             _ => None,
@@ -147,13 +147,13 @@ impl Keeper {
             config.iter().flat_map(|config| &config.bundles).map(|(_, bundle)| bundle.clone()).collect();
         let now = now();
         let (name, session) = match (&self.source, session) {
-            (Source::Files(dir), _) => {
+            (CertSource::Files(dir), _) => {
                 let found = Served::read_dir(dir);
                 self.serve(now, &bundles, found.as_ref().ok(), false);
                 return found.map(|_| None);
             }
-            (Source::Secret(_), None) => return Err("there is no API server".to_owned()),
-            (Source::Secret(name), Some(session)) => (name.clone(), session),
+            (CertSource::Secret(_), None) => return Err("there is no API server".to_owned()),
+            (CertSource::Secret(name), Some(session)) => (name.clone(), session),
         };
         self.keep(now, &name, session, config, &bundles).await
     }
@@ -163,7 +163,7 @@ impl Keeper {
         &mut self,
         now: Seconds,
         name: &str,
-        mut session: Session,
+        mut session: ApiSession,
         config: Option<Config>,
         bundles: &[Vec<Root>],
     ) -> Result<Option<String>, String> {
@@ -203,10 +203,10 @@ impl Keeper {
         });
     }
 
-    async fn read_config(&self, session: &mut Session, name: &str) -> Result<Config, String> {
+    async fn read_config(&self, session: &mut ApiSession, name: &str) -> Result<Config, String> {
         let path = format!("/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations/{name}");
         let explain = |why| format!("MutatingWebhookConfiguration {name}: {why}");
-        let object = session.get(&path).await.and_then(super::kube::Reply::object).map_err(explain)?;
+        let object = session.get(&path).await.and_then(super::kube::ApiReply::object).map_err(explain)?;
         let webhooks = object["webhooks"].as_array().into_iter().flatten().enumerate();
         let bundles: Vec<_> = webhooks
             .filter(|(_, webhook)| {
@@ -225,7 +225,7 @@ impl Keeper {
     }
 
     /// The Secret; null if it doesn't exist.
-    async fn read_secret(&self, session: &mut Session, name: &str) -> Result<Value, String> {
+    async fn read_secret(&self, session: &mut ApiSession, name: &str) -> Result<Value, String> {
         let reply = session.get(&self.secret_path(name)).await?;
         if reply.status == StatusCode::NOT_FOUND {
             return Ok(Value::Null);
@@ -236,10 +236,10 @@ impl Keeper {
     /// Writes the Secret, unless another replica wrote it since it was read.
     async fn write_secret(
         &self,
-        session: &mut Session,
+        session: &mut ApiSession,
         name: &str,
         mut secret: Value,
-        kept: &Kept,
+        kept: &StoredCerts,
     ) -> Result<(), String> {
         let missing = secret.is_null();
         if missing {
@@ -248,7 +248,7 @@ impl Keeper {
                 "metadata": { "name": name, "namespace": self.namespace },
             });
         }
-        let Kept { ca_crt, ca_key, tls_crt, tls_key } = kept;
+        let StoredCerts { ca_crt, ca_key, tls_crt, tls_key } = kept;
         if !secret["data"].is_object() {
             secret["data"] = json!({});
         }
@@ -282,12 +282,12 @@ impl Keeper {
 }
 
 /// Parses the Secret.
-fn kept(secret: &Value) -> Kept {
+fn kept(secret: &Value) -> StoredCerts {
     let text = |key: &str| {
         let bytes = STANDARD.decode(secret["data"][key].as_str().unwrap_or_default()).unwrap_or_default();
         String::from_utf8(bytes).unwrap_or_default()
     };
-    Kept {
+    StoredCerts {
         ca_crt: text("ca.crt"),
         ca_key: text("ca.key"),
         tls_crt: text("tls.crt"),
@@ -296,7 +296,7 @@ fn kept(secret: &Value) -> Kept {
 }
 
 /// Writes all of our caBundles, unless the configuration changed since it was read. Returns what was done.
-async fn write_bundles(session: &mut Session, config: &Config, pem: &str) -> Result<String, String> {
+async fn write_bundles(session: &mut ApiSession, config: &Config, pem: &str) -> Result<String, String> {
     let mut ops = vec![json!({ "op": "test", "path": "/metadata/resourceVersion", "value": config.version })];
     for (n, _) in &config.bundles {
         let path = format!("/webhooks/{n}/clientConfig/caBundle");

@@ -33,7 +33,7 @@ pub struct Api {
 }
 
 /// A connection to the API server.
-pub struct Session {
+pub struct ApiSession {
     send: SendRequest<Full<Bytes>>,
     host: String,
     token: String,
@@ -41,14 +41,14 @@ pub struct Session {
 
 /// A response.
 #[derive(Debug)]
-pub struct Reply {
+pub struct ApiReply {
     /// Status code.
     pub status: StatusCode,
     /// The object, or a Status that describes the error.
     pub body: Value,
 }
 
-impl Reply {
+impl ApiReply {
     /// Returns the object.
     ///
     /// # Errors
@@ -71,7 +71,7 @@ impl Api {
     ///
     /// # Errors
     /// Says which step failed.
-    pub async fn session(&self) -> Result<Session, String> {
+    pub async fn session(&self) -> Result<ApiSession, String> {
         let connected = tokio::time::timeout(REQUEST_TIMEOUT, self.connect()).await;
         connected.map_err(|_| "no connection in time".to_owned()).flatten().map_err(|why| {
             let Self { host, port, .. } = self;
@@ -79,7 +79,7 @@ impl Api {
         })
     }
 
-    async fn connect(&self) -> Result<Session, String> {
+    async fn connect(&self) -> Result<ApiSession, String> {
         let file = |name: &str| {
             let path = self.account.join(name);
             fs::read_to_string(&path).map_err(|why| format!("{}: {why}", path.display()))
@@ -96,16 +96,16 @@ impl Api {
         tokio::spawn(connection);
         let token = file("token")?.trim().to_owned();
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        Ok(Session { send, host: format!("{host}:{}", self.port), token })
+        Ok(ApiSession { send, host: format!("{host}:{}", self.port), token })
     }
 }
 
-impl Session {
+impl ApiSession {
     /// Reads an object.
     ///
     /// # Errors
     /// There was no response.
-    pub async fn get(&mut self, path: &str) -> Result<Reply, String> {
+    pub async fn get(&mut self, path: &str) -> Result<ApiReply, String> {
         self.call(Method::GET, path, "application/json", Bytes::new()).await
     }
 
@@ -119,17 +119,23 @@ impl Session {
         path: &str,
         kind: &str,
         body: &Value,
-    ) -> Result<Reply, String> {
+    ) -> Result<ApiReply, String> {
         self.call(method, path, kind, body.to_string().into()).await
     }
 
-    async fn call(&mut self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Reply, String> {
+    async fn call(
+        &mut self,
+        method: Method,
+        path: &str,
+        kind: &str,
+        body: Bytes,
+    ) -> Result<ApiReply, String> {
         let what = format!("{method} {path}");
         let answer = tokio::time::timeout(REQUEST_TIMEOUT, self.ask(method, path, kind, body)).await;
         answer.map_err(|_| "no answer in time".to_owned()).flatten().map_err(|why| format!("{what}: {why}"))
     }
 
-    async fn ask(&mut self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<Reply, String> {
+    async fn ask(&mut self, method: Method, path: &str, kind: &str, body: Bytes) -> Result<ApiReply, String> {
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -145,6 +151,6 @@ impl Session {
         let status = answer.status();
         let body = Limited::new(answer.into_body(), MAX_RESPONSE).collect().await;
         let body = body.map_err(|why| why.to_string())?.to_bytes();
-        Ok(Reply { status, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
+        Ok(ApiReply { status, body: serde_json::from_slice(&body).unwrap_or(Value::Null) })
     }
 }

@@ -26,7 +26,7 @@ use tokio::sync::watch;
 
 use self::keeper::Keeper;
 use self::kube::Api;
-use self::server::{Listener, serve};
+use self::server::{WebhookListener, serve};
 use self::state::Webhook;
 use crate::cli::WebhookSettings;
 use crate::proxy::accept::listener;
@@ -63,7 +63,7 @@ pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) 
     let keeper = tokio::spawn(Keeper::new(Arc::clone(&webhook), &settings, api, namespace).run());
     let stopped = watch::Sender::new(false);
     let reviews = async {
-        serve(listener, Listener::Review, Arc::clone(&webhook), async {
+        serve(listener, WebhookListener::Review, Arc::clone(&webhook), async {
             shutdown.await;
             tokio::time::sleep(settings.lame_duck).await;
             tracing::info!("new connections are refused");
@@ -74,7 +74,7 @@ pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) 
     let probes = async {
         let Some(probe) = probe else { return };
         let mut stop = stopped.subscribe();
-        serve(probe, Listener::Probe, Arc::clone(&webhook), async move {
+        serve(probe, WebhookListener::Probe, Arc::clone(&webhook), async move {
             // The sender outlives this task.
             let _ = stop.wait_for(|stopped| *stopped).await;
         })

@@ -40,7 +40,7 @@ const BACK_OFF: Duration = Duration::from_millis(50);
 
 /// Which listener a connection came to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listener {
+pub enum WebhookListener {
     /// The API server, over TLS.
     Review,
     /// The kubelet and Prometheus.
@@ -50,7 +50,7 @@ pub enum Listener {
 /// Serves until `stop`, then finishes the connections in the accept queue and those in progress.
 pub async fn serve(
     listener: TcpListener,
-    asked: Listener,
+    asked: WebhookListener,
     webhook: Arc<Webhook>,
     stop: impl Future<Output = ()>,
 ) {
@@ -81,11 +81,17 @@ pub async fn serve(
     let _ = tokio::time::timeout(REVIEW_TIMEOUT, places.acquire_many(MAX_CONNECTIONS)).await;
 }
 
-async fn serve_one(stream: TcpStream, asked: Listener, webhook: Arc<Webhook>, _place: OwnedSemaphorePermit) {
+async fn serve_one(
+    stream: TcpStream,
+    asked: WebhookListener,
+    webhook: Arc<Webhook>,
+    _place: OwnedSemaphorePermit,
+) {
     let serve = async {
         match asked {
-            Listener::Probe => http(stream, asked, &webhook).await,
-            Listener::Review => match TlsAcceptor::from(Arc::clone(&webhook.tls)).accept(stream).await {
+            WebhookListener::Probe => http(stream, asked, &webhook).await,
+            WebhookListener::Review => match TlsAcceptor::from(Arc::clone(&webhook.tls)).accept(stream).await
+            {
                 Ok(stream) => http(stream, asked, &webhook).await,
                 Err(why) => tracing::debug!("a TLS handshake failed: {why}"),
             },
@@ -96,11 +102,11 @@ async fn serve_one(stream: TcpStream, asked: Listener, webhook: Arc<Webhook>, _p
     }
 }
 
-async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, asked: Listener, webhook: &Webhook) {
+async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, asked: WebhookListener, webhook: &Webhook) {
     let service = service_fn(async |ask: Request<Incoming>| {
         let answer = match asked {
-            Listener::Review => mutate(ask, webhook).await,
-            Listener::Probe => probe(&ask, webhook),
+            WebhookListener::Review => mutate(ask, webhook).await,
+            WebhookListener::Probe => probe(&ask, webhook),
         };
         Ok::<_, Infallible>(answer)
     });

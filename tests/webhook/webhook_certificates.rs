@@ -2,7 +2,7 @@
 //! of every replica in service. Replicas crash, clocks differ, API servers see changes late, and the Secret is emptied.
 
 use lameduck::webhook::certs::{
-    BACKDATE, CA_LIFE, CA_RENEW, Kept, LEAF_LIFE, SETTLE, Write, accepted, go_over, next,
+    BACKDATE, CA_LIFE, CA_RENEW, LEAF_LIFE, SETTLE, StoredCerts, Write, accepted, go_over, next,
 };
 use lameduck::webhook::x509::{Root, Seconds, Served, roots};
 
@@ -33,14 +33,18 @@ impl Random {
 /// What all share.
 struct World {
     now: Seconds,
-    secret: (u64, Kept),
+    secret: (u64, StoredCerts),
     /// Every version of the two bundles, and when it came.
     bundles: Vec<(Seconds, Vec<Vec<Root>>)>,
 }
 
 impl World {
     fn new() -> Self {
-        Self { now: START, secret: (0, Kept::default()), bundles: vec![(START - DAY, vec![Vec::new(); 2])] }
+        Self {
+            now: START,
+            secret: (0, StoredCerts::default()),
+            bundles: vec![(START - DAY, vec![Vec::new(); 2])],
+        }
     }
 
     fn latest(&self) -> &(Seconds, Vec<Vec<Root>>) {
@@ -60,7 +64,7 @@ enum Stage {
     /// It has read the bundles, of this version.
     Bundles(usize),
     /// And the Secret.
-    Secret(usize, (u64, Kept)),
+    Secret(usize, (u64, StoredCerts)),
 }
 
 struct Replica {
@@ -147,7 +151,7 @@ fn simulate(seed: u64, days: u64, wipes: bool) {
             idle[n] = false;
         }
         if wipes && quiet && random.below(60) == 0 {
-            world.secret = (world.secret.0 + 1, Kept::default());
+            world.secret = (world.secret.0 + 1, StoredCerts::default());
             idle.fill(false);
         }
         let starts = replicas.iter().map(|replica| {
@@ -186,7 +190,7 @@ fn a_secret_that_was_emptied_costs_nobody_his_certificate() {
 }
 
 /// Does what is to be done until nothing is.
-fn settle(now: Seconds, kept: &mut Kept, bundles: &mut [Vec<Root>]) -> Vec<&'static str> {
+fn settle(now: Seconds, kept: &mut StoredCerts, bundles: &mut [Vec<Root>]) -> Vec<&'static str> {
     let mut done = Vec::new();
     while let Some(write) = next(now, &names(), kept, bundles).expect("randomness") {
         match write {
@@ -205,7 +209,7 @@ fn settle(now: Seconds, kept: &mut Kept, bundles: &mut [Vec<Root>]) -> Vec<&'sta
 
 #[test]
 fn a_new_ca_is_trusted_before_it_is_used_and_the_old_one_until_it_expires() {
-    let (mut kept, mut bundles) = (Kept::default(), vec![Vec::new(); 2]);
+    let (mut kept, mut bundles) = (StoredCerts::default(), vec![Vec::new(); 2]);
     assert_eq!(settle(START, &mut kept, &mut bundles), ["secret", "bundles"]);
     assert_eq!(settle(START, &mut kept, &mut bundles), [""; 0]);
     let first = bundles[0].clone();
@@ -231,7 +235,7 @@ fn a_new_ca_is_trusted_before_it_is_used_and_the_old_one_until_it_expires() {
 
 #[test]
 fn a_leaf_is_renewed_in_time_by_the_same_ca() {
-    let (mut kept, mut bundles) = (Kept::default(), vec![Vec::new()]);
+    let (mut kept, mut bundles) = (StoredCerts::default(), vec![Vec::new()]);
     settle(START, &mut kept, &mut bundles);
     let (leaf, bundle) = (kept.tls_crt.clone(), bundles.clone());
     settle(START + 19 * DAY, &mut kept, &mut bundles);
@@ -243,7 +247,7 @@ fn a_leaf_is_renewed_in_time_by_the_same_ca() {
 
 #[test]
 fn a_bundle_that_somebody_changed_is_put_right() {
-    let (mut kept, mut bundles) = (Kept::default(), vec![Vec::new(); 2]);
+    let (mut kept, mut bundles) = (StoredCerts::default(), vec![Vec::new(); 2]);
     settle(START, &mut kept, &mut bundles);
     let right = bundles.clone();
     bundles[1] = Vec::new();
@@ -253,10 +257,10 @@ fn a_bundle_that_somebody_changed_is_put_right() {
 
 #[test]
 fn a_secret_of_garbage_is_replaced() {
-    let (mut good, mut bundles) = (Kept::default(), vec![Vec::new()]);
+    let (mut good, mut bundles) = (StoredCerts::default(), vec![Vec::new()]);
     settle(START, &mut good, &mut bundles);
     let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n".to_owned();
-    let changes: [fn(&mut Kept, String); 4] = [
+    let changes: [fn(&mut StoredCerts, String); 4] = [
         |kept, text| kept.ca_crt = text,
         |kept, text| kept.ca_key = text,
         |kept, text| kept.tls_crt = text,
@@ -272,7 +276,7 @@ fn a_secret_of_garbage_is_replaced() {
 
 #[test]
 fn without_a_configuration_to_look_at_the_certificate_is_served_at_once() {
-    let mut kept = Kept::default();
+    let mut kept = StoredCerts::default();
     assert_eq!(settle(START, &mut kept, &mut []), ["secret"]);
     let served = kept.served().expect("a leaf");
     assert!(served.valid.contains(&START) && START - served.valid.start == BACKDATE);
@@ -281,7 +285,7 @@ fn without_a_configuration_to_look_at_the_certificate_is_served_at_once() {
 
 #[test]
 fn a_ca_of_a_clock_that_ran_ahead_is_replaced() {
-    let (mut kept, mut bundles) = (Kept::default(), vec![Vec::new(); 2]);
+    let (mut kept, mut bundles) = (StoredCerts::default(), vec![Vec::new(); 2]);
     settle(START + 8 * 3600, &mut kept, &mut bundles);
     // The clock was put right: nobody accepts that CA for hours yet.
     settle(START, &mut kept, &mut bundles);

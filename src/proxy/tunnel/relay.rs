@@ -30,8 +30,12 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
     let websocket = state.websocket;
     let backend = app.backend().clone();
     let ended = {
-        let sides =
-            Sides { client: &mut client, client_buf: &mut client_buf, app: &mut app, app_buf: &mut app_buf };
+        let sides = TunnelSides {
+            client: &mut client,
+            client_buf: &mut client_buf,
+            app: &mut app,
+            app_buf: &mut app_buf,
+        };
         let mut relaying = pin!(relay(sides, websocket, worker, &ends));
         let entry = &state.entry;
         poll_fn(|cx| {
@@ -98,15 +102,15 @@ pub fn unpark(parked: ParkedTunnel, worker: &Worker) -> Option<Box<Tunnel>> {
 }
 
 /// A tunnel's two connections, and the bytes read from each and not yet passed on.
-struct Sides<'a> {
+struct TunnelSides<'a> {
     client: &'a mut Stream,
     client_buf: &'a mut Buffer,
     app: &'a mut Connection,
     app_buf: &'a mut Buffer,
 }
 
-async fn relay(sides: Sides<'_>, websocket: bool, worker: &Worker, ends: &Ends) -> Ended {
-    let Sides { client, client_buf, app, app_buf } = sides;
+async fn relay(sides: TunnelSides<'_>, websocket: bool, worker: &Worker, ends: &Ends) -> Ended {
+    let TunnelSides { client, client_buf, app, app_buf } = sides;
     let (mut app_reader, mut app_writer, backend) = app.split();
     let (mut reader, mut writer) = client.split();
     let (to_app, to_client) = (close_to_app(), close_to_client());
