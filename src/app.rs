@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 use self::files::share_files;
 use self::state::AppState;
 use crate::admin::{self, Admin};
+use crate::capture::Capture;
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
 use crate::control::handle::{Control, Outcome};
@@ -24,7 +25,7 @@ use crate::descriptors;
 use crate::drain::machine::Trigger;
 use crate::inject::share;
 use crate::metrics::{self, Now};
-use crate::proxy::accept::listener::{self, Switch};
+use crate::proxy::accept::listener::{self, Listeners, NewListener, Switch};
 use crate::proxy::accept::prepare::Service;
 use crate::proxy::shared::Shared;
 use crate::proxy::threads;
@@ -172,6 +173,7 @@ impl BoundProxy {
         let url = listeners.first().and_then(|(listener, service)| url(listener, service));
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
+        let (open, receiver) = Listeners::new(switch.clone());
         let shared = Arc::new(Shared::new(settings, tls, move || wake.notify_one()));
         if let Some(tls) = shared.tls.clone() {
             tokio::spawn(tls.watch());
@@ -194,8 +196,15 @@ impl BoundProxy {
         let admin = tokio::spawn(admin.serve(served, shares, async move { close.notified().await }));
 
         let closed = move || idle.notify_one();
+        let capture = Capture::new(shared.clone(), open.clone());
+        if shared.settings.capture.capture {
+            tokio::spawn(capture.watch());
+        }
         let serve = || {
-            threads::start(&shared, listeners, switch, closed)
+            for (listener, service) in listeners {
+                open.add(NewListener { listener, service, stays: false });
+            }
+            threads::start(&shared, receiver, switch, closed)
                 .map_err(|error| cannot("start a thread", &error))
         };
         let code = match app {
@@ -366,7 +375,7 @@ fn url(listener: &TcpListener, service: &Service) -> Option<String> {
     let scheme = match service {
         Service::Http => "http",
         Service::Https => "https",
-        Service::Tcp(_) => return None,
+        Service::Tcp(_) | Service::Captured(_) => return None,
     };
     let addr = listener.local_addr().ok()?;
     Some(match addr.ip().to_canonical() {

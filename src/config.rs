@@ -1,6 +1,7 @@
 //! Validated settings, limits and deadlines, and the flags that set them.
 
 mod addresses;
+mod capture;
 mod control;
 mod health_check;
 mod limits;
@@ -17,6 +18,7 @@ use clap::{Args, value_parser};
 use hyper::header::{HeaderName, HeaderValue};
 
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
+pub use self::capture::{APP_IP, CaptureProtocol, CaptureRule, CaptureSettings};
 pub use self::control::{ControlAddr, ControlPlaces, MAX_SOCKETS};
 pub use self::health_check::HealthCheck;
 pub use self::limits::Limits;
@@ -36,6 +38,8 @@ pub struct Settings {
     pub upstream: UpstreamAddr,
     /// Listeners whose connections are forwarded byte for byte, and their destinations.
     pub tcp: Vec<TcpRoute>,
+    /// Capture of the app's ports.
+    pub capture: CaptureSettings,
     /// Networks of load balancers that send the client's address in a PROXY protocol header.
     pub proxy_protocol_from: Vec<Cidr>,
     /// File of authorities that sign the certificate of an `https://` app; `None` uses the system's authorities.

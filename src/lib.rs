@@ -23,6 +23,7 @@
 //! | | |
 //! |---|---|
 //! | [`cli`], [`config`] | command line and environment → checked settings |
+//! | [`capture`] | finds the ports that the app opens, and serves them |
 //! | [`app`] | the only place that wires: bind, run, drain, exit code |
 //! | [`proxy`] | the data plane: one thread per core, one task per connection |
 //! | [`upstream`] | the app's servers: looked up, balanced; connections made, kept, retired before the app would close them |
@@ -46,6 +47,7 @@ pub mod admin;
 pub mod allocator;
 pub mod answer;
 pub mod app;
+pub mod capture;
 pub mod cli;
 pub mod client;
 pub mod config;

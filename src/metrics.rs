@@ -55,6 +55,8 @@ endings! {
     PollEnded = "poll-ended",
     /// A drain sent Close 1001 on a WebSocket.
     WebSocketEnded = "websocket-ended",
+    /// A drain ended a quiet connection to a captured port.
+    QuietEnded = "quiet-ended",
     /// At the deadline: the request was never sent to the app. 503.
     Unsent = "unsent",
     /// At the deadline: the app had the request but had not responded. 504.

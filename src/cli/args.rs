@@ -16,8 +16,9 @@ use super::surroundings::Surroundings;
 use super::webhook::{self, WebhookArgs};
 use crate::config::values::{self, OptionalListener, PortOrLink};
 use crate::config::{
-    AfterDrain, AppProbe, Cidr, ClientAuth, ControlAddr, DrainSettings, Forwarded, HealthCheck, Limits,
-    LongPolls, ReadySettings, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol, parse_listen,
+    AfterDrain, AppProbe, CaptureSettings, Cidr, ClientAuth, ControlAddr, DrainSettings, Forwarded,
+    HealthCheck, Limits, LongPolls, ReadySettings, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol,
+    parse_listen,
 };
 
 const EXIT_CODES: &str = "\
@@ -166,9 +167,15 @@ pub(super) enum Sub {
 #[derive(Debug, Args)]
 pub(super) struct ProxyArgs {
     /// Address of the app: host:port, https://host:port or unix:/path. A name is resolved every second; requests are
-    /// balanced over all its addresses
-    #[arg(long, value_name = "ADDR", help_heading = "App")]
-    pub upstream: UpstreamAddr,
+    /// balanced over all its addresses. Required unless --capture finds the app's ports
+    #[arg(
+        long,
+        value_name = "ADDR",
+        help_heading = "App",
+        required_unless_present = "capture",
+        conflicts_with = "capture"
+    )]
+    pub upstream: Option<UpstreamAddr>,
     /// What SIGTERM means to this proxy
     #[arg(long, value_name = "MODE", value_enum, default_value = "none", help_heading = "Drain")]
     pub sidecar: Sidecar,
@@ -189,6 +196,8 @@ pub(super) struct ProxyArgs {
     /// For the probes of an app on a unix socket, which the kubelet can't reach
     #[arg(long, value_name = "PATH", value_delimiter = '\n', help_heading = "Readiness")]
     pub app_probe: Vec<AppProbe>,
+    #[command(flatten)]
+    pub capture: CaptureSettings,
     #[command(flatten)]
     pub upstream_tls: UpstreamTlsArgs,
     #[command(flatten)]

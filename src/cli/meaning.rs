@@ -12,8 +12,8 @@ use super::args::{Cli, CommonArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs, comma
 use super::command::{AppCommand, Command, LogSettings, StatusView};
 use super::surroundings::Surroundings;
 use crate::config::{
-    AfterDrain, ControlAddr, Forwarded, ReadyCheck, Settings, Sidecar, TlsSettings, UpstreamAddr,
-    UpstreamProtocol, parse_listen,
+    APP_IP, AfterDrain, CaptureSettings, ControlAddr, Forwarded, ReadyCheck, Settings, Sidecar, TlsSettings,
+    UpstreamAddr, UpstreamProtocol, parse_listen,
 };
 use crate::inject::manifest::Task;
 
@@ -50,13 +50,17 @@ fn to_command(typed: Sub, around: &Surroundings) -> Result<Command, String> {
     Ok(match typed {
         Sub::Proxy(args) => {
             let log = log_settings(&args.common);
-            let listen = [parse_listen(":4880")?];
+            // A captured port is served under its own number.
+            let by_default = parse_listen(":4880")?;
+            let listen: &[_] = if args.capture.capture { &[] } else { &[by_default] };
+            let app = || UpstreamAddr::Tcp { host: APP_IP.to_string(), port: 0 };
+            let upstream = args.upstream.unwrap_or_else(app);
             let forwarded = match args.sidecar {
                 Sidecar::None => Forwarded::Append,
                 Sidecar::Native | Sidecar::Ordinary => Forwarded::IfNone,
             };
-            let mut settings =
-                settings(args.common, &listen, args.upstream, args.sidecar, forwarded, around)?;
+            let mut settings = settings(args.common, listen, upstream, args.sidecar, forwarded, around)?;
+            settings.capture = args.capture;
             let UpstreamTlsArgs { upstream_ca: ca, upstream_name: name } = args.upstream_tls;
             settings.upstream_ca = ca;
             if let Some(name) = name {
@@ -168,6 +172,7 @@ fn settings(
         tls,
         upstream,
         tcp: addresses.tcp,
+        capture: CaptureSettings::default(),
         proxy_protocol_from: addresses.proxy_protocol_from,
         upstream_ca: None,
         probe_listen: addresses.probe_listen.0,

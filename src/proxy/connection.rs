@@ -2,14 +2,17 @@
 //! [`super::threads`], the one place that starts the next step.
 
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::time::Instant;
 
 use super::buffer::Buffer;
 use super::request_log::{RequestLog, Totals};
+use super::route::Route;
+use super::shared::Shared;
 use super::stream::{self, Stream};
-use crate::drain::gate::{Connected, InFlightTunnel};
+use crate::drain::gate::{Connected, InFlightOwned, InFlightTunnel};
 use crate::drain::ledger::LedgerEntry;
-use crate::upstream::{Connection, ParkedConnection};
+use crate::upstream::{Backend, Connection, ParkedConnection};
 
 /// The next step for a client's connection.
 pub enum Next {
@@ -21,6 +24,8 @@ pub enum Next {
     Park(Idle),
     /// Serve it as HTTP/2.
     Http2(Http2),
+    /// Connect it to the app and relay it byte for byte.
+    Opaque(Box<Opaque>),
     /// Relay it as a tunnel to the app.
     Tunnel(Box<Tunnel>),
     /// Park an idle tunnel until its next byte, without a task.
@@ -35,6 +40,8 @@ pub struct Idle {
     pub peer: SocketAddr,
     /// Counts the connection.
     pub connected: Connected,
+    /// Where it leads.
+    pub route: Rc<Route>,
     /// When it was accepted, if its first request is still to come.
     pub accepted: Option<Instant>,
 }
@@ -49,6 +56,26 @@ pub struct Http2 {
     pub entry: LedgerEntry,
     /// Counts the connection.
     pub connected: Connected,
+    /// Where it leads.
+    pub route: Rc<Route>,
+}
+
+/// A connection that isn't HTTP.
+pub struct Opaque {
+    /// The client's connection.
+    pub client: Stream,
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// Bytes read from the client.
+    pub client_buf: Buffer,
+    /// The app's connection, if there is one already.
+    pub app: Option<Connection>,
+    /// Counts it, if it was admitted already.
+    pub in_flight: Option<InFlightOwned>,
+    /// Counts the client's connection.
+    pub connected: Connected,
+    /// Where it leads.
+    pub route: Rc<Route>,
 }
 
 /// A connection that has just become a tunnel, or was parked as one.
@@ -65,10 +92,23 @@ pub struct Tunnel {
     pub state: TunnelState,
 }
 
+/// What a tunnel relays, which decides how it ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TunnelKind {
+    /// A WebSocket, whose frames are followed: a drain ends it between two messages.
+    WebSocket,
+    /// Another upgrade, or a `--tcp` connection: a drain lets it run until the deadline.
+    Raw,
+    /// A connection to a captured port: a drain ends it once it is quiet.
+    Captured,
+}
+
 /// The state of a tunnel besides its two connections.
 pub struct TunnelState {
-    /// A WebSocket, whose frames are followed.
-    pub websocket: bool,
+    /// What is relayed.
+    pub kind: TunnelKind,
+    /// The client sent the last byte, so the app has something to do.
+    pub app_owes: bool,
     /// A `--tcp` connection whose client has sent nothing yet. Health checks never do, so it does not count as an
     /// arrival so far.
     pub unheard: bool,
@@ -94,4 +134,23 @@ pub struct ParkedTunnel {
     pub app: ParkedConnection,
     /// Everything else.
     pub state: TunnelState,
+}
+
+impl TunnelState {
+    /// Whether the drain wants this tunnel to `to` to act: a WebSocket when streams end; a captured connection when it
+    /// is quiet as well, which means that neither side has sent a byte for `--tcp-quiet` and the app owes no response;
+    /// any other tunnel only when everything is cut.
+    pub fn is_to_end(&self, shared: &Shared, to: &Backend, now_ms: u64) -> bool {
+        let quiet_ms = shared.settings.capture.tcp_quiet.as_millis() as u64;
+        shared.forced()
+            || match self.kind {
+                TunnelKind::Raw => false,
+                TunnelKind::WebSocket => shared.ends_streams(to),
+                TunnelKind::Captured => {
+                    shared.ends_streams(to)
+                        && !self.app_owes
+                        && now_ms.saturating_sub(self.moved_at) >= quiet_ms
+                }
+            }
+    }
 }

@@ -7,21 +7,25 @@
 //! tunnel       bytes both ways: WebSockets, other upgrades, --tcp
 //! request      one request: forward, retry, deadline, relay, failure
 //! http2 http1  the protocols: heads, bodies, frames
-//! worker       what one thread has for itself: parking, pools, ledger
+//! worker       what one thread has for itself: parking, routes to the app, ledger
+//! captured     the app's ports that capture has found
 //! shared       what all threads share: settings, gate, phases
 //! ```
 
 pub mod accept;
 pub mod buffer;
+pub mod captured;
 pub mod close;
 pub mod connection;
 pub mod downstream;
+pub mod first_bytes;
 pub mod hold_queue;
 pub mod http1;
 pub mod http2;
 pub mod parking;
 pub mod request;
 pub mod request_log;
+pub mod route;
 pub mod shared;
 pub mod socket;
 pub mod stream;

@@ -6,6 +6,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -16,10 +17,12 @@ use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
 use super::connection::{Idle, ParkedTunnel};
+use super::route::Route;
 use super::shared::Shared;
 use super::stream;
 use crate::drain::gate::Connected;
 use crate::drain::ledger::Ledger;
+use crate::drain::machine::Phase;
 
 /// Idle time after which a connection is parked; busy ones never are.
 pub const PARK_AFTER: Duration = Duration::from_secs(1);
@@ -45,6 +48,7 @@ struct Parked {
     accepted: Option<Instant>,
     /// `None` once our side has closed.
     connected: Option<Connected>,
+    route: Rc<Route>,
 }
 
 /// The parked connections and tunnels of one thread.
@@ -71,11 +75,12 @@ impl Parking {
     /// # Errors
     /// If the kernel can't add it to the set; the connection is closed.
     pub fn park(&self, idle: Idle) -> io::Result<()> {
-        let Idle { stream, peer, connected, accepted } = idle;
+        let Idle { stream, peer, connected, route, accepted } = idle;
         let mut parked = self.parked.borrow_mut();
         let vacant = parked.vacant_entry();
         self.watch(stream.tcp(), vacant.key() as u64)?;
-        vacant.insert(Parked { stream, peer, since: Instant::now(), accepted, connected: Some(connected) });
+        let (since, connected) = (Instant::now(), Some(connected));
+        vacant.insert(Parked { stream, peer, since, accepted, connected, route });
         // The drain may have closed the idle ones just before.
         self.wake.notify_one();
         Ok(())
@@ -118,15 +123,18 @@ impl Parking {
         over.into_iter().for_each(|key| self.close(shared, key));
     }
 
-    /// Removes the tunnels that were idle for `--tunnel-timeout`, so that they end.
+    /// Removes the tunnels that were idle for `--tunnel-timeout`, or quiet for long enough in a drain, so that they end.
     pub fn expire_tunnels(&self, shared: &Shared, ledger: &Ledger, start: impl FnMut(Unparked)) {
-        let max = shared.settings.limits.tunnel_timeout;
-        if !max.is_zero() {
-            let now = ledger.now_ms();
-            let quiet =
-                |tunnel: &ParkedTunnel| now.saturating_sub(tunnel.state.moved_at) >= max.as_millis() as u64;
-            self.unpark_tunnels(quiet, start);
+        let (max, now) = (shared.settings.limits.tunnel_timeout, ledger.now_ms());
+        if max.is_zero() && shared.phase() == Phase::Serving {
+            return;
         }
+        let over = |tunnel: &ParkedTunnel| {
+            let quiet = now.saturating_sub(tunnel.state.moved_at);
+            (!max.is_zero() && quiet >= max.as_millis() as u64)
+                || tunnel.state.is_to_end(shared, tunnel.app.backend(), now)
+        };
+        self.unpark_tunnels(over, start);
     }
 
     /// The first call closes our side and waits for the client's, the second drops the connection.
@@ -203,16 +211,21 @@ impl Parking {
     fn unpark(&self, key: usize) -> Option<Idle> {
         let mut all = self.parked.borrow_mut();
         let connected = all.get_mut(key)?.connected.take()?;
-        let Parked { stream, peer, accepted, .. } = all.remove(key);
+        let Parked { stream, peer, accepted, route, .. } = all.remove(key);
         let _ = epoll::delete(&self.set, stream.tcp());
-        Some(Idle { stream, peer, connected, accepted })
+        Some(Idle { stream, peer, connected, route, accepted })
     }
 
     /// Passes parked connections that need a task to `start`, for the life of the thread.
     ///
     /// # Errors
     /// If the runtime or the kernel refuses the epoll set.
-    pub async fn watch_all(&self, shared: &Shared, mut start: impl FnMut(Unparked)) -> io::Result<()> {
+    pub async fn watch_all(
+        &self,
+        shared: &Shared,
+        ledger: &Ledger,
+        mut start: impl FnMut(Unparked),
+    ) -> io::Result<()> {
         #[expect(
             deprecated,
             reason = "unsound only for types that lie about their file descriptor; an OwnedFd doesn't"
@@ -232,7 +245,8 @@ impl Parking {
                     if shared.closing_idle() {
                         self.close_all(shared, &mut start);
                     }
-                    let ends = |tunnel: &ParkedTunnel| shared.ends_tunnel(tunnel.state.websocket, tunnel.app.backend());
+                    let now = ledger.now_ms();
+                    let ends = |tunnel: &ParkedTunnel| tunnel.state.is_to_end(shared, tunnel.app.backend(), now);
                     self.unpark_tunnels(ends, &mut start);
                 }
             }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use super::captured::CapturedPorts;
 use super::hold_queue::HoldQueue;
 use super::http1::head::Sender;
 use super::stream::Channel;
@@ -32,8 +33,8 @@ pub struct Shared {
     pub gate: Arc<Gate>,
     /// The app's upstream.
     pub upstream: Arc<Upstream>,
-    /// The `Host` of a request without one: `--upstream`, as in the proxy's own requests to the app.
-    app_host: String,
+    /// The ports that capture has found.
+    pub captured: CapturedPorts,
     /// The upstream of each `--tcp`.
     pub tcp: Vec<Arc<Upstream>>,
     /// TLS termination, for listeners with TLS.
@@ -74,7 +75,7 @@ impl Shared {
         let threads = settings.threads.max(1);
         Self {
             upstream: Arc::new(Upstream::new(settings.upstream.clone(), threads)),
-            app_host: settings.upstream.http_host(),
+            captured: CapturedPorts::default(),
             tcp: settings
                 .tcp
                 .iter()
@@ -121,8 +122,15 @@ impl Shared {
         self.booting.load(Ordering::Acquire)
     }
 
-    /// Returns what the app is told about a client at `peer`, and whether it is asked to keep the connection.
-    pub fn sender<'a>(&'a self, peer: &'a str, channel: &'a Channel, ask_keep_alive: bool) -> Sender<'a> {
+    /// Returns what the app is told about a client at `peer`, the `Host` of a request without one, and whether the app
+    /// is asked to keep the connection.
+    pub fn sender<'a>(
+        &'a self,
+        peer: &'a str,
+        channel: &'a Channel,
+        host: &'a str,
+        ask_keep_alive: bool,
+    ) -> Sender<'a> {
         Sender {
             peer,
             forwarded: self.settings.forwarded,
@@ -130,7 +138,7 @@ impl Shared {
             subject: channel.subject.as_deref(),
             hide_subject: self.asks_for_certificates(),
             health_checks: &self.settings.health_checks,
-            app: &self.app_host,
+            app: host,
             ask_keep_alive,
         }
     }
@@ -185,10 +193,9 @@ impl Shared {
         (ms != NO_STREAM_END).then(|| Duration::from_millis(ms)).or_else(|| from.streams_end())
     }
 
-    /// Whether a tunnel to this server has to act: a WebSocket when streams end, any other only when everything is
-    /// cut.
-    pub fn ends_tunnel(&self, websocket: bool, to: &Backend) -> bool {
-        self.forced() || (websocket && self.streams_end(to).is_some())
+    /// Whether streams from this server have to end.
+    pub fn ends_streams(&self, from: &Backend) -> bool {
+        self.streams_end(from).is_some()
     }
 
     /// Ends the streams of a server that is no longer used, each at a random time within `spread`.

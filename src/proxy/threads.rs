@@ -1,7 +1,7 @@
 //! The data plane's threads: each serves its connections, and starts the next step of each.
 
 use std::io;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,13 +10,16 @@ use tokio::runtime::LocalRuntime;
 use tokio::sync::mpsc;
 use tokio::task::spawn_local;
 
-use super::accept::listener::{Acceptor, Given, Switch};
+use super::accept::first_speaker::{FirstSpeaker, first_speaker};
+use super::accept::listener::{Acceptor, Given, NewListener, Switch};
 use super::accept::prepare::{Accepted, Service, welcome};
+use super::buffer::Buffer;
 use super::close::shut;
-use super::connection::{Http2, Idle, Next, Tunnel};
+use super::connection::{Http2, Idle, Next, Opaque, Tunnel};
 use super::downstream::http1;
 use super::downstream::http2;
 use super::parking::Unparked;
+use super::route::Route;
 use super::shared::Shared;
 use super::stream::Stream;
 use super::tunnel::relay;
@@ -30,17 +33,16 @@ use crate::repeated::Repeated;
 /// How often deadlines are checked.
 const SWEEP_INTERVAL: Duration = Duration::from_millis(250);
 
-/// Starts the data plane's threads. `on_closed` is called when a listening socket has closed.
+/// Starts the data plane's threads, which serve the `listeners` as they come. `on_closed` is called when a listening socket has closed.
 ///
 /// # Errors
 /// If a thread can't be started.
 pub fn start(
     shared: &Arc<Shared>,
-    listeners: Vec<(TcpListener, Service)>,
+    mut listeners: mpsc::UnboundedReceiver<NewListener>,
     switch: Switch,
     on_closed: impl Fn() + Send + Clone + 'static,
 ) -> io::Result<()> {
-    switch.expect(listeners.len());
     let mut others = Vec::new();
     for number in 1..shared.ledgers.len() {
         let (sender, receiver) = mpsc::unbounded_channel();
@@ -50,10 +52,10 @@ pub fn start(
     let acceptors_plane = shared.clone();
     spawn_thread(shared, 0, move |worker| async move {
         let acceptor = Rc::new(Acceptor::new(acceptors_plane, others, switch));
-        for (listener, service) in listeners {
+        while let Some(new) = listeners.recv().await {
             let worker = worker.clone();
             let serve = move |accepted| drop(spawn_local(serve_accepted(accepted, worker.clone())));
-            spawn_local(acceptor.clone().run(listener, service, serve, on_closed.clone()));
+            spawn_local(acceptor.clone().run(new, serve, on_closed.clone()));
         }
         std::future::pending::<()>().await;
     })
@@ -112,16 +114,13 @@ async fn sweep(worker: Rc<Worker>) {
         shared.share_files();
         parking.expire(shared);
         parking.expire_tunnels(shared, &worker.ledger, |unparked| resume(unparked, &worker));
-        if shared.phase() == Phase::Drained {
-            worker.pool.clear();
-        } else {
-            worker.pool.retire();
-        }
+        worker.close_idle(shared.phase() == Phase::Drained);
     }
 }
 
 async fn watch_parked(worker: Rc<Worker>) {
-    let watched = worker.parking.watch_all(&worker.shared, |unparked| resume(unparked, &worker)).await;
+    let watched =
+        worker.parking.watch_all(&worker.shared, &worker.ledger, |unparked| resume(unparked, &worker)).await;
     if let Err(error) = watched {
         tracing::error!(%error, "can't watch the parked connections");
     }
@@ -134,24 +133,40 @@ async fn serve_accepted(accepted: Accepted<tokio::net::TcpStream>, worker: Rc<Wo
         return;
     };
     let accepted = if service == Service::Https { Instant::now() } else { since };
-    match service {
-        // A separate task, a fraction of the size of one that serves requests.
-        Service::Tcp(route) => drop(spawn_local(serve_tcp(stream, peer, route, connected, worker))),
-        Service::Http | Service::Https => {
-            let next = http1::serve(stream, peer, connected, Some(accepted), &worker).await;
-            go_on(next, &worker).await;
+    let route = match service {
+        Service::Http | Service::Https => worker.app.clone(),
+        Service::Tcp(number) => worker.tcp[number].clone(),
+        Service::Captured(port) => match worker.shared.captured.get(port) {
+            Some(port) => worker.captured(&port),
+            None => return,
+        },
+    };
+    let speaker = match service {
+        Service::Http | Service::Https => FirstSpeaker::Client,
+        Service::Tcp(_) => FirstSpeaker::App(None),
+        Service::Captured(_) => Box::pin(first_speaker(&stream, peer, &route, &worker)).await,
+    };
+    let next = match speaker {
+        FirstSpeaker::Client => http1::serve(stream, peer, connected, route, Some(accepted), &worker).await,
+        FirstSpeaker::App(app) => {
+            let client_buf = Buffer::default();
+            let opaque = Opaque { client: stream, peer, client_buf, app, in_flight: None, connected, route };
+            Next::Opaque(Box::new(opaque))
         }
-    }
+        FirstSpeaker::Nobody => Next::Close(stream, connected),
+    };
+    go_on(next, &worker).await;
 }
 
 async fn serve_idle(
     stream: Stream,
     peer: SocketAddr,
     connected: Connected,
+    route: Rc<Route>,
     accepted: Option<Instant>,
     worker: Rc<Worker>,
 ) {
-    let next = http1::serve(stream, peer, connected, accepted, &worker).await;
+    let next = http1::serve(stream, peer, connected, route, accepted, &worker).await;
     go_on(next, &worker).await;
 }
 
@@ -160,8 +175,8 @@ async fn serve_http2(connection: Http2, worker: Rc<Worker>) {
     go_on(next, &worker).await;
 }
 
-async fn serve_tcp(client: Stream, peer: SocketAddr, route: usize, connected: Connected, worker: Rc<Worker>) {
-    match tcp::serve(client, peer, route, connected, &worker).await {
+async fn serve_opaque(opaque: Box<Opaque>, worker: Rc<Worker>) {
+    match tcp::serve(opaque, &worker).await {
         // Already in a task of its own.
         Next::Tunnel(tunnel) => serve_tunnel(tunnel, worker).await,
         other => go_on(other, &worker).await,
@@ -184,6 +199,8 @@ async fn go_on(next: Next, worker: &Rc<Worker>) {
             let entry = connection.entry.hand_over();
             drop(spawn_local(serve_http2(Http2 { entry, ..connection }, worker.clone())));
         }
+        // A separate task, a fraction of the size of one that serves requests.
+        Next::Opaque(opaque) => drop(spawn_local(serve_opaque(opaque, worker.clone()))),
         Next::Tunnel(mut tunnel) => {
             tunnel.state.entry = tunnel.state.entry.hand_over();
             drop(spawn_local(serve_tunnel(tunnel, worker.clone())));
@@ -200,10 +217,10 @@ async fn go_on(next: Next, worker: &Rc<Worker>) {
 /// Gives a task to a connection that was parked.
 fn resume(unparked: Unparked, worker: &Rc<Worker>) {
     match unparked {
-        Unparked::Idle(Idle { stream, peer, connected, accepted }) => {
+        Unparked::Idle(Idle { stream, peer, connected, route, accepted }) => {
             if let Ok(stream) = stream.go_on() {
                 worker.ledger.assign();
-                drop(spawn_local(serve_idle(stream, peer, connected, accepted, worker.clone())));
+                drop(spawn_local(serve_idle(stream, peer, connected, route, accepted, worker.clone())));
             }
         }
         Unparked::Tunnel(parked) => {

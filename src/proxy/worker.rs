@@ -1,13 +1,19 @@
 //! The state that one thread of the data plane owns.
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::io;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
+use super::captured::CapturedPort;
 use super::http1::head::Request;
 use super::parking::Parking;
+use super::route::Route;
 use super::shared::Shared;
+use crate::config::UpstreamProtocol;
 use crate::drain::gate::InFlight;
 use crate::drain::ledger::Ledger;
 use crate::metrics::{Shard, add};
@@ -27,10 +33,13 @@ pub struct Worker {
     pub shard: Arc<Shard>,
     /// Parked client connections.
     pub parking: Parking,
-    /// Idle connections to the app.
-    pub pool: Pool,
-    /// Routes to the upstream of each `--tcp`; they keep no idle connections.
-    pub tcp: Vec<Pool>,
+    /// The route to `--upstream`.
+    pub app: Rc<Route>,
+    /// The routes of each `--tcp`; they keep no idle connections.
+    pub tcp: Vec<Rc<Route>>,
+    /// The routes of the captured ports that this thread has served.
+    captured: RefCell<BTreeMap<u16, Rc<Route>>>,
+    number: usize,
 }
 
 impl Worker {
@@ -41,11 +50,29 @@ impl Worker {
     pub fn new(shared: Arc<Shared>, number: usize) -> io::Result<Self> {
         let (ledger, shard) = (shared.ledgers[number].clone(), shared.shards[number].clone());
         let parking = Parking::new(shared.parkings[number].clone())?;
-        let pool = Pool::new(shared.upstream.clone(), number, shared.settings.limits.max_head);
-        let tcp =
-            |upstream: &Arc<Upstream>| Pool::new(upstream.clone(), number, shared.settings.limits.max_head);
-        let tcp = shared.tcp.iter().map(tcp).collect();
-        Ok(Self { shared, ledger, shard, parking, pool, tcp })
+        let route = |upstream: &Arc<Upstream>| route(&shared, upstream, None, number);
+        let (app, tcp) = (route(&shared.upstream), shared.tcp.iter().map(route).collect());
+        Ok(Self { shared, ledger, shard, parking, app, tcp, captured: RefCell::default(), number })
+    }
+
+    /// Returns this thread's route to a captured port.
+    pub fn captured(&self, port: &Arc<CapturedPort>) -> Rc<Route> {
+        let new = || route(&self.shared, &port.upstream, Some(port), self.number);
+        self.captured.borrow_mut().entry(port.number).or_insert_with(new).clone()
+    }
+
+    /// Closes the idle connections to the app that have to be closed: all of them once a drain is over.
+    pub fn close_idle(&self, all: bool) {
+        for route in self.captured.borrow().values().chain([&self.app]) {
+            if all { route.pool.clear() } else { route.pool.retire() }
+        }
+    }
+
+    /// Whether requests on this route go to the app over HTTP/2. A captured port's app gets what its client speaks, as
+    /// it would without us.
+    pub fn speaks_http2(&self, route: &Route, client_does: bool) -> bool {
+        let always = self.shared.settings.upstream_protocol == UpstreamProtocol::Http2;
+        always || (client_does && route.captured.is_some())
     }
 
     /// Counts a request whose head was read; `first` if it is its connection's first. A health check counts neither
@@ -82,4 +109,14 @@ impl Worker {
     pub fn deadline(&self, after: Duration) -> u64 {
         self.ledger.now_ms() + after.as_millis() as u64
     }
+}
+
+fn route(
+    shared: &Shared,
+    upstream: &Arc<Upstream>,
+    captured: Option<&Arc<CapturedPort>>,
+    number: usize,
+) -> Rc<Route> {
+    let pool = Pool::new(upstream.clone(), number, shared.settings.limits.max_head);
+    Rc::new(Route { pool, host: upstream.own().http_host(), captured: captured.cloned() })
 }

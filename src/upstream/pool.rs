@@ -153,6 +153,11 @@ impl Pool {
         }
     }
 
+    /// Returns the servers that it chooses from.
+    pub fn upstream(&self) -> &Arc<Upstream> {
+        &self.upstream
+    }
+
     /// Returns a live idle connection to the server with the fewest requests; of several the one that was used last.
     ///
     /// Without `surely` it may be one that the app has closed since the runtime last asked the kernel.

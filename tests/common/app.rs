@@ -56,7 +56,17 @@ impl RawApp {
 
     /// Sends these bytes on each new connection, before any request.
     pub fn greeting(bytes: &'static [u8]) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
+        Self::greeting_at((Ipv4Addr::LOCALHOST, 0).into(), bytes)
+    }
+
+    /// Listens on this address.
+    pub fn at(addr: SocketAddr) -> Self {
+        Self::greeting_at(addr, b"")
+    }
+
+    /// Listens on this address, and sends these bytes on each new connection.
+    pub fn greeting_at(addr: SocketAddr, bytes: &'static [u8]) -> Self {
+        let listener = TcpListener::bind(addr).expect("a port");
         let addr = listener.local_addr().expect("its address");
         Self::over(addr, move || {
             let mut stream = listener.accept().expect("accepted").0;

@@ -64,9 +64,9 @@ impl Default for Switch {
 }
 
 impl Switch {
-    /// Sets the number of listening sockets.
-    pub fn expect(&self, listeners: usize) {
-        self.all.store(listeners, Ordering::Release);
+    /// Counts one more listening socket.
+    fn add(&self) {
+        self.all.fetch_add(1, Ordering::AcqRel);
     }
 
     /// Accepts what is in the accept queues, then closes the listening sockets.
@@ -91,6 +91,40 @@ impl Switch {
             _ = closed.wait_for(|closed| *closed == 0) => {}
             _ = on.wait_for(|on| !*on) => {}
         }
+    }
+}
+
+/// A listening socket that is to be served.
+pub struct NewListener {
+    /// The socket.
+    pub listener: TcpListener,
+    /// What its connections are served as.
+    pub service: Service,
+    /// It stays open during a drain: it is on loopback, and running requests may call their own app.
+    pub stays: bool,
+}
+
+/// Hands listening sockets to the data plane, from any thread and at any time.
+#[derive(Clone)]
+pub struct Listeners {
+    sender: mpsc::UnboundedSender<NewListener>,
+    switch: Switch,
+}
+
+impl Listeners {
+    /// The handle, and its other end for the data plane.
+    pub fn new(switch: Switch) -> (Self, mpsc::UnboundedReceiver<NewListener>) {
+        let (sender, receiver) = mpsc::unbounded_channel();
+        (Self { sender, switch }, receiver)
+    }
+
+    /// Serves one more listening socket. During a drain it closes like the others.
+    pub fn add(&self, new: NewListener) {
+        if !new.stays {
+            self.switch.add();
+        }
+        // Fails only when the data plane is gone, and the process with it.
+        let _ = self.sender.send(new);
     }
 }
 
@@ -119,12 +153,12 @@ impl Acceptor {
     /// `on_closed` is called when the listening socket has closed.
     pub async fn run(
         self: Rc<Self>,
-        listener: TcpListener,
-        service: Service,
+        NewListener { listener, service, stays }: NewListener,
         serve: impl Fn(Accepted<tokio::net::TcpStream>),
         on_closed: impl Fn(),
     ) {
-        let mut on = self.switch.on.subscribe();
+        let always = watch::Sender::new(true);
+        let mut on = if stays { always.subscribe() } else { self.switch.on.subscribe() };
         let addr = listener.local_addr();
         let mut listener = Some(listener);
         loop {

@@ -27,6 +27,8 @@ pub enum Service {
     Https,
     /// `--tcp`, by its index.
     Tcp(usize),
+    /// A captured port, by its number.
+    Captured(u16),
 }
 
 /// An accepted connection. It counts from the accept, so that no drain ends while it is on its way to its thread.

@@ -3,25 +3,28 @@
 use std::future::{Future, poll_fn};
 use std::net::SocketAddr;
 use std::pin::pin;
+use std::rc::Rc;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
 use crate::config::Limits;
-use crate::drain::gate::{Connected, InFlight, InFlightTunnel};
+use crate::drain::gate::{Connected, InFlight, InFlightOwned, InFlightTunnel};
 use crate::drain::ledger::{Class, LedgerEntry};
 use crate::metrics::Ended;
 use crate::proxy::buffer::{Buffer, SIZE};
-use crate::proxy::connection::{Http2, Idle, Next, Tunnel, TunnelState};
+use crate::proxy::captured::Speaks;
+use crate::proxy::connection::{Http2, Idle, Next, Opaque, Tunnel, TunnelKind, TunnelState};
+use crate::proxy::first_bytes::{PREFACE, begins_http2, is_http};
 use crate::proxy::http1::head::{self, Reject, Request, URI_TOO_LONG, Upgrade};
-use crate::proxy::http2::frames::{PREFACE, begins_http2};
 use crate::proxy::parking;
 use crate::proxy::request::exchange::{Client, Exchange, Flow};
 use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request_log::{RequestLog, Totals};
+use crate::proxy::route::Route;
 use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Reader, Stream, Writer};
@@ -42,6 +45,8 @@ enum Close {
     Tunnels(Box<Upgraded>),
     /// Keep it: it speaks HTTP/2; these bytes of it were read.
     Http2(Buffer),
+    /// Keep it: it isn't HTTP; these bytes of it were read.
+    Opaque(Buffer, InFlightOwned),
 }
 
 /// The result of a 101 response, without the client's side.
@@ -61,6 +66,8 @@ enum NoHead {
     Gone,
     /// The connection speaks HTTP/2.
     Http2,
+    /// The connection isn't HTTP.
+    Opaque,
     /// The head can't be served.
     Refused(Reject),
 }
@@ -77,6 +84,7 @@ pub async fn serve(
     mut stream: Stream,
     peer: SocketAddr,
     connected: Connected,
+    route: Rc<Route>,
     mut accepted: Option<Instant>,
     worker: &Worker,
 ) -> Next {
@@ -86,7 +94,7 @@ pub async fn serve(
         let (reader, writer) = stream.split();
         let peer = peer.ip().to_canonical().to_string();
         let mut client = Client { reader, writer, buf: Buffer::default(), peer, channel };
-        let mut serving = pin!(serve_requests(&mut client, worker, &entry, &mut accepted));
+        let mut serving = pin!(serve_requests(&mut client, worker, &route, &entry, &mut accepted));
         // The drain and the sweeper wake the connection through this task's waker.
         poll_fn(|cx| {
             entry.register(cx);
@@ -95,10 +103,16 @@ pub async fn serve(
         .await
     };
     match close {
-        Close::Http2(read) => Next::Http2(Http2 { stream, read, entry, connected }),
+        Close::Http2(read) => Next::Http2(Http2 { stream, read, entry, connected, route }),
+        Close::Opaque(client_buf, in_flight) => {
+            worker.ledger.assign();
+            let in_flight = Some(in_flight);
+            let opaque = Opaque { client: stream, peer, client_buf, app: None, in_flight, connected, route };
+            Next::Opaque(Box::new(opaque))
+        }
         Close::Tunnels(upgraded) => Next::Tunnel(upgraded.tunnel(stream, entry, connected, worker)),
         Close::Rests => match stream.rest() {
-            Ok(stream) => Next::Park(Idle { stream, peer, connected, accepted }),
+            Ok(stream) => Next::Park(Idle { stream, peer, connected, route, accepted }),
             Err(_) => Next::Closed,
         },
         Close::Reset => {
@@ -122,8 +136,18 @@ impl Upgraded {
         entry.set_class(if websocket { Class::WebSocket } else { Class::Tunnel });
         keep_alive(client.tcp());
         let moved_at = worker.ledger.now_ms();
-        let state =
-            TunnelState { websocket, unheard: false, in_flight, log, totals, moved_at, entry, connected };
+        let kind = if websocket { TunnelKind::WebSocket } else { TunnelKind::Raw };
+        let state = TunnelState {
+            kind,
+            app_owes: false,
+            unheard: false,
+            in_flight,
+            log,
+            totals,
+            moved_at,
+            entry,
+            connected,
+        };
         Box::new(Tunnel { client, app, app_buf, client_buf, state })
     }
 }
@@ -131,6 +155,7 @@ impl Upgraded {
 async fn serve_requests(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
+    route: &Route,
     entry: &LedgerEntry,
     accepted: &mut Option<Instant>,
 ) -> Close {
@@ -145,7 +170,7 @@ async fn serve_requests(
             return refuse(client, 503, "shutting down; the request was not processed, send it again", false)
                 .await;
         };
-        if let Some(close) = one_request(client, worker, entry, in_flight, first).await {
+        if let Some(close) = one_request(client, worker, route, entry, in_flight, first).await {
             return close;
         }
         entry.end();
@@ -209,16 +234,21 @@ async fn first_byte(
 async fn one_request(
     client: &mut Client<Reader<'_>, Writer<'_>>,
     worker: &Worker,
+    route: &Route,
     entry: &LedgerEntry,
     mut in_flight: InFlight<'_>,
     first: bool,
 ) -> Option<Close> {
     let since = Instant::now();
     let mut head = Vec::with_capacity(SIZE);
-    let mut request = match read_head(client, worker, entry, &mut head, first).await {
+    let mut request = match read_head(client, worker, route, entry, &mut head, first).await {
         Ok(request) => request,
         Err(NoHead::Gone) => return Some(Close::Gone),
         Err(NoHead::Http2) => return Some(Close::Http2(std::mem::take(&mut client.buf))),
+        Err(NoHead::Opaque) => {
+            let in_flight = in_flight.into_owned(&worker.shared.gate);
+            return Some(Close::Opaque(std::mem::take(&mut client.buf), in_flight));
+        }
         Err(NoHead::Refused(reject)) => {
             let ended = if reject.status == 503 { Ended::Unsent } else { Ended::Rejected };
             worker.shard.request(reject.status, ended, since.elapsed());
@@ -233,7 +263,15 @@ async fn one_request(
     let log = RequestLog::new(since, unread, &request, &client.peer, worker.shared.settings.access_log);
     client.buf.consume(request.len);
 
-    let exchange = Exchange { worker, entry, request: &request, long_poll, flow: Flow::default() };
+    let exchange = Exchange {
+        worker,
+        route,
+        http2: worker.speaks_http2(route, false),
+        entry,
+        request: &request,
+        long_poll,
+        flow: Flow::default(),
+    };
     let finish = forward(client, &exchange, head).await;
     let flow = &exchange.flow;
     let (ended, close) = match finish {
@@ -260,6 +298,7 @@ async fn one_request(
 async fn read_head<R, W>(
     client: &mut Client<R, W>,
     worker: &Worker,
+    route: &Route,
     entry: &LedgerEntry,
     head: &mut Vec<u8>,
     first: bool,
@@ -270,13 +309,26 @@ where
     let shared = &worker.shared;
     let limits = &shared.settings.limits;
     let mut looked = 0;
+    // Only the first bytes of a connection to a captured port tell what it speaks.
+    let mut undecided = route.captured.as_ref().filter(|_| first);
     loop {
+        if let Some(port) = undecided {
+            match is_http(client.buf.unread()) {
+                Some(false) => return Err(NoHead::Opaque),
+                Some(true) => {
+                    port.learn(Speaks::Http);
+                    undecided = None;
+                }
+                None => {}
+            }
+        }
         let is_http2 = first && begins_http2(client.buf.unread());
         if is_http2 && client.buf.unread().len() >= PREFACE.len() {
             return Err(NoHead::Http2);
         }
         if !is_http2 && (looked == 0 || head::ends_within(client.buf.unread(), looked)) {
-            let sender = shared.sender(&client.peer, &client.channel, worker.pool.keep_alive.is_asked());
+            let sender =
+                shared.sender(&client.peer, &client.channel, &route.host, route.pool.keep_alive.is_asked());
             head.clear();
             if let Some(request) = head::request(client.buf.unread(), limits.max_fields, sender, head)? {
                 if request.len > limits.max_head || request.target.len() > limits.max_uri {

@@ -45,12 +45,12 @@ enum Close {
 
 /// Serves an HTTP/2 connection until it closes. Returns what follows.
 pub async fn serve(http2: Http2, worker: &Rc<Worker>) -> Next {
-    let Http2 { stream, read, entry, connected } = http2;
+    let Http2 { stream, read, entry, connected, route } = http2;
     // A call may be silent for hours; without keep-alive probes a vanished client would hold it, and a drain.
     keep_alive(stream.tcp());
     let channel = stream.channel();
     let wire = Rc::new(Wire::new(stream, read, worker.clone()));
-    let connection = Rc::new(Http2Connection::new(wire.clone(), entry.peer, channel, worker.clone()));
+    let connection = Rc::new(Http2Connection::new(wire.clone(), entry.peer, channel, route, worker.clone()));
     let close = run(&connection, &entry).await;
     connection.abandon();
     match (wire.take(), close) {

@@ -85,10 +85,12 @@ pub async fn serve(
     let long_poll = LongPoll::of(&settings.long_polls, method, target);
     let log = RequestLog::new(since, &head, &request, &connection.peer_text, settings.access_log);
 
-    let exchange = Exchange { worker, entry: &entry, request: &request, long_poll, flow: Flow::default() };
+    let (route, http2) = (&*connection.route, worker.speaks_http2(&connection.route, true));
+    let exchange =
+        Exchange { worker, route, http2, entry: &entry, request: &request, long_poll, flow: Flow::default() };
     // Only the HTTP/1.1 path can end an event stream or a long poll early.
     let by_itself = !request.reopens && long_poll.is_none();
-    let ended = if call || exchange.http2() && by_itself {
+    let ended = if call || exchange.http2 && by_itself {
         relay_http2::relay(&exchange, head, call, body, respond).await
     } else {
         by_http1(&connection, &exchange, body, respond, head).await
@@ -111,7 +113,8 @@ fn read_head(
     let sender = shared.sender(
         &connection.peer_text,
         &connection.channel,
-        connection.worker.pool.keep_alive.is_asked(),
+        &connection.route.host,
+        connection.route.pool.keep_alive.is_asked(),
     );
     head::request(parts, shared.settings.limits.max_fields, body.is_end_stream(), sender, head)
 }

@@ -10,6 +10,7 @@ use crate::drain::ledger::LedgerEntry;
 use crate::metrics::{Ended, Shard};
 use crate::proxy::http2::wire::Wire;
 use crate::proxy::request_log::{RequestLog, Totals};
+use crate::proxy::route::Route;
 use crate::proxy::stream::Channel;
 use crate::proxy::worker::Worker;
 
@@ -17,6 +18,8 @@ use crate::proxy::worker::Worker;
 pub struct Http2Connection {
     /// The thread that serves the connection.
     pub worker: Rc<Worker>,
+    /// Where the connection leads.
+    pub route: Rc<Route>,
     /// The client's address.
     pub peer: SocketAddr,
     /// The client's address as text.
@@ -45,9 +48,16 @@ struct Running {
 
 impl Http2Connection {
     /// A client's connection without streams.
-    pub fn new(wire: Rc<Wire>, peer: SocketAddr, channel: Channel, worker: Rc<Worker>) -> Self {
+    pub fn new(
+        wire: Rc<Wire>,
+        peer: SocketAddr,
+        channel: Channel,
+        route: Rc<Route>,
+        worker: Rc<Worker>,
+    ) -> Self {
         Self {
             worker,
+            route,
             peer,
             peer_text: peer.ip().to_canonical().to_string(),
             channel,

@@ -1,20 +1,14 @@
 //! Follows HTTP/2 frames without taking part in the protocol (RFC 9113 §4.1, §6), and limits how many of them a
 //! client may send. Pure; no sockets.
 
+use crate::proxy::first_bytes::PREFACE;
+
 const DATA: u8 = 0x0;
 const HEADERS: u8 = 0x1;
 const RST_STREAM: u8 = 0x3;
 const CONTINUATION: u8 = 0x9;
 const END_STREAM: u8 = 0x1;
 const END_HEADERS: u8 = 0x4;
-
-/// The client's connection preface (RFC 9113 §3.4).
-pub const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-
-/// Whether a connection's first bytes match the HTTP/2 preface as far as they go.
-pub fn begins_http2(bytes: &[u8]) -> bool {
-    bytes.iter().zip(PREFACE).all(|(byte, preface)| byte == preface)
-}
 
 /// The direction of the bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

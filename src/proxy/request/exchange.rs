@@ -11,7 +11,6 @@ use tokio::io::{AsyncWrite, AsyncWriteExt};
 
 use super::failure::{Failure, Progress};
 use super::long_poll::LongPoll;
-use crate::config::UpstreamProtocol;
 use crate::drain::gate::Streaming;
 use crate::drain::ledger::LedgerEntry;
 use crate::drain::machine::Phase;
@@ -19,6 +18,7 @@ use crate::metrics::add;
 use crate::proxy::buffer::{self, Buffer};
 use crate::proxy::http1::head::{Answer, Framing, Request, Response, Upgrade};
 use crate::proxy::request_log::Totals;
+use crate::proxy::route::Route;
 use crate::proxy::shared::Shared;
 use crate::proxy::stream::{Channel, Sink, Source};
 use crate::proxy::worker::Worker;
@@ -47,6 +47,10 @@ pub struct Client<R, W> {
 pub struct Exchange<'a> {
     /// The thread that serves the request.
     pub worker: &'a Worker,
+    /// Where the client's connection leads.
+    pub route: &'a Route,
+    /// The request goes to the app over HTTP/2.
+    pub http2: bool,
     /// The connection's place in the ledger.
     pub entry: &'a LedgerEntry,
     /// The parsed head of the request.
@@ -181,11 +185,6 @@ impl Exchange<'_> {
         if may && !client.nudge() { Err(Failure::ClientGone) } else { Ok(()) }
     }
 
-    /// Whether all requests go to the app over HTTP/2.
-    pub fn http2(&self) -> bool {
-        self.worker.shared.settings.upstream_protocol == UpstreamProtocol::Http2
-    }
-
     /// [`held_back`], with a head of `head` bytes.
     pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
         if self.request.health_check {
@@ -202,7 +201,7 @@ impl Exchange<'_> {
 
     /// [`reach`] for a stream on an HTTP/2 connection that may be shared.
     pub async fn lease(&self) -> Result<Lease, Failure> {
-        let lease = self.reach(async || self.worker.pool.lease().await).await?;
+        let lease = self.reach(async || self.route.pool.lease().await).await?;
         add(&self.worker.shard.connects, u64::from(lease.is_first()));
         Ok(lease)
     }
@@ -210,7 +209,7 @@ impl Exchange<'_> {
     /// Writes the request's head and the part of its body that came with it.
     pub async fn send(&self, app: &mut (impl AsyncWrite + Unpin), head: &[u8]) -> Result<(), Failure> {
         // The HTTP/2 side converts the head into frames and needs it in one piece.
-        let first = if self.http2() { head.len() } else { ONE_RECORD };
+        let first = if self.http2 { head.len() } else { ONE_RECORD };
         send(app, head, first, &self.flow.progress).await.map_err(|_| {
             self.flow.reset.set(true);
             Failure::AppGone { unanswered: true }
@@ -274,12 +273,12 @@ impl Exchange<'_> {
         let (request, flow) = (self.request, &self.flow);
         // A shared connection announces its end with GOAWAY (RFC 9113 §6.8).
         match response {
-            _ if self.http2() || response.status < 200 => {}
+            _ if self.http2 || response.status < 200 => {}
             Response { says_close: true, .. } => backend.habit.closes(),
             Response { keep_alive: true, .. } => backend.habit.keeps(),
             _ => {}
         }
-        flow.app_goes.set((response.says_close || self.http2()) && backend.habit.is_going());
+        flow.app_goes.set((response.says_close || self.http2) && backend.habit.is_going());
         let draining = self.worker.shared.phase() != Phase::Serving && !flow.pipelined.get();
         let endless = !request.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
         let close = !request.keep_alive

@@ -73,9 +73,9 @@ where
 
     exchange.may_begin()?;
     exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
-    let pool = &exchange.worker.pool;
+    let pool = &exchange.route.pool;
     // A request that can't be sent twice is worth one more system call to see whether the connection is still open.
-    let mut pooled = if exchange.http2() { None } else { pool.take(!exchange.request.idempotent) };
+    let mut pooled = if exchange.http2 { None } else { pool.take(!exchange.request.idempotent) };
     let mut tries = Tries::default();
     loop {
         let reused = pooled.is_some();
@@ -120,8 +120,8 @@ where
 
 /// Gets a new connection to the app, or a stream on a shared one.
 async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure> {
-    let pool = &exchange.worker.pool;
-    if exchange.http2() {
+    let pool = &exchange.route.pool;
+    if exchange.http2 {
         let request = app_head(head).ok_or(Failure::BadHead)?;
         let lease = exchange.lease().await?;
         let Request { framing, head_only, .. } = *exchange.request;
@@ -262,7 +262,7 @@ async fn upload<R: Source>(
         let n = body.take(buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
         exchange.received(n);
         let again = flow.replayable.get()
-            && (exchange.request.idempotent || exchange.http2())
+            && (exchange.request.idempotent || exchange.http2)
             && sent_before + more.len() + n <= MAX_REPLAY;
         let sent = if again {
             let mark = more.len();

@@ -81,7 +81,7 @@ impl Tries {
             Tried::Shared { first } => !first || self.failed == 1,
             Tried::New(server) => {
                 let serving = exchange.worker.shared.phase() == Phase::Serving;
-                serving && exchange.flow.reset.get() && exchange.worker.pool.has_left(server).await
+                serving && exchange.flow.reset.get() && exchange.route.pool.has_left(server).await
             }
         }
     }

@@ -13,7 +13,7 @@ use super::directions::{Ends, Failed, Stage, direction, when};
 use super::websocket::{close_to_app, close_to_client};
 use crate::metrics::Ended;
 use crate::proxy::buffer::Buffer;
-use crate::proxy::connection::{Next, ParkedTunnel, Tunnel, TunnelState};
+use crate::proxy::connection::{Next, ParkedTunnel, Tunnel, TunnelKind, TunnelState};
 use crate::proxy::parking;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
@@ -27,7 +27,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
     let Tunnel { mut client, mut app, mut app_buf, mut client_buf, mut state } = *tunnel;
     let (ends, mut watch) = (Ends::default(), Watch::new(&state, worker));
-    let websocket = state.websocket;
+    let websocket = state.kind == TunnelKind::WebSocket;
     let backend = app.backend().clone();
     let ended = {
         let sides = TunnelSides {
@@ -37,32 +37,37 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
             app_buf: &mut app_buf,
         };
         let mut relaying = pin!(relay(sides, websocket, worker, &ends));
-        let entry = &state.entry;
         poll_fn(|cx| {
-            entry.register(cx);
+            state.entry.register(cx);
             if let Poll::Ready(ended) = relaying.as_mut().poll(cx) {
                 return Poll::Ready(Some(ended));
             }
             if worker.shared.forced() {
                 return Poll::Ready(Some(Ended::Cut));
             }
-            if watch.is_over(&ends, worker) && !ends.quiet.replace(true) {
+            let over = watch.is_over(&ends, worker);
+            (state.app_owes, state.moved_at) = (watch.app_owes, watch.moved_at);
+            if over && !ends.quiet.replace(true) {
                 return match websocket {
                     true => relaying.as_mut().poll(cx).map(Some),
                     false => Poll::Ready(Some(Ended::TimedOut)),
                 };
             }
-            if entry.expired() && ends.rest() && !worker.shared.ends_tunnel(websocket, &backend) {
+            let to_end = state.is_to_end(&worker.shared, &backend, worker.ledger.now_ms());
+            if to_end && state.kind == TunnelKind::Captured {
+                return Poll::Ready(Some(Ended::QuietEnded));
+            }
+            if state.entry.expired() && ends.rest() && !to_end {
                 return Poll::Ready(None);
             }
-            entry.set_deadline(worker.deadline(watch.interval));
+            state.entry.set_deadline(worker.deadline(watch.interval));
             Poll::Pending
         })
         .await
     };
     state.totals.sent += ends.down.moved.get();
     state.totals.received += ends.up.moved.get();
-    (state.unheard, state.moved_at) = (watch.unheard, watch.moved_at);
+    state.unheard = watch.unheard;
     let Some(ended) = ended else { return park(client, app, state) };
     state.log.write(&worker.shard, state.totals, ended);
     let reset = match ended {
@@ -163,7 +168,10 @@ async fn relay(sides: TunnelSides<'_>, websocket: bool, worker: &Worker, ends: &
 /// Checks a tunnel's progress after each poll.
 struct Watch {
     unheard: bool,
-    moved: u64,
+    /// The client sent the last byte.
+    app_owes: bool,
+    /// Bytes moved so far, up and down.
+    moved: (u64, u64),
     moved_at: u64,
     /// The time between checks.
     interval: Duration,
@@ -173,7 +181,8 @@ impl Watch {
     fn new(tunnel: &TunnelState, worker: &Worker) -> Self {
         let timeout = worker.shared.settings.limits.tunnel_timeout;
         let interval = if timeout.is_zero() { parking::PARK_AFTER } else { parking::PARK_AFTER.min(timeout) };
-        Self { unheard: tunnel.unheard, moved: 0, moved_at: tunnel.moved_at, interval }
+        let TunnelState { unheard, app_owes, moved_at, .. } = *tunnel;
+        Self { unheard, app_owes, moved: (0, 0), moved_at, interval }
     }
 
     /// Whether nothing has moved for `--tunnel-timeout`.
@@ -182,8 +191,10 @@ impl Watch {
             self.unheard = false;
             worker.arrival(Instant::now(), true);
         }
-        let moved = ends.up.moved.get() + ends.down.moved.get();
+        let moved = (ends.up.moved.get(), ends.down.moved.get());
         if moved != self.moved {
+            // Within one poll the client's bytes were relayed first.
+            self.app_owes = moved.1 == self.moved.1;
             (self.moved, self.moved_at) = (moved, worker.ledger.now_ms());
         }
         worker.too_quiet(self.moved_at)

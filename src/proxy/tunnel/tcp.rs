@@ -1,51 +1,52 @@
-//! `--tcp`: connections relayed byte for byte. Each counts as in flight from its accept to its close, and is a tunnel
-//! once its upstream has accepted it.
+//! Connections relayed byte for byte, of `--tcp` or of a captured port. Each counts as in flight from its accept (or
+//! from its first bytes, where these decide) to its close, and is a tunnel once the app has accepted it.
 
 use std::future::{Future, poll_fn};
-use std::net::SocketAddr;
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Instant;
 
-use crate::drain::gate::Connected;
 use crate::drain::ledger::{Class, LedgerEntry};
 use crate::metrics::add;
 use crate::proxy::buffer::Buffer;
-use crate::proxy::connection::{Next, Tunnel, TunnelState};
+use crate::proxy::connection::{Next, Opaque, Tunnel, TunnelKind, TunnelState};
 use crate::proxy::request::exchange::{held_back, reach};
 use crate::proxy::request::failure::{Failure, Progress};
 use crate::proxy::request_log::{RequestLog, Totals};
+use crate::proxy::route::Route;
 use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Source, Stream};
 use crate::proxy::worker::Worker;
 use crate::upstream::Connection;
 
-/// Connects a client to its upstream; `route` is the index of its `--tcp`. Returns the tunnel it becomes.
-pub async fn serve(
-    mut client: Stream,
-    peer: SocketAddr,
-    route: usize,
-    connected: Connected,
-    worker: &Worker,
-) -> Next {
+/// Connects a client to the app. Returns the tunnel it becomes.
+pub async fn serve(opaque: Box<Opaque>, worker: &Worker) -> Next {
+    let Opaque { mut client, peer, client_buf, app, in_flight, connected, route } = *opaque;
     let since = Instant::now();
     let (shared, entry) = (&worker.shared, worker.ledger.enter(peer));
-    let upstream = shared.settings.tcp[route].upstream.to_string();
+    let upstream = route.pool.upstream().own().to_string();
     let ip = peer.ip().to_canonical().to_string();
     let log = RequestLog::tcp(since, &upstream, &ip, shared.settings.access_log);
-    let admitted = shared.gate.admit().map(|in_flight| in_flight.into_owned(&shared.gate));
+    let admitted = match in_flight {
+        Some(in_flight) => Ok(in_flight),
+        None => shared.gate.admit().map(|in_flight| in_flight.into_owned(&shared.gate)),
+    };
     entry.begin(b"TCP", upstream.as_bytes(), since);
     entry.set_class(Class::Tcp);
     keep_alive(client.tcp());
     let reached = match &admitted {
         Ok(_) if shared.past_in_flight() => Err(Failure::TooManyInFlight),
-        Ok(_) => reached(&mut client, route, &entry, worker).await,
+        Ok(_) => match app {
+            Some(app) => Ok(app),
+            None => reached(&mut client, &route, &entry, worker).await,
+        },
         Err(_) => Err(Failure::Forced),
     };
     match (reached, admitted) {
         (Ok(app), Ok(in_flight)) => {
             let state = TunnelState {
-                websocket: false,
+                kind: if route.captured.is_some() { TunnelKind::Captured } else { TunnelKind::Raw },
+                app_owes: false,
                 unheard: true,
                 in_flight: in_flight.into_tunnel(),
                 log,
@@ -54,7 +55,7 @@ pub async fn serve(
                 entry,
                 connected,
             };
-            let (app_buf, client_buf) = (Buffer::default(), Buffer::default());
+            let app_buf = Buffer::default();
             Next::Tunnel(Box::new(Tunnel { client, app, app_buf, client_buf, state }))
         }
         (reached, _in_flight) => {
@@ -67,17 +68,17 @@ pub async fn serve(
     }
 }
 
-/// Connects to the upstream once that is allowed. Reads nothing from the client before: its bytes stay in the kernel.
+/// Connects to the app once that is allowed. Reads nothing from the client before: its bytes stay in the kernel.
 async fn reached(
     client: &mut Stream,
-    route: usize,
+    route: &Route,
     entry: &LedgerEntry,
     worker: &Worker,
 ) -> Result<Connection, Failure> {
     let (reader, _) = client.split();
     let mut work = pin!(async {
         held_back(&worker.shared, entry, 0).await?;
-        let app = reach(worker, async || worker.tcp[route].connect().await).await?;
+        let app = reach(worker, async || route.pool.connect().await).await?;
         add(&worker.shard.connects, 1);
         Ok(app)
     });

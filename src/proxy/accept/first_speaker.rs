@@ -1,0 +1,92 @@
+//! Who speaks first on a connection to a captured port: with HTTP it is the client, with MySQL or SMTP the app.
+
+use std::future::poll_fn;
+use std::pin::pin;
+use std::task::Poll;
+use std::time::{Duration, Instant};
+
+use crate::proxy::captured::Speaks;
+use crate::proxy::route::Route;
+use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
+use crate::proxy::socket::has_unread;
+use crate::proxy::stream::Stream;
+use crate::proxy::worker::Worker;
+use crate::upstream::{Connection, Reader};
+
+/// Time for a client to send its first byte before the app gets the chance to speak first.
+const CLIENT_FIRST: Duration = Duration::from_millis(20);
+
+/// Who speaks first.
+pub enum FirstSpeaker {
+    /// The client, or nobody yet on a port where clients do: its first bytes decide.
+    Client,
+    /// The app, on this connection; without one, the port is known not to be HTTP.
+    App(Option<Connection>),
+    /// Nobody, and the drain closes idle connections.
+    Nobody,
+}
+
+/// Finds out who speaks first. Reads nothing: the bytes stay in the kernel. A client that says nothing for 20 ms may
+/// wait for the app to speak, so the app is connected as well; whichever side speaks first decides.
+pub async fn first_speaker(
+    client: &Stream,
+    peer: std::net::SocketAddr,
+    route: &Route,
+    worker: &Worker,
+) -> FirstSpeaker {
+    let Some(port) = &route.captured else { return FirstSpeaker::Client };
+    match port.speaks() {
+        Speaks::Http => return FirstSpeaker::Client,
+        Speaks::Opaque => return FirstSpeaker::App(None),
+        Speaks::Unknown => {}
+    }
+    let (tcp, since) = (client.tcp(), Instant::now());
+    if has_unread(tcp) || tokio::time::timeout(CLIENT_FIRST, tcp.readable()).await.is_ok() {
+        return FirstSpeaker::Client;
+    }
+    let Ok(mut app) = route.pool.connect().await else { return FirstSpeaker::Client };
+    let entry = worker.ledger.enter(peer);
+    let speaker = {
+        let (mut client_speaks, app_reader) = (pin!(tcp.readable()), app.split().0);
+        let mut app_speaks = pin!(readable(&app_reader));
+        poll_fn(|cx| {
+            entry.register(cx);
+            let closing = worker.shared.closing_idle() && since.elapsed() >= FIRST_REQUEST_TIMEOUT;
+            if client_speaks.as_mut().poll(cx).is_ready() || port.speaks() == Speaks::Http {
+                return Poll::Ready(FirstSpeaker::Client);
+            }
+            if app_speaks.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(FirstSpeaker::App(None));
+            }
+            if closing || worker.shared.forced() {
+                return Poll::Ready(FirstSpeaker::Nobody);
+            }
+            entry.set_deadline(worker.deadline(FIRST_REQUEST_TIMEOUT));
+            Poll::Pending
+        })
+        .await
+    };
+    if !matches!(speaker, FirstSpeaker::Nobody) {
+        // The connection gets a new ledger entry from whatever serves it.
+        worker.ledger.assign();
+    }
+    match speaker {
+        FirstSpeaker::App(_) => {
+            port.learn(Speaks::Opaque);
+            FirstSpeaker::App(Some(app))
+        }
+        FirstSpeaker::Client => {
+            route.pool.put(app, None);
+            FirstSpeaker::Client
+        }
+        FirstSpeaker::Nobody => FirstSpeaker::Nobody,
+    }
+}
+
+async fn readable(app: &Reader<'_>) {
+    let _ = match app {
+        Reader::Tcp(half) => half.readable().await,
+        Reader::Tls(half) => half.tcp().readable().await,
+        Reader::Unix(half) => half.readable().await,
+    };
+}

@@ -1,0 +1,127 @@
+//! The app's ports that capture has found: each has an upstream of its own, on the loopback address that the app moved
+//! to.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Mutex};
+
+use crate::config::{APP_IP, UpstreamAddr};
+use crate::drain::ledger::lock;
+use crate::upstream::Upstream;
+
+/// What a captured port's connections are served as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Speaks {
+    /// Not known yet: the first bytes of a connection decide, and the app may speak first.
+    Unknown,
+    /// A client has begun with HTTP here, so a silent client is an idle one.
+    Http,
+    /// The app speaks first here, or the port was declared not to be HTTP.
+    Opaque,
+}
+
+/// A captured port.
+#[derive(Debug)]
+pub struct CapturedPort {
+    /// Its number, the same for the app and its clients.
+    pub number: u16,
+    /// The app.
+    pub upstream: Arc<Upstream>,
+    speaks: AtomicU8,
+}
+
+impl CapturedPort {
+    /// Returns what has been learned of its connections.
+    pub fn speaks(&self) -> Speaks {
+        match self.speaks.load(Ordering::Relaxed) {
+            0 => Speaks::Unknown,
+            1 => Speaks::Http,
+            _ => Speaks::Opaque,
+        }
+    }
+
+    /// Notes what a connection was. The first one decides; a connection that is different costs only its 20 ms.
+    pub fn learn(&self, speaks: Speaks) {
+        let _ = self.speaks.compare_exchange(0, speaks as u8, Ordering::Relaxed, Ordering::Relaxed);
+    }
+}
+
+/// All captured ports, and those that the app opened and capture does not protect, each with the reason.
+#[derive(Debug, Default)]
+pub struct CapturedPorts {
+    ports: Mutex<BTreeMap<u16, Arc<CapturedPort>>>,
+    bypassed: Mutex<BTreeMap<u16, Bypass>>,
+}
+
+/// Why a port is bypassed: clients reach the app past us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bypass {
+    /// The app has not moved: it makes its own system calls, or did not load the shim.
+    NotMoved,
+    /// The app has moved, but the port is taken on the pod's address.
+    Taken,
+    /// The app has moved, but this process may not use ports below 1024.
+    NotPermitted,
+}
+
+impl Bypass {
+    /// Returns the value of the metric's label `reason`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotMoved => "not-moved",
+            Self::Taken => "taken",
+            Self::NotPermitted => "not-permitted",
+        }
+    }
+
+    /// Returns what it means and what to do about it.
+    pub fn advice(self) -> &'static str {
+        match self {
+            Self::NotMoved => {
+                "the app listens there itself: it is statically linked, or LD_PRELOAD was not read; connections to it are \
+                 not drained. Give it a port by PORT with lameduck.dev/capture: port-env, or let it listen on 127.77.0.1"
+            }
+            Self::Taken => "another program listens on the pod's address: give one of them another port",
+            Self::NotPermitted => {
+                "ports below 1024 need the sysctl net.ipv4.ip_unprivileged_port_start=0 in the pod"
+            }
+        }
+    }
+}
+
+impl CapturedPorts {
+    /// Adds a port; one that is known already keeps its upstream. `threads`: the number of data-plane threads.
+    pub fn add(&self, number: u16, speaks: Speaks, threads: usize) -> Arc<CapturedPort> {
+        let mut ports = lock(&self.ports);
+        let new = || {
+            let addr = UpstreamAddr::Tcp { host: APP_IP.to_string(), port: number };
+            let upstream = Arc::new(Upstream::new(addr, threads));
+            Arc::new(CapturedPort { number, upstream, speaks: AtomicU8::new(speaks as u8) })
+        };
+        ports.entry(number).or_insert_with(new).clone()
+    }
+
+    /// Returns a port.
+    pub fn get(&self, number: u16) -> Option<Arc<CapturedPort>> {
+        lock(&self.ports).get(&number).cloned()
+    }
+
+    /// Returns all ports, in order.
+    pub fn all(&self) -> Vec<Arc<CapturedPort>> {
+        lock(&self.ports).values().cloned().collect()
+    }
+
+    /// Notes that a port is bypassed, or with `None` that it no longer is. Returns whether that is new.
+    pub fn set_bypassed(&self, port: u16, bypass: Option<Bypass>) -> bool {
+        let mut bypassed = lock(&self.bypassed);
+        match bypass {
+            Some(bypass) => bypassed.insert(port, bypass) != Some(bypass),
+            None => bypassed.remove(&port).is_some(),
+        }
+    }
+
+    /// Returns the bypassed ports, in order.
+    pub fn bypassed(&self) -> Vec<(u16, Bypass)> {
+        lock(&self.bypassed).iter().map(|(port, bypass)| (*port, *bypass)).collect()
+    }
+}

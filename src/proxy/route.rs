@@ -1,0 +1,24 @@
+//! Where a listener's connections lead, as one thread sees it.
+
+use std::sync::Arc;
+
+use super::captured::CapturedPort;
+use crate::upstream::Pool;
+
+/// The destination of a listener's connections.
+#[derive(Debug)]
+pub struct Route {
+    /// Connections to the app.
+    pub pool: Pool,
+    /// The `Host` for a request without one.
+    pub host: String,
+    /// The captured port; `None` for `--upstream` and `--tcp`.
+    pub captured: Option<Arc<CapturedPort>>,
+}
+
+impl Route {
+    /// Whether a connection's first bytes decide how it is served.
+    pub fn is_captured(&self) -> bool {
+        self.captured.is_some()
+    }
+}
