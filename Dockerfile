@@ -6,7 +6,8 @@ FROM rust:1.95-alpine AS build
 WORKDIR /build
 
 # What we depend on, built once for as long as Cargo.lock stays the same.
-COPY Cargo.toml Cargo.lock ./
+COPY Cargo.toml Cargo.lock build.rs ./
+COPY shim shim
 RUN mkdir -p src benches/compare \
  && echo 'fn main() {}' | tee src/main.rs benches/hook_latency.rs benches/instructions.rs benches/compare/main.rs >/dev/null \
  && touch src/lib.rs \

@@ -11,6 +11,8 @@ pub const INJECTED: &str = "lameduck.dev/injected";
 pub const SIDECAR: &str = "lameduck";
 /// Directory that the sidecar shares with the app: the control socket, the preload and the program.
 pub const SHARE_DIR: &str = "/run/lameduck";
+/// File name of the shim in [`SHARE_DIR`]: moves the app's sockets to another loopback address.
+pub const SHIM: &str = "shim.so";
 /// File name of the Node preload in [`SHARE_DIR`]: makes Node as PID 1 exit at SIGTERM.
 pub const PRELOAD: &str = "preload.js";
 /// File name of this program in [`SHARE_DIR`], for a preStop exec in the app's container.

@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::fs;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
 use rustix::process::{Pid, Signal, getpid};
+
+use crate::capture::listeners::{self, socket_inode};
 
 /// Shells, which wait for their child and don't forward signals.
 const SHELLS: [&str; 7] = ["sh", "dash", "bash", "ash", "busybox", "zsh", "ksh"];
@@ -129,52 +131,20 @@ pub fn listening() -> Vec<SocketAddr> {
 /// Whether a foreign process listens on this port; false if that can't be determined for all descendants.
 pub fn is_strangers(port: u16) -> bool {
     let known = |process: &Process| fs::read_dir(format!("/proc/{}/fd", process.pid)).is_ok();
-    listening_sockets().values().any(|addr| addr.port() == port)
+    listeners::listeners().unwrap_or_default().iter().any(|(addr, _)| addr.port() == port)
         && descendants().iter().all(known)
         && !listeners().iter().any(|(_, addr)| addr.port() == port)
 }
 
 fn listeners() -> Vec<(Pid, SocketAddr)> {
-    let sockets = listening_sockets();
+    let sockets = listeners::listeners().unwrap_or_default();
+    let sockets: HashMap<_, _> = sockets.into_iter().map(|(addr, inode)| (inode, addr)).collect();
     let mut found = Vec::new();
     for Process { pid, .. } in descendants() {
         let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
         let links = files.filter_map(|file| fs::read_link(file.path()).ok());
-        let addr = |link: std::path::PathBuf| {
-            sockets.get(link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?).copied()
-        };
+        let addr = |link: std::path::PathBuf| sockets.get(&socket_inode(&link)?).copied();
         found.extend(links.filter_map(addr).map(|addr| (pid, addr)));
     }
     found
-}
-/// Inode → address of every listening TCP socket, from lines like
-/// `0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 …`.
-fn listening_sockets() -> HashMap<String, SocketAddr> {
-    const LISTEN: &str = "0A";
-    let mut sockets = HashMap::new();
-    for table in ["/proc/net/tcp", "/proc/net/tcp6"] {
-        let lines = fs::read_to_string(table).unwrap_or_default();
-        for line in lines.lines() {
-            let fields: Vec<_> = line.split_whitespace().collect();
-            if let [_, local, _, LISTEN, _, _, _, _, _, inode, ..] = fields[..]
-                && let Some(addr) = parse_kernel_addr(local)
-            {
-                sockets.insert(inode.to_owned(), addr);
-            }
-        }
-    }
-    sockets
-}
-
-/// The kernel prints an address as hexadecimal 32-bit words in native byte order.
-fn parse_kernel_addr(text: &str) -> Option<SocketAddr> {
-    let (ip, port) = text.split_once(':')?;
-    let word = |at: usize| Some(u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
-    let ip = if ip.len() == 8 {
-        IpAddr::from(word(0)?)
-    } else {
-        let words = [word(0)?, word(1)?, word(2)?, word(3)?];
-        IpAddr::from(<[u8; 16]>::try_from(words.as_flattened()).ok()?)
-    };
-    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
 }

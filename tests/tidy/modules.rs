@@ -43,7 +43,8 @@ const LAYERS: &[&[&str]] = &[
     &["inject::annotations", "inject::hooks", "inject::ports", "inject::resources", "inject::yaml"],
     &["inject::diff", "inject::json", "inject::model", "inject::share"],
     &["inject::names"],
-    &["allocator", "answer", "config", "descriptors", "drain::atomic", "repeated"],
+    &["capture::listeners", "capture::word"],
+    &["allocator", "answer", "config", "descriptors", "drain::atomic", "repeated", "sock_diag"],
 ];
 
 /// Pure or nearly so: these use nothing of ours but what is named here.

@@ -7,11 +7,10 @@ use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use rustix::net::{
-    AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, netlink, recv, send, socket_with,
-};
 use socket2::{SockFilter, SockRef};
 use tokio::sync::oneshot;
+
+use crate::sock_diag::{self, SYN_RECV};
 
 /// Time limit for handshakes: longer than any takes on a busy machine, and the most that a client vanishing during
 /// one can delay a drain.
@@ -43,7 +42,7 @@ fn wait(addr: SocketAddr) -> io::Result<()> {
     let (began, mut pause) = (Instant::now(), FIRST_CHECK_DELAY);
     loop {
         std::thread::sleep(pause);
-        if !any_under_way(addr)? {
+        if !sock_diag::any(addr, SYN_RECV)? {
             return Ok(());
         }
         if began.elapsed() >= HANDSHAKE_TIMEOUT {
@@ -52,44 +51,6 @@ fn wait(addr: SocketAddr) -> io::Result<()> {
         }
         pause = (pause * 2).min(HANDSHAKE_TIMEOUT.saturating_sub(began.elapsed())).max(FIRST_CHECK_DELAY);
     }
-}
-
-/// Asks the kernel for connections to this address's port in SYN-RECEIVED (RFC 9293 §3.3.2), as `ss` does
-/// (sock_diag(7)). Needs no privileges; the kernel walks all sockets but returns only these.
-fn any_under_way(addr: SocketAddr) -> io::Result<bool> {
-    const NLMSG_ERROR: u16 = 2;
-    const SOCK_DIAG_BY_FAMILY: u16 = 20;
-    let socket = socket_with(
-        AddressFamily::NETLINK,
-        SocketType::DGRAM,
-        SocketFlags::CLOEXEC | SocketFlags::NONBLOCK,
-        Some(netlink::SOCK_DIAG),
-    )?;
-    send(&socket, &question(addr, SOCK_DIAG_BY_FAMILY), SendFlags::empty())?;
-    let mut answer = [0; 16 << 10];
-    let (_, len) = recv(&socket, &mut answer, RecvFlags::empty())?;
-    // The first message decides: a connection, the end of an empty list, or an error. Its type follows its length.
-    match answer[..len].get(4..6).map(|kind| u16::from_ne_bytes([kind[0], kind[1]])) {
-        None | Some(NLMSG_ERROR) => Err(io::ErrorKind::Unsupported.into()),
-        kind => Ok(kind == Some(SOCK_DIAG_BY_FAMILY)),
-    }
-}
-
-/// Builds a `struct nlmsghdr` and a `struct inet_diag_req_v2`.
-fn question(addr: SocketAddr, kind: u16) -> [u8; 72] {
-    const NLM_F_REQUEST_DUMP: u16 = 0x301;
-    const TCP_SYN_RECV: u32 = 3;
-    // A connection has the address family of its listening socket, whatever the client's is.
-    let family = if addr.is_ipv6() { AddressFamily::INET6 } else { AddressFamily::INET };
-    let mut message = [0; 72];
-    message[..4].copy_from_slice(&72_u32.to_ne_bytes());
-    message[4..6].copy_from_slice(&kind.to_ne_bytes());
-    message[6..8].copy_from_slice(&NLM_F_REQUEST_DUMP.to_ne_bytes());
-    message[16] = family.as_raw() as u8;
-    message[17] = 6; // TCP
-    message[20..24].copy_from_slice(&(1_u32 << TCP_SYN_RECV).to_ne_bytes());
-    message[24..26].copy_from_slice(&addr.port().to_be_bytes());
-    message
 }
 
 /// Classic BPF on the TCP header: drop the packet if SYN is set and ACK is not (RFC 9293 §3.1), else keep it.
@@ -122,7 +83,7 @@ mod tests {
         let listener = TcpListener::bind(listen).unwrap();
         SockRef::from(&listener).attach_filter(&IGNORE_ACK).unwrap();
         let client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
-        assert!(any_under_way(listener.local_addr().unwrap()).unwrap());
+        assert!(sock_diag::any(listener.local_addr().unwrap(), SYN_RECV).unwrap());
         (listener, client)
     }
 
@@ -158,6 +119,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         handshakes_end(&listener).await;
-        assert!(!any_under_way(listener.local_addr().unwrap()).unwrap());
+        assert!(!sock_diag::any(listener.local_addr().unwrap(), SYN_RECV).unwrap());
     }
 }

@@ -1,0 +1,224 @@
+//! The rule for bind(2): which address becomes 127.77.0.1.
+
+use core::ffi::c_void;
+
+use crate::sys;
+
+/// Where a moved socket listens. All of 127.0.0.0/8 is loopback (RFC 1122 §3.2.1.3), so no route and no permission is
+/// needed; a program that means loopback says 127.0.0.1.
+const HERE: [u8; 4] = [127, 77, 0, 1];
+/// Prefix of an IPv4-mapped address (RFC 4291 §2.5.5.2).
+const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// Sizes of `sockaddr_in` and of the shortest `sockaddr_in6` that the kernel takes: without a scope (RFC 2133).
+const V4_LEN: usize = 16;
+const V6_LEN: usize = 24;
+
+/// An address and port of IPv4 or IPv6.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Address {
+    V4([u8; 4], u16),
+    V6([u8; 16], u16),
+}
+
+impl Address {
+    /// Reads a socket address of this length (ip(7), ipv6(7)); none for other families, and for one that is too short.
+    pub fn read(bytes: &[u8; 28], len: usize) -> Option<Self> {
+        let [f0, f1, p0, p1, a0, a1, a2, a3, ..] = *bytes;
+        let port = u16::from_be_bytes([p0, p1]);
+        match u16::from_ne_bytes([f0, f1]) {
+            sys::AF_INET if len >= V4_LEN => Some(Self::V4([a0, a1, a2, a3], port)),
+            sys::AF_INET6 if len >= V6_LEN => {
+                let (_, ip) = bytes.split_at(8);
+                Some(Self::V6(*ip.first_chunk()?, port))
+            }
+            _ => None,
+        }
+    }
+
+    pub fn port(self) -> u16 {
+        let (Self::V4(_, port) | Self::V6(_, port)) = self;
+        port
+    }
+
+    /// The IPv4 address, also if it is mapped.
+    fn v4(self) -> Option<[u8; 4]> {
+        match self {
+            Self::V4(ip, _) => Some(ip),
+            Self::V6(ip, _) => {
+                let (prefix, rest) = ip.split_at(12);
+                (*prefix == MAPPED).then_some(*rest.first_chunk()?)
+            }
+        }
+    }
+
+    pub fn is_loopback(self) -> bool {
+        const ONE: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
+        self.v4().is_some_and(|[first, ..]| first == 127) || matches!(self, Self::V6(ONE, _))
+    }
+
+    /// Whether this is where we move sockets to.
+    pub fn is_here(self) -> bool {
+        self.v4() == Some(HERE)
+    }
+
+    fn is_wildcard(self) -> bool {
+        self.v4() == Some([0; 4]) || matches!(self, Self::V6(ip, _) if ip == [0; 16])
+    }
+
+    /// The socket address of the same family and port here, and its length.
+    fn moved(self) -> ([u8; 28], u32) {
+        let mut bytes = [0; 28];
+        let [f0, f1, p0, p1, ..] = &mut bytes;
+        [*p0, *p1] = self.port().to_be_bytes();
+        let (family, at, len) = match self {
+            Self::V4(..) => (sys::AF_INET, 4, V4_LEN as u32),
+            Self::V6(..) => (sys::AF_INET6, 20, 28),
+        };
+        [*f0, *f1] = family.to_ne_bytes();
+        let mapped = bytes.iter_mut().skip(8).zip(MAPPED);
+        if family == sys::AF_INET6 {
+            mapped.for_each(|(to, from)| *to = from);
+        }
+        bytes.iter_mut().skip(at).zip(HERE).for_each(|(to, from)| *to = from);
+        (bytes, len)
+    }
+}
+
+/// Whether a socket that may be moved moves, by its address alone: clients from outside can reach it, and its port is
+/// one that they know.
+fn is_moved(addr: Address) -> bool {
+    addr.port() != 0 && !addr.is_loopback()
+}
+
+/// Whether connections to 127.77.0.1 can reach this socket, and a proxy can take its place: TCP, or Multipath TCP,
+/// which plain TCP can connect to (RFC 8684 §3.1).
+///
+/// What stays on its own device or is for IPv6 only stays where it is: IPv6 has one loopback address, and a socket that
+/// is bound there can't be told from one that is meant for this pod alone.
+fn can_move(fd: i32, addr: Address) -> bool {
+    const SOL_SOCKET: usize = 1;
+    const SO_TYPE: usize = 3;
+    const SO_PROTOCOL: usize = 38;
+    const SO_BINDTOIFINDEX: usize = 62;
+    const IPPROTO_IPV6: usize = 41;
+    const IPV6_V6ONLY: usize = 26;
+    let (tcp, multipath) = (6, 262);
+    let option = |name| sys::getsockopt(fd, SOL_SOCKET, name);
+    let protocol = option(SO_PROTOCOL);
+    option(SO_TYPE) == Some(sys::SOCK_STREAM)
+        && (protocol == Some(tcp) || protocol == Some(multipath))
+        && option(SO_BINDTOIFINDEX).is_none_or(|device| device == 0)
+        && (matches!(addr, Address::V4(..))
+            || sys::getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY).is_some_and(|only| only == 0))
+}
+
+/// Whether this is one of the machine's addresses, asked with a socket that is nobody else's.
+fn is_local(bytes: &[u8; 28], len: u32) -> bool {
+    let [f0, f1, _, _, rest @ ..] = *bytes;
+    let socket = sys::socket(u16::from_ne_bytes([f0, f1]), sys::SOCK_STREAM);
+    let Ok(fd) = i32::try_from(socket) else { return true };
+    if fd < 0 {
+        return true;
+    }
+    let mut any_port = [f0, f1].into_iter().chain([0, 0]).chain(rest);
+    let any_port: [u8; 28] = core::array::from_fn(|_| any_port.next().unwrap_or(0));
+    let bound = sys::bind(fd, any_port.as_ptr(), len.min(28));
+    sys::close(fd);
+    bound != sys::EADDRNOTAVAIL
+}
+
+/// bind(2), elsewhere if the rule says so. Returns the kernel's result.
+///
+/// # Safety
+/// As bind(3): no other thread unmaps the address meanwhile.
+#[allow(unsafe_code, reason = "the caller's pointer")]
+pub unsafe fn bind(fd: i32, addr: *const c_void, len: u32) -> isize {
+    let as_asked = || sys::bind(fd, addr.cast(), len);
+    // SAFETY: the caller's promise.
+    let Some(bytes) = (unsafe { sys::copy(addr, len) }) else { return as_asked() };
+    let Some(asked) = Address::read(&bytes, len as usize) else { return as_asked() };
+    if !is_moved(asked) || !can_move(fd, asked) || !asked.is_wildcard() && !is_local(&bytes, len) {
+        return as_asked();
+    }
+    let (moved, len) = asked.moved();
+    match sys::bind(fd, moved.as_ptr(), len) {
+        // No loopback interface.
+        sys::EADDRNOTAVAIL => as_asked(),
+        // Two addresses of the pod with one port are no conflict: the second one stays where it is.
+        sys::EADDRINUSE if !asked.is_wildcard() => as_asked(),
+        result => result,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    fn v4(ip: [u8; 4], port: u16) -> Address {
+        Address::V4(ip, port)
+    }
+
+    fn v6(text: &str, port: u16) -> Address {
+        Address::V6(text.parse::<Ipv6Addr>().unwrap().octets(), port)
+    }
+
+    #[test]
+    fn what_others_can_reach_moves_and_nothing_else() {
+        for (addr, moves) in [
+            (v4([0, 0, 0, 0], 3000), true),
+            (v4([10, 0, 0, 7], 80), true),
+            (v4([126, 0, 0, 1], 80), true),
+            (v4([0, 0, 0, 0], 0), false),
+            (v4([127, 0, 0, 1], 3000), false),
+            (v4([127, 77, 0, 1], 3000), false),
+            (v4([127, 255, 255, 255], 3000), false),
+            (v6("::", 3000), true),
+            (v6("2001:db8::7", 3000), true),
+            (v6("::ffff:0.0.0.0", 3000), true),
+            (v6("::ffff:10.0.0.7", 3000), true),
+            (v6("::2", 3000), true),
+            (v6("::", 0), false),
+            (v6("::1", 3000), false),
+            (v6("::ffff:127.0.0.1", 3000), false),
+        ] {
+            assert_eq!(is_moved(addr), moves, "{addr:?}");
+        }
+    }
+
+    #[test]
+    fn a_moved_address_keeps_family_and_port() {
+        for asked in [v4([0, 0, 0, 0], 8080), v4([10, 0, 0, 7], 443)] {
+            let (bytes, len) = asked.moved();
+            assert_eq!(Address::read(&bytes, len as usize), Some(v4([127, 77, 0, 1], asked.port())));
+            assert_eq!(len, 16);
+        }
+        for asked in [v6("::", 8080), v6("2001:db8::7", 443)] {
+            let (bytes, len) = asked.moved();
+            assert_eq!(Address::read(&bytes, len as usize), Some(v6("::ffff:127.77.0.1", asked.port())));
+            assert_eq!(len, 28);
+        }
+    }
+
+    #[test]
+    fn a_socket_address_is_read_as_the_kernel_reads_it() {
+        let mut bytes = [0xee; 28];
+        bytes[..2].copy_from_slice(&sys::AF_INET.to_ne_bytes());
+        bytes[2..8].copy_from_slice(&[0x0b, 0xb8, 10, 1, 2, 3]);
+        assert_eq!(Address::read(&bytes, 16), Some(v4(Ipv4Addr::new(10, 1, 2, 3).octets(), 3000)));
+        assert_eq!(Address::read(&bytes, 15), None);
+        bytes[..2].copy_from_slice(&sys::AF_INET6.to_ne_bytes());
+        assert_eq!(Address::read(&bytes, 24), Some(Address::V6([0xee; 16], 3000)));
+        assert_eq!(Address::read(&bytes, 23), None);
+        bytes[..2].copy_from_slice(&sys::AF_UNIX.to_ne_bytes());
+        assert_eq!(Address::read(&bytes, 28), None);
+    }
+
+    #[test]
+    fn only_its_own_address_is_here() {
+        assert!(v4([127, 77, 0, 1], 1).is_here() && v6("::ffff:127.77.0.1", 1).is_here());
+        assert!(!v4([127, 0, 0, 1], 1).is_here() && !v6("::1", 1).is_here());
+    }
+}

@@ -1,0 +1,157 @@
+//! Who listens in this network namespace: sockets that the shim has moved, and those that it has not.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::Path;
+use std::{fs, io};
+
+use crate::sock_diag::{self, LISTEN, Socket};
+
+/// Where the shim moves the app's sockets to (`shim/src/bind.rs`).
+pub const MOVED: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
+
+/// The ports of a pod, by what became of them. A port can be in both: an IPv6-only socket doesn't move.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Ports {
+    /// Ports that listen on [`MOVED`].
+    pub moved: BTreeSet<u16>,
+    /// Addresses that others can reach and that aren't ours: the proxy can't take these ports there.
+    pub bypassed: BTreeSet<SocketAddr>,
+}
+
+/// Asks the kernel for all listening TCP sockets.
+///
+/// # Errors
+/// Neither sock_diag(7) nor `/proc/net/tcp` can be read.
+pub fn listeners() -> io::Result<Vec<Socket>> {
+    sock_diag::all(LISTEN).or_else(|_| from_proc())
+}
+
+/// The ports of this pod as they are now.
+///
+/// # Errors
+/// As [`listeners`]; or our own descriptors can't be listed.
+pub fn ports() -> io::Result<Ports> {
+    Ok(sort(&listeners()?, &own_sockets()?))
+}
+
+/// Sorts listeners; `own` are the inodes of our own sockets.
+pub fn sort(listeners: &[Socket], own: &HashSet<u64>) -> Ports {
+    let mut ports = Ports::default();
+    for &(addr, _) in listeners.iter().filter(|(_, inode)| !own.contains(inode)) {
+        let ip = addr.ip().to_canonical();
+        if ip == MOVED {
+            ports.moved.insert(addr.port());
+        } else if !ip.is_loopback() {
+            ports.bypassed.insert(SocketAddr::new(ip, addr.port()));
+        }
+    }
+    ports
+}
+
+/// Inodes of this process's sockets.
+fn own_sockets() -> io::Result<HashSet<u64>> {
+    let links = fs::read_dir("/proc/self/fd")?.flatten().filter_map(|file| fs::read_link(file.path()).ok());
+    Ok(links.filter_map(|link| socket_inode(&link)).collect())
+}
+
+/// The inode that a link in `/proc/PID/fd` names; none if it isn't a socket's.
+pub fn socket_inode(link: &Path) -> Option<u64> {
+    link.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()
+}
+
+/// Reads `/proc/net/tcp` and `tcp6`, which list connections too. There is no `tcp6` without IPv6.
+fn from_proc() -> io::Result<Vec<Socket>> {
+    let text =
+        fs::read_to_string("/proc/net/tcp")? + &fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
+    Ok(text.lines().filter_map(parse_line).collect())
+}
+
+/// Parses the line of a listening socket:
+/// `0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000 0 0 4711 …`.
+fn parse_line(line: &str) -> Option<Socket> {
+    const LISTEN: &str = "0A";
+    let mut fields = line.split_whitespace();
+    let (local, state, inode) = (fields.nth(1)?, fields.nth(1)?, fields.nth(5)?);
+    if state != LISTEN {
+        return None;
+    }
+    Some((parse_kernel_addr(local)?, inode.parse().ok()?))
+}
+
+/// The kernel prints an address as hexadecimal 32-bit words in native byte order.
+fn parse_kernel_addr(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let word = |at: usize| Some(u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok()?.to_ne_bytes());
+    let ip = if ip.len() == 8 {
+        IpAddr::from(word(0)?)
+    } else {
+        let words = [word(0)?, word(1)?, word(2)?, word(3)?];
+        IpAddr::from(<[u8; 16]>::try_from(words.as_flattened()).ok()?)
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::TcpListener;
+
+    use super::*;
+
+    #[test]
+    fn sock_diag_and_proc_agree() {
+        let listeners =
+            ["127.0.0.1:0", "[::1]:0", "127.77.0.1:0"].map(|addr| TcpListener::bind(addr).unwrap());
+        for listener in &listeners {
+            let addr = listener.local_addr().unwrap();
+            let of = |sockets: &[Socket]| sockets.iter().find(|(found, _)| *found == addr).copied();
+            let found = of(&sock_diag::all(LISTEN).unwrap());
+            assert!(found.is_some() && found == of(&from_proc().unwrap()), "{addr}");
+            assert!(own_sockets().unwrap().contains(&found.unwrap().1));
+        }
+    }
+
+    #[test]
+    fn ports_are_moved_bypassed_loopback_or_ours() {
+        let listeners: Vec<Socket> = [
+            "127.77.0.1:1",
+            "[::ffff:127.77.0.1]:2",
+            "0.0.0.0:3",
+            "[::]:4",
+            "10.0.0.7:5",
+            "[2001:db8::7]:6",
+            "[::ffff:10.0.0.7]:7",
+            "127.0.0.1:8",
+            "[::1]:9",
+            "0.0.0.0:10",
+            "[::]:1",
+        ]
+        .iter()
+        .zip(1..)
+        .map(|(addr, inode)| (addr.parse().unwrap(), inode))
+        .collect();
+        let bypassed = ["0.0.0.0:3", "[::]:4", "10.0.0.7:5", "[2001:db8::7]:6", "10.0.0.7:7", "[::]:1"];
+        let expected = Ports {
+            moved: [1, 2].into(),
+            bypassed: bypassed.iter().map(|addr| addr.parse().unwrap()).collect(),
+        };
+        assert_eq!(sort(&listeners, &[10].into()), expected);
+    }
+
+    #[test]
+    fn lines_of_proc_are_parsed() {
+        let v4 =
+            "   0: 0100007F:0BB8 00000000:0000 0A 00000000:00000000 00:00000000 00000000  0 0 4711 1 0 100 0";
+        let v6 = "   1: 00000000000000000000000000000000:1F90 00000000000000000000000000000000:0000 0A \
+                  00000000:00000000 00:00000000 00000000     0        0 4712 1 0 100 0 0 10 0";
+        // As a little-endian kernel prints them.
+        if cfg!(target_endian = "little") {
+            assert_eq!(parse_line(v4), Some(("127.0.0.1:3000".parse().unwrap(), 4711)));
+        }
+        assert_eq!(parse_line(v6), Some(("[::]:8080".parse().unwrap(), 4712)));
+        assert_eq!(parse_line(&v4.replace(" 0A ", " 01 ")), None, "a connection");
+        for cut in 0..78 {
+            assert_eq!(parse_line(&v4[..cut]), None, "{cut}");
+        }
+    }
+}
