@@ -15,7 +15,7 @@ use tokio::sync::Notify;
 use self::files::share_files;
 use self::state::AppState;
 use crate::admin::{self, Admin};
-use crate::capture::Capture;
+use crate::capture::watch::Capture;
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
 use crate::control::handle::{Control, Outcome};

@@ -1,19 +1,17 @@
 //! Who listens in this network namespace: sockets that the shim has moved, and those that it has not.
 
 use std::collections::{BTreeSet, HashSet};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::{fs, io};
 
+use crate::config::APP_IP;
 use crate::sock_diag::{self, LISTEN, Socket};
-
-/// Where the shim moves the app's sockets to (`shim/src/bind.rs`).
-pub const MOVED: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 
 /// The ports of a pod, by what became of them. A port can be in both: an IPv6-only socket doesn't move.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Ports {
-    /// Ports that listen on [`MOVED`].
+    /// Ports that listen on [`APP_IP`].
     pub moved: BTreeSet<u16>,
     /// Addresses that others can reach and that aren't ours: the proxy can't take these ports there.
     pub bypassed: BTreeSet<SocketAddr>,
@@ -40,7 +38,7 @@ pub fn sort(listeners: &[Socket], own: &HashSet<u64>) -> Ports {
     let mut ports = Ports::default();
     for &(addr, _) in listeners.iter().filter(|(_, inode)| !own.contains(inode)) {
         let ip = addr.ip().to_canonical();
-        if ip == MOVED {
+        if ip == APP_IP {
             ports.moved.insert(addr.port());
         } else if !ip.is_loopback() {
             ports.bypassed.insert(SocketAddr::new(ip, addr.port()));

@@ -1,4 +1,7 @@
-//! What the sidecar sees of the sockets that the shim has moved: its words, and who listens where.
+//! Capture: the shim in the app's process moves what it binds to 127.77.0.1 and says so; the proxy takes the same port on
+//! the pod's addresses.
 
+pub mod addresses;
 pub mod listeners;
+pub mod watch;
 pub mod word;

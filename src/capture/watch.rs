@@ -1,18 +1,20 @@
 //! `--capture`: finds the ports that the app opens, and serves them under their own numbers.
 //!
-//! The shim in the app's process moves what it binds to 127.77.0.1, and says so to [`watch`](Capture::watch); the same
-//! port on the pod's addresses is then ours. It is the kernel that is asked which ports these are: a word only makes us
-//! ask. A port that did not move is left alone and reported, so that capture never breaks an app.
-
-pub mod addresses;
-pub mod sockets;
+//! It is the kernel that is asked which ports these are: a word of the shim only makes us ask. A port that did not move is
+//! left alone and reported, so that capture never breaks an app.
 
 use std::collections::BTreeSet;
+use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep_until};
+
+use super::addresses::addresses;
+use super::listeners::ports;
+use super::word::Words;
 use crate::config::{APP_IP, CaptureProtocol, UpstreamAddr};
 use crate::proxy::accept::listener::{Listeners, NewListener, bind};
 use crate::proxy::accept::prepare::Service;
@@ -27,8 +29,6 @@ const LOOKS: [u64; 8] = [0, 1, 2, 5, 10, 20, 40, 60];
 pub struct Capture {
     shared: Arc<Shared>,
     listeners: Listeners,
-    /// Ports on which this process listens for other purposes.
-    own: BTreeSet<u16>,
     /// Captured addresses.
     open: BTreeSet<SocketAddr>,
 }
@@ -36,40 +36,66 @@ pub struct Capture {
 impl Capture {
     /// Captured ports are served by `listeners`.
     pub fn new(shared: Arc<Shared>, listeners: Listeners) -> Self {
-        let own = shared.settings.own_addresses().map(|(_, addr)| addr.port()).collect();
-        Self { shared, listeners, own, open: BTreeSet::new() }
+        Self { shared, listeners, open: BTreeSet::new() }
     }
 
     /// Looks for ports at its start, some times after it, and whenever an app says that it listens.
     pub async fn watch(mut self) {
-        let began = tokio::time::Instant::now();
-        let looks = LOOKS.iter().map(|seconds| began + Duration::from_secs(*seconds));
-        for next in looks {
-            tokio::time::sleep_until(next).await;
-            self.look();
+        let words = match Words::bind() {
+            Ok(words) => Some(words),
+            Err(error) => {
+                tracing::error!(%error, "the app can't say that it listens: another lameduck captures its ports");
+                None
+            }
+        };
+        let began = Instant::now();
+        let mut looks = LOOKS.into_iter().map(|seconds| began + Duration::from_secs(seconds)).peekable();
+        loop {
+            let look = async {
+                match looks.peek() {
+                    Some(next) => sleep_until(*next).await,
+                    None => pending().await,
+                }
+            };
+            let word = async {
+                match &words {
+                    Some(words) => words.next().await,
+                    None => pending().await,
+                }
+            };
+            tokio::select! {
+                () = look => {
+                    looks.next();
+                    self.look();
+                }
+                Ok(said) = word => {
+                    self.look();
+                    if let Some(words) = &words {
+                        said.iter().for_each(|word| words.answer(word));
+                    }
+                }
+            }
         }
     }
 
     /// Serves the ports that have moved since the last look, and reports those that have not.
-    pub fn look(&mut self) {
-        let listening = sockets::listening();
-        let moved = listening.iter().filter(|addr| addr.ip().to_canonical() == APP_IP);
-        let moved: BTreeSet<u16> = moved.map(SocketAddr::port).collect();
-        let addresses = addresses::addresses();
-        for port in &moved {
+    fn look(&mut self) {
+        let ports = match ports() {
+            Ok(ports) => ports,
+            Err(error) => {
+                tracing::warn!(%error, "can't ask the kernel which ports the app opens");
+                return;
+            }
+        };
+        let addresses = addresses();
+        for port in &ports.moved {
             if self.rule(*port) != Some(CaptureProtocol::Skip) {
                 self.capture(*port, &addresses);
             }
         }
-        for addr in listening {
-            let ip = addr.ip().to_canonical();
-            let reachable = ip.is_unspecified() || (!ip.is_loopback() && addresses.contains(&ip));
-            let ours = self.own.contains(&addr.port())
-                || self.open.iter().any(|open| open.port() == addr.port())
-                || self.rule(addr.port()) == Some(CaptureProtocol::Skip);
-            if reachable && !ours && !moved.contains(&addr.port()) {
-                self.bypassed(addr.port(), Bypass::NotMoved);
-            }
+        let skipped = |port| ports.moved.contains(&port) || self.rule(port) == Some(CaptureProtocol::Skip);
+        for addr in ports.bypassed.iter().filter(|addr| !skipped(addr.port())) {
+            self.bypassed(addr.port(), Bypass::NotMoved);
         }
     }
 

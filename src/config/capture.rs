@@ -8,7 +8,7 @@ use clap::Args;
 
 use super::values;
 
-/// The loopback address that a captured app listens on.
+/// The loopback address to which the shim moves what an app binds (`shim/src/bind.rs`).
 pub const APP_IP: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 
 /// Capture of the app's ports.

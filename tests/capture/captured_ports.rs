@@ -3,6 +3,7 @@
 
 use crate::common;
 
+use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::thread;
@@ -11,7 +12,7 @@ use std::time::Duration;
 use common::app::RawApp;
 use common::http::{Client, Fill};
 use common::netns::{Netns, POD_IPS};
-use common::process::{Lameduck, Process};
+use common::process::{Lameduck, Process, temporary_directory};
 use common::{MOMENT, wait_for};
 
 const APP: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
@@ -161,6 +162,28 @@ fn a_port_that_opens_later_is_captured_and_an_app_may_come_back() {
     client.get("/");
     let _node = self::node();
     assert_eq!(client.answer().head.status, 200);
+}
+
+#[test]
+fn an_app_with_the_shim_is_reachable_as_soon_as_it_listens() {
+    let Some(_netns) = Netns::enter() else { return };
+    let shared = temporary_directory();
+    let proxy = proxy(&["--share-dir", shared.to_str().expect("UTF-8")]);
+    // By now the looks at the start are rare: it's the word that counts.
+    thread::sleep(Duration::from_millis(1500));
+    let script = "const s = require('http').createServer((_, res) => res.end('ok'));
+        s.listen(3000, () => console.log('listens on port 3000', s.address().address));";
+    let mut app = Command::new("node");
+    app.args(["-e", script]).env("LD_PRELOAD", shared.join("shim.so"));
+    let app = Process::start("node", &mut app);
+    let line = app.wait_line("the app listens", |line| line.starts_with("listens").then(|| line.to_owned()));
+    let mut client = Client::connect(pod(3000));
+    client.get("/");
+    assert_eq!(client.answer().text(), "ok", "{line}");
+    wait_for("the request counted", || {
+        (proxy.metric("lameduck_requests_total{code=\"2xx\"}") == 1.0).then_some(())
+    });
+    let _ = fs::remove_dir_all(shared);
 }
 
 #[test]

@@ -8,8 +8,8 @@ use super::{expect_none, files};
 /// Module layers: a module uses only those below it, or its own submodules. One line is one layer.
 const LAYERS: &[&[&str]] = &[
     &["app"],
-    &["capture"],
-    &["capture::addresses", "capture::sockets"],
+    &["capture::watch"],
+    &["capture::addresses"],
     &["admin", "client", "signal", "supervise", "telemetry", "webhook"],
     &["control::runner"],
     &["control::app_stop"],
@@ -59,7 +59,6 @@ const PURE: &[(&str, &[&str])] = &[
     ("proxy::buffer", &[]),
     ("proxy::first_bytes", &[]),
     ("capture::addresses", &[]),
-    ("capture::sockets", &[]),
     ("proxy::tunnel::websocket", &[]),
     ("proxy::request::long_poll", &["config"]),
     ("tls::certificate", &["tls"]),
