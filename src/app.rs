@@ -18,6 +18,7 @@ use crate::admin::{self, Admin};
 use crate::capture::watch::Capture;
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
+use crate::control::data_plane::DataPlane;
 use crate::control::handle::{Control, Outcome};
 use crate::control::runner::control;
 use crate::control::switch;
@@ -25,7 +26,7 @@ use crate::descriptors;
 use crate::drain::machine::Trigger;
 use crate::inject::share;
 use crate::metrics::{self, Now};
-use crate::proxy::accept::listener::{self, Listeners, NewListener, Switch};
+use crate::proxy::accept::listener::{self, ListenerSender, NewListener, Switch};
 use crate::proxy::accept::prepare::Service;
 use crate::proxy::shared::Shared;
 use crate::proxy::threads;
@@ -173,7 +174,7 @@ impl BoundProxy {
         let url = listeners.first().and_then(|(listener, service)| url(listener, service));
         let idle = Arc::new(Notify::new());
         let (wake, switch) = (idle.clone(), Switch::default());
-        let (open, receiver) = Listeners::new(switch.clone());
+        let (open, receiver) = ListenerSender::new(switch.clone());
         let shared = Arc::new(Shared::new(settings, tls, move || wake.notify_one()));
         if let Some(tls) = shared.tls.clone() {
             tokio::spawn(tls.watch());

@@ -16,7 +16,7 @@ use super::addresses::addresses;
 use super::listeners::ports;
 use super::word::Words;
 use crate::config::{APP_IP, CaptureProtocol, UpstreamAddr};
-use crate::proxy::accept::listener::{Listeners, NewListener, bind};
+use crate::proxy::accept::listener::{ListenerSender, NewListener, bind};
 use crate::proxy::accept::prepare::Service;
 use crate::proxy::captured::{Bypass, Speaks};
 use crate::proxy::shared::Shared;
@@ -28,14 +28,14 @@ const LOOKS: [u64; 8] = [0, 1, 2, 5, 10, 20, 40, 60];
 /// Captures ports for the lifetime of the process.
 pub struct Capture {
     shared: Arc<Shared>,
-    listeners: Listeners,
+    listeners: ListenerSender,
     /// Captured addresses.
     open: BTreeSet<SocketAddr>,
 }
 
 impl Capture {
     /// Captured ports are served by `listeners`.
-    pub fn new(shared: Arc<Shared>, listeners: Listeners) -> Self {
+    pub fn new(shared: Arc<Shared>, listeners: ListenerSender) -> Self {
         Self { shared, listeners, open: BTreeSet::new() }
     }
 
