@@ -2,12 +2,14 @@
 //!
 //! Runs on its own thread, so that it responds while the data plane is saturated, and closes last.
 
+mod app_port;
 mod app_probe;
 mod control_socket;
 mod serve;
 mod sockets;
 
 use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper::body::Incoming;
@@ -23,6 +25,7 @@ use crate::config::UpstreamAddr;
 use crate::control::handle::{Control, HoldAnswer, Outcome, Status};
 use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Trigger;
+use crate::proxy::captured::{BypassedPort, CapturedPorts};
 use crate::readiness::Readiness;
 use crate::repeated::ByReason;
 
@@ -34,6 +37,8 @@ pub struct Admin {
     pub ready: Box<dyn Fn() -> Readiness + Send + Sync>,
     /// Current requests in flight.
     pub ledger: Box<dyn Fn() -> Vec<LedgerRow> + Send + Sync>,
+    /// The app's ports, with --capture.
+    pub captured: Arc<CapturedPorts>,
     /// Metrics in Prometheus text format, version 0.0.4.
     pub metrics: Box<dyn Fn() -> String + Send + Sync>,
 }
@@ -105,6 +110,7 @@ impl Admin {
             ("GET" | "HEAD", "/metrics") => self.metrics(),
             ("GET", "/drain") => self.hook(token, ask).await,
             (_, path) if path.starts_with(app_probe::PREFIX) => self.app_probe(ask).await,
+            ("GET" | "HEAD", path) if path.starts_with(app_port::PREFIX) => self.app_port(path).await,
             (_, path) => no_route(&PROBE_ROUTES, path),
         }
     }
@@ -147,13 +153,19 @@ impl Admin {
             reasons: Vec<String>,
             /// Address of the probe listener.
             probe: Option<SocketAddr>,
+            /// Captured ports.
+            captured: Vec<u16>,
+            /// Ports that the app opened and that are not captured.
+            bypassed: Vec<BypassedPort>,
         }
         let (ready, reasons) = match (self.ready)() {
             Readiness::Ready => (true, vec![]),
             Readiness::NotReady(reasons) => (false, reasons.iter().map(ToString::to_string).collect()),
         };
         let probe = self.control.settings().probe_listen;
-        json(StatusCode::OK, &Reply { status: self.control.status(), ready, reasons, probe })
+        let captured = self.captured.all().iter().map(|port| port.number).collect();
+        let (status, bypassed) = (self.control.status(), self.captured.bypassed());
+        json(StatusCode::OK, &Reply { status, ready, reasons, probe, captured, bypassed })
     }
 
     /// The blocking preStop hook. The kubelet ignores the response's status, so a refusal is logged as a warning.

@@ -334,6 +334,12 @@ fn admin_state(shared: &Arc<Shared>, control: &Control, app: &Arc<AppState>) -> 
                 ready: ready() == Readiness::Ready,
                 drains: published.drains,
                 last_drain: published.last.map(|last| last.as_secs_f64()),
+                bypassed: shared
+                    .captured
+                    .bypassed()
+                    .iter()
+                    .map(|it| (it.address.port(), it.reason.name()))
+                    .collect(),
                 log_dropped: telemetry::dropped(),
             };
             metrics::render(&shared.shards, &now)
@@ -344,6 +350,7 @@ fn admin_state(shared: &Arc<Shared>, control: &Control, app: &Arc<AppState>) -> 
         control: control.clone(),
         ready: Box::new(ready),
         ledger: Box::new(move || ledger.ledger()),
+        captured: shared.captured.clone(),
         metrics: Box::new(metrics),
     }
 }

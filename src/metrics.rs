@@ -153,6 +153,8 @@ pub struct Now {
     pub drains: [u64; 2],
     /// Duration of the last drain in seconds.
     pub last_drain: Option<f64>,
+    /// Ports that the app opened and capture does not protect, each with the reason.
+    pub bypassed: Vec<(u16, &'static str)>,
     /// Access log lines dropped because stdout was too slow.
     pub log_dropped: u64,
 }
@@ -219,6 +221,13 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
         ),
         gauge("lameduck_ready", "1 while /readyz answers 200.", f64::from(u8::from(now.ready))),
     ];
+    if !now.bypassed.is_empty() {
+        let help = "1 for each port that clients reach past lameduck.";
+        let port =
+            |(port, reason): &(u16, &str)| gauge_of(1.0, &[("port", &port.to_string()), ("reason", reason)]);
+        let ports = now.bypassed.iter().map(port).collect();
+        families.push(family("lameduck_port_bypassed", help, MetricType::GAUGE, ports));
+    }
     if let Some(seconds) = now.last_drain {
         families.push(gauge("lameduck_last_drain_seconds", "How long the last drain took.", seconds));
     }
@@ -242,7 +251,7 @@ pub fn counters(name: &str, help: &str, values: &[Labelled]) -> MetricFamily {
     let metrics = values.iter().map(|(label, value)| {
         let mut counter = Counter::default();
         counter.set_value(*value as f64);
-        let mut metric = labelled(*label);
+        let mut metric = labelled(label.as_slice());
         metric.set_counter(counter);
         metric
     });
@@ -251,11 +260,15 @@ pub fn counters(name: &str, help: &str, values: &[Labelled]) -> MetricFamily {
 
 /// A gauge.
 pub fn gauge(name: &str, help: &str, value: f64) -> MetricFamily {
+    family(name, help, MetricType::GAUGE, vec![gauge_of(value, &[])])
+}
+
+fn gauge_of(value: f64, labels: &[(&str, &str)]) -> Metric {
     let mut gauge = Gauge::default();
     gauge.set_value(value);
-    let mut metric = labelled(None);
+    let mut metric = labelled(labels);
     metric.set_gauge(gauge);
-    family(name, help, MetricType::GAUGE, vec![metric])
+    metric
 }
 
 fn durations(shards: &[std::sync::Arc<Shard>]) -> MetricFamily {
@@ -286,19 +299,20 @@ pub fn histogram(name: &str, help: &str, bounds_ms: &[u64], counts: &[u64], us: 
     histogram.set_sample_count(below);
     histogram.set_sample_sum(us as f64 / 1e6);
     histogram.set_bucket(buckets);
-    let mut metric = labelled(None);
+    let mut metric = labelled(&[]);
     metric.set_histogram(histogram);
     family(name, help, MetricType::HISTOGRAM, vec![metric])
 }
 
-fn labelled(label: Option<(&str, &str)>) -> Metric {
-    let mut metric = Metric::default();
-    if let Some((name, value)) = label {
+fn labelled(labels: &[(&str, &str)]) -> Metric {
+    let label = |(name, value): &(&str, &str)| {
         let mut pair = LabelPair::default();
-        pair.set_name(name.to_owned());
-        pair.set_value(value.to_owned());
-        metric.set_label(vec![pair]);
-    }
+        pair.set_name((*name).to_owned());
+        pair.set_value((*value).to_owned());
+        pair
+    };
+    let mut metric = Metric::default();
+    metric.set_label(labels.iter().map(label).collect());
     metric
 }
 

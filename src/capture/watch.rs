@@ -95,7 +95,7 @@ impl Capture {
         }
         let skipped = |port| ports.moved.contains(&port) || self.rule(port) == Some(CaptureProtocol::Skip);
         for addr in ports.bypassed.iter().filter(|addr| !skipped(addr.port())) {
-            self.bypassed(addr.port(), Bypass::NotMoved);
+            self.bypassed(*addr, Bypass::NotMoved);
         }
     }
 
@@ -130,21 +130,22 @@ impl Capture {
                     let (service, stays) = (Service::Captured(port), addr.ip().is_loopback());
                     self.listeners.add(NewListener { listener, service, stays });
                 }
-                Err(error) => failed = failed.or(why(&error)),
+                Err(error) => failed = failed.or(why(&error).map(|reason| (addr, reason))),
             }
         }
         match failed {
             None => {
                 tracing::info!(port, "the app's port is captured");
-                self.shared.captured.set_bypassed(port, None);
+                self.shared.captured.protect(port);
             }
-            Some(bypass) => self.bypassed(port, bypass),
+            Some((addr, reason)) => self.bypassed(addr, reason),
         }
     }
 
-    fn bypassed(&self, port: u16, bypass: Bypass) {
-        if self.shared.captured.set_bypassed(port, Some(bypass)) {
-            tracing::warn!(port, reason = bypass.name(), "a port is bypassed: {}", bypass.advice());
+    fn bypassed(&self, address: SocketAddr, reason: Bypass) {
+        if self.shared.captured.bypass(address, reason) {
+            let port = address.port();
+            tracing::warn!(port, %address, reason = reason.name(), "a port is bypassed: {}", reason.advice());
         }
     }
 }

@@ -28,6 +28,10 @@ pub(super) struct ProxyState {
     #[serde(default)]
     servers: Vec<Server>,
     probe: Option<SocketAddr>,
+    #[serde(default)]
+    captured: Vec<u16>,
+    #[serde(default)]
+    bypassed: Vec<BypassedPort>,
     pub(super) ready: bool,
     reasons: Vec<String>,
 }
@@ -53,6 +57,13 @@ struct Server {
     address: String,
     in_flight: u64,
     down: bool,
+}
+
+/// A port that clients reach past the proxy.
+#[derive(Deserialize)]
+struct BypassedPort {
+    address: SocketAddr,
+    advice: String,
 }
 
 /// An entry of `GET /ledger`.
@@ -105,6 +116,13 @@ pub(super) fn table(state: &ProxyState, mut rows: Vec<Row>) -> String {
         "phase        {phase}\nready        {ready}\n\
          in flight    {in_flight} ({running} running, {held} held)\nconnections  {connections}\n"
     );
+    if !state.captured.is_empty() {
+        let ports: Vec<_> = state.captured.iter().map(u16::to_string).collect();
+        let _ = writeln!(text, "captured     {}", ports.join(", "));
+    }
+    for BypassedPort { address, advice } in &state.bypassed {
+        let _ = writeln!(text, "bypassed     {address}: {advice}");
+    }
     if let Some(upstream) = &state.upstream {
         let by = if state.switched { " (by lameduck switch; outranks --upstream)" } else { "" };
         let _ = writeln!(text, "upstream     {upstream}{by}");

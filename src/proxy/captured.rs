@@ -2,8 +2,11 @@
 //! to.
 
 use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
+
+use serde::Serialize;
 
 use crate::config::{APP_IP, UpstreamAddr};
 use crate::drain::ledger::lock;
@@ -46,15 +49,27 @@ impl CapturedPort {
     }
 }
 
-/// All captured ports, and those that the app opened and capture does not protect, each with the reason.
+/// All captured ports, and the bypassed ones.
 #[derive(Debug, Default)]
 pub struct CapturedPorts {
     ports: Mutex<BTreeMap<u16, Arc<CapturedPort>>>,
-    bypassed: Mutex<BTreeMap<u16, Bypass>>,
+    bypassed: Mutex<BTreeMap<u16, BypassedPort>>,
 }
 
-/// Why a port is bypassed: clients reach the app past us.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// A port that the app opened and that capture does not protect: clients reach the app past us.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct BypassedPort {
+    /// Where somebody listens.
+    pub address: SocketAddr,
+    /// Why it is bypassed.
+    pub reason: Bypass,
+    /// What to do about it.
+    pub advice: &'static str,
+}
+
+/// Why a port is bypassed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Bypass {
     /// The app has not moved: it makes its own system calls, or did not load the shim.
     NotMoved,
@@ -111,17 +126,29 @@ impl CapturedPorts {
         lock(&self.ports).values().cloned().collect()
     }
 
-    /// Notes that a port is bypassed, or with `None` that it no longer is. Returns whether that is new.
-    pub fn set_bypassed(&self, port: u16, bypass: Option<Bypass>) -> bool {
-        let mut bypassed = lock(&self.bypassed);
-        match bypass {
-            Some(bypass) => bypassed.insert(port, bypass) != Some(bypass),
-            None => bypassed.remove(&port).is_some(),
-        }
+    /// Notes that somebody listens at `address` and that we can't take its place. Returns whether that is new.
+    pub fn bypass(&self, address: SocketAddr, reason: Bypass) -> bool {
+        let port = BypassedPort { address, reason, advice: reason.advice() };
+        lock(&self.bypassed).insert(address.port(), port) != Some(port)
+    }
+
+    /// Notes that a port is not bypassed.
+    pub fn protect(&self, port: u16) {
+        lock(&self.bypassed).remove(&port);
     }
 
     /// Returns the bypassed ports, in order.
-    pub fn bypassed(&self) -> Vec<(u16, Bypass)> {
-        lock(&self.bypassed).iter().map(|(port, bypass)| (*port, *bypass)).collect()
+    pub fn bypassed(&self) -> Vec<BypassedPort> {
+        lock(&self.bypassed).values().copied().collect()
+    }
+
+    /// Returns where the app itself listens on this port, past us; `None` for a port that it has not opened.
+    pub fn app(&self, port: u16) -> Option<SocketAddr> {
+        if self.get(port).is_some() {
+            return Some((APP_IP, port).into());
+        }
+        let bypassed = lock(&self.bypassed).get(&port).map(|port| port.address)?;
+        let local = || SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+        Some(if bypassed.ip().is_unspecified() { local() } else { bypassed })
     }
 }

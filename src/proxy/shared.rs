@@ -35,7 +35,7 @@ pub struct Shared {
     /// The app's upstream.
     pub upstream: Arc<Upstream>,
     /// The ports that capture has found.
-    pub captured: CapturedPorts,
+    pub captured: Arc<CapturedPorts>,
     /// The upstream of each `--tcp`.
     pub tcp: Vec<Arc<Upstream>>,
     /// TLS termination, for listeners with TLS.
@@ -76,7 +76,7 @@ impl Shared {
         let threads = settings.threads.max(1);
         Self {
             upstream: Arc::new(Upstream::new(settings.upstream.clone(), threads)),
-            captured: CapturedPorts::default(),
+            captured: Arc::default(),
             tcp: settings
                 .tcp
                 .iter()

@@ -92,6 +92,7 @@ fn shown(control: Control, metrics: String) -> Admin {
     Admin {
         control,
         ready: Box::new(|| Readiness::Ready),
+        captured: Default::default(),
         ledger: Box::new(Vec::new),
         metrics: Box::new(move || metrics.clone()),
     }

@@ -14,6 +14,7 @@ use common::http::{Client, Fill};
 use common::netns::{Netns, POD_IPS};
 use common::process::{Lameduck, Process, temporary_directory};
 use common::{MOMENT, wait_for};
+use serde_json::json;
 
 const APP: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
@@ -195,10 +196,30 @@ fn a_port_that_did_not_move_is_left_alone_and_reported() {
         serde_json::from_str::<serde_json::Value>(line).ok().filter(|entry| entry["reason"] == "not-moved")
     });
     assert_eq!(bypassed["port"], 3000, "{bypassed}");
+    assert_eq!(proxy.metric("lameduck_port_bypassed{port=\"3000\",reason=\"not-moved\"}"), 1.0);
+    let status = proxy.status().expect("the status");
+    assert_eq!((&status["bypassed"][0]["reason"], &status["captured"]), (&"not-moved".into(), &json!([])));
+    let shown = proxy.command_output(&["status"]).stdout;
+    assert!(
+        String::from_utf8_lossy(&shown).contains("bypassed     0.0.0.0:3000: the app listens there itself")
+    );
     let mut client = Client::connect(pod(3000));
     client.send("straight");
     let mut at_app = Client::over(app.accept().expect("accepted").0.into()).expect("a socket");
     assert_eq!(at_app.take(8), b"straight");
+}
+
+#[test]
+fn a_probe_of_a_port_asks_the_app_itself() {
+    let Some(_netns) = Netns::enter() else { return };
+    let proxy = proxy(&[]);
+    let probe = || Client::ask(proxy.probe, "/app-port/3000").head.status;
+    assert_eq!(probe(), 503, "nobody listens yet");
+    let mut node = node();
+    wait_for("the app's port to be found", || (probe() == 200).then_some(()));
+    node.kill();
+    wait_for("the app's port to be closed", || (probe() == 503).then_some(()));
+    assert!(Client::try_connect(pod(3000)).is_ok(), "our own socket still accepts");
 }
 
 #[test]
