@@ -17,6 +17,7 @@ use self::state::AppState;
 use crate::admin::{self, Admin};
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
+use crate::control::data_plane::DataPlane;
 use crate::control::handle::{Control, Outcome};
 use crate::control::runner::control;
 use crate::control::switch;

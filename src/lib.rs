@@ -15,7 +15,7 @@
 //!               (drain::gate, drain::ledger, metrics)
 //!
 //! signal, admin ─► control::runner ─► drain::machine: step(now, event, counts) → effects
-//!                        └─► proxy::shared: phases, which wake every connection
+//!                        └─► control::data_plane: implemented by proxy, whose every connection it wakes
 //! ```
 //!
 //! # Modules

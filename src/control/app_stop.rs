@@ -9,11 +9,12 @@ use http_body_util::Empty;
 use hyper::Request;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
+use super::clock::now;
+use super::data_plane::DataPlane;
 use super::handle::{Order, Outcome};
 use crate::config::AfterDrain;
 use crate::drain::machine::{Event, Trigger};
 use crate::inject::share;
-use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream;
 
@@ -54,7 +55,7 @@ impl AppStop {
     /// Records a trigger that began or joined a drain.
     pub(super) fn note(&mut self, trigger: Trigger) {
         if stops_app(trigger) {
-            self.since.get_or_insert_with(Instant::now);
+            self.since.get_or_insert_with(now);
         }
     }
 
@@ -67,7 +68,7 @@ impl AppStop {
     /// own hook first, and sends `AppStops` to `events` once SIGTERM is due.
     pub(super) fn answer(
         &self,
-        shared: &Arc<Shared>,
+        plane: &Arc<dyn DataPlane>,
         events: &mpsc::UnboundedSender<Order>,
         waiting: Vec<Waiting>,
         outcome: &Outcome,
@@ -82,46 +83,46 @@ impl AppStop {
         if !stops_app {
             return answer_all();
         }
-        let left =
-            shared.settings.drain.grace.saturating_sub(self.since.map_or(Duration::ZERO, |at| at.elapsed()));
-        let (shared, events, outcome) = (shared.clone(), events.clone(), outcome.clone());
+        let passed = self.since.map_or(Duration::ZERO, |since| now().duration_since(since));
+        let left = plane.settings().drain.grace.saturating_sub(passed);
+        let (plane, events, outcome) = (plane.clone(), events.clone(), outcome.clone());
         let (own_hook, gone) = (self.own_hook.clone(), self.gone.clone());
         tokio::spawn(async move {
-            if shared.settings.after_drain.is_some() {
-                own_hook.get_or_init(|| call(&shared, left)).await;
+            if plane.settings().after_drain.is_some() {
+                own_hook.get_or_init(|| call(&*plane, left)).await;
             }
             answer_all();
-            own_exec(&shared, left).await;
+            own_exec(&*plane, left).await;
             let _ = events.send(Order::Event(Event::AppStops));
-            warn_if_it_lives_on(&shared, &outcome, &gone).await;
+            warn_if_it_lives_on(&*plane, &outcome, &gone).await;
         });
     }
 
     /// Logs a warning if the app was killed. Call it at a native sidecar's SIGTERM, which comes after the app has
     /// exited on its own or was killed at the end of the grace period.
-    pub(super) fn warn_if_killed(&self, shared: &Shared) {
+    pub(super) fn warn_if_killed(&self, plane: &dyn DataPlane) {
         // The kubelet's grace period began shortly before its call arrived.
         let killed =
-            self.since.map(|since| since + shared.settings.drain.grace.saturating_sub(MAX_HOOK_DELAY));
-        if killed.is_some_and(|killed| Instant::now() >= killed) {
+            self.since.map(|since| since + plane.settings().drain.grace.saturating_sub(MAX_HOOK_DELAY));
+        if killed.is_some_and(|killed| now() >= killed) {
             tracing::warn!("the app outlived its SIGTERM until the grace was used up: {WHY_OUTLIVED}");
         }
     }
 }
 
 /// Calls the app's own preStop hook as the kubelet would: whether it succeeds changes nothing.
-async fn call(shared: &Shared, within: Duration) {
-    let Some(AfterDrain { at, target, headers }) = &shared.settings.after_drain else { return };
+async fn call(plane: &dyn DataPlane, within: Duration) {
+    let Some(AfterDrain { at, target, headers }) = &plane.settings().after_drain else { return };
     let mut built = Request::builder().uri(target.as_str());
     for (name, value) in headers {
         built = built.header(name, value);
     }
     let Ok(request) = built.body(Empty::new()) else { return };
-    let began = Instant::now();
-    let at = at.clone().unwrap_or_else(|| shared.upstream.addr());
+    let began = now();
+    let at = at.clone().unwrap_or_else(|| plane.upstream().addr());
     let asked = readiness::ask(&at, request, |answer| async move { answer.status() });
     let status = tokio::time::timeout(within, asked).await.ok().flatten();
-    let seconds = began.elapsed().as_secs_f64();
+    let seconds = now().duration_since(began).as_secs_f64();
     match status {
         Some(status) if status.is_success() || status.is_redirection() => {
             tracing::info!(
@@ -140,26 +141,26 @@ async fn call(shared: &Shared, within: Duration) {
 }
 
 /// Waits until the app's own preStop exec has ended, at most `within`.
-async fn own_exec(shared: &Shared, within: Duration) {
+async fn own_exec(plane: &dyn DataPlane, within: Duration) {
     let ended = async {
-        while shared.settings.share_dir.as_deref().is_some_and(share::is_running) {
+        while plane.settings().share_dir.as_deref().is_some_and(share::is_running) {
             tokio::time::sleep(EXEC_CHECK_INTERVAL).await;
         }
     };
     let _ = tokio::time::timeout(within, ended).await;
 }
 
-async fn warn_if_it_lives_on(shared: &Shared, outcome: &Outcome, gone: &AtomicBool) {
-    let heard = SIGTERM_TIMEOUT.min(shared.settings.drain.reserve / 2);
+async fn warn_if_it_lives_on(plane: &dyn DataPlane, outcome: &Outcome, gone: &AtomicBool) {
+    let heard = SIGTERM_TIMEOUT.min(plane.settings().drain.reserve / 2);
     tokio::time::sleep(heard).await;
     let restarted = match outcome {
         Outcome::Drained { .. } => false,
         // Once requests are no longer held, the restart is over.
-        Outcome::AppMayStop => gone.load(Ordering::Relaxed) || !shared.gate.holding(),
+        Outcome::AppMayStop => gone.load(Ordering::Relaxed) || !plane.gate().holding(),
         // Nothing watched whether the app has exited.
         Outcome::Resumed => true,
     };
-    if !restarted && upstream::connect(&shared.upstream.addr()).await.is_ok() {
+    if !restarted && upstream::connect(&plane.upstream().addr()).await.is_ok() {
         let seconds = heard.as_secs_f64();
         tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {WHY_OUTLIVED}");
     }

@@ -6,12 +6,13 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 use tokio::sync::{mpsc, oneshot, watch};
 
+use super::clock::now;
+use super::data_plane::DataPlane;
 use super::switch;
 use super::verdict::Verdict;
 use crate::config::{Settings, UpstreamAddr};
 use crate::drain::ledger::lock;
 use crate::drain::machine::{Event, Phase, Trigger};
-use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream::Backend;
 
@@ -134,7 +135,7 @@ pub(super) enum Order {
 pub struct Control {
     pub(super) commands: mpsc::UnboundedSender<Order>,
     pub(super) published: Arc<Mutex<Published>>,
-    pub(super) shared: Arc<Shared>,
+    pub(super) plane: Arc<dyn DataPlane>,
     pub(super) exit: watch::Receiver<bool>,
 }
 
@@ -165,7 +166,7 @@ impl Control {
         timeout: Duration,
         wait: bool,
     ) -> Result<(), String> {
-        let left = switch::switch(&self.shared, to, timeout).await?;
+        let left = switch::switch(&*self.plane, to, timeout).await?;
         if wait {
             left.run_dry().await;
         }
@@ -174,8 +175,8 @@ impl Control {
 
     /// Checks now whether the app answers.
     pub async fn app_answers(&self) -> bool {
-        let ready = &self.shared.settings.ready;
-        readiness::check_app(&self.shared.upstream.addr(), &ready.check, ready.timeout).await
+        let ready = &self.plane.settings().ready;
+        readiness::check_app(&self.plane.upstream().addr(), &ready.check, ready.timeout).await
     }
 
     /// Resumes serving, and returns once the proxy listens again.
@@ -207,20 +208,20 @@ impl Control {
 
     /// The settings that the proxy was started with.
     pub fn settings(&self) -> &Settings {
-        &self.shared.settings
+        self.plane.settings()
     }
 
     /// The app's address, as given at start or as chosen by `switch`.
     pub fn upstream(&self) -> UpstreamAddr {
-        self.shared.upstream.addr()
+        self.plane.upstream().addr()
     }
 
     /// The current state of the proxy and its drain.
     pub fn status(&self) -> Status {
         let published = self.published();
-        let gate = &self.shared.gate;
+        let gate = self.plane.gate();
         let (in_flight, held) = (gate.in_flight(), gate.held());
-        let now = Instant::now();
+        let now = now();
         let until = |at: Instant| match at.checked_duration_since(now) {
             Some(left) => left.as_millis() as i64,
             None => -(now.duration_since(at).as_millis() as i64),
@@ -229,7 +230,7 @@ impl Control {
             let left_ms = until.saturating_duration_since(now).as_millis() as u64;
             HoldStatus { left_ms, idle }
         });
-        let (upstream, servers) = (self.shared.upstream.addr(), self.shared.upstream.servers());
+        let (upstream, servers) = (self.upstream(), self.plane.upstream().servers());
         let server = |server: &Arc<Backend>| ServerStatus {
             address: server.at.to_string(),
             in_flight: server.in_flight(),
@@ -243,7 +244,7 @@ impl Control {
             running: in_flight.saturating_sub(held),
             held,
             hold,
-            switched: upstream != self.shared.upstream.own(),
+            switched: upstream != self.plane.upstream().own(),
             upstream: upstream.to_string(),
             servers: servers.iter().map(server).collect(),
             connections: gate.connections(),

@@ -2,14 +2,18 @@
 //! its callers.
 //!
 //! ```text
-//! runner    feeds the machine, carries out its effects, answers the callers
-//! app_stop  the end of the app: its own preStop hook, and whether it outlives its SIGTERM
-//! handle    what admin, signals and `run` call
-//! switch    change the upstream and remember it
-//! verdict   what a drain lost
+//! runner      feeds the machine, carries out its effects, answers the callers
+//! app_stop    the end of the app: its own preStop hook, and whether it outlives its SIGTERM
+//! handle      what admin, signals and `run` call
+//! switch      change the upstream and remember it
+//! data_plane  what the others need from the data plane, which implements it
+//! verdict     what a drain lost
+//! clock       the time, which a test can pause
 //! ```
 
 mod app_stop;
+mod clock;
+pub mod data_plane;
 pub mod handle;
 pub mod runner;
 pub mod switch;

@@ -8,15 +8,15 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::app_stop::{AppStop, Waiting};
+use super::clock::now;
+use super::data_plane::{DataPlane, Listeners};
 use super::handle::{Control, HoldAnswer, Order, Outcome, Published, trigger_name};
 use super::verdict::Verdict;
 use crate::config::UpstreamAddr;
 use crate::drain::ledger::{LedgerRow, lock};
 use crate::drain::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
 use crate::drain::quiet::LookBack;
-use crate::metrics::{self, Ended};
-use crate::proxy::accept::listener::Switch;
-use crate::proxy::shared::Shared;
+use crate::metrics::Ended;
 use crate::readiness;
 use crate::upstream;
 
@@ -39,8 +39,8 @@ const MIN_CONNECTION_TIME: Duration = Duration::from_millis(100);
 /// The task behind [`Control`].
 pub struct Runner {
     machine: Machine,
-    shared: Arc<Shared>,
-    switch: Switch,
+    plane: Arc<dyn DataPlane>,
+    listeners: Box<dyn Listeners>,
     idle: Arc<Notify>,
     commands: mpsc::UnboundedReceiver<Order>,
     /// Given to the task that watches a restarting app.
@@ -63,21 +63,25 @@ pub struct Runner {
 
 /// Creates a handle and the task that must run for it. `idle` must be notified whenever the counts may have changed
 /// what to do.
-pub fn control(shared: Arc<Shared>, switch: Switch, idle: Arc<Notify>) -> (Control, Runner) {
+pub fn control(
+    plane: Arc<dyn DataPlane>,
+    listeners: impl Listeners + 'static,
+    idle: Arc<Notify>,
+) -> (Control, Runner) {
     let (events, commands) = mpsc::unbounded_channel();
     let published = Arc::<Mutex<Published>>::default();
     let exit = watch::Sender::new(false);
     let control = Control {
         commands: events.clone(),
         published: published.clone(),
-        shared: shared.clone(),
+        plane: plane.clone(),
         exit: exit.subscribe(),
     };
-    let machine = Machine::new(shared.settings.drain.clone(), shared.settings.sidecar);
+    let machine = Machine::new(plane.settings().drain.clone(), plane.settings().sidecar);
     let runner = Runner {
         machine,
-        shared,
-        switch,
+        plane,
+        listeners: Box::new(listeners),
         idle,
         commands,
         events,
@@ -88,7 +92,7 @@ pub fn control(shared: Arc<Shared>, switch: Switch, idle: Arc<Notify>) -> (Contr
         watch: None,
         holders: Vec::new(),
         hook_released: false,
-        arrivals: LookBack::new(Instant::now()),
+        arrivals: LookBack::new(now()),
         ended_before: [0; Ended::ALL.len()],
         still: None,
     };
@@ -112,9 +116,9 @@ impl Runner {
                     }
                     Some(Order::Resume(done)) => {
                         self.step(Event::Resume);
-                        let switch = self.switch.clone();
+                        let all_open = self.listeners.all_open();
                         tokio::spawn(async move {
-                            switch.all_open().await;
+                            all_open.await;
                             let _ = done.send(());
                         });
                         continue;
@@ -129,7 +133,7 @@ impl Runner {
                 () = idle.notified() => Event::Tick,
                 () = sleep_until(wake) => Event::Tick,
                 _ = seconds.tick() => {
-                    self.arrivals.note(Instant::now(), self.shared.arrivals().0);
+                    self.arrivals.note(now(), self.plane.arrivals().0);
                     continue;
                 }
             };
@@ -145,12 +149,12 @@ impl Runner {
             Some(_) => drop(done.send(HoldAnswer::Begun)),
         }
         if self.machine.held_until().is_some() {
-            self.shared.hold(max + RELEASE_MARGIN);
+            self.plane.hold(max + RELEASE_MARGIN);
         }
     }
 
     fn step(&mut self, event: Event) {
-        let now = Instant::now();
+        let now = now();
         let before = (self.machine.began(), self.machine.deadline());
         let effects = self.machine.step(now, event, &self.counts());
         if let Event::Begin(trigger) = event {
@@ -177,31 +181,31 @@ impl Runner {
             Effect::Enter(phase) => self.enter(phase),
             Effect::Hold => {
                 self.hook_released = false;
-                let in_flight = self.shared.gate.in_flight();
-                let settings = &self.shared.settings;
+                let in_flight = self.plane.gate().in_flight();
+                let settings = self.plane.settings();
                 if self.machine.held_until().is_some() {
                     tracing::info!(in_flight, "new requests wait: the app is replaced");
-                    if !self.shared.upstream.tells_app() {
+                    if !self.plane.upstream().tells_app() {
                         tracing::info!(
                             "an app on loopback or a unix socket can't be told: what it asks for itself waits too"
                         );
                     }
                 } else {
                     tracing::info!(in_flight, "only the app restarts: new requests wait");
-                    self.shared.hold(settings.drain.grace + settings.upstream_wait);
-                    let watch = tokio::spawn(watch_app(self.shared.clone(), self.events.clone()));
+                    self.plane.hold(settings.drain.grace + settings.upstream_wait);
+                    let watch = tokio::spawn(watch_app(self.plane.clone(), self.events.clone()));
                     self.watch = Some(watch.abort_handle());
                 }
             }
             Effect::Idle => {
                 tracing::info!(
-                    held = self.shared.gate.held(),
+                    held = self.plane.gate().held(),
                     "nothing runs any more: the app may be replaced"
                 );
                 self.answer_holders(HoldAnswer::Idle);
             }
             Effect::Release => {
-                tracing::info!(held = self.shared.gate.held(), "the held requests go on");
+                tracing::info!(held = self.plane.gate().held(), "the held requests go on");
                 self.hook_released = false;
                 if let Some(watch) = self.watch.take() {
                     watch.abort();
@@ -210,31 +214,33 @@ impl Runner {
                 if self.machine.is_inactive() {
                     self.stop = AppStop::default();
                 }
-                self.shared.release();
+                self.plane.release();
                 self.answer_holders(HoldAnswer::Released);
             }
             Effect::ReleaseHook => {
-                let running = self.shared.gate.in_flight().saturating_sub(self.shared.gate.held());
+                let gate = self.plane.gate();
+                let running = gate.in_flight().saturating_sub(gate.held());
                 tracing::info!(running, "the app may stop");
                 self.hook_released = true;
                 self.answer(&Outcome::AppMayStop);
             }
-            Effect::StopListening => self.switch.close(),
-            Effect::Listen => self.switch.listen(),
-            Effect::EndStreams { spread } => self.shared.end_streams(spread),
-            Effect::CloseIdle => self.shared.close_idle(),
+            Effect::StopListening => self.listeners.close(),
+            Effect::Listen => self.listeners.listen(),
+            Effect::EndStreams { spread } => self.plane.end_streams(spread),
+            Effect::CloseIdle => self.plane.close_idle(),
             Effect::Exit => {
-                self.stop.warn_if_killed(&self.shared);
-                self.switch.close();
+                self.stop.warn_if_killed(&*self.plane);
+                self.listeners.close();
                 self.exit.send_replace(true);
             }
         }
     }
 
     fn enter(&mut self, phase: Phase) {
-        let (in_flight, connections) = (self.shared.gate.in_flight(), self.shared.gate.connections());
-        if self.shared.phase() == Phase::Serving {
-            self.ended_before = metrics::ended(&self.shared.shards);
+        let gate = self.plane.gate();
+        let (in_flight, connections) = (gate.in_flight(), gate.connections());
+        if gate.phase() == Phase::Serving {
+            self.ended_before = self.plane.ended();
         }
         match phase {
             Phase::Serving => {
@@ -242,7 +248,7 @@ impl Runner {
                 self.still = None;
                 self.hook_released = false;
                 lock(&self.published).verdict = None;
-                self.shared.set_phase(phase);
+                self.plane.set_phase(phase);
                 self.answer(&Outcome::Resumed);
                 self.stop = AppStop::default();
                 return;
@@ -251,7 +257,7 @@ impl Runner {
                 let trigger = self.machine.trigger().map(trigger_name);
                 let deadline = self.machine.deadline().map(seconds_until);
                 tracing::info!(trigger, in_flight, connections, deadline_s = deadline, "drain began");
-                self.still = Some(Instant::now() + PROGRESS_INTERVAL);
+                self.still = Some(now() + PROGRESS_INTERVAL);
                 lock(&self.published).verdict = None;
             }
             Phase::Draining => tracing::info!(in_flight, connections, "new connections are refused"),
@@ -263,23 +269,23 @@ impl Runner {
             }
             Phase::Drained => {}
         }
-        self.shared.set_phase(phase);
+        self.plane.set_phase(phase);
     }
 
     fn drained(&mut self) {
         // Close the gate before counting the losses, so that nothing that ends later belongs to this drain.
-        if !self.shared.gate.close() {
-            self.shared.set_phase(Phase::Drained);
+        if !self.plane.gate().close() {
+            self.plane.set_phase(Phase::Drained);
         }
-        self.shared.close_idle();
-        let after = metrics::ended(&self.shared.shards);
+        self.plane.close_idle();
+        let after = self.plane.ended();
         let ended: Vec<(Ended, u64)> = Ended::ALL
             .iter()
             .map(|way| (*way, after[*way as usize] - self.ended_before[*way as usize]))
             .collect();
         let verdict = Verdict::of(&ended);
         let count = |way: Ended| ended.iter().find(|(other, _)| *other == way).map_or(0, |(_, n)| *n);
-        let took = self.machine.began().map_or(Duration::ZERO, |began| began.elapsed());
+        let took = self.machine.began().map_or(Duration::ZERO, |began| now().duration_since(began));
         tracing::info!(
             verdict = verdict.to_string(),
             seconds = took.as_secs_f64(),
@@ -304,7 +310,7 @@ impl Runner {
     /// Writes the termination log, which the kubelet shows as the container's termination message. The kubelet creates
     /// the file; if it does not exist, nothing would read it.
     fn write_termination_log(&self, line: &str) {
-        let path = &self.shared.settings.termination_log;
+        let path = &self.plane.settings().termination_log;
         if path.is_file()
             && let Err(error) = std::fs::write(path, line)
         {
@@ -314,7 +320,7 @@ impl Runner {
 
     fn answer(&mut self, outcome: &Outcome) {
         let waiting = std::mem::take(&mut self.waiting);
-        self.stop.answer(&self.shared, &self.events, waiting, outcome);
+        self.stop.answer(&self.plane, &self.events, waiting, outcome);
     }
 
     fn answer_holders(&mut self, held: HoldAnswer) {
@@ -344,7 +350,7 @@ impl Runner {
     }
 
     fn log_still(&mut self) {
-        let rows = self.shared.ledger();
+        let rows = self.plane.ledger();
         let name = |row: &LedgerRow| {
             format!("{} {} {}s {} {}", row.method, row.path, row.age_ms / 1000, row.class, row.peer)
         };
@@ -352,11 +358,11 @@ impl Runner {
         let phase = self.machine.phase().name();
         tracing::info!(
             phase,
-            in_flight = self.shared.gate.in_flight(),
+            in_flight = self.plane.gate().in_flight(),
             oldest = oldest.join(", "),
             "still draining"
         );
-        self.still = Some(Instant::now() + PROGRESS_INTERVAL);
+        self.still = Some(now() + PROGRESS_INTERVAL);
     }
 
     fn publish(&self) {
@@ -371,15 +377,15 @@ impl Runner {
     }
 
     fn counts(&self) -> Counts {
-        let gate = &self.shared.gate;
+        let gate = self.plane.gate();
         // Read the listener first and the requests last, so that work that moves on in between is still seen.
-        let listening = self.switch.is_listening();
+        let listening = self.listeners.is_listening();
         let connections = gate.connections();
         // A request that becomes held or is released in between must count as running, never as held.
         let before = gate.held();
         let (in_flight, streams) = gate.in_flight_and_streams();
         let held = gate.held().min(before);
-        let (arrived, last_arrival) = self.shared.arrivals();
+        let (arrived, last_arrival) = self.plane.arrivals();
         Counts {
             running: in_flight.saturating_sub(held),
             kept: streams,
@@ -387,16 +393,16 @@ impl Runner {
             connections,
             listening,
             last_arrival,
-            mean_gap: self.arrivals.mean_gap(Instant::now(), arrived),
+            mean_gap: self.arrivals.mean_gap(now(), arrived),
         }
     }
 }
 
 /// Watches the app during a restart: sends an event each time it has gone and each time it is back. The machine decides
 /// which of them was the restart.
-async fn watch_app(shared: Arc<Shared>, events: mpsc::UnboundedSender<Order>) {
-    let ready = &shared.settings.ready;
-    let addr = &shared.upstream.addr();
+async fn watch_app(plane: Arc<dyn DataPlane>, events: mpsc::UnboundedSender<Order>) {
+    let ready = &plane.settings().ready;
+    let addr = &plane.upstream().addr();
     loop {
         gone(addr).await;
         let _ = events.send(Order::Event(Event::AppGone));
@@ -413,12 +419,14 @@ async fn watch_app(shared: Arc<Shared>, events: mpsc::UnboundedSender<Order>) {
 async fn gone(addr: &UpstreamAddr) {
     let mut closed = false;
     while let Ok(mut app) = upstream::connect(addr).await {
-        let since = Instant::now();
+        let since = now();
         // Nothing is sent on the connection, so both a byte and an end mean that the app has given it up.
         let ended =
             tokio::time::timeout(STEADY_TIME, std::future::poll_fn(|cx| app.poll_end(cx))).await.is_ok();
         match ended {
-            true if since.elapsed() < MIN_CONNECTION_TIME => tokio::time::sleep(APP_CHECK_INTERVAL).await,
+            true if now().duration_since(since) < MIN_CONNECTION_TIME => {
+                tokio::time::sleep(APP_CHECK_INTERVAL).await;
+            }
             true => closed = true,
             false if closed => return,
             false => {}
@@ -427,7 +435,7 @@ async fn gone(addr: &UpstreamAddr) {
 }
 
 fn seconds_until(at: Instant) -> f64 {
-    at.saturating_duration_since(Instant::now()).as_secs_f64().round()
+    at.saturating_duration_since(now()).as_secs_f64().round()
 }
 
 async fn sleep_until(at: Option<Instant>) {

@@ -5,14 +5,15 @@ use std::io::{self, Read, Write};
 use std::net::{IpAddr, SocketAddr, UdpSocket};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::process::geteuid;
 
+use super::clock::now;
+use super::data_plane::DataPlane;
 use crate::config::{ControlAddr, Settings, UpstreamAddr};
-use crate::proxy::shared::Shared;
 use crate::readiness;
 use crate::upstream;
 
@@ -27,21 +28,25 @@ const CHECK_INTERVAL: Duration = Duration::from_millis(50);
 ///
 /// # Errors
 /// A text that says why nothing was changed.
-pub async fn switch(shared: &Shared, to: Option<UpstreamAddr>, timeout: Duration) -> Result<Left, String> {
-    let settings = &shared.settings;
+pub async fn switch(
+    plane: &dyn DataPlane,
+    to: Option<UpstreamAddr>,
+    timeout: Duration,
+) -> Result<Left, String> {
+    let settings = plane.settings();
     let back = to.is_none();
-    let to = to.unwrap_or_else(|| shared.upstream.own());
-    let addrs = once_ready(shared, &to, timeout).await?;
-    let chosen = (!back && to != shared.upstream.own()).then_some(&to);
+    let to = to.unwrap_or_else(|| plane.upstream().own());
+    let addrs = once_ready(plane, &to, timeout).await?;
+    let chosen = (!back && to != plane.upstream().own()).then_some(&to);
     match &settings.switched {
         Some(file) => remember(file, chosen)
             .map_err(|error| format!("can't remember the choice in {}: {error}", file.display()))?,
         None => tracing::info!("the choice lasts until this process ends: there is no file for it"),
     }
     tracing::info!(upstream = %to, "new requests go to another upstream");
-    let old = shared.upstream.switch(to, &addrs);
-    old.iter().for_each(|server| shared.end_streams_of(server, settings.drain.stream_spread));
-    while !shared.upstream.is_seen_by_all() {
+    let old = plane.upstream().switch(to, &addrs);
+    old.iter().for_each(|server| plane.end_streams_of(server, settings.drain.stream_spread));
+    while !plane.upstream().is_seen_by_all() {
         tokio::time::sleep(CHECK_INTERVAL).await;
     }
     Ok(Left(old))
@@ -49,11 +54,11 @@ pub async fn switch(shared: &Shared, to: Option<UpstreamAddr>, timeout: Duration
 
 /// Waits until `to` answers and returns the addresses that it resolves to.
 async fn once_ready(
-    shared: &Shared,
+    plane: &dyn DataPlane,
     to: &UpstreamAddr,
     timeout: Duration,
 ) -> Result<Vec<SocketAddr>, String> {
-    let (settings, kept, began) = (&shared.settings, shared.upstream.addr(), Instant::now());
+    let (settings, kept, began) = (plane.settings(), plane.upstream().addr(), now());
     let ready = &settings.ready;
     loop {
         let found = tokio::time::timeout(ready.timeout, upstream::locate(to)).await;
@@ -67,7 +72,7 @@ async fn once_ready(
             Ok(_) => String::new(),
             Err(error) => format!(" (it can't be looked up: {error})"),
         };
-        if began.elapsed() >= timeout {
+        if now().duration_since(began) >= timeout {
             return Err(format!("{to} did not become ready within {timeout:?}{unknown}: {kept} was kept"));
         }
         tokio::time::sleep(CHECK_INTERVAL).await;

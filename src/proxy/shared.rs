@@ -11,12 +11,13 @@ use super::hold_queue::HoldQueue;
 use super::http1::head::Sender;
 use super::stream::Channel;
 use crate::config::Settings;
+use crate::control::data_plane::DataPlane;
 use crate::descriptors::most_of_one_side;
 use crate::drain::gate::Gate;
 use crate::drain::ledger::{Ledger, LedgerRow};
 use crate::drain::machine::Phase;
 use crate::drain::quiet::Arrivals;
-use crate::metrics::Shard;
+use crate::metrics::{self, Ended, Shard};
 use crate::tls::server::Termination;
 use crate::upstream::{self, Backend, Upstream};
 use tokio::sync::Notify;
@@ -135,48 +136,14 @@ impl Shared {
         }
     }
 
-    /// Publishes a phase to every connection. A new round resets the flags of the last one.
-    pub fn set_phase(&self, phase: Phase) {
-        if phase == Phase::Serving {
-            self.closing_idle.store(false, Ordering::Release);
-            self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
-        }
-        self.gate.set_phase(phase);
-        self.wake_all();
-    }
-
-    /// Holds new requests, each for up to `max`.
-    pub fn hold(&self, max: Duration) {
-        self.hold_most_ms.store(max.as_millis() as u64, Ordering::Release);
-        self.hold_queue.hold(&self.gate, true);
-    }
-
-    /// Releases the held requests, one after another. Streams need not end any more.
-    pub fn release(&self) {
-        self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
-        self.hold_queue.hold(&self.gate, false);
-    }
-
     /// Returns the maximum time that a request is held.
     pub fn hold_most(&self) -> Duration {
         Duration::from_millis(self.hold_most_ms.load(Ordering::Acquire))
     }
 
-    /// Closes idle connections.
-    pub fn close_idle(&self) {
-        self.closing_idle.store(true, Ordering::Release);
-        self.wake_all();
-    }
-
     /// Whether idle connections have to close.
     pub fn closing_idle(&self) -> bool {
         self.closing_idle.load(Ordering::Acquire) || self.forced()
-    }
-
-    /// Ends WebSockets, event streams and waiting long polls, each at a random time within `spread`.
-    pub fn end_streams(&self, spread: Duration) {
-        self.stream_spread_ms.store(spread.as_millis() as u64, Ordering::Release);
-        self.wake_all();
     }
 
     /// Returns the time within which a stream from this server has to end, if it has to end at all.
@@ -189,12 +156,6 @@ impl Shared {
     /// cut.
     pub fn ends_tunnel(&self, websocket: bool, to: &Backend) -> bool {
         self.forced() || (websocket && self.streams_end(to).is_some())
-    }
-
-    /// Ends the streams of a server that is no longer used, each at a random time within `spread`.
-    pub fn end_streams_of(&self, server: &Backend, spread: Duration) {
-        server.end_streams(spread);
-        self.wake_all();
     }
 
     /// Returns when a stream from this server has to end: at a random time within the spread set by the drain, which may
@@ -255,16 +216,60 @@ impl Shared {
         if self.is_full() { max / CROWDED_DIVISOR } else { max }
     }
 
-    /// Returns the requests and connections in progress, oldest first.
-    pub fn ledger(&self) -> Vec<LedgerRow> {
-        let mut rows = Vec::new();
-        self.ledgers.iter().for_each(|ledger| ledger.collect(&mut rows));
-        rows.sort_by_key(|row| std::cmp::Reverse(row.age_ms));
-        rows
+    fn wake_all(&self) {
+        self.ledgers.iter().for_each(|ledger| ledger.wake_all());
+        self.parkings.iter().for_each(|parking| parking.notify_one());
+    }
+}
+
+impl DataPlane for Shared {
+    fn settings(&self) -> &Settings {
+        &self.settings
     }
 
-    /// Returns the arrivals so far, and the time of the last one.
-    pub fn arrivals(&self) -> (Arrivals, Option<Instant>) {
+    fn gate(&self) -> &Gate {
+        &self.gate
+    }
+
+    fn upstream(&self) -> &Upstream {
+        &self.upstream
+    }
+
+    fn set_phase(&self, phase: Phase) {
+        if phase == Phase::Serving {
+            self.closing_idle.store(false, Ordering::Release);
+            self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
+        }
+        self.gate.set_phase(phase);
+        self.wake_all();
+    }
+
+    fn hold(&self, max: Duration) {
+        self.hold_most_ms.store(max.as_millis() as u64, Ordering::Release);
+        self.hold_queue.hold(&self.gate, true);
+    }
+
+    fn release(&self) {
+        self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
+        self.hold_queue.hold(&self.gate, false);
+    }
+
+    fn end_streams(&self, spread: Duration) {
+        self.stream_spread_ms.store(spread.as_millis() as u64, Ordering::Release);
+        self.wake_all();
+    }
+
+    fn end_streams_of(&self, server: &Backend, spread: Duration) {
+        server.end_streams(spread);
+        self.wake_all();
+    }
+
+    fn close_idle(&self) {
+        self.closing_idle.store(true, Ordering::Release);
+        self.wake_all();
+    }
+
+    fn arrivals(&self) -> (Arrivals, Option<Instant>) {
         let sum = |count: fn(&Shard) -> &AtomicU64| {
             self.shards.iter().map(|shard| count(shard).load(Ordering::Relaxed)).sum()
         };
@@ -274,8 +279,14 @@ impl Shared {
         (arrived, last.filter(|us| *us > 0).map(|us| self.began + Duration::from_micros(us)))
     }
 
-    fn wake_all(&self) {
-        self.ledgers.iter().for_each(|ledger| ledger.wake_all());
-        self.parkings.iter().for_each(|parking| parking.notify_one());
+    fn ended(&self) -> [u64; Ended::ALL.len()] {
+        metrics::ended(&self.shards)
+    }
+
+    fn ledger(&self) -> Vec<LedgerRow> {
+        let mut rows = Vec::new();
+        self.ledgers.iter().for_each(|ledger| ledger.collect(&mut rows));
+        rows.sort_by_key(|row| std::cmp::Reverse(row.age_ms));
+        rows
     }
 }

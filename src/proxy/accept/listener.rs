@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -12,6 +13,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::prepare::{Accepted, Service};
 use super::syn_drain::handshakes_end;
+use crate::control::data_plane::Listeners;
 use crate::drain::ledger::Assigned;
 use crate::proxy::shared::Shared;
 use crate::repeated::Repeated;
@@ -68,29 +70,29 @@ impl Switch {
     pub fn expect(&self, listeners: usize) {
         self.all.store(listeners, Ordering::Release);
     }
+}
 
-    /// Accepts what is in the accept queues, then closes the listening sockets.
-    pub fn close(&self) {
+impl Listeners for Switch {
+    fn close(&self) {
         self.on.send_replace(false);
     }
 
-    /// Listens again on the same addresses.
-    pub fn listen(&self) {
+    fn listen(&self) {
         self.on.send_replace(true);
     }
 
-    /// Whether any listening socket is open.
-    pub fn is_listening(&self) -> bool {
+    fn is_listening(&self) -> bool {
         *self.closed.borrow() < self.all.load(Ordering::Acquire)
     }
 
-    /// Returns when all listening sockets are open, or have to close again.
-    pub async fn all_open(&self) {
+    fn all_open(&self) -> Pin<Box<dyn Future<Output = ()> + Send>> {
         let (mut on, mut closed) = (self.on.subscribe(), self.closed.subscribe());
-        tokio::select! {
-            _ = closed.wait_for(|closed| *closed == 0) => {}
-            _ = on.wait_for(|on| !*on) => {}
-        }
+        Box::pin(async move {
+            tokio::select! {
+                _ = closed.wait_for(|closed| *closed == 0) => {}
+                _ = on.wait_for(|on| !*on) => {}
+            }
+        })
     }
 }
 
