@@ -7,11 +7,11 @@ use std::process::Command;
 use common::app::RawApp;
 use common::process::Lameduck;
 
-/// From an ingress that has added one hop, as most do: no port.
+/// From an ingress that has added one hop. Like most, it sends no port.
 const INGRESS: &str = "X-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\nX-Forwarded-Proto: https\r\n\
                        X-Forwarded-Host: b\r\n";
 
-/// The lines about other proxies that the app gets.
+/// The forwarded fields that the app receives.
 fn lines(args: &[&str], sent: &str) -> Vec<String> {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, args);
@@ -42,7 +42,7 @@ fn each_mode_does_what_its_name_says() {
             "X-Forwarded-Proto: https",
             "X-Forwarded-Host: b"
         ],
-        "a port of ours would not be that of https"
+        "the proxy's port is not the port of the https URL"
     );
     assert_eq!(lines(&append, ""), added("81"));
     let replace = ["--forwarded", "replace"];
@@ -120,7 +120,7 @@ fn the_port_is_the_one_that_the_client_has_in_its_urls() {
         let asked = app.asked();
         assert!(asked.has_line(&format!("X-Forwarded-Port: {port}")), "{host}: {}", asked.head);
     }
-    // Nobody knows it of a client that says no host.
+    // Without a `Host` the port is unknown.
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = proxy.client();

@@ -12,9 +12,9 @@ use common::process::{Lameduck, Node};
 use common::wait_for;
 use serde_json::Value;
 
-/// The deadline is then two seconds after SIGTERM.
+/// Sets the deadline to two seconds after SIGTERM.
 const SOON: [&str; 4] = ["--grace", "3s", "--reserve", "1s"];
-/// Every call takes the same connection to the app, as long as it is good.
+/// With one thread, all calls share one connection to the app while it works.
 const ONE: [&str; 2] = ["--threads", "1"];
 
 fn status(fields: &Value) -> &str {
@@ -173,7 +173,7 @@ fn what_the_app_did_not_look_at_goes_out_once_more() {
     for path in ["/t.T/Away", "/t.T/Refuse"] {
         let app = App::start();
         let proxy = Lameduck::proxy(app.addr, &ONE);
-        // A connection's first stream can't be above the last one of a GOAWAY.
+        // The first stream of a connection can't be above a GOAWAY's last stream, so it must be the second.
         assert_eq!(Call::begin(proxy.listen, "/t.T/Unary", &["first"]).json("data"), "first");
         let call = Call::begin(proxy.listen, path, &["again"]);
         assert_eq!(call.json("data"), "again");
