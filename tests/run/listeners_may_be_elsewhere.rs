@@ -17,7 +17,7 @@ use serde_json::Value;
 
 const APP: &str = "require('http').createServer((q, s) => s.end('hi')).listen(process.env.PORT)";
 
-/// lameduck as a user to whom the default places of this machine's own proxies are closed.
+/// lameduck as a user without access to the default paths that proxies on this machine may use.
 fn lameduck(runtime_dir: &Path, program: &ForAll) -> Command {
     let root = rustix::process::geteuid().is_root();
     let mut command = program.command(root.then(|| 1_500_000 + std::process::id()));
@@ -25,7 +25,7 @@ fn lameduck(runtime_dir: &Path, program: &ForAll) -> Command {
     command
 }
 
-/// A `lameduck run`, which takes its app along.
+/// A `lameduck run` that is stopped on drop together with its app.
 struct Run(Process);
 
 impl Deref for Run {
@@ -111,7 +111,7 @@ fn a_second_run_on_a_host_takes_other_ports_and_another_socket() {
     let _ = fs::remove_dir_all(dir);
 }
 
-/// As with a read-only file system.
+/// For example on a read-only file system.
 #[test]
 fn a_control_socket_that_has_no_place_where_it_should_be_is_elsewhere() {
     let (dir, program) = (open_to_all(), ForAll::lameduck());
@@ -123,7 +123,7 @@ fn a_control_socket_that_has_no_place_where_it_should_be_is_elsewhere() {
     let _ = fs::remove_dir_all(dir);
 }
 
-/// Whoever has chosen it for a proxy has told others of it.
+/// Other programs were configured with the addresses of a proxy, so it must not choose different ones.
 #[test]
 fn a_proxy_has_its_listeners_where_they_were_said_to_be_or_does_not_start() {
     let (dir, program) = (open_to_all(), ForAll::lameduck());

@@ -17,7 +17,7 @@ fn wait_line<T>(run: &Lameduck, what: &str, find: impl FnMut(&str) -> Option<T>)
     run.process.wait_line(what, find)
 }
 
-/// It wants its port once the file is there, and ends with 1 where that is taken, as Node does by itself.
+/// Listens once the file exists, and exits with 1 if the port is in use, which is Node's default.
 const LATE: &str = "
     console.log(`my port is ${process.env.PORT}`);
     const timer = setInterval(() => {
@@ -32,7 +32,7 @@ fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
     let file = dir.join("go");
     let run = Lameduck::run(&[], &["node", "-e", LATE, file.to_str().expect("UTF-8")]);
     let port: u16 = wait_line(&run, "its port", |line| line.strip_prefix("my port is ")?.parse().ok());
-    // However long the app has booted by then.
+    // The app may boot for a while before it listens.
     thread::sleep(Duration::from_millis(3500));
     let somebody = TcpListener::bind(("127.0.0.1", port)).expect("free until now");
     thread::sleep(MOMENT);
@@ -51,7 +51,7 @@ fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
     let _ = fs::remove_dir_all(dir);
 }
 
-/// It goes to the background once it listens.
+/// Goes to the background once it listens.
 const DAEMON: &str = "
     const server = \"require('http').createServer().listen(process.env.PORT, '127.0.0.1', () => process.send('up'))\";
     const options = { detached: true, stdio: ['ignore', 'ignore', 'ignore', 'ipc'] };
@@ -90,7 +90,7 @@ fn an_app_that_listens_elsewhere_is_told_of_long_before_it_is_given_up() {
     let app = "
         const server = require('http').createServer((req, res) => res.end('ok')).listen(process.argv[1], '127.0.0.1');
         process.on('SIGUSR2', () => server.close(() => server.listen(process.env.PORT, '127.0.0.1')));";
-    // Behind a shell: the server is seldom the process that was started.
+    // Behind a shell, because the server is seldom the process that lameduck started.
     let run = Lameduck::run(
         &["--start-timeout", "300s"],
         &["sh", "-c", "node -e \"$0\" \"$1\"; exit $?", app, &other],
@@ -98,7 +98,7 @@ fn an_app_that_listens_elsewhere_is_told_of_long_before_it_is_given_up() {
     let advice = format!("it listens on {other} instead: start lameduck with --app-port {other}");
     let line = wait_line(&run, "the advice", |line| line.contains(&advice).then(|| line.to_owned()));
     assert!(line.contains("WARN") && line.contains("after 3s"), "{line}");
-    // It may still find its port.
+    // The app may still listen on its own port later.
     run.process.signal(Signal::USR2);
     run.wait_log("the app listens");
 }

@@ -21,7 +21,7 @@ fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
     [b"\r\n\r\n\0\r\nQUIT\n", &[command, family][..], &len, body].concat()
 }
 
-/// With an additional field behind the addresses.
+/// The same with an additional field after the addresses.
 fn v2_with_client() -> Vec<u8> {
     v2(0x21, 0x11, &[192, 0, 2, 7, 198, 51, 100, 1, 0xdc, 0x04, 0x01, 0xbb, 0x04, 0, 1, b'x'])
 }
@@ -44,7 +44,7 @@ fn the_client_it_names_is_the_peer_everywhere() {
         assert!(ledger.contains("192.0.2.7:56324"), "{ledger}");
         asked.send(OK);
         assert_eq!(client.answer().head.status, 204);
-        // It is the connection's header, not the request's; and it outlives a rest.
+        // The header applies to the connection, also after it was parked.
         thread::sleep(Duration::from_millis(1500));
         client.get("/two");
         assert!(asked_again(&app, &mut asked).contains("X-Forwarded-For: 192.0.2.7\r\n"));
@@ -56,7 +56,7 @@ fn the_client_it_names_is_the_peer_everywhere() {
     }
 }
 
-/// The next request's head, over whichever connection it comes; it is answered.
+/// Answers the next request, on either connection, and returns its head.
 fn asked_again(app: &RawApp, before: &mut common::app::Asked) -> String {
     match app.asked_within(MOMENT) {
         Some(mut asked) => {
@@ -122,7 +122,7 @@ fn from_others_it_is_not_read() {
     assert!(asked.has_line("X-Forwarded-For: 127.0.0.1"), "{}", asked.head);
     asked.send(OK);
     assert_eq!(client.answer().head.status, 204);
-    // The line looks like a request of another version.
+    // Without PROXY support, the line looks like a request with another HTTP version.
     for (header, status) in [(LINE.to_vec(), 505), (v2_with_client(), 400)] {
         let mut client = proxy.client();
         client.send([&header[..], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
@@ -154,7 +154,7 @@ fn without_one_or_with_a_broken_or_endless_one_the_connection_is_closed_and_the_
     assert_eq!(client.read_to_end().0, b"");
     wait_warning(&proxy, "has no end");
     assert_eq!(app.asked_within(MOMENT).map(|asked| asked.head), None);
-    // A health check by TCP is none of these.
+    // A TCP health check, which sends nothing, is not reported.
     drop(proxy.client());
     proxy.wait_status("no connection", |status| status["connections"] == 0);
     assert_eq!(proxy.process.output().matches("--proxy-protocol-from was closed").count(), 7);

@@ -47,7 +47,7 @@ fn warnings(reviewed: &Reviewed) -> Vec<String> {
     serde_json::from_value(reviewed.answer["response"]["warnings"].clone()).unwrap_or_default()
 }
 
-/// The pod as the API server makes it of the answer.
+/// The pod after the API server has applied the response's patch.
 fn patched(review_of: &Value, reviewed: &Reviewed) -> Value {
     let patch = reviewed.answer["response"]["patch"].as_str().expect("a patch");
     let ops: Vec<Value> = serde_json::from_slice(&STANDARD.decode(patch).expect("base64")).expect("JSON");
@@ -79,7 +79,7 @@ fn apply(document: &mut Value, op: &Value) {
     }
 }
 
-/// What an API server adds to the containers that an admission has put in: defaults, and the service account's mount.
+/// Adds what the API server adds to injected containers: defaults, and the service account's mount.
 fn with_defaults(pod: &mut Value) {
     let spec = &mut pod["spec"];
     for list in ["initContainers", "containers"] {
@@ -140,7 +140,7 @@ fn called_again_the_token_stays_and_nothing_changes() {
         assert_eq!(again.outcome, Outcome::Unchanged);
         assert_eq!(again.answer["response"].get("patch"), None);
         assert_eq!(token_of(&asked["request"]["object"]), Some("a-new-token"));
-        // Then as the API server calls again: with its own defaults in what we put in.
+        // The API server calls again with its own defaults in the injected container.
         with_defaults(&mut asked["request"]["object"]);
     }
 }
@@ -271,7 +271,7 @@ impl Random {
         }
     }
 
-    /// Puts something else, or nothing, in some place of the document.
+    /// Replaces or removes a value somewhere in the document.
     fn change(&mut self, value: &mut Value) {
         match value {
             Value::Object(object) if !object.is_empty() && self.below(8) > 0 => {
@@ -321,5 +321,5 @@ fn whatever_comes_is_answered_or_refused_and_never_panics() {
             Err(_) => kinds[1] += 1,
         }
     }
-    assert!(kinds.iter().all(|kind| *kind > 100), "both happen: {kinds:?}");
+    assert!(kinds.iter().all(|kind| *kind > 100), "one kind is too rare: {kinds:?}");
 }

@@ -100,10 +100,10 @@ impl Drop for Webhook {
 struct Tls(StreamOwned<ClientConnection, TcpStream>);
 
 impl Tls {
-    /// Status and body, read to the connection's clean end.
+    /// Reads status and body up to the clean end of the connection.
     fn answer(&mut self) -> (u16, String) {
         let mut text = String::new();
-        self.0.read_to_string(&mut text).expect("an answer to its end, and close_notify");
+        self.0.read_to_string(&mut text).expect("a complete response and close_notify");
         let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
         assert!(head.to_ascii_lowercase().contains("connection: close"), "{head}");
@@ -173,7 +173,7 @@ fn what_is_no_review_gets_the_status_that_says_so() {
         assert_eq!(webhook.review(body).0, 400);
     }
     assert_eq!(webhook.review("[".repeat(100_000).as_bytes()).0, 400);
-    // Small as text, a multiple of the container's memory as values.
+    // Small as text, but many times the container's memory once parsed.
     assert_eq!(webhook.review(format!("{{\"a\":[{}0]}}", "[0],".repeat(1_000_000)).as_bytes()).0, 400);
     assert_eq!(Client::ask(webhook.probe, "/mutate").head.status, 404);
     injected(webhook.review(DEPLOYMENT.as_bytes()));
@@ -186,7 +186,7 @@ fn a_new_certificate_is_shown_at_once_and_open_connections_go_on() {
     let (first, half) = (open.shown(), DEPLOYMENT.len() / 2);
     open.0.write_all(head(DEPLOYMENT.len()).as_bytes()).expect("sent");
     open.0.write_all(&DEPLOYMENT.as_bytes()[..half]).expect("sent");
-    // A key that doesn't belong to the certificate, as in the midst of a change, changes nothing.
+    // A key that does not match the certificate, as during a change, is ignored.
     let key = fs::read(webhook.dir.join("tls.key")).expect("a key");
     fs::write(webhook.dir.join("tls.key"), make_ca(0..now()).expect("a key").key).expect("written");
     webhook.process.wait_line("a complaint", |line| line.contains("tls.crt and tls.key").then_some(()));
@@ -223,7 +223,7 @@ fn a_client_that_says_nothing_or_not_enough_is_let_go() {
     let mut half = webhook.connect().expect("a connection");
     half.0.write_all(head(100).as_bytes()).expect("sent");
     let mut byte = [0; 1];
-    // Whether it says 408 first is the same to us.
+    // The webhook may send a 408 first.
     while mute.0.read(&mut byte).is_ok_and(|n| n > 0) {}
     assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
     assert!(silent.read(&mut byte).is_ok_and(|n| n == 0), "closed");
@@ -244,7 +244,7 @@ fn after_sigterm_new_reviews_are_served_for_the_lame_duck_and_running_ones_to_th
     assert_eq!(
         Client::ask(webhook.probe, "/readyz").head.status,
         200,
-        "still the last one that serves, maybe"
+        "this may be the last replica that serves"
     );
     webhook.process.wait_line("the close", |line| line.contains("new connections are refused").then_some(()));
     wait_for("the close of the socket", || TcpStream::connect(webhook.addr).err());
