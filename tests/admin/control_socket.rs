@@ -71,11 +71,7 @@ fn a_stale_control_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
     wait_listening(&first);
     let mut second = with_socket(&socket, &[]);
     assert_eq!(second.wait_exit(), 1);
-    assert!(
-        second.output().contains("another lameduck runs with this control socket"),
-        "{}",
-        second.output()
-    );
+    assert!(second.output().contains("another lameduck uses this control socket"), "{}", second.output());
     UnixStream::connect(&socket).expect("the first still answers");
 
     // The proxy must not remove a socket that another process bound at the same path.
@@ -89,7 +85,7 @@ fn a_stale_control_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
     fs::write(&file, "mine").expect("written");
     let mut third = with_socket(&file, &[]);
     assert_eq!(third.wait_exit(), 1);
-    assert!(third.output().contains("it is no socket"), "{}", third.output());
+    assert!(third.output().contains("is not a socket"), "{}", third.output());
     assert_eq!(fs::read(&file).expect("read"), b"mine");
     let _ = fs::remove_dir_all(dir);
 }
@@ -184,7 +180,7 @@ fn an_unknown_path_or_method_is_told_what_there_is() {
         ("GET /drain", 405, "use POST"),
         ("GET /resume", 405, "use POST"),
         ("POST /status", 405, "use GET, HEAD"),
-        ("GET /", 404, "there are GET /status"),
+        ("GET /", 404, "not found; the routes are GET /status"),
     ] {
         let answer = ask(&proxy, line);
         assert_eq!(answer.head.status, status, "{line}");
@@ -249,7 +245,7 @@ fn a_timeout_brings_the_deadline_of_a_drain_that_runs_forward_and_never_back() {
     assert_eq!(proxy.wait_log("the drain's deadline is another one now")["trigger"], "operator");
     let (left, told) = sooner(&["drain", "--no-wait", "--timeout", "90s"]);
     assert!(left <= 60_000, "{left}");
-    assert!(told.contains("a drain runs already, and cuts what still runs in "), "{told}");
+    assert!(told.contains("a drain is already running and cuts remaining requests in "), "{told}");
     sooner(&["drain", "--no-wait", "--timeout", "1s"]);
     assert_eq!(first.wait_exit(), 3);
     assert_eq!(client.answer().head.status, 504);

@@ -175,7 +175,7 @@ fn where_no_folder_will_do_a_name_without_one_is_for_its_user_alone() {
     let name = format!("@lameduck-{id}");
     assert_eq!(listening(&proxy)["control"], name);
     let warnings =
-        proxy.output().lines().filter(|line| line.contains("the control socket is elsewhere")).count();
+        proxy.output().lines().filter(|line| line.contains("using another control socket")).count();
     assert_eq!(warnings, 1, "{}", proxy.output());
     assert!(proxy.output().contains(&format!("{} belongs to another user (uid 0)", planted.display())));
 

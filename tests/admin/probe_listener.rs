@@ -184,9 +184,9 @@ fn other_paths_and_methods_are_told_what_there_is_and_control_is_not_here() {
         ("POST /livez", 405, "use GET, HEAD"),
         ("DELETE /metrics", 405, "use GET, HEAD"),
         ("HEAD /drain", 405, ""),
-        ("GET /ledger", 404, "there are GET /livez"),
-        ("GET /status", 404, "there are GET /livez"),
-        ("POST /resume", 404, "there are GET /livez"),
+        ("GET /ledger", 404, "not found; the routes are GET /livez"),
+        ("GET /status", 404, "not found; the routes are GET /livez"),
+        ("POST /resume", 404, "not found; the routes are GET /livez"),
     ] {
         let answer = ask(&proxy, line, &token);
         assert_eq!(answer.head.status, status, "{line}");

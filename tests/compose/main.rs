@@ -57,7 +57,7 @@ fn switch_goes_to_green_and_back() {
     stack.must(&["switch", "green:3000"]);
     stack.compose(&["up", "-d", "--force-recreate", "app"]);
     let status = stack.must(&["status"]);
-    assert!(status.contains("green:3000 (by lameduck switch; outranks --upstream)"), "{status}");
+    assert!(status.contains("green:3000 (set by lameduck switch; overrides --upstream)"), "{status}");
     stack.must(&["switch", "--back"]);
     stack.compose(&["rm", "-sf", "green"]);
     let outcome = load.finish();

@@ -113,7 +113,7 @@ fn a_hook_that_cannot_be_kept_is_told() {
         (json!({"httpGet": {"path": "/a b", "port": 3000}}), "neither a path"),
         (
             json!({"httpGet": {"path": "/", "port": 3000, "httpHeaders": [{"name": "a b", "value": ""}]}}),
-            "no header",
+            "not a header field",
         ),
         (json!({"tcpSocket": {"port": 3000}}), "neither a sleep, an httpGet nor an exec"),
         (json!({"exec": {"command": []}}), "neither a sleep, an httpGet nor an exec"),

@@ -103,7 +103,8 @@ impl Pods {
                 pod.line("drained").unwrap_or_else(|| panic!("{name} never drained: {:#?}", pod.log));
             let kept = pod.gone.and_then(|gone| gone.duration_since(at(drained)).ok()).unwrap_or_default();
             // The sidecar gets SIGTERM when the app has ended.
-            let end = pod.line("asked to go").and_then(|line| at(line).duration_since(at(drained)).ok());
+            let end =
+                pod.line("shutdown requested").and_then(|line| at(line).duration_since(at(drained)).ok());
             let (verdict, seconds) = (&drained["verdict"], &drained["seconds"]);
             println!(
                 "{name}: {verdict} in {seconds} s, then the app after {end:.2?}, the pod after {kept:.2?}"

@@ -94,12 +94,12 @@ fn a_second_run_on_a_host_takes_other_ports_and_another_socket() {
     }
     let other = at.replace("control.sock", "control-2.sock");
     assert_eq!(addrs["control"], other);
-    assert_eq!(warnings(&second, "another lameduck runs with this control socket"), 1);
+    assert_eq!(warnings(&second, "another lameduck uses this control socket"), 1);
 
     let shown = status(&dir, &program, &["--json"]);
     let told = String::from_utf8_lossy(&shown.stderr);
     assert!(
-        shown.status.success() && told.contains(&format!("another one runs: --control {other}")),
+        shown.status.success() && told.contains(&format!("another one is running: --control {other}")),
         "{told}"
     );
     drop(first);
@@ -118,7 +118,7 @@ fn a_control_socket_that_has_no_place_where_it_should_be_is_elsewhere() {
     let run =
         run(&dir, &program, &["--probe-listen", "127.0.0.1:0", "--control", "/proc/lameduck/control.sock"]);
     assert!(serves(&run), "{}", run.output());
-    assert_eq!(warnings(&run, "the control socket is elsewhere: --control /proc/lameduck/control.sock"), 1);
+    assert_eq!(warnings(&run, "using another control socket: --control /proc/lameduck/control.sock"), 1);
     assert!(status(&dir, &program, &["--json"]).status.success());
     let _ = fs::remove_dir_all(dir);
 }

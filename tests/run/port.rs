@@ -45,7 +45,7 @@ fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
         (&status["upstream"], &status["switched"]),
         (&format!("localhost:{new}").into(), &false.into())
     );
-    let taken = run.wait_log("somebody else took the app's port: it gets another one");
+    let taken = run.wait_log("another process took the app's port; trying another port");
     assert_eq!(taken["taken"], port);
     drop(somebody);
     let _ = fs::remove_dir_all(dir);
@@ -68,7 +68,7 @@ fn an_app_that_goes_to_the_background_is_not_started_again_and_again() {
         let _ = kill_process(pid, Signal::KILL);
     }
     assert_eq!(daemons.len(), 1, "{code} {output}");
-    assert!(!output.contains("somebody else took"), "{output}");
+    assert!(!output.contains("another process took"), "{output}");
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_port_of_the_users_choice_is_never_replaced() {
     let (code, output) = Lameduck::run_to_its_end(&["--app-port", &port], &["node", "-e", "0"]);
     assert_eq!(code, 1);
     assert!(
-        output.contains("give the app another port") && !output.contains("somebody else took"),
+        output.contains("give the app another port") && !output.contains("another process took"),
         "{output}"
     );
 }

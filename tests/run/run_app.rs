@@ -240,7 +240,7 @@ fn sigterm_while_the_app_starts_and_nobody_waits_ends_it() {
     assert_eq!((ready.head.status, ready.text().as_str()), (503, "the app does not answer\n"));
     run.terminate();
     assert_eq!(run.process.wait_exit(), 6);
-    run.wait_log("asked to go before the app listens");
+    run.wait_log("shutdown requested before the app listens");
 }
 
 /// Listens once it gets SIGUSR2.

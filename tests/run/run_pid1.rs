@@ -99,7 +99,7 @@ fn as_pid_1_sigquit_drains_too_and_what_asks_for_nothing_is_heard() {
     run.process.wait_line("the app's line", |line| (line == "heard SIGUSR2").then_some(()));
     signal(&run, Signal::QUIT);
     assert_eq!(run.process.wait_exit(), 128 + 15);
-    assert_eq!(run.wait_log("asked to go")["signal"], "SIGQUIT");
+    assert_eq!(run.wait_log("shutdown requested")["signal"], "SIGQUIT");
 }
 
 #[test]
@@ -108,7 +108,7 @@ fn as_pid_1_a_proxy_lives_on_through_sighup_and_drains_by_sigquit() {
     let app = Node::held();
     let mut proxy = Lameduck::start_as(program, &["proxy", "--upstream", &app.addr.to_string()], &[], &[]);
     signal(&proxy, Signal::HUP);
-    proxy.wait_log("ignored a signal that asks for nothing here");
+    proxy.wait_log("ignored a signal");
     assert_eq!(ask(&proxy, "/active-requests"), "{\"active\":0}");
     signal(&proxy, Signal::QUIT);
     proxy.expect_clean_exit();

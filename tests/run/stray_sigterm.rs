@@ -9,7 +9,7 @@ use common::process::{Lameduck, children};
 use common::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 
-const STRAY: &str = "the app got a SIGTERM that was not ours";
+const STRAY: &str = "the app got a SIGTERM that lameduck did not send";
 
 /// An app with a graceful shutdown: it finishes running requests.
 const GRACEFUL: &str = "

@@ -122,7 +122,7 @@ fn from_others_it_is_not_read() {
     assert!(asked.has_line("X-Forwarded-For: 127.0.0.1"), "{}", asked.head);
     asked.send(OK);
     assert_eq!(client.answer().head.status, 204);
-    // Without PROXY support, the line looks like a request with another HTTP version.
+    // Read as HTTP, the line looks like a request with another version.
     for (header, status) in [(LINE.to_vec(), 505), (v2_with_client(), 400)] {
         let mut client = proxy.client();
         client.send([&header[..], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
@@ -136,12 +136,12 @@ fn without_one_or_with_a_broken_or_endless_one_the_connection_is_closed_and_the_
     let proxy = Lameduck::proxy(app.addr, &TRUST);
     let endless = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 5000]].concat();
     for (bytes, why) in [
-        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), "begins with no PROXY protocol header"),
-        (b"PROXY TCP4 here there 1 2\r\n".to_vec(), "line can't be read"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), "does not begin with a PROXY protocol header"),
+        (b"PROXY TCP4 here there 1 2\r\n".to_vec(), "line is invalid"),
         (endless, "line is too long"),
         (v2(0x21, 0x11, &[0; 5000]), "header is too long"),
         (v2(0x21, 0x11, b"short"), "too short for its addresses"),
-        (v2(0x2f, 0x11, &[0; 12]), "isn't known"),
+        (v2(0x2f, 0x11, &[0; 12]), "unknown version, command or family"),
     ] {
         let mut client = proxy.client();
         client.send(bytes);
@@ -152,7 +152,7 @@ fn without_one_or_with_a_broken_or_endless_one_the_connection_is_closed_and_the_
     client.send("PROXY ");
     client.shutdown();
     assert_eq!(client.read_to_end().0, b"");
-    wait_warning(&proxy, "has no end");
+    wait_warning(&proxy, "is incomplete");
     assert_eq!(app.asked_within(MOMENT).map(|asked| asked.head), None);
     // A TCP health check, which sends nothing, is not reported.
     drop(proxy.client());

@@ -88,7 +88,8 @@ fn a_new_one_is_taken_over_and_no_connection_ends() {
     // An invalid certificate changes nothing, and the log has the reason.
     swap(&dir, "3", |dir| common::tls::Made { crt: first.crt.clone(), key: second.key.clone() }.write(dir));
     proxy.process.wait_line("the warning", |line| {
-        (line.contains("TLS goes on with what it has") && line.contains("tls.crt and tls.key")).then_some(())
+        (line.contains("keeping the current certificates") && line.contains("tls.crt and tls.key"))
+            .then_some(())
     });
     assert_eq!(shown(&authority, addr, "localhost"), Ok(der(&second.crt)));
     kept.get("/");
@@ -159,12 +160,13 @@ fn its_files_may_be_replaced_one_after_the_other() {
     let half = new.crt.split_at(new.crt.len() / 2).0;
     for (file, text, why) in [("tls.key", &*new.key, "tls.crt and tls.key: "), ("tls.crt", half, "tls.crt: ")]
     {
-        let said = proxy.process.output().matches("TLS goes on").count();
+        let said = proxy.process.output().matches("keeping the current certificates").count();
         fs::write(dir.join(file), text).expect("written");
         wait_for(why, || {
             assert!(is_shown(&old), "the old certificate is served until the new one is complete");
             let output = proxy.process.output();
-            let mut warnings = output.lines().filter(|line| line.contains("TLS goes on")).skip(said);
+            let mut warnings =
+                output.lines().filter(|line| line.contains("keeping the current certificates")).skip(said);
             warnings.any(|line| line.contains(why)).then_some(())
         });
     }

@@ -175,7 +175,7 @@ fn plain_http_on_the_port_for_tls_is_told_so() {
     client.get("/");
     let answer = client.answer();
     assert_eq!(answer.head.status, 400);
-    assert!(answer.text().contains("plain HTTP was sent to a port for HTTPS"), "{}", answer.text());
+    assert!(answer.text().contains("plain HTTP was sent to an HTTPS port"), "{}", answer.text());
     client.expect_fin();
 }
 

@@ -233,7 +233,7 @@ fn an_app_with_the_wrong_certificate_gets_nothing_and_the_log_says_why() {
         assert_eq!(answer.head.status, 502);
         assert!(begun.elapsed() < Duration::from_secs(5), "not retried for --upstream-wait");
         proxy.process.wait_line(why, |line| {
-            (line.contains("no TLS with the app") && line.contains(why)).then_some(())
+            (line.contains("no TLS connection to the app") && line.contains(why)).then_some(())
         });
         assert_eq!(proxy.ready().head.status, 503);
     }
@@ -284,7 +284,7 @@ fn a_file_of_authorities_that_has_none_is_an_error_at_the_start() {
     let (code, output) =
         common::tls::proxy_to_its_end(&["--upstream", "https://localhost:1", "--upstream-ca", file]);
     assert_eq!(code, 1);
-    assert!(output.contains("empty.pem: no certificate of an authority in it"), "{output}");
+    assert!(output.contains("empty.pem: contains no CA certificate"), "{output}");
 }
 
 #[test]

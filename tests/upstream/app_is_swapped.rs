@@ -35,7 +35,9 @@ fn the_app_is_replaced_while_new_requests_wait() {
     // The command ends when the old app is gone and before the new one is up, as `docker compose up -d` does.
     let gone = format!("{}; echo replaced", end(pid));
     let mut swap = swap(&proxy, &[], &gone);
-    swap.wait_line("its progress", |line| line.contains("waiting for what runs: 1 running").then_some(()));
+    swap.wait_line("its progress", |line| {
+        line.contains("waiting for running requests: 1 running").then_some(())
+    });
     // The first status may be from before the hold.
     proxy.wait_status("a hold", |status| !status["hold"].is_null());
     held.get("/");

@@ -168,7 +168,7 @@ fn an_injected_pod_that_is_not_understood_any_more_keeps_its_sidecar() {
     asked["request"]["object"]["spec"]["hostNetwork"] = json!(true);
     let again = ask(&asked);
     assert_eq!((&again.outcome, again.answer["response"].get("patch")), (&Outcome::Unchanged, None));
-    assert!(warnings(&again)[0].contains("stays as it is: hostNetwork"), "{:?}", warnings(&again));
+    assert!(warnings(&again)[0].contains("stays unchanged: hostNetwork"), "{:?}", warnings(&again));
 }
 
 #[test]

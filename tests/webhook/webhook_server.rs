@@ -238,7 +238,7 @@ fn after_sigterm_new_reviews_are_served_for_the_lame_duck_and_running_ones_to_th
     let mut running = webhook.connect().expect("a connection");
     running.0.write_all(head(DEPLOYMENT.len()).as_bytes()).expect("sent");
     webhook.process.signal(Signal::TERM);
-    webhook.process.wait_line("the signal", |line| line.contains("asked to go").then_some(()));
+    webhook.process.wait_line("the signal", |line| line.contains("shutdown requested").then_some(()));
     std::thread::sleep(common::MOMENT);
     injected(webhook.review(DEPLOYMENT.as_bytes()));
     assert_eq!(
