@@ -148,7 +148,7 @@ fn every_setting_may_come_from_the_environment_and_a_flag_wins() {
 }
 
 #[test]
-fn a_wrong_setting_from_the_environment_is_told_by_its_flag() {
+fn a_wrong_setting_from_the_environment_is_reported_by_its_flag() {
     let mut program = lameduck();
     let output =
         program.args(["proxy", "--upstream", ":1"]).env("LAMEDUCK_GRACE", "5").output().expect("started");

@@ -91,7 +91,7 @@ fn a_stale_control_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
 }
 
 #[test]
-fn a_taken_port_is_told_with_its_flag() {
+fn a_port_in_use_is_reported_with_its_flag() {
     let dir = scratch("taken");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = taken.local_addr().expect("its address").to_string();
@@ -105,7 +105,7 @@ fn a_taken_port_is_told_with_its_flag() {
 }
 
 #[test]
-fn status_and_ledger_tell_what_is_in_flight() {
+fn status_and_ledger_show_what_is_in_flight() {
     let app = Node::slow();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let (mut client, mut stream) = (proxy.client(), proxy.client());
@@ -173,7 +173,7 @@ fn an_operator_drains_with_or_without_a_deadline_and_resumes() {
 }
 
 #[test]
-fn an_unknown_path_or_method_is_told_what_there_is() {
+fn an_unknown_path_or_method_gets_the_known_ones() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     for (line, status, help) in [

@@ -81,7 +81,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn a_state_file_that_another_user_or_a_link_has_put_there_redirects_nobody() {
+fn a_state_file_from_another_user_or_behind_a_link_redirects_no_request() {
     let (app, evil) = (Node::held(), RawApp::start().answer_all(OK));
     let (dir, elsewhere) = (shared(), temporary_directory());
     let (control, state) = (dir.join("c.sock"), dir.join("c.upstream"));
@@ -163,7 +163,7 @@ fn a_folder_that_another_user_made_first_is_not_used() {
 }
 
 #[test]
-fn where_no_folder_will_do_a_name_without_one_is_for_its_user_alone() {
+fn without_a_usable_folder_an_abstract_socket_serves_only_its_user() {
     let Some([user, other]) = users() else { return };
     let app = Node::held();
     let upstream = app.addr.to_string();
@@ -211,7 +211,7 @@ fn asks_for_the_status() {
 }
 
 #[test]
-fn a_command_believes_nobody_but_its_user_and_root() {
+fn a_command_trusts_only_its_user_and_root() {
     let Some([user, other]) = users() else { return };
     let (app, runtime_dir) = (Node::held(), shared());
     let upstream = app.addr.to_string();

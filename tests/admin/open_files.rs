@@ -49,7 +49,7 @@ fn expect_ready(proxy: &Lameduck) {
 }
 
 #[test]
-fn readyz_answers_while_clients_have_taken_all_files_that_they_may() {
+fn readyz_answers_while_clients_use_all_files_allowed_to_them() {
     let app = Node::held();
     let proxy = limited(64, app.addr, &[]);
     let cut = proxy
@@ -79,7 +79,7 @@ fn readyz_answers_while_clients_have_taken_all_files_that_they_may() {
 }
 
 #[test]
-fn one_client_of_http2_takes_no_more_of_them() {
+fn one_http2_client_cannot_use_up_the_files() {
     let app = Node::held();
     let proxy = limited(64, app.addr, &[]);
     run(async {
@@ -147,7 +147,7 @@ fn idle_connections_make_room_when_others_wait() {
 }
 
 #[test]
-fn what_fails_again_and_again_is_told_once_a_second_and_counted() {
+fn repeated_failures_are_logged_once_a_second_with_a_count() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let began = Instant::now();

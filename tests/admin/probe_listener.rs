@@ -176,7 +176,7 @@ fn a_mistyped_hook_starts_no_drain() {
 }
 
 #[test]
-fn other_paths_and_methods_are_told_what_there_is_and_control_is_not_here() {
+fn other_paths_and_methods_get_the_known_ones_and_no_control() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let token = format!("Lameduck-Token: {TOKEN}\r\n");
@@ -213,7 +213,7 @@ fn a_caller_who_goes_away_does_not_end_the_drain_for_others() {
 }
 
 #[test]
-fn connections_past_the_bound_wait_for_a_place() {
+fn connections_over_the_limit_wait() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let mut silent: Vec<_> = (0..256).map(|_| Client::connect(proxy.probe)).collect();

@@ -96,7 +96,7 @@ fn the_app_is_scaled_out_and_in() {
 
 #[test]
 #[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
-fn a_restart_of_the_front_door_itself_is_told() {
+fn a_restart_of_the_front_door_itself_is_measured() {
     let Some(stack) = Stack::up(RUN) else { return };
     let load = stack.load(HELD);
     let began = Instant::now();
@@ -150,7 +150,7 @@ fn the_dockerfile_builds() {
 
 #[test]
 #[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
-fn the_image_runs_without_rights_and_is_steered_by_exec() {
+fn the_image_runs_unprivileged_and_is_controlled_by_exec() {
     let Some(stack) = Stack::up(PLAIN) else { return };
     let id = stack.compose(&["ps", "-q", "front"]);
     let about = docker(&["inspect", "-f", "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}", id.trim()]);

@@ -27,7 +27,7 @@ fn warns(proxy: &Lameduck, text: &str) -> bool {
 }
 
 #[test]
-fn an_app_that_does_not_hear_its_sigterm_is_told() {
+fn an_app_that_ignores_its_sigterm_is_reported() {
     let app = Node::held();
     let mut proxy = drained(&app, &["--grace", "3s", "--reserve", "1s"]);
     proxy.process.wait_line("the warning", |line| line.contains(LIVES_ON).then_some(()));
@@ -39,7 +39,7 @@ fn an_app_that_does_not_hear_its_sigterm_is_told() {
 }
 
 #[test]
-fn an_app_that_goes_in_time_is_none_of_anybodys_business() {
+fn an_app_that_exits_in_time_is_not_reported() {
     let mut app = Node::held();
     let mut proxy = drained(&app, &["--reserve", "400ms"]);
     app.process.kill();
@@ -74,7 +74,7 @@ fn the_apps_own_exec_is_not_its_sigterm() {
 }
 
 #[test]
-fn so_is_one_that_lives_on_because_nobody_told_it_to_go() {
+fn an_app_that_got_no_sigterm_is_not_reported() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &["--sidecar", "native", "--reserve", "400ms"]);
     assert!(proxy.command_output(&["drain"]).status.success());
@@ -103,7 +103,7 @@ fn an_app_that_restarts_slowly_has_not_outlived_its_sigterm() {
 
 /// A hold that a drain ends does not start a new round, so the time of the first hook is kept.
 #[test]
-fn a_hold_before_makes_nobody_forget_when_the_kubelet_began() {
+fn a_hold_before_the_drain_keeps_the_time_of_the_first_hook() {
     let app = Node::held();
     let args = ["--sidecar", "native", "--grace", "4s", "--reserve", "2s"];
     let mut proxy = Lameduck::proxy(app.addr, &args);

@@ -78,7 +78,7 @@ fn its_header_fields_come_from_a_variable_as_well() {
 
 /// When its hook returns, the kubelet stops the app, even if the drain was resumed.
 #[test]
-fn a_resume_does_not_spare_it() {
+fn a_resume_does_not_skip_it() {
     let (app, own) = (Node::held(), RawApp::start());
     let proxy = proxy(&app, own.addr, &["--sidecar", "native"]);
     let mut client = proxy.client();
@@ -106,7 +106,7 @@ fn a_path_alone_is_the_apps_own() {
 }
 
 #[test]
-fn its_failure_is_told_and_fails_nothing() {
+fn its_failure_is_logged_and_fails_nothing() {
     let app = Node::held();
     let nobody = Port::reserve();
     let gone = proxy(&app, nobody.addr, &[]);
@@ -163,7 +163,7 @@ fn neither_does_it_after_a_hold_nor_when_a_restart_becomes_a_deletion() {
 }
 
 #[test]
-fn nobody_else_calls_it() {
+fn no_other_trigger_calls_it() {
     let (app, own) = (Node::held(), RawApp::start());
     let proxy = proxy(&app, own.addr, &[]);
     assert!(proxy.command_output(&["drain"]).status.success());
@@ -176,7 +176,7 @@ fn nobody_else_calls_it() {
 }
 
 #[test]
-fn an_ordinary_sidecar_stays_until_it_is_through() {
+fn an_ordinary_sidecar_stays_until_it_has_ended() {
     let (app, own) = (Node::held(), RawApp::start());
     let mut proxy = proxy(&app, own.addr, &["--sidecar", "ordinary"]);
     let mut hooks = [app_hook(&proxy), proxy.hook("/drain?hook=sidecar", Some(TOKEN))];
@@ -271,7 +271,7 @@ fn an_exec_runs_though_no_proxy_answers() {
 }
 
 #[test]
-fn control_by_tcp_takes_the_apps_hook_and_no_half_of_it() {
+fn the_control_port_accepts_the_apps_hook_only_without_parameters() {
     let app = Node::held();
     let (proxy, shared, control) = sharing(&app);
     let addr: SocketAddr = control.trim_start_matches("--control=").parse().expect("an address");

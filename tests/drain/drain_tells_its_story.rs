@@ -14,7 +14,7 @@ fn access(proxy: &Lameduck) -> Vec<Value> {
 }
 
 #[test]
-fn a_drain_is_told_from_its_cause_to_its_verdict() {
+fn a_drain_is_logged_from_its_cause_to_its_verdict() {
     let app = Node::slow();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "125s"]);
     let mut clients: Vec<_> = (0..6).map(|_| proxy.client()).collect();

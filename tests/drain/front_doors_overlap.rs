@@ -51,7 +51,7 @@ impl Clients {
 }
 
 #[test]
-fn the_one_that_goes_takes_nothing_with_it() {
+fn the_one_that_drains_loses_no_request() {
     let app = Node::slow();
     let port = Port::reserve();
     let at = port.addr.to_string();
@@ -72,7 +72,7 @@ fn the_one_that_goes_takes_nothing_with_it() {
 }
 
 #[test]
-fn without_being_told_nobody_shares_an_address() {
+fn without_reuseport_no_address_is_shared() {
     let app = Node::slow();
     let first = Lameduck::proxy(app.addr, &[]);
     let at = first.listen.to_string();

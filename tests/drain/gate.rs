@@ -21,7 +21,7 @@ fn nothing_is_admitted_once_closed() {
 }
 
 #[test]
-fn a_health_check_keeps_no_gate_open_and_only_so_many_are_exempt() {
+fn a_health_check_keeps_no_gate_open_and_the_exemption_is_limited() {
     let told = Arc::new(AtomicU32::new(0));
     let count = told.clone();
     let gate = Arc::new(Gate::new(move || {
@@ -42,7 +42,7 @@ fn a_health_check_keeps_no_gate_open_and_only_so_many_are_exempt() {
 }
 
 #[test]
-fn the_last_one_out_tells_only_while_somebody_waits() {
+fn the_last_request_notifies_only_a_waiting_drain() {
     let told = Arc::new(AtomicU32::new(0));
     let count = told.clone();
     let gate = Gate::new(move || {

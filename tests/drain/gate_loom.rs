@@ -43,7 +43,7 @@ fn nothing_is_admitted_after_drained() {
 }
 
 #[test]
-fn the_last_one_out_is_always_noticed() {
+fn the_last_request_is_always_noticed() {
     loom::model(|| {
         let told = Arc::new(AtomicBool::new(false));
         let tell = told.clone();
@@ -59,7 +59,7 @@ fn the_last_one_out_is_always_noticed() {
 
 /// A hold that keeps streams is idle when nothing else is running, and not earlier.
 #[test]
-fn a_stream_that_begins_or_ends_never_stands_in_for_a_request_that_runs() {
+fn a_stream_is_never_counted_in_place_of_a_running_request() {
     loom::model(|| {
         let gate = std::sync::Arc::new(Gate::new(|| {}));
         let runs = gate.admit();

@@ -50,7 +50,7 @@ fn a_drain_waits_for_no_health_check_that_hangs() {
 }
 
 #[test]
-fn nor_does_it_for_one_over_http2() {
+fn a_drain_waits_for_no_http2_health_check_that_hangs() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s"]);
     let began = Instant::now();
@@ -67,7 +67,7 @@ fn nor_does_it_for_one_over_http2() {
 }
 
 #[test]
-fn it_takes_no_place_of_those_in_flight_and_has_few_of_its_own() {
+fn it_uses_no_slot_of_max_in_flight_and_the_exemption_is_limited() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--max-in-flight", "1"]);
     let first = checking(&proxy, "/wait", &[KUBELET]);
@@ -111,7 +111,7 @@ fn its_answers_are_counted_and_it_has_no_more_time_than_others() {
 }
 
 #[test]
-fn an_agents_name_makes_no_health_check_of_other_work() {
+fn a_user_agent_makes_no_health_check_of_other_work() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--health-check", "/socket"]);
     // A POST, a request with a body, one for events, and one that becomes a tunnel.
@@ -132,7 +132,7 @@ fn an_agents_name_makes_no_health_check_of_other_work() {
 }
 
 #[test]
-fn those_that_the_user_names_are_health_checks_too() {
+fn requests_that_the_user_names_are_health_checks_too() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--health-check", "/wait,agent:Own Monitor"]);
     let path = checking(&proxy, "/wait", &[]);

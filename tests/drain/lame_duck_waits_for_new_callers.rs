@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use common::process::{Lameduck, Node};
 
 #[test]
-fn busy_kept_connections_dont_make_it_look_silent() {
+fn busy_kept_alive_connections_do_not_shorten_it() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s"]);
     let mut kept = proxy.client();

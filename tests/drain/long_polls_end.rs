@@ -60,7 +60,7 @@ fn a_socket_io_session_is_closed_by_its_own_protocol() {
 }
 
 #[test]
-fn what_the_app_has_to_say_goes_before() {
+fn the_apps_own_response_comes_first() {
     let app = Node::polling();
     let proxy = Lameduck::proxy(app.addr, &["--lame-duck", "60s", "--grace", "120s"]);
     let (sid, mut client) = waiting(&proxy, &app);
@@ -107,7 +107,7 @@ fn a_hold_that_keeps_streams_keeps_it() {
 }
 
 #[test]
-fn a_client_of_http2_hears_the_same() {
+fn an_http2_client_gets_the_same() {
     let app = Node::polling();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s"]);
     let sid = begin(&proxy);
@@ -125,7 +125,7 @@ fn a_client_of_http2_hears_the_same() {
 }
 
 #[test]
-fn one_that_is_named_is_answered_204() {
+fn a_named_one_is_answered_204() {
     let app = Node::polling();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s", "--long-poll", "/rooms/*,/poll"]);
     let (mut client, mut answered) = (proxy.client(), proxy.client());
@@ -145,7 +145,7 @@ fn one_that_is_named_is_answered_204() {
 }
 
 #[test]
-fn one_that_is_named_is_answered_as_one_likes_once_its_body_is_there() {
+fn a_named_one_gets_the_configured_response_after_its_body() {
     let app = Node::polling();
     let args =
         ["--grace", "60s", "--long-poll", "POST /poll", "--long-poll-answer", "200 application/json [1, 2]"];
@@ -166,7 +166,7 @@ fn one_that_is_named_is_answered_as_one_likes_once_its_body_is_there() {
 }
 
 #[test]
-fn one_that_nobody_named_is_work() {
+fn one_that_is_not_named_is_work() {
     let app = Node::polling();
     let mut proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = proxy.client();

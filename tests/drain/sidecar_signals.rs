@@ -176,7 +176,7 @@ fn drain_readiness_overrides_both() {
 }
 
 #[test]
-fn from_draining_on_nobody_is_ready() {
+fn not_ready_from_draining_on() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--drain-readiness", "keep"]);
     let mut client = proxy.client();

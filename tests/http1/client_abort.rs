@@ -134,7 +134,7 @@ fn an_upload_that_ends_too_soon_never_looks_whole_to_the_app() {
 }
 
 #[test]
-fn a_client_that_leaves_its_tunnel_takes_it_along() {
+fn the_tunnel_of_a_client_that_leaves_ends() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = proxy.client();

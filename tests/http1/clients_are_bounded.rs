@@ -37,7 +37,7 @@ fn a_slow_head_gets_408() {
 }
 
 #[test]
-fn a_head_in_time_owes_nothing_to_the_heads_bound() {
+fn the_heads_time_limit_ends_with_the_head() {
     let app = RawApp::start();
     let addr = app.addr;
     let proxy = Lameduck::proxy(addr, &["--head-timeout", "1s"]);
@@ -179,7 +179,7 @@ fn a_long_answer_is_no_idle_time() {
 }
 
 #[test]
-fn connections_past_the_most_wait_and_are_served_when_one_has_gone() {
+fn connections_over_the_limit_are_served_when_others_close() {
     let app = Node::slow();
     let proxy = Lameduck::proxy(app.addr, &["--max-connections", "2"]);
     let mut first = proxy.client();
@@ -204,7 +204,7 @@ fn connections_past_the_most_wait_and_are_served_when_one_has_gone() {
 }
 
 #[test]
-fn a_full_house_still_drains() {
+fn a_proxy_at_its_connection_limit_still_drains() {
     let app = Node::slow();
     let mut proxy = Lameduck::proxy(app.addr, &["--max-connections", "1"]);
     let mut first = proxy.client();
@@ -246,7 +246,7 @@ fn a_client_that_sends_for_ever_after_its_refusal_is_left() {
 }
 
 #[test]
-fn a_client_that_closes_in_its_head_costs_nothing() {
+fn a_client_that_closes_within_its_head_costs_nothing() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
     for part in ["", "G", "GET / HTTP/1.1\r\nHost: a\r\n"] {

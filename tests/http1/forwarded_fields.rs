@@ -57,7 +57,7 @@ fn each_mode_does_what_its_name_says() {
 }
 
 #[test]
-fn whoever_has_said_one_of_them_has_said_all() {
+fn a_request_with_one_of_them_gets_no_others() {
     for line in [
         "X-Forwarded-For: 1.1.1.1\r\n",
         "X-Forwarded-Proto: https\r\n",
@@ -89,7 +89,7 @@ fn a_sidecar_and_run_add_no_hop_and_a_front_door_adds_one() {
 }
 
 #[test]
-fn the_same_is_told_of_http2() {
+fn http2_requests_get_the_same_fields() {
     let app = RawApp::start().answer_all("HTTP/1.1 204 No Content\r\n\r\n");
     let proxy = Lameduck::proxy(app.addr, &["--sidecar", "native"]);
     let curl = |fields: &[&str]| {

@@ -152,7 +152,7 @@ fn an_http_1_0_client_is_served_in_its_own_way() {
 }
 
 #[test]
-fn a_client_that_names_no_host_gives_the_app_the_one_of_our_own_questions() {
+fn a_request_without_a_host_gets_the_host_of_the_readiness_checks() {
     let app = RawApp::start();
     let port = app.addr.port();
     for upstream in [format!("127.0.0.1:{port}"), format!("localhost:{port}")] {
@@ -201,7 +201,7 @@ fn a_reason_phrase_may_be_in_any_language() {
 }
 
 #[test]
-fn an_answer_that_asks_for_another_protocol_tells_that_its_connection_closes() {
+fn a_426_says_that_its_connection_closes() {
     for (request, connection) in [
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "Upgrade"),
         ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "Upgrade, close"),

@@ -237,7 +237,7 @@ fn any_other_tunnel_and_a_tcp_connection_are_reset_both_ways() {
 }
 
 #[test]
-fn past_the_most_in_flight_a_request_gets_503_with_retry_after_and_a_connection_a_reset() {
+fn over_max_in_flight_a_request_gets_503_with_retry_after_and_a_connection_a_reset() {
     let app = Node::held();
     let route = format!("127.0.0.1:0={}", app.addr);
     let proxy = Lameduck::proxy(app.addr, &["--max-in-flight", "2", "--tcp", &route]);
@@ -265,7 +265,7 @@ fn past_the_most_in_flight_a_request_gets_503_with_retry_after_and_a_connection_
 }
 
 #[test]
-fn handshakes_past_the_most_wait_and_who_says_nothing_is_none() {
+fn handshakes_over_the_limit_wait_and_silent_connections_do_not_count() {
     /// More than the 1000 handshakes that may be under way.
     const MANY: usize = 1200;
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);

@@ -111,7 +111,7 @@ fn request_lines_and_hosts_open_to_doubt() {
 }
 
 #[test]
-fn other_versions_are_told_so() {
+fn other_versions_are_refused() {
     let (app, proxy) = setting();
     for head in
         ["PRI * HTTP/2.0\r\n\r\nsm\r\n\r\n", "GET / HTTP/1.2\r\nHost: a\r\n\r\n", "GET / HTTP/3\r\n\r\n"]

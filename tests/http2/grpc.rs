@@ -100,7 +100,7 @@ fn a_call_is_held_like_any_request() {
 }
 
 #[test]
-fn an_app_that_speaks_http_1_1_only_is_told_apart() {
+fn an_app_that_speaks_only_http_1_1_is_reported() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let answer = Call::begin(proxy.listen, "/t.T/Unary", &["hello"]).json("trailers-only");
@@ -154,7 +154,7 @@ fn a_drain_waits_for_a_call_and_is_clean() {
 }
 
 #[test]
-fn who_cancels_and_why_is_heard_on_the_other_side() {
+fn a_cancel_and_its_code_reach_the_other_side() {
     let app = App::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
     for path in ["/t.T/Watch", "/t.T/Hang"] {
@@ -169,7 +169,7 @@ fn who_cancels_and_why_is_heard_on_the_other_side() {
 }
 
 #[test]
-fn what_the_app_did_not_look_at_goes_out_once_more() {
+fn calls_that_the_app_did_not_process_are_sent_again() {
     for path in ["/t.T/Away", "/t.T/Refuse"] {
         let app = App::start();
         let proxy = Lameduck::proxy(app.addr, &ONE);

@@ -45,7 +45,7 @@ fn running_streams_finish_and_a_node_client_sees_no_error() {
 }
 
 #[test]
-fn a_node_client_that_never_stops_asking_loses_nothing() {
+fn a_node_client_that_never_stops_loses_nothing() {
     let app = Node::slow();
     // A long lame-duck phase, in which the client opens a new session after each GOAWAY.
     let mut proxy = Lameduck::proxy(app.addr, &["--lame-duck", "3s"]);
@@ -132,7 +132,7 @@ fn a_client_that_answers_no_ping_holds_no_drain_up() {
 }
 
 #[test]
-fn a_resume_takes_no_goaway_back_but_serves_who_comes_again() {
+fn after_a_resume_clients_that_reconnect_are_served() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--lame-duck", "20s", "--grace", "120s"]);
     run(async {

@@ -151,7 +151,7 @@ fn a_window_of_zero_holds_nothing_for_ever() {
 }
 
 #[test]
-fn a_refusal_that_nobody_takes_is_given_up() {
+fn a_refusal_that_the_client_does_not_read_is_given_up() {
     flood(&["--body-timeout", "2s", "--max-uri", "30"], |proxy, _| {
         let mut raw = Raw::connect(proxy.listen);
         raw.frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);

@@ -82,7 +82,7 @@ fn a_client_that_expects_100_continue_gets_it_and_an_upgrade_is_left_aside() {
 }
 
 #[test]
-fn a_post_that_the_app_did_not_look_at_goes_out_once_more() {
+fn a_post_that_the_app_did_not_process_is_sent_again() {
     let (_app, proxy) = app();
     Client::ask(proxy.listen, "/first");
     let mut client = proxy.client();

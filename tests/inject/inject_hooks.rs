@@ -105,7 +105,7 @@ fn its_time_comes_off_the_deadline() {
 }
 
 #[test]
-fn a_hook_that_cannot_be_kept_is_told() {
+fn a_hook_that_cannot_be_kept_is_reported() {
     for (hook, told) in [
         (json!({"httpGet": {"path": "/", "port": 3000, "host": "10.0.0.9"}}), "names a host"),
         (json!({"httpGet": {"path": "/", "port": 3000, "scheme": "HTTPS"}}), "not plain HTTP"),
@@ -205,7 +205,7 @@ fn its_post_start_goes_through_the_proxy_as_far_as_it_can() {
 }
 
 #[test]
-fn a_unix_socket_that_could_not_work_is_told() {
+fn a_unix_socket_that_could_not_work_is_reported() {
     type Change<'a> = &'a dyn Fn(&mut Value);
     let cases: [(Change, &str); 8] = [
         (

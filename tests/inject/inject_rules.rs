@@ -236,7 +236,7 @@ fn flags_come_from_annotations_and_are_checked_as_the_proxy_would() {
 }
 
 #[test]
-fn what_cannot_be_told_is_not_guessed() {
+fn what_is_not_certain_is_not_guessed() {
     let two = json!({"name": "two", "ports": [{"containerPort": 9000}]});
     type Change<'a> = &'a dyn Fn(&mut Value);
     let cases: [(Change, &str); 12] = [

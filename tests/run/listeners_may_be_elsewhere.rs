@@ -113,7 +113,7 @@ fn a_second_run_on_a_host_takes_other_ports_and_another_socket() {
 
 /// For example on a read-only file system.
 #[test]
-fn a_control_socket_that_has_no_place_where_it_should_be_is_elsewhere() {
+fn a_control_socket_that_cannot_be_created_is_replaced_by_another() {
     let (dir, program) = (open_to_all(), ForAll::lameduck());
     let run =
         run(&dir, &program, &["--probe-listen", "127.0.0.1:0", "--control", "/proc/lameduck/control.sock"]);
@@ -125,7 +125,7 @@ fn a_control_socket_that_has_no_place_where_it_should_be_is_elsewhere() {
 
 /// Other programs were configured with the addresses of a proxy, so it must not choose different ones.
 #[test]
-fn a_proxy_has_its_listeners_where_they_were_said_to_be_or_does_not_start() {
+fn a_proxy_listens_at_the_given_addresses_or_does_not_start() {
     let (dir, program) = (open_to_all(), ForAll::lameduck());
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let probe = taken.local_addr().expect("its address").to_string();

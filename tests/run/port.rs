@@ -27,7 +27,7 @@ const LATE: &str = "
     }, 10);";
 
 #[test]
-fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
+fn a_chosen_port_that_another_process_takes_is_replaced() {
     let dir = temporary_directory();
     let file = dir.join("go");
     let run = Lameduck::run(&[], &["node", "-e", LATE, file.to_str().expect("UTF-8")]);
@@ -84,7 +84,7 @@ fn a_port_of_the_users_choice_is_never_replaced() {
 }
 
 #[test]
-fn an_app_that_listens_elsewhere_is_told_of_long_before_it_is_given_up() {
+fn an_app_that_listens_elsewhere_is_reported_early() {
     let reserved = Port::reserve();
     let other = reserved.number().to_string();
     let app = "

@@ -220,7 +220,7 @@ fn an_app_that_crashes_ends_the_container_with_its_code_and_fails_what_waits_at_
 }
 
 #[test]
-fn signals_that_are_no_order_to_end_reach_the_app() {
+fn signals_that_do_not_ask_for_an_end_reach_the_app() {
     let run = Lameduck::run(&[], &["node", "-e", APP]);
     environment(&run);
     run.process.signal(Signal::HUP);
@@ -231,7 +231,7 @@ fn signals_that_are_no_order_to_end_reach_the_app() {
 }
 
 #[test]
-fn sigterm_while_the_app_starts_and_nobody_waits_ends_it() {
+fn sigterm_while_the_app_starts_and_no_request_waits_ends_it() {
     let starting =
         "process.on('SIGTERM', () => process.exit(6)); setInterval(() => {}, 1e3); console.log('starting')";
     let mut run = Lameduck::run(&["--start-timeout", "120s"], &["node", "-e", starting]);

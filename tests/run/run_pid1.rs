@@ -93,7 +93,7 @@ fn as_pid_1_sigterm_drains_and_ends_the_app() {
 
 /// The kernel drops every signal for which PID 1 has no handler.
 #[test]
-fn as_pid_1_sigquit_drains_too_and_what_asks_for_nothing_is_heard() {
+fn as_pid_1_sigquit_drains_and_other_signals_reach_the_app() {
     let Some(mut run) = pid_1() else { return };
     signal(&run, Signal::USR2);
     run.process.wait_line("the app's line", |line| (line == "heard SIGUSR2").then_some(()));
@@ -103,7 +103,7 @@ fn as_pid_1_sigquit_drains_too_and_what_asks_for_nothing_is_heard() {
 }
 
 #[test]
-fn as_pid_1_a_proxy_lives_on_through_sighup_and_drains_by_sigquit() {
+fn as_pid_1_a_proxy_survives_sighup_and_drains_at_sigquit() {
     let Some(program) = unshared() else { return };
     let app = Node::held();
     let mut proxy = Lameduck::start_as(program, &["proxy", "--upstream", &app.addr.to_string()], &[], &[]);

@@ -84,7 +84,7 @@ fn an_app_without_any_handler_ends_by_sigterm() {
 }
 
 #[test]
-fn signals_that_ask_for_nothing_are_the_apps_and_end_nothing() {
+fn other_signals_go_to_the_app_and_end_nothing() {
     let names: Vec<_> = HARMLESS.iter().map(|(_, name)| *name).chain(["SIGTERM"]).collect();
     let mut run = run(&names);
     for (signal, name) in HARMLESS {
@@ -120,7 +120,7 @@ fn a_sighup_that_was_to_be_ignored_stays_ignored() {
 }
 
 #[test]
-fn a_proxy_lives_on_through_signals_that_ask_for_nothing() {
+fn a_proxy_survives_other_signals() {
     let app = Node::held();
     let mut proxy = Lameduck::start_as(lameduck(), &["proxy", "--upstream", &app.addr.to_string()], &[], &[]);
     for (signal, name) in HARMLESS.into_iter().chain([(Signal::USR1, "SIGUSR1")]) {

@@ -35,7 +35,7 @@ fn wait_stray(run: &Lameduck) {
 
 /// systemd does this by default, and Heroku always.
 #[test]
-fn a_sigterm_for_every_process_at_once_is_told_of() {
+fn a_sigterm_for_every_process_at_once_is_reported() {
     let mut run = Lameduck::run(&["--grace", "120s"], &["node", "-e", PLAIN]);
     run.wait_log("the app listens");
     let app = app(&run);
@@ -46,7 +46,7 @@ fn a_sigterm_for_every_process_at_once_is_told_of() {
 }
 
 #[test]
-fn a_sigterm_for_the_app_alone_is_told_of() {
+fn a_sigterm_for_the_app_alone_is_reported() {
     let mut run = Lameduck::run(&["--grace", "120s"], &["node", "-e", PLAIN]);
     run.wait_log("the app listens");
     kill_process(app(&run), Signal::TERM).expect("the app is there");
@@ -55,7 +55,7 @@ fn a_sigterm_for_the_app_alone_is_told_of() {
 }
 
 #[test]
-fn an_app_that_shuts_down_by_itself_meanwhile_finishes_what_runs_and_is_told_of() {
+fn an_app_that_shuts_down_early_finishes_its_requests_and_is_reported() {
     let mut run = Lameduck::run(&["--grace", "120s"], &["node", "-e", GRACEFUL]);
     run.wait_log("the app listens");
     let mut client = run.client();
@@ -77,7 +77,7 @@ fn an_app_that_shuts_down_by_itself_meanwhile_finishes_what_runs_and_is_told_of(
 /// The kernel kills the app through its parent death signal. That signal is sent when the *thread* that forked exits,
 /// so threads that come and go must not trigger it.
 #[test]
-fn when_lameduck_is_killed_its_app_goes_too_and_not_before() {
+fn when_lameduck_is_killed_its_app_is_killed_too_and_not_before() {
     let mut run = Lameduck::run(&["--threads", "2"], &["node", "-e", PLAIN]);
     run.wait_log("the app listens");
     // DNS lookups and file operations start threads that exit again.

@@ -239,7 +239,7 @@ fn health_checks_by_tcp_do_not_hold_up_a_drain() {
 }
 
 #[test]
-fn one_that_rests_is_parked_and_wakes_for_either_side() {
+fn an_idle_connection_is_parked_and_wakes_for_either_side() {
     let server = Server::start();
     let proxy = proxy(server.addr, &[]);
     let (mut client, mut app) = connect(&proxy, &server);
@@ -315,7 +315,7 @@ fn a_closed_port_is_tried_again_in_time_and_then_the_client_is_reset() {
 }
 
 #[test]
-fn a_hold_holds_new_ones_within_its_bounds_and_lets_them_go() {
+fn a_hold_holds_new_connections_within_limits_and_releases_them() {
     let server = Server::start();
     let proxy = proxy(server.addr, &["--max-held", "1"]);
     assert!(proxy.command_output(&["hold"]).status.success());
@@ -341,7 +341,7 @@ fn a_hold_holds_new_ones_within_its_bounds_and_lets_them_go() {
 }
 
 #[test]
-fn new_ones_wait_while_the_app_is_swapped() {
+fn new_connections_wait_while_the_app_is_swapped() {
     let server = Server::start();
     let proxy = proxy(server.addr, &[]);
     let marker = proxy.dir.join("go");

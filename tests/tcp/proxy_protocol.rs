@@ -131,7 +131,7 @@ fn from_others_it_is_not_read() {
 }
 
 #[test]
-fn without_one_or_with_a_broken_or_endless_one_the_connection_is_closed_and_the_log_says_why() {
+fn a_missing_broken_or_endless_header_closes_the_connection_and_is_logged() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &TRUST);
     let endless = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 5000]].concat();
@@ -161,7 +161,7 @@ fn without_one_or_with_a_broken_or_endless_one_the_connection_is_closed_and_the_
 }
 
 #[test]
-fn one_that_does_not_come_is_waited_for_as_long_as_a_head() {
+fn a_missing_header_has_the_time_limit_of_a_head() {
     let proxy = Lameduck::proxy(RawApp::start().addr, &[&TRUST[..], &["--head-timeout", "1s"]].concat());
     for bytes in ["", "PROXY TCP4 1"] {
         let (began, mut client) = (Instant::now(), proxy.client());

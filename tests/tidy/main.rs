@@ -96,7 +96,7 @@ fn begins_function(line: &str) -> bool {
 }
 
 #[test]
-fn nothing_names_a_place_on_somebodys_machine() {
+fn no_file_names_a_path_of_a_machine() {
     let checkout = format!("{}/", root().display());
     // Split, so that this file does not contain them.
     let mut places = vec![checkout];
@@ -172,7 +172,7 @@ fn code_spans(text: &str) -> Vec<String> {
 }
 
 #[test]
-fn the_user_docs_name_only_what_there_is() {
+fn the_user_docs_name_only_what_exists() {
     let mut help = String::new();
     for command in ["proxy", "run", "drain", "status", "hold", "swap", "switch", "inject", "webhook"] {
         let shown = Command::new(env!("CARGO_BIN_EXE_lameduck")).args([command, "--help"]).output();

@@ -146,7 +146,7 @@ fn layer(path: &str) -> Option<(usize, &'static str)> {
 }
 
 #[test]
-fn a_module_uses_only_what_stands_below_it() {
+fn a_module_uses_only_modules_below_it() {
     let mut broken = Vec::new();
     for Module { name: module, uses } in modules().iter().filter(|module| !module.uses.is_empty()) {
         let Some((own, name)) = layer(module) else {
@@ -167,7 +167,7 @@ fn a_module_uses_only_what_stands_below_it() {
 }
 
 #[test]
-fn pure_modules_use_nothing_else_of_ours() {
+fn pure_modules_use_only_what_is_listed() {
     let modules = modules();
     let mut broken = Vec::new();
     for (pure, may_use) in PURE.iter().copied() {

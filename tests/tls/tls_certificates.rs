@@ -64,7 +64,7 @@ fn swap(dir: &Path, version: &str, write: impl FnOnce(&Path)) {
 }
 
 #[test]
-fn a_new_one_is_taken_over_and_no_connection_ends() {
+fn a_new_certificate_is_loaded_and_no_connection_ends() {
     let authority = Authority::default();
     let app = RawApp::start().answer_all(ANSWER);
     let dir = authority.dir.join("secret");
@@ -98,7 +98,7 @@ fn a_new_one_is_taken_over_and_no_connection_ends() {
 }
 
 #[test]
-fn new_ones_are_taken_over_under_load_and_nobody_is_turned_away() {
+fn new_certificates_are_loaded_under_load_and_no_client_is_refused() {
     let authority = Authority::default();
     let app = RawApp::start().answer_all(ANSWER);
     let all = [(); 3].map(|()| authority.sign(&["localhost"]));
@@ -179,7 +179,7 @@ fn its_files_may_be_replaced_one_after_the_other() {
 }
 
 #[test]
-fn one_that_is_gone_for_a_moment_stays_until_it_is_back() {
+fn a_certificate_whose_files_are_gone_for_a_moment_is_kept() {
     let authority = Authority::default();
     let app = RawApp::start();
     let (old, new) = (authority.sign(&["localhost"]), authority.sign(&["localhost"]));

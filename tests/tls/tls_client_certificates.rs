@@ -32,7 +32,7 @@ fn told(asked: &Asked) -> Vec<&str> {
 }
 
 #[test]
-fn the_subject_of_a_verified_certificate_is_told() {
+fn the_subject_of_a_verified_certificate_reaches_the_app() {
     let authority = Authority::default();
     let app = RawApp::start();
     let ca = authority.file();
@@ -61,7 +61,7 @@ fn the_subject_of_a_verified_certificate_is_told() {
 }
 
 #[test]
-fn one_without_a_good_certificate_is_refused() {
+fn a_client_without_a_valid_certificate_is_refused() {
     let (authority, other) = (Authority::default(), Authority::default());
     let app = RawApp::start();
     let ca = authority.file();
@@ -79,7 +79,7 @@ fn one_without_a_good_certificate_is_refused() {
 }
 
 #[test]
-fn nobody_without_one_can_claim_a_subject() {
+fn no_client_without_a_certificate_can_claim_a_subject() {
     let authority = Authority::default();
     let app = RawApp::start();
     let ca = authority.file();

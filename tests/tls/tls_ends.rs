@@ -167,7 +167,7 @@ fn a_slow_handshake_is_cut_in_time() {
 }
 
 #[test]
-fn plain_http_on_the_port_for_tls_is_told_so() {
+fn plain_http_on_the_tls_port_gets_400() {
     let authority = Authority::default();
     let app = RawApp::start();
     let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
@@ -180,7 +180,7 @@ fn plain_http_on_the_port_for_tls_is_told_so() {
 }
 
 #[test]
-fn a_drain_waits_for_what_runs_and_says_goodbye() {
+fn a_drain_waits_for_running_requests_and_sends_close_notify() {
     let authority = Authority::default();
     let app = RawApp::start();
     let (mut proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);

@@ -53,7 +53,7 @@ fn given_up(authority: &Authority, room: usize) -> (Progress, usize) {
 }
 
 #[test]
-fn whatever_an_app_could_read_of_a_request_was_called_sent() {
+fn a_request_of_which_the_app_could_read_anything_counts_as_sent() {
     let authority = Authority::default();
     let given_up: Vec<_> =
         [1, 8_000, 16_000, 24_000, 48_000, 100_000].map(|room| given_up(&authority, room)).into();

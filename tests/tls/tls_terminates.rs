@@ -44,7 +44,7 @@ fn the_app_is_told_that_it_was_https() {
 }
 
 #[test]
-fn a_client_that_speaks_none_of_our_protocols_is_told_so() {
+fn a_client_without_a_common_protocol_gets_an_alert() {
     let authority = Authority::default();
     let app = RawApp::start();
     let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);

@@ -87,7 +87,7 @@ fn a_request_and_its_answer_pass_and_the_connection_is_kept() {
 }
 
 #[test]
-fn an_end_without_a_word_is_a_cut_where_the_end_is_all_there_is() {
+fn an_end_without_close_notify_is_a_cut_where_only_the_end_delimits_the_body() {
     let authority = Authority::default();
     let app = SecureApp::start(authority.server_config(&["localhost"]));
     let proxy = proxy(&authority, &app, &[]);

@@ -109,7 +109,7 @@ fn the_goaway_of_an_app_that_speaks_http2_is_the_same() {
 }
 
 #[test]
-fn one_that_closes_now_and_then_and_goes_on_closes_no_clients() {
+fn an_app_that_closes_now_and_then_closes_no_clients() {
     let (app, proxy) = start();
     assert!(!told(&app, &proxy, KEPT));
     assert!(told(&app, &proxy, CLOSED), "one close is taken for the app's shutdown");

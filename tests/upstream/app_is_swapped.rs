@@ -53,7 +53,7 @@ fn the_app_is_replaced_while_new_requests_wait() {
 }
 
 #[test]
-fn a_command_that_fails_or_an_app_that_stays_away_lets_the_requests_go() {
+fn a_failed_command_or_a_missing_app_releases_the_requests() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let (mut running, mut held) = (proxy.client(), proxy.client());
@@ -94,7 +94,7 @@ fn a_drain_that_begins_meanwhile_goes_on() {
 }
 
 #[test]
-fn ctrl_c_lets_the_requests_go() {
+fn ctrl_c_releases_the_requests() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let (mut running, mut held) = (proxy.client(), proxy.client());

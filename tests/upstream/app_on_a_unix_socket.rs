@@ -95,7 +95,7 @@ fn a_probes_answer_is_bounded_and_an_app_that_is_down_is_a_502() {
 
 /// lameduck's own liveness probe and its hooks use the same port.
 #[test]
-fn probes_of_an_app_that_does_not_answer_keep_nobody_else_waiting() {
+fn probes_of_an_app_that_hangs_delay_no_other_requests() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--app-probe", "/wait"]);
     let mut probes: Vec<_> = (0..300).map(|_| Client::connect(proxy.probe)).collect();

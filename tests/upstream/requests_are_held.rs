@@ -90,7 +90,7 @@ fn a_drain_ends_a_hold_and_a_hold_does_not_end_a_drain() {
 }
 
 #[test]
-fn websockets_are_told_to_go_or_stay_and_are_not_waited_for() {
+fn websockets_end_or_stay_and_delay_no_hold() {
     let app = Node::chat();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let mut socket = WebSocket::open(proxy.listen, "/chat?name=ada");
@@ -114,7 +114,7 @@ fn websockets_are_told_to_go_or_stay_and_are_not_waited_for() {
 
 /// A held `--tcp` connection is not a kept stream, so it must not be counted in place of a running request.
 #[test]
-fn a_held_tcp_connection_makes_no_hold_idle_that_keeps_streams() {
+fn a_held_tcp_connection_does_not_count_as_a_kept_stream() {
     let app = Node::held();
     let route = format!("127.0.0.1:0={}", app.addr);
     let proxy = Lameduck::proxy(app.addr, &["--tcp", &route]);

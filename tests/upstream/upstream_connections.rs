@@ -45,7 +45,7 @@ fn a_connection_is_used_again() {
 }
 
 #[test]
-fn a_resting_connection_is_closed_before_the_app_would() {
+fn an_idle_connection_is_closed_before_the_app_would() {
     let cases = [
         ("", 3000, 4900),
         ("Keep-Alive: timeout=5, max=9\r\n", 3000, 4900),
@@ -95,7 +95,7 @@ fn an_http_1_0_app_keeps_its_connection_only_if_it_says_so() {
 }
 
 #[test]
-fn a_connection_that_the_app_closed_while_it_rested_hurts_nobody() {
+fn a_connection_that_the_app_closed_while_idle_fails_no_request() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &["--threads", "1"]);
     let mut client = proxy.client();
@@ -169,7 +169,7 @@ fn a_body_that_came_in_parts_is_sent_once_more_as_a_whole() {
 }
 
 #[test]
-fn what_could_be_done_twice_is_never_sent_twice() {
+fn an_unsafe_request_is_never_sent_twice() {
     for (request, before) in [
         ("POST /again HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", ""),
         ("PATCH /again HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", ""),

@@ -187,7 +187,7 @@ fn every_replica_is_accepted_at_every_moment() {
 }
 
 #[test]
-fn a_secret_that_was_emptied_costs_nobody_his_certificate() {
+fn an_emptied_secret_costs_no_replica_its_certificate() {
     for seed in 100..102 {
         simulate(seed, 150, true);
     }
@@ -250,7 +250,7 @@ fn a_leaf_is_renewed_in_time_by_the_same_ca() {
 }
 
 #[test]
-fn a_bundle_that_somebody_changed_is_put_right() {
+fn a_changed_bundle_is_corrected() {
     let (mut kept, mut bundles) = (StoredCerts::default(), vec![Vec::new(); 2]);
     settle(START, &mut kept, &mut bundles);
     let right = bundles.clone();

@@ -146,7 +146,7 @@ fn called_again_the_token_stays_and_nothing_changes() {
 }
 
 #[test]
-fn a_pod_that_another_webhook_changed_meanwhile_is_put_right_with_its_old_token() {
+fn a_pod_that_another_webhook_changed_is_corrected_with_its_old_token() {
     let mut asked = deployment();
     asked["request"]["object"] = patched(&asked, &ask(&asked));
     with_defaults(&mut asked["request"]["object"]);
@@ -185,7 +185,7 @@ fn a_pod_that_is_not_understood_is_allowed_with_a_warning_that_says_why() {
 }
 
 #[test]
-fn a_disabled_pod_is_allowed_without_a_word() {
+fn a_disabled_pod_is_allowed_without_a_warning() {
     for place in ["labels", "annotations"] {
         let mut asked = deployment();
         asked["request"]["object"]["metadata"][place] = json!({ INJECT: "disabled" });
@@ -228,7 +228,7 @@ fn a_warning_is_one_short_line() {
 }
 
 #[test]
-fn what_is_no_review_is_refused() {
+fn input_that_is_not_a_review_is_refused() {
     let mut beta = deployment();
     beta["apiVersion"] = json!("admission.k8s.io/v1beta1");
     let mut anonymous = deployment();
@@ -292,7 +292,7 @@ impl Random {
 }
 
 #[test]
-fn whatever_comes_is_answered_or_refused_and_never_panics() {
+fn any_input_is_answered_or_refused_without_a_panic() {
     let mut kinds = [0usize; 2];
     for seed in 0..4000 {
         let mut random = Random(seed);

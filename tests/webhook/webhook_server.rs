@@ -163,7 +163,7 @@ fn a_review_over_tls_is_answered_counted_and_logged() {
 }
 
 #[test]
-fn what_is_no_review_gets_the_status_that_says_so() {
+fn requests_that_are_not_reviews_get_the_matching_status() {
     let webhook = Webhook::start("refuses", &[]);
     let get = |path: &str| webhook.ask(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).0;
     assert_eq!((get("/mutate"), get("/")), (405, 404));
@@ -214,7 +214,7 @@ fn an_expired_certificate_is_not_ready() {
 }
 
 #[test]
-fn a_client_that_says_nothing_or_not_enough_is_let_go() {
+fn a_silent_or_slow_client_is_closed() {
     let webhook = Webhook::start("slow", &[]);
     let began = Instant::now();
     let mut silent = TcpStream::connect(webhook.addr).expect("a connection");
@@ -254,7 +254,7 @@ fn after_sigterm_new_reviews_are_served_for_the_lame_duck_and_running_ones_to_th
 }
 
 #[test]
-fn noise_on_the_port_harms_nobody() {
+fn noise_on_the_port_harms_no_other_client() {
     let webhook = Webhook::start("noise", &[]);
     let mut seed = 7u64;
     let mut noise = |length: usize| -> Vec<u8> {
