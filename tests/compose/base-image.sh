@@ -13,7 +13,7 @@ cd "$(dirname "$0")/../.."
 name=$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)
 target=x86_64-unknown-linux-musl
 sysroot=$(rustc --print sysroot)
-[ -d "$sysroot/lib/rustlib/$target" ] || { echo "rustup target add $target comes first" >&2; exit 1; }
+[ -d "$sysroot/lib/rustlib/$target" ] || { echo "run this first: rustup target add $target" >&2; exit 1; }
 
 quick=
 [ "${1:-}" != --quick ] || quick="CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=256"
@@ -21,7 +21,7 @@ quick=
 # An existing image with the same content is kept, so that docker's cached layers on top of it stay valid.
 of=$({ rustc --version; echo "$quick"; cat Cargo.lock "$0"; } | sha256sum | cut -c1-64)
 if [ "$(docker image inspect -f '{{index .Config.Labels "of"}}' "$name" 2>/dev/null)" = "$of" ]; then
-  echo "$name is there"
+  echo "$name is up to date"
   exit
 fi
 

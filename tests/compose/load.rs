@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// Time limit for the load to end after it was told to: the longest request, plus the time it may be held.
+/// Time limit for the load to end after its input is closed: the longest request, plus the time it may be held.
 const TAIL: Duration = Duration::from_secs(120);
 /// Number of clients of each kind, 60 in all. For cases in which new requests wait for running ones: the longest
 /// request is a stream of 10 s.

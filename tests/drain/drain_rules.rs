@@ -144,7 +144,7 @@ fn idle_connections_close_only_while_nothing_runs_and_once_each_time() {
     let mut rig = Rig::new(Sidecar::Native);
     rig.at(0, Begin(Hook));
     rig.at(5_000, Tick);
-    // (running, listening, connections) → told to close
+    // (running, listening, connections) → whether idle connections are closed
     for (n, (running, listening, connections, told)) in [
         (1, false, 2, false),
         (0, true, 2, false),

@@ -1,5 +1,5 @@
 //! The lame-duck phase lasts until no new connections arrive, however busy kept-alive ones were before: those get
-//! `Connection: close` and say nothing about what a load balancer knows.
+//! `Connection: close`, and do not show whether a load balancer still sends new connections.
 
 use crate::common;
 

@@ -13,7 +13,7 @@ fn engine_io(more: &str) -> String {
     format!("/socket.io/?EIO=4&transport=polling&t=PQ1x{more}")
 }
 
-/// Begins a session over a connection of its own, and returns its id.
+/// Begins a session on a new connection, and returns its id.
 fn begin(proxy: &Lameduck) -> String {
     let open = Client::ask(proxy.listen, &engine_io("")).text();
     let open: serde_json::Value =

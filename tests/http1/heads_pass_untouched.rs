@@ -226,7 +226,7 @@ fn an_http_1_0_client_that_asks_for_it_keeps_its_connection() {
         client.send("GET /headers HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n");
         client.until("\r\n\r\n");
         let (rest, _) = client.read_to_end();
-        assert!(!rest.is_empty(), "a body whose length is not told ends the connection");
+        assert!(!rest.is_empty(), "a body of unknown length ends with the connection");
         client = proxy.client();
     }
     for _ in 0..2 {

@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::cluster::inside;
 use super::images::{scratch, target_dir};
 
-/// Time limit for the load to end after it was told to: the longest request, plus the time it may be held.
+/// Time limit for the load to end after its input is closed: the longest request, plus the time it may be held.
 const TAIL: Duration = Duration::from_secs(150);
 
 /// The running load client.

@@ -1,4 +1,4 @@
-//! `lameduck run` and the app's port: taken by another process, unknown to the app, and how errors say where to look.
+//! `lameduck run` and the app's port: another process takes it, the app ignores it, and errors name the port to use.
 
 use crate::common;
 

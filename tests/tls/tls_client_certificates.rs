@@ -72,7 +72,7 @@ fn a_client_without_a_valid_certificate_is_refused() {
             let refused = connect(&authority, addr, version, own)
                 .and_then(|mut secure| secure.try_fill().map(|()| panic!("answered")));
             let why = refused.unwrap_err();
-            assert!(why.contains("fatal alert"), "the client is told why: {why}");
+            assert!(why.contains("fatal alert"), "the client must get an alert: {why}");
         }
     }
     assert!(app.asked_within(common::MOMENT).is_none());

@@ -68,7 +68,7 @@ fn an_app_that_kept_connections_and_begins_to_close_them_is_going_and_clients_ar
     asked.send(CLOSED);
     assert!(client.answer().head.has("connection", "close"));
     client.expect_fin();
-    assert!(told(&app, &proxy, CLOSED), "every client is told");
+    assert!(told(&app, &proxy, CLOSED), "every client gets `close`");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn an_http2_client_is_told_by_goaway() {
     raw.frame(HEADERS, 5, 3, &block("/", &[]));
     asked.next();
     asked.send(CLOSED);
-    let goaway = raw.wait(GOAWAY).expect("the client is told");
+    let goaway = raw.wait(GOAWAY).expect("the client gets a GOAWAY");
     assert_eq!(goaway.code(), 0);
 }
 
@@ -105,7 +105,7 @@ fn the_goaway_of_an_app_that_speaks_http2_is_the_same() {
     raw.frame(HEADERS, 5, 1, &block("/first", &[]));
     assert!(raw.wait(HEADERS).is_some());
     raw.frame(HEADERS, 5, 3, &block("/t.T/Away", &[]));
-    assert_eq!(raw.wait(GOAWAY).expect("the client is told").code(), 0);
+    assert_eq!(raw.wait(GOAWAY).expect("the client gets a GOAWAY").code(), 0);
 }
 
 #[test]
