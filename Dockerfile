@@ -1,11 +1,11 @@
 # A static binary in an empty image: docker build -t lameduck .
 #
-# rust-toolchain.toml is left out of the build on purpose: the image is the toolchain.
-# Where there is no registry, tests/compose/base-image.sh makes a stand-in for it.
+# rust-toolchain.toml is left out on purpose: the base image contains the toolchain.
+# Without a registry, tests/compose/base-image.sh builds a stand-in for the base image.
 FROM rust:1.95-alpine AS build
 WORKDIR /build
 
-# What we depend on, built once for as long as Cargo.lock stays the same.
+# Builds the dependencies in their own layer, which is reused until Cargo.lock changes.
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY shim shim
 RUN mkdir -p src benches/compare \
@@ -14,7 +14,8 @@ RUN mkdir -p src benches/compare \
  && cargo build --release --locked
 
 COPY src src
-# Else cargo takes the empty program of above for the newer one. `install` finds it wherever it was built to.
+# Without `touch`, cargo would consider the empty program above up to date. `cargo install` finds the program for any
+# target directory layout.
 RUN touch src/main.rs src/lib.rs \
  && cargo install --locked --path . --root /out --target-dir target \
  && mkdir -p -m 0700 /out/run/lameduck
@@ -25,7 +26,7 @@ LABEL org.opencontainers.image.title="lameduck" \
       org.opencontainers.image.licenses="MIT"
 COPY --from=build --chown=65532:65532 /out/run/lameduck /run/lameduck
 COPY --from=build /out/bin/lameduck /lameduck
-# With a read-only root /run/lameduck can't hold the control socket; /dev/shm can.
+# With a read-only root file system, the control socket can't be in /run/lameduck, but in /dev/shm.
 ENV XDG_RUNTIME_DIR=/dev/shm
 USER 65532:65532
 EXPOSE 4880 4881

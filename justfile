@@ -1,4 +1,4 @@
-# `just` lists these recipes; each is one command that can be typed as well.
+# `just` lists these recipes. Each is one command that you can also run directly.
 
 default:
     @just --list

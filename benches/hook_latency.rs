@@ -97,8 +97,8 @@ fn drain_once(scratch: &Scratch, run: usize) -> Result<f64> {
     Ok((late - early) * 1e3)
 }
 
-/// Serves one request and holds back the last byte until told. Connections without a request (readiness checks) are
-/// dropped.
+/// Serves one request and holds back the last byte until signalled. Drops connections without a request (readiness
+/// checks).
 fn slow_app(app: &TcpListener, asked: &Sender<()>, may_finish: &Receiver<()>) {
     for stream in app.incoming() {
         let Ok(mut stream) = stream else { return };

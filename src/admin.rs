@@ -84,7 +84,7 @@ fn no_route(routes: &[(&str, &'static str)], path: &str) -> Answer {
     }
     let method = |methods: &'static str| methods.split(',').next().unwrap_or_default();
     let list: Vec<_> = routes.iter().map(|(route, methods)| format!("{} {route}", method(methods))).collect();
-    text(StatusCode::NOT_FOUND, &format!("there are {}", list.join(", ")))
+    text(StatusCode::NOT_FOUND, &format!("not found; the routes are {}", list.join(", ")))
 }
 
 impl Admin {
@@ -92,12 +92,15 @@ impl Admin {
         match which {
             AdminListener::Probe { token } => self.probe(token.as_deref(), ask).await,
             AdminListener::ControlTcp if !from_this_machine(ask.headers()) => {
-                text(StatusCode::FORBIDDEN, "control responds only to a loopback Host, and not to web pages")
+                text(StatusCode::FORBIDDEN, "the control port accepts only a loopback Host, and no web pages")
             }
             // Protects against requests forged through an app that can be made to POST to any address: it can't set
             // this header.
             AdminListener::ControlTcp if !ask.method().is_safe() && !ask.headers().contains_key(CONTROL) => {
-                text(StatusCode::FORBIDDEN, "by TCP a change needs the header Lameduck-Control, of any value")
+                text(
+                    StatusCode::FORBIDDEN,
+                    "changes over TCP need the header Lameduck-Control, with any value",
+                )
             }
             AdminListener::ControlSocket | AdminListener::ControlTcp => self.control(ask).await,
         }
@@ -183,7 +186,9 @@ impl Admin {
             Ok([None | Some("")]) => Trigger::Hook,
             Ok([Some("app")]) => Trigger::AppHook,
             Ok([Some("sidecar")]) => Trigger::SidecarHook,
-            Ok([Some(_)]) => return text(StatusCode::BAD_REQUEST, "hook is app or sidecar, or left out"),
+            Ok([Some(_)]) => {
+                return text(StatusCode::BAD_REQUEST, "hook must be app or sidecar, or be omitted");
+            }
             Err(why) => return text(StatusCode::BAD_REQUEST, &why),
         };
         ended(self.control.drain(trigger).await)
@@ -195,11 +200,16 @@ impl Admin {
             Err(why) => return text(StatusCode::BAD_REQUEST, &why),
         };
         let Some(most) = time(most.unwrap_or("60s")) else {
-            return text(StatusCode::BAD_REQUEST, "max is a time over 0, as in 60s");
+            return text(StatusCode::BAD_REQUEST, "max must be a time over 0, such as 60s");
         };
         let (keep, wait) = match (streams.unwrap_or("end"), wait.unwrap_or("true")) {
             (streams @ ("keep" | "end"), wait @ ("true" | "false")) => (streams == "keep", wait == "true"),
-            _ => return text(StatusCode::BAD_REQUEST, "streams is keep or end, wait is true or false"),
+            _ => {
+                return text(
+                    StatusCode::BAD_REQUEST,
+                    "streams must be keep or end, wait must be true or false",
+                );
+            }
         };
         let outcome = match self.control.hold(most, keep, wait).await {
             HoldAnswer::Begun => "holding",
@@ -220,7 +230,7 @@ impl Admin {
             Err(why) => return text(StatusCode::BAD_REQUEST, &why),
         };
         let Some(timeout) = time(timeout.unwrap_or("30s")) else {
-            return text(StatusCode::BAD_REQUEST, "timeout is a time over 0, as in 30s");
+            return text(StatusCode::BAD_REQUEST, "timeout must be a time over 0, such as 30s");
         };
         match self.control.switch(to, timeout, wait != Some("false")).await {
             Ok(()) => json(StatusCode::OK, &json!({ "outcome": "switched" })),
@@ -232,7 +242,7 @@ impl Admin {
         match parameters(ask, ["only"]) {
             Ok([None]) => self.control.resume().await,
             Ok([Some("hold")]) => self.control.release(),
-            Ok(_) => return text(StatusCode::BAD_REQUEST, "only is hold"),
+            Ok(_) => return text(StatusCode::BAD_REQUEST, "only must be hold"),
             Err(why) => return text(StatusCode::BAD_REQUEST, &why),
         }
         json(StatusCode::OK, &json!({ "outcome": "resumed" }))
@@ -247,10 +257,12 @@ impl Admin {
             (None, ..) => {}
             // The app's container can't use the socket and has no token, but it is in this pod.
             (Some("app"), None, None) => return ended(self.control.drain(Trigger::AppHook).await),
-            (Some(_), ..) => return text(StatusCode::BAD_REQUEST, "hook is app, without other parameters"),
+            (Some(_), ..) => {
+                return text(StatusCode::BAD_REQUEST, "hook must be app, without other parameters");
+            }
         }
         let timeout = match timeout.map(time) {
-            Some(None) => return text(StatusCode::BAD_REQUEST, "timeout is a time over 0, as in 30s"),
+            Some(None) => return text(StatusCode::BAD_REQUEST, "timeout must be a time over 0, such as 30s"),
             Some(some) => some,
             None => None,
         };
@@ -262,7 +274,7 @@ impl Admin {
                 tokio::spawn(async move { control.drain(trigger).await });
                 json(StatusCode::ACCEPTED, &json!({ "outcome": "begun" }))
             }
-            Some(_) => text(StatusCode::BAD_REQUEST, "wait is true or false"),
+            Some(_) => text(StatusCode::BAD_REQUEST, "wait must be true or false"),
         }
     }
 }
@@ -308,7 +320,7 @@ fn parameters<'a, const N: usize>(ask: &'a Ask, names: [&str; N]) -> Result<[Opt
     for pair in ask.uri().query().unwrap_or_default().split('&').filter(|pair| !pair.is_empty()) {
         let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
         let known = names.iter().position(|known| *known == name);
-        let n = known.ok_or_else(|| format!("unknown parameter; there is {}", names.join(", ")))?;
+        let n = known.ok_or_else(|| format!("unknown parameter; the parameters are {}", names.join(", ")))?;
         values[n] = Some(value);
     }
     Ok(values)

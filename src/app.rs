@@ -73,13 +73,13 @@ pub fn webhook(settings: WebhookSettings, log: LogSettings) -> u8 {
         let mut served = std::pin::pin!(webhook::run(settings, go.notified()));
         tokio::select! {
             ended = &mut served => return ended.map(|()| 0),
-            signal = signals.next() => tracing::info!(signal, "asked to go"),
+            signal = signals.next() => tracing::info!(signal, "shutdown requested"),
         }
         go.notify_one();
         tokio::select! {
             ended = &mut served => ended.map(|()| 0),
             signal = signals.next() => {
-                tracing::warn!(signal, "asked to go at once");
+                tracing::warn!(signal, "immediate shutdown requested");
                 Ok(CUT)
             }
         }
@@ -140,7 +140,7 @@ impl BoundProxy {
         let tls = tls.map_err(|error| cannot("begin TLS", &error))?.map(Arc::new);
         if settings.upstream_ca.is_some() || matches!(settings.upstream, UpstreamAddr::Tls { .. }) {
             let trust = tls::client::trust(settings.upstream_ca.as_deref());
-            trust.map_err(|error| cannot("trust the app by TLS", &error))?;
+            trust.map_err(|error| cannot("set up TLS to the app", &error))?;
         }
         let http = settings.listen.iter().map(|addr| (*addr, "--listen", Service::Http));
         let https = settings.tls.iter().flat_map(|tls| &tls.listen);
@@ -167,7 +167,7 @@ impl BoundProxy {
         let Self { mut settings, listeners, tls, admin } = self;
         let mut signals = match Signals::new() {
             Ok(signals) => signals,
-            Err(error) => return cannot("take signals over", &error),
+            Err(error) => return cannot("handle signals", &error),
         };
         log_addresses(&settings, &listeners, &admin);
         let shares = share_files(&mut settings);
@@ -180,7 +180,7 @@ impl BoundProxy {
             tokio::spawn(tls.watch());
         }
         if let Some(chosen) = shared.settings.switched.as_deref().and_then(switch::remembered) {
-            tracing::info!(upstream = %chosen, "a switch before this start outranks --upstream");
+            tracing::info!(upstream = %chosen, "an earlier `lameduck switch` overrides --upstream");
             shared.upstream.switch(chosen, &[]);
         }
         look_up(&shared);
@@ -214,7 +214,7 @@ impl BoundProxy {
                     let code = drain_by_signals(&control, &mut signals).await;
                     tokio::select! {
                         () = linger(&shared, linger_most(&shared, &control)) => {}
-                        signal = signals.next() => tracing::warn!(signal, "asked to go at once"),
+                        signal = signals.next() => tracing::warn!(signal, "immediate shutdown requested"),
                     }
                     code
                 }
@@ -250,7 +250,7 @@ fn look_up(shared: &Shared) {
 /// The first signal begins a drain, the second forces its end. Returns once a signal came and the drain is over.
 async fn drain_by_signals(control: &Control, signals: &mut Signals) -> u8 {
     let signal = signals.next().await;
-    tracing::info!(signal, "asked to go");
+    tracing::info!(signal, "shutdown requested");
     drain_now(control, signals).await
 }
 
@@ -269,7 +269,7 @@ async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
                 }
             },
             signal = signals.next() => {
-                tracing::warn!(signal, "asked to go at once");
+                tracing::warn!(signal, "immediate shutdown requested");
                 control.force();
             }
             () = control.exit() => {

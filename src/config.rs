@@ -162,7 +162,7 @@ impl FromStr for AppProbe {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let path = is_target(text).then(|| Self(text.to_owned()));
-        path.ok_or_else(|| format!("'{text}' is no path that begins with /"))
+        path.ok_or_else(|| format!("'{text}' is not a path that begins with /"))
     }
 }
 
@@ -230,7 +230,7 @@ impl DrainSettings {
             return Ok(());
         }
         Err(format!(
-            "--grace {} leaves no time for running work: it must be over --reserve {} plus --lame-duck {}; \
+            "--grace {} leaves no time for running work: it must exceed --reserve {} plus --lame-duck {}; \
              raise --grace (and the pod's terminationGracePeriodSeconds) or lower the others",
             humantime::format_duration(self.grace),
             humantime::format_duration(self.reserve),
@@ -305,7 +305,7 @@ impl FromStr for WarmUp {
     fn from_str(text: &str) -> Result<Self, String> {
         let (method, path) = text.split_once(' ').unwrap_or(("GET", text));
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) || !is_target(path) {
-            return Err(format!("'{text}' is no warm-up request: write 'GET /path'"));
+            return Err(format!("'{text}' is not a warm-up request: write 'GET /path'"));
         }
         Ok(Self { method: method.to_owned(), path: path.to_owned() })
     }

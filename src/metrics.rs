@@ -178,7 +178,7 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
     let mut families = vec![
         counters(
             "lameduck_requests_total",
-            "Requests by the answer's status class; none for --tcp connections.",
+            "Requests by status class of the response, without --tcp connections.",
             &by_code,
         ),
         counters(
@@ -188,7 +188,7 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
         ),
         counters(
             "lameduck_health_checks_total",
-            "Those of the requests that were health checks, by how they ended.",
+            "Health checks among the requests, by how they ended.",
             &by_end(&|way| checks[way]),
         ),
         durations(shards),
@@ -204,8 +204,12 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
             "Connections made to the app.",
             sum(&|shard| &shard.connects),
         ),
-        counter("lameduck_upstream_retries_total", "Requests sent once more.", sum(&|shard| &shard.retries)),
-        counters("lameduck_drains_total", "Drains that ended.", &drains),
+        counter(
+            "lameduck_upstream_retries_total",
+            "Requests to the app that were sent again.",
+            sum(&|shard| &shard.retries),
+        ),
+        counters("lameduck_drains_total", "Completed drains by verdict.", &drains),
         counter("lameduck_access_log_dropped_total", "Access log lines dropped.", now.log_dropped),
         gauge(
             "lameduck_in_flight",
@@ -229,7 +233,7 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
         families.push(family("lameduck_port_bypassed", help, MetricType::GAUGE, ports));
     }
     if let Some(seconds) = now.last_drain {
-        families.push(gauge("lameduck_last_drain_seconds", "How long the last drain took.", seconds));
+        families.push(gauge("lameduck_last_drain_seconds", "Duration of the last drain.", seconds));
     }
     text(&families)
 }
@@ -276,7 +280,7 @@ fn durations(shards: &[std::sync::Arc<Shard>]) -> MetricFamily {
     let counts: Vec<_> =
         (0..=BOUNDS_MS.len()).map(|at| sum(&|shard| shard.durations[at].load(Ordering::Relaxed))).collect();
     let us = sum(&|shard| shard.duration_us.load(Ordering::Relaxed));
-    let help = "From a request's first byte to the last byte of its answer.";
+    let help = "Time from a request's first byte to the last byte of its response.";
     histogram("lameduck_request_duration_seconds", help, &BOUNDS_MS, &counts, us)
 }
 

@@ -69,7 +69,7 @@ impl fmt::Display for Reason {
         match self {
             Self::AppDown => f.write_str("the app does not answer"),
             Self::WarmingUp => f.write_str("warm-up is not done"),
-            Self::AppRestarting => f.write_str("the app restarts; requests are held"),
+            Self::AppRestarting => f.write_str("the app is restarting; requests are held"),
             Self::LameDuck(Some(Trigger::Operator { .. })) => f.write_str("an operator began a drain"),
             Self::LameDuck(Some(Trigger::Signal)) => f.write_str("a signal began a drain"),
             Self::LameDuck(_) => f.write_str("a drain began"),
@@ -216,7 +216,10 @@ mod tests {
         assert_eq!(reasons(&Inputs { app_up: false, ..SERVING }), ["the app does not answer"]);
         assert_eq!(reasons(&Inputs { warmed_up: false, ..SERVING }), ["warm-up is not done"]);
         let restarting = Inputs { restarting: true, app_up: false, ..SERVING };
-        assert_eq!(reasons(&restarting), ["the app restarts; requests are held", "the app does not answer"]);
+        assert_eq!(
+            reasons(&restarting),
+            ["the app is restarting; requests are held", "the app does not answer"]
+        );
     }
 
     #[test]

@@ -80,7 +80,7 @@ impl Signals {
                 self.first.get_or_insert(Signal::TERM);
                 return name;
             }
-            tracing::info!(signal = name, "ignored a signal that asks for nothing here");
+            tracing::info!(signal = name, "ignored a signal");
         }
     }
 }

@@ -52,7 +52,7 @@ fn parse_kind(text: &str) -> Result<(Kind, u32), String> {
     let kind = Kind::ALL.into_iter().find(|kind| kind.name() == name);
     let names = || Kind::ALL.map(Kind::name).join(", ");
     let kind = kind.ok_or_else(|| format!("no kind '{name}'; there are {}", names()))?;
-    Ok((kind, count.parse().map_err(|_| format!("'{count}' is no number of clients"))?))
+    Ok((kind, count.parse().map_err(|_| format!("'{count}' is not a number of clients"))?))
 }
 
 fn main() -> ExitCode {

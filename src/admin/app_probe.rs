@@ -54,7 +54,7 @@ impl Admin {
             return text(StatusCode::BAD_REQUEST, "not a target");
         };
         let Ok(_place) = PERMITS.try_acquire() else {
-            return text(StatusCode::SERVICE_UNAVAILABLE, "too many probes wait for the app");
+            return text(StatusCode::SERVICE_UNAVAILABLE, "too many probes are waiting for the app");
         };
         let upstream = self.control.upstream();
         let asked = readiness::ask(&upstream, request, |from_app| async {

@@ -46,7 +46,7 @@ pub(super) fn bind(places: &ControlPlaces, elsewhere: bool) -> io::Result<Contro
                     };
                     if !expected {
                         let why: Vec<_> = refused.iter().map(ToString::to_string).collect();
-                        tracing::warn!(control = %at, "the control socket is elsewhere: {}", why.join("; "));
+                        tracing::warn!(control = %at, "using another control socket: {}", why.join("; "));
                     }
                     return Ok(socket);
                 }
@@ -69,7 +69,7 @@ pub(super) fn bind(places: &ControlPlaces, elsewhere: bool) -> io::Result<Contro
 fn last(mut refused: Vec<io::Error>) -> io::Error {
     refused
         .pop()
-        .unwrap_or_else(|| io::Error::new(ErrorKind::NotFound, "there is no place for a control socket"))
+        .unwrap_or_else(|| io::Error::new(ErrorKind::NotFound, "no usable path for a control socket"))
 }
 
 fn bind_at(at: &ControlAddr, own: bool) -> io::Result<ControlSocket> {
@@ -143,7 +143,7 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
 /// Removes the socket file of a dead process; a socket that accepts connections is an error.
 fn remove_stale(path: &Path, addr: &SockAddr) -> io::Result<()> {
     if !fs::symlink_metadata(path)?.file_type().is_socket() {
-        return Err(io::Error::new(ErrorKind::AlreadyExists, "there is a file, and it is no socket"));
+        return Err(io::Error::new(ErrorKind::AlreadyExists, "the file exists and is not a socket"));
     }
     let caller = Socket::new(Domain::UNIX, Type::STREAM, None)?;
     // With a full accept queue connect would block; it fails instead, with another error than "refused".
@@ -152,7 +152,7 @@ fn remove_stale(path: &Path, addr: &SockAddr) -> io::Result<()> {
         Err(why) if why.kind() == ErrorKind::ConnectionRefused => fs::remove_file(path),
         Err(why) if why.kind() == ErrorKind::PermissionDenied => Err(why),
         Ok(()) | Err(_) => {
-            Err(io::Error::new(ErrorKind::AddrInUse, "another lameduck runs with this control socket"))
+            Err(io::Error::new(ErrorKind::AddrInUse, "another lameduck uses this control socket"))
         }
     }
 }
@@ -185,8 +185,8 @@ fn identity(path: &Path) -> io::Result<(u64, u64)> {
 /// Adds to the error what was tried and what would help.
 pub(super) fn explain(what: &str, why: &io::Error) -> io::Error {
     let help = match why.kind() {
-        ErrorKind::AddrInUse => ": give another one",
-        ErrorKind::PermissionDenied => ": give one that this user may use",
+        ErrorKind::AddrInUse => ": use another one",
+        ErrorKind::PermissionDenied => ": use one that this user has access to",
         _ => "",
     };
     io::Error::new(why.kind(), format!("{what}: {why}{help}"))

@@ -67,7 +67,7 @@ fn bind_elsewhere(addr: SocketAddr, settings: &Settings, why: &io::Error) -> Opt
             return Some(listener);
         }
     }
-    tracing::warn!("{why}; this listener is left out");
+    tracing::warn!("{why}; this listener is disabled");
     None
 }
 

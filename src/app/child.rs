@@ -97,7 +97,7 @@ impl Life<'_> {
         let Some(port) = self.command.port.is_none().then(free_port).and_then(Result::ok) else {
             return false;
         };
-        tracing::warn!(taken = self.port(), port, "somebody else took the app's port: it gets another one");
+        tracing::warn!(taken = self.port(), port, "another process took the app's port; trying another port");
         self.shared.upstream.be_at(UpstreamAddr::Tcp { host: "localhost".to_owned(), port });
         true
     }
@@ -125,7 +125,7 @@ impl Life<'_> {
                     }
                 },
                 signal = self.signals.next() => {
-                    tracing::info!(signal, "asked to go before the app listens");
+                    tracing::info!(signal, "shutdown requested before the app listens");
                     serve.take().map_or(Ok(()), |serve| serve().map_err(Some))?;
                     // Waiting clients are served if the app listens before the deadline. Without any, the drain does
                     // not wait.
@@ -157,10 +157,10 @@ impl Life<'_> {
     async fn exited_by_itself(&mut self, app: &App, code: u8) -> u8 {
         let reserve = self.shared.settings.drain.reserve;
         if app.has_terminal() {
-            tracing::info!(code, "the app ended in its terminal");
+            tracing::info!(code, "the app exited while it had the terminal");
         } else if code == BY_SIGTERM || code == 0 && self.signals.first().is_some() {
             warn_of_a_stray_signal();
-            tracing::info!(code, "the app exited before its turn");
+            tracing::info!(code, "the app exited before the drain was over");
         } else {
             tracing::error!(code, "the app exited by itself");
         }
@@ -191,10 +191,10 @@ async fn asked_once_more(signals: &mut Signals, app: &App) {
     let known = signals.first().is_none() && app.has_exited();
     if known {
         let signal = signals.next().await;
-        tracing::info!(signal, "asked to go");
+        tracing::info!(signal, "shutdown requested");
     }
     let signal = signals.next().await;
-    tracing::warn!(signal, "asked to go at once");
+    tracing::warn!(signal, "immediate shutdown requested");
 }
 
 /// Warns if the app closes its port while we drain: it was sent a signal as well as us. Returns after that, or once the
@@ -217,8 +217,8 @@ async fn tell_of_a_stray_signal(app: &App, control: &Control) {
 
 fn warn_of_a_stray_signal() {
     tracing::warn!(
-        "the app got a SIGTERM that was not ours, so it ends while it is still needed: let only lameduck be sent it, \
-         as by KillMode=mixed in a systemd unit"
+        "the app got a SIGTERM that lameduck did not send, so it exits while it is still needed: send signals to \
+        lameduck only, for example with KillMode=mixed in a systemd unit"
     );
 }
 

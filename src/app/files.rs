@@ -12,8 +12,9 @@ pub fn share_files(settings: &mut Settings) -> Shares {
     let shares = descriptors::divide(limit, descriptors::open(), settings.threads as u64);
     let (wanted, most) = (settings.limits.max_connections, descriptors::most_of_one_side(shares.data));
     if most < wanted {
-        let why =
-            format!("--max-connections is {wanted}, but this process may not open so many files (ulimit -n)");
+        let why = format!(
+            "--max-connections is {wanted}, which exceeds this process's limit on open files (ulimit -n)"
+        );
         match most < FEW_CONNECTIONS {
             true => tracing::warn!(open_files = limit, max_connections = most, "{why}"),
             false => tracing::info!(open_files = limit, max_connections = most, "{why}"),

@@ -24,7 +24,7 @@ use crate::config::{
 const EXIT_CODES: &str = "\
 Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
   proxy, drain: 3 = drained, but something was cut
-  swap:   130 = interrupted; the held requests went on
+  swap:   130 = interrupted; the held requests were released
   status: 1 = not ready, with --ready
   run:    the app's own code (128 + N when signal N ended it)
   webhook: 3 = a second signal came before the last review was done

@@ -104,7 +104,7 @@ impl FileArgs {
     pub fn request(self, task: Task) -> Result<FileTask, String> {
         let stdin = self.inputs.iter().filter(|path| *path == Path::new("-")).count();
         if stdin > 1 || (stdin == 1 && self.in_place) {
-            return Err("- (stdin) can be read once, and not changed in place".to_owned());
+            return Err("- (stdin) can be read only once, and not edited in place".to_owned());
         }
         let output = match self {
             Self { diff: true, .. } => Output::Diff,

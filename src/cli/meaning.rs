@@ -122,7 +122,7 @@ fn after_drain(
     match request {
         Some(request) => Ok(Some(AfterDrain { headers, ..request })),
         None if headers.is_empty() => Ok(None),
-        None => Err("--after-drain-header belongs to --after-drain: give that too".to_owned()),
+        None => Err("--after-drain-header needs --after-drain".to_owned()),
     }
 }
 
@@ -133,7 +133,7 @@ fn run(args: RunArgs, around: &Surroundings) -> Result<Command, String> {
             Ok(port @ 1..) => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
             Ok(0) | Err(_) => {
                 return Err(format!(
-                    "PORT is '{port}', which is no port: set it to a number, or give --listen"
+                    "PORT is '{port}', which is not a port: set it to a number, or use --listen"
                 ));
             }
         },
@@ -205,7 +205,7 @@ fn settings(
 /// The TLS settings; `None` without `--tls-listen`, in which case the related flags are errors.
 fn tls_settings(args: TlsArgs) -> Result<Option<TlsSettings>, String> {
     if args.tls_client_auth.is_some() && args.tls_client_ca.is_none() {
-        return Err("--tls-client-auth belongs to --tls-client-ca: give that too".to_owned());
+        return Err("--tls-client-auth needs --tls-client-ca".to_owned());
     }
     match (args.tls_listen.is_empty(), args.tls_dir) {
         (false, Some(dir)) => Ok(Some(TlsSettings {
@@ -217,14 +217,14 @@ fn tls_settings(args: TlsArgs) -> Result<Option<TlsSettings>, String> {
         })),
         (false, None) => Err("--tls-listen needs --tls-dir, the folder of tls.crt and tls.key".to_owned()),
         (true, None) if args.tls_client_ca.is_none() => Ok(None),
-        (true, _) => Err("--tls-dir and --tls-client-ca belong to --tls-listen: give that too".to_owned()),
+        (true, _) => Err("--tls-dir and --tls-client-ca need --tls-listen".to_owned()),
     }
 }
 
 /// Sets the name that the app's certificate must be valid for, in place of the host of `--upstream`.
 fn set_certificate_name(upstream: &mut UpstreamAddr, wanted: String) -> Result<(), String> {
     let UpstreamAddr::Tls { name, .. } = upstream else {
-        return Err("--upstream-name is for an app with https:// in --upstream".to_owned());
+        return Err("--upstream-name needs https:// in --upstream".to_owned());
     };
     ServerName::try_from(wanted.as_str()).map_err(|why| format!("--upstream-name '{wanted}': {why}"))?;
     *name = wanted;
@@ -237,7 +237,7 @@ fn check_protocol(settings: &Settings) -> Result<(), String> {
     let asked = ready.check != ReadyCheck::Connect || !ready.warm_up.is_empty();
     if asked && settings.upstream_protocol == UpstreamProtocol::Http2 {
         return Err(
-            "--ready-check PATH and --warm-up ask by HTTP/1.1, which --upstream-protocol http2 rules out"
+            "--ready-check PATH and --warm-up use HTTP/1.1, which --upstream-protocol http2 excludes"
                 .to_owned(),
         );
     }
@@ -248,12 +248,12 @@ fn check_protocol(settings: &Settings) -> Result<(), String> {
 /// this proxy itself.
 fn check_addresses(settings: &Settings) -> Result<(), String> {
     if let Some(ControlAddr::Tcp(addr)) = settings.control.given {
-        return Err(format!("--control {addr} is no socket's path: give the address to --control-listen"));
+        return Err(format!("--control {addr} is not a socket path: use --control-listen for an address"));
     }
     let ours: Vec<_> = settings.own_addresses().collect();
     for (n, (flag, addr)) in ours.iter().enumerate() {
         if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| overlap(*earlier, *addr)) {
-            return Err(format!("{flag} {addr} is taken by {other} already: give it another port"));
+            return Err(format!("{flag} {addr} is already used by {other}: use another port"));
         }
     }
     let upstreams = settings.tcp.iter().map(|route| &route.upstream);
@@ -271,7 +271,7 @@ fn check_upstream(upstream: &UpstreamAddr, ours: &[(&str, SocketAddr)]) -> Resul
         let may_be_ours = |ip: &IpAddr| ip.is_loopback() || *ip == addr.ip().to_canonical();
         if hosts.iter().filter(|ip| may_be_ours(ip)).any(|ip| overlap(*addr, SocketAddr::new(*ip, port))) {
             return Err(format!(
-                "the app's address {upstream} is the proxy's own {flag}: give one of them another port"
+                "the app's address {upstream} is the proxy's own {flag}: change the port of one of them"
             ));
         }
     }

@@ -123,12 +123,12 @@ fn a_tcp_route_has_an_address_of_its_own_and_leads_away() {
     let s = settings_of(line, &laptop());
     assert_eq!(s.tcp.iter().map(|route| route.listen.port()).collect::<Vec<_>>(), [6379, 3306, 1]);
     for (flags, help) in [
-        ("--tcp :6379", "is no ADDR=UPSTREAM"),
-        ("--tcp :4880=redis:1", "--tcp [::]:4880 is taken by --listen already"),
-        ("--tcp :5=redis:1 --tcp :5=redis:2", "is taken by --tcp already"),
+        ("--tcp :6379", "is not ADDR=UPSTREAM"),
+        ("--tcp :4880=redis:1", "--tcp [::]:4880 is already used by --listen"),
+        ("--tcp :5=redis:1 --tcp :5=redis:2", "is already used by --tcp"),
         ("--tcp :6379=localhost:6379", "localhost:6379 is the proxy's own --tcp"),
         ("--tcp :6379=:4880", "127.0.0.1:4880 is the proxy's own --listen"),
-        ("--proxy-protocol-from 10.0.0.0/33", "is no network"),
+        ("--proxy-protocol-from 10.0.0.0/33", "is not a network"),
         ("--max-uri 0", "must be over 0"),
     ] {
         let refused = refusal(&format!("lameduck proxy --upstream :3000 {flags}"));
@@ -159,7 +159,7 @@ fn what_the_sidecar_does_for_the_apps_own_hook_and_probes_reaches_the_settings()
         ("--after-drain bye", "neither a path"),
         ("--after-drain ftp://x/", "neither a path"),
         ("--after-drain http://x:y/", "neither a path"),
-        ("--after-drain-header X-A:_b", "belongs to --after-drain"),
+        ("--after-drain-header X-A:_b", "needs --after-drain"),
         ("--after-drain / --after-drain-header X-A", "write 'Name: value'"),
         ("--app-probe healthz", "begins with /"),
     ] {
@@ -192,7 +192,7 @@ fn a_service_whose_name_begins_with_lameduck_sets_none_of_our_flags() {
         let Command::Run { app, .. } = parse_at(words(&line), &pod()).unwrap() else { panic!() };
         assert_eq!(app.port, None, "{value}");
     }
-    assert!(refusal("lameduck run --app-port 0 -- x").contains("'0' is no port"));
+    assert!(refusal("lameduck run --app-port 0 -- x").contains("'0' is not a port"));
 }
 
 #[test]
@@ -276,7 +276,7 @@ fn a_wrong_value_is_told_what_to_write_instead() {
         ("--ready-timeout 0", "must be over 0"),
         ("--listen nowhere", "write :4880"),
         ("--probe-listen no", "or off"),
-        ("--control 127.0.0.1:4882", "give the address to --control-listen"),
+        ("--control 127.0.0.1:4882", "use --control-listen for an address"),
         ("--control-listen 0.0.0.0:4882", "write 127.0.0.1:4882"),
         ("--max-head 5", "8KiB"),
         ("--max-head 64KB", "write 64KiB"),
@@ -287,7 +287,7 @@ fn a_wrong_value_is_told_what_to_write_instead() {
         ("--ready-check healthz", "neither 'connect' nor a path"),
         ("--log-level loud", "none of error"),
         ("--sidecar maybe", "possible values: none, native, ordinary"),
-        ("--listen :4881", "--probe-listen [::]:4881 is taken by --listen"),
+        ("--listen :4881", "--probe-listen [::]:4881 is already used by --listen"),
         ("--listen :3000", "the proxy's own --listen"),
     ] {
         let error = refusal(&format!("lameduck proxy --upstream localhost:3000 {flags}"));
@@ -391,11 +391,11 @@ fn tls_needs_its_files_and_takes_the_plain_listener_s_place() {
     assert_eq!(tls.handshake_timeout, secs(3));
     for (flags, why) in [
         ("--tls-listen :443", "--tls-listen needs --tls-dir"),
-        ("--tls-dir /tls", "belong to --tls-listen"),
-        ("--tls-client-ca /ca.pem", "belong to --tls-listen"),
-        ("--tls-listen :443 --tls-dir /t --tls-client-auth request", "belongs to --tls-client-ca"),
-        ("--listen :443 --tls-listen :443 --tls-dir /t", "--tls-listen [::]:443 is taken by --listen"),
-        ("--upstream-name a_b/c", "is no host's name"),
+        ("--tls-dir /tls", "need --tls-listen"),
+        ("--tls-client-ca /ca.pem", "need --tls-listen"),
+        ("--tls-listen :443 --tls-dir /t --tls-client-auth request", "needs --tls-client-ca"),
+        ("--listen :443 --tls-listen :443 --tls-dir /t", "--tls-listen [::]:443 is already used by --listen"),
+        ("--upstream-name a_b/c", "is not a host name"),
     ] {
         let said = refusal(&format!("lameduck proxy --upstream :3000 {flags}").replace("a_b/c", "a/c"));
         assert!(said.contains(why), "{flags}: {said}");

@@ -111,13 +111,11 @@ impl WebhookArgs {
     pub fn settings(self, api: Option<(String, u16)>) -> Result<WebhookSettings, String> {
         let cluster = api.map(|(host, port)| Cluster { host, port, account: ACCOUNT_DIR.into() });
         if cluster.is_none() && (self.tls_dir.is_none() || self.config.0.is_some()) {
-            return Err(
-                "this is no pod (KUBERNETES_SERVICE_HOST is not set): give --tls-dir, and --config ''"
-                    .to_owned(),
-            );
+            return Err("not in a pod (KUBERNETES_SERVICE_HOST is not set): give --tls-dir and --config ''"
+                .to_owned());
         }
         if self.probe_listen.0.is_some_and(|probe| probe.port() != 0 && probe.port() == self.listen.port()) {
-            return Err("--listen and --probe-listen want the same port: give one of them another".to_owned());
+            return Err("--listen and --probe-listen use the same port: change one of them".to_owned());
         }
         Ok(WebhookSettings {
             listen: self.listen,
@@ -145,7 +143,7 @@ pub(super) fn api() -> Option<(String, u16)> {
 fn name(text: &str) -> Result<String, String> {
     let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-' || b == b'.';
     match text.is_empty() || text.len() > 253 || !text.bytes().all(allowed) {
-        true => Err(format!("'{text}' is no Kubernetes object's name")),
+        true => Err(format!("'{text}' is not the name of a Kubernetes object")),
         false => Ok(text.to_owned()),
     }
 }

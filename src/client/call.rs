@@ -33,14 +33,14 @@ pub async fn in_time(
     control: &ControlAddr,
     call: impl Future<Output = Result<Bytes, CommandError>>,
 ) -> Result<Bytes, CommandError> {
-    let late = |_| format!("lameduck on {control} gave no answer within {} s", RESPONSE_TIMEOUT.as_secs());
+    let late = |_| format!("lameduck on {control} did not respond within {} s", RESPONSE_TIMEOUT.as_secs());
     tokio::time::timeout(RESPONSE_TIMEOUT, call).await.map_err(late)?
 }
 
 /// Sends one request on its own connection; returns the response body, or an error for a status other than 2xx.
 pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result<Bytes, CommandError> {
     let stream = reach::connect(control).await?;
-    let broken = |why: hyper::Error| format!("lameduck on {control} hung up: {why}");
+    let broken = |why: hyper::Error| format!("lameduck on {control} closed the connection: {why}");
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
     let request = Request::builder().method(method).uri(target).header(header::HOST, "localhost");
     let request = request.header("Lameduck-Control", env!("CARGO_PKG_VERSION"));
@@ -61,5 +61,6 @@ pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result
 
 /// Parses a JSON response.
 pub fn parse<'a, T: Deserialize<'a>>(answer: &'a [u8]) -> Result<T, CommandError> {
-    serde_json::from_slice(answer).map_err(|why| format!("a response from another lameduck version? {why}"))
+    serde_json::from_slice(answer)
+        .map_err(|why| format!("can't read the response (from another lameduck version?): {why}"))
 }

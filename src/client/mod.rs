@@ -67,7 +67,7 @@ async fn tell_of_sooner_deadline(control: &ControlAddr, timeout: Duration) {
     let left = state(control).await.ok().and_then(|state| state.time_left());
     if let Some(left) = left.filter(|left| *left < timeout) {
         let left = left.as_secs_f64();
-        show_line(&format!("a drain runs already, and cuts what still runs in {left:.1}s"));
+        show_line(&format!("a drain is already running and cuts remaining requests in {left:.1}s"));
     }
 }
 

@@ -33,7 +33,7 @@ pub(super) fn locate(places: &ControlPlaces, tell: bool) -> ControlAddr {
     let found: Vec<_> = trusted.into_iter().chain(strangers).collect();
     for (other, _) in found.iter().skip(1).filter(|(_, trusted)| tell && *trusted) {
         show_line(&format!(
-            "this is about the lameduck on {}; another one runs: --control {other}",
+            "using the lameduck on {}; another one is running: --control {other}",
             found[0].0
         ));
     }
@@ -71,7 +71,7 @@ pub(super) async fn connect(at: &ControlAddr) -> Result<Box<dyn Io>, CommandErro
     let uid = stream.peer_cred().map_err(failed)?.uid();
     match is_trusted(at, uid) {
         true => Ok(Box::new(stream)),
-        false => Err(format!("{at}: another user (uid {uid}) listens there, and may be no lameduck at all")),
+        false => Err(format!("{at}: another user (uid {uid}) listens there; it may not be lameduck")),
     }
 }
 

@@ -32,10 +32,10 @@ pub fn hold(places: &ControlPlaces, how: HoldLimits, until_idle: bool) -> ExitCo
     run(async {
         let held = call_hold(control, how, until_idle);
         match until_idle {
-            true => beside_progress(control, "waiting for what runs", Instant::now(), held).await?,
+            true => beside_progress(control, "waiting for running requests", Instant::now(), held).await?,
             false => in_time(control, held).await?,
         };
-        say(if until_idle { "idle: new requests wait" } else { "new requests wait" });
+        say(if until_idle { "idle: new requests are held" } else { "new requests are held" });
         Ok(ExitCode::SUCCESS)
     })
 }
@@ -64,7 +64,7 @@ pub fn swap(places: &ControlPlaces, how: HoldLimits, timeout: Duration, command:
             replaced = replace(control, how, timeout, command) => replaced,
             () = interrupted() => {
                 let _ = release(control).await;
-                say("interrupted: the held requests go to the app as it is");
+                say("interrupted: held requests are released to the current app");
                 return Ok(ExitCode::from(INTERRUPTED));
             }
         };
@@ -72,7 +72,7 @@ pub fn swap(places: &ControlPlaces, how: HoldLimits, timeout: Duration, command:
         match (replaced, released) {
             (Ok(done), Ok(())) => say(&done),
             (Err(failed), Ok(())) => {
-                return Err(format!("{failed}; the held requests go to the app as it is"));
+                return Err(format!("{failed}; held requests are released to the current app"));
             }
             (Ok(failed) | Err(failed), Err(why)) => {
                 return Err(format!("{failed}; then resume failed: {why}"));
@@ -90,7 +90,7 @@ async fn replace(
     command: &[OsString],
 ) -> Result<String, CommandError> {
     let start = Instant::now();
-    beside_progress(control, "waiting for what runs", start, call_hold(control, how, true)).await?;
+    beside_progress(control, "waiting for running requests", start, call_hold(control, how, true)).await?;
     let idle = start.elapsed();
     let shown = command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ");
     show_line(&format!("idle after {:.1}s; running {shown}", idle.as_secs_f64()));
@@ -113,10 +113,10 @@ async fn replace(
     let seconds = |time: Duration| time.as_secs_f64();
     let state = state(control).await?;
     if state.hold.is_none() {
-        return Err("the app was replaced, but the hold was over before (--max)".to_owned());
+        return Err("the app was replaced, but the hold had already ended (--max)".to_owned());
     }
     Ok(format!(
-        "swapped in {:.1}s: idle after {:.1}s, the command took {:.1}s, the app answered {:.1}s later; {} held requests go on",
+        "swapped in {:.1}s: idle after {:.1}s, the command took {:.1}s, the app answered {:.1}s later; {} held requests released",
         seconds(start.elapsed()),
         seconds(idle),
         seconds(ran - idle),
@@ -134,7 +134,7 @@ async fn call_hold(control: &ControlAddr, how: HoldLimits, until_idle: bool) -> 
     let target = format!("/hold?max={}ms&streams={}&wait={until_idle}", max.as_millis(), keep(keep_streams));
     let answer = call(control, Method::POST, &target).await?;
     match parse::<Came>(&answer)?.outcome.as_str() {
-        "released" => Err("not idle in time: the hold is over (--max, a resume or a drain)".to_owned()),
+        "released" => Err("not idle in time: the hold ended (--max, a resume or a drain)".to_owned()),
         _ => Ok(answer),
     }
 }

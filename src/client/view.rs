@@ -82,7 +82,7 @@ pub(super) fn progress(state: &ProxyState, elapsed: Duration) -> String {
     format!("{}: {} in flight, {}s{left}", state.phase, state.in_flight, elapsed.as_secs())
 }
 
-/// `waiting for what runs: 3 running, 12 held, 4.0s`.
+/// `waiting for running requests: 3 running, 12 held, 4.0s`.
 pub(super) fn swapping(what: &str, running: u64, held: u64, elapsed: Duration) -> String {
     format!("{what}: {running} running, {held} held, {}", seconds(elapsed.as_millis() as u64))
 }
@@ -107,8 +107,8 @@ pub(super) fn table(state: &ProxyState, mut rows: Vec<Row>) -> String {
         let _ = write!(phase, ", {left}");
     }
     if let Some(HoldReply { left_ms, idle }) = &state.hold {
-        let what = if *idle { "idle" } else { "waits for what runs" };
-        let _ = write!(phase, ", holds new requests ({what}) for {} more at most", seconds(*left_ms));
+        let what = if *idle { "idle" } else { "waiting for running requests" };
+        let _ = write!(phase, ", holding new requests ({what}) for at most {} more", seconds(*left_ms));
     }
     let ready = if state.ready { "yes".to_owned() } else { format!("no: {}", state.reasons.join("; ")) };
     let ProxyState { in_flight, running, held, connections, .. } = state;
@@ -124,7 +124,7 @@ pub(super) fn table(state: &ProxyState, mut rows: Vec<Row>) -> String {
         let _ = writeln!(text, "bypassed     {address}: {advice}");
     }
     if let Some(upstream) = &state.upstream {
-        let by = if state.switched { " (by lameduck switch; outranks --upstream)" } else { "" };
+        let by = if state.switched { " (set by lameduck switch; overrides --upstream)" } else { "" };
         let _ = writeln!(text, "upstream     {upstream}{by}");
         for Server { address, in_flight, down } in state.servers.iter().filter(|_| state.servers.len() > 1) {
             let down = if *down { ", down" } else { "" };
@@ -219,8 +219,8 @@ mod tests {
         );
         let text = table(&state, vec![]);
         for line in [
-            "phase        serving, holds new requests (waits for what runs) for 5.5s more at most\n",
-            "upstream     green:3000 (by lameduck switch; outranks --upstream)\n",
+            "phase        serving, holding new requests (waiting for running requests) for at most 5.5s more\n",
+            "upstream     green:3000 (set by lameduck switch; overrides --upstream)\n",
             "             10.0.0.2:3000: 2 in flight\n             10.0.0.3:3000: 0 in flight, down\n",
         ] {
             assert!(text.contains(line), "{text}");

@@ -117,7 +117,7 @@ impl FromStr for TcpRoute {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let (listen, upstream) = text.split_once('=').ok_or_else(|| {
-            format!("'{text}' is no ADDR=UPSTREAM: write :6379=redis:6379 or :3306=unix:/run/db.sock")
+            format!("'{text}' is not ADDR=UPSTREAM: write :6379=redis:6379 or :3306=unix:/run/db.sock")
         })?;
         Ok(Self { listen: parse_listen(listen)?, upstream: upstream.parse()? })
     }
@@ -149,7 +149,7 @@ impl FromStr for Cidr {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || format!("'{text}' is no network: write 10.0.0.0/8, fd00::/8 or 192.0.2.7");
+        let bad = || format!("'{text}' is not a network: write 10.0.0.0/8, fd00::/8 or 192.0.2.7");
         let (ip, bits) = text.split_once('/').map_or((text, None), |(ip, bits)| (ip, Some(bits)));
         let ip: IpAddr = ip.parse().map_err(|_| bad())?;
         let max = if ip.is_ipv4() { 32 } else { 128 };
@@ -175,6 +175,6 @@ pub fn parse_listen(text: &str) -> Result<SocketAddr, String> {
         None => text.parse().ok().or_else(|| any(text)),
     };
     parsed.ok_or_else(|| {
-        format!("'{text}' is no address to listen on: write :4880, 127.0.0.1:4880 or [::1]:4880")
+        format!("'{text}' is not an address to listen on: write :4880, 127.0.0.1:4880 or [::1]:4880")
     })
 }

@@ -74,7 +74,9 @@ impl FromStr for ControlAddr {
         // (unix(7)).
         match text.len() {
             0 => return Err("is empty: give the control socket's path".to_owned()),
-            n if n > 107 => return Err(format!("the path has {n} bytes; a unix socket's may have 107")),
+            n if n > 107 => {
+                return Err(format!("the path has {n} bytes; the limit for a unix socket is 107"));
+            }
             _ => {}
         }
         match (text.parse(), text.strip_prefix('@')) {

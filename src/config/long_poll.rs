@@ -56,7 +56,7 @@ impl FromStr for LongPoll {
         let (path, below) = path.strip_suffix('*').map_or((path, false), |path| (path, true));
         let plain = is_target(path) && !path.contains(['?', '*']);
         if method.is_empty() || !method.bytes().all(|b| b.is_ascii_uppercase()) || !plain {
-            return Err(format!("'{text}' is no long poll: write /PATH, /PATH/* or 'POST /PATH'"));
+            return Err(format!("'{text}' is not a long poll: write /PATH, /PATH/* or 'POST /PATH'"));
         }
         Ok(Self { method: method.to_owned(), path: path.to_owned(), below })
     }
@@ -91,11 +91,11 @@ impl FromStr for LongPollAnswer {
             _ => None,
         };
         let (Some(status @ 200..=599), Some(body)) = (status, body) else {
-            return Err(format!("'{text}' is no answer: write 204, or '200 application/json []'"));
+            return Err(format!("'{text}' is not an answer: write 204, or '200 application/json []'"));
         };
         // RFC 9110 §15.3.5, §15.3.6, §15.4.5.
         if matches!(status, 204 | 205 | 304) && body.is_some() {
-            return Err(format!("an answer {status} has no body"));
+            return Err(format!("a {status} answer has no body"));
         }
         Ok(Self { status, body })
     }

@@ -23,7 +23,7 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
     match time {
         Ok(time) if time <= MAX_TIME => Ok(time),
         Ok(_) => Err(format!("'{text}' is over a year")),
-        Err(why) => Err(format!("'{text}' is no time ({why}): write 5s, 500ms or 1m30s")),
+        Err(why) => Err(format!("'{text}' is not a time ({why}): write 5s, 500ms or 1m30s")),
     }
 }
 
@@ -69,7 +69,7 @@ pub(crate) fn token(text: &str) -> Result<String, String> {
 /// A name that a certificate can be valid for.
 pub(crate) fn server_name(text: &str) -> Result<String, String> {
     let name = rustls::pki_types::ServerName::try_from(text);
-    name.map(|_| text.to_owned()).map_err(|_| format!("'{text}' is no host's name: write app.example.com"))
+    name.map(|_| text.to_owned()).map_err(|_| format!("'{text}' is not a host name: write app.example.com"))
 }
 
 /// A number of bytes from 8 KiB, the minimum of hyper's buffer, to 16 MiB.
@@ -103,7 +103,7 @@ pub(crate) fn bytes(text: &str) -> Result<usize, String> {
         _ => None,
     };
     let bytes = text[..digits].parse::<usize>().ok().zip(unit).and_then(|(n, unit)| n.checked_mul(unit));
-    bytes.ok_or_else(|| format!("'{text}' is no number of bytes: write 64KiB, 1MiB or 65536"))
+    bytes.ok_or_else(|| format!("'{text}' is not a number of bytes: write 64KiB, 1MiB or 65536"))
 }
 
 /// A header field, written as `Name: value`.
@@ -111,7 +111,7 @@ pub(crate) fn field(text: &str) -> Result<(HeaderName, HeaderValue), String> {
     let parsed = text.split_once(':').and_then(|(name, value)| {
         Some((name.trim().parse().ok()?, HeaderValue::from_bytes(value.trim().as_bytes()).ok()?))
     });
-    parsed.ok_or_else(|| format!("'{text}' is no header field: write 'Name: value'"))
+    parsed.ok_or_else(|| format!("'{text}' is not a header field: write 'Name: value'"))
 }
 
 /// A port, or `None` for the variable `LAMEDUCK_APP_PORT=tcp://HOST:PORT`, which Kubernetes sets in every container if
@@ -124,7 +124,7 @@ pub(crate) fn port_or_link(text: &str) -> Result<PortOrLink, String> {
         return Ok(PortOrLink(None));
     }
     let port = text.parse().ok().filter(|port| *port != 0);
-    port.map(|port| PortOrLink(Some(port))).ok_or_else(|| format!("'{text}' is no port: write 1 to 65535"))
+    port.map(|port| PortOrLink(Some(port))).ok_or_else(|| format!("'{text}' is not a port: write 1 to 65535"))
 }
 
 pub(crate) fn level(text: &str) -> Result<Level, String> {

@@ -57,11 +57,11 @@ impl fmt::Display for StartError {
             Self::Signals(error) => write!(f, "can't listen for signals: {error}"),
             Self::PortTaken(addr) => write!(
                 f,
-                "something listens on {addr}, the app's port, already: stop it, or give the app another port"
+                "another process already listens on {addr}, the app's port: stop it, or give the app another port"
             ),
             Self::NotFound(program) if is_existing_path(program) => write!(
                 f,
-                "{} is there, but what should run it is not: check its first line (#!), or whether it was built \
+                "{} exists, but its interpreter does not: check its first line (#!), or whether it was built \
                  for another libc",
                 program.display()
             ),

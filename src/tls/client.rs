@@ -51,7 +51,7 @@ impl Trust {
             Some(path) => path,
             None => SYSTEM_CA_FILES.iter().map(Path::new).find(|path| path.exists()).ok_or_else(|| {
                 format!(
-                    "found no file of trusted authorities ({}): name one with --upstream-ca",
+                    "found no file of trusted CAs ({}): name one with --upstream-ca",
                     SYSTEM_CA_FILES.join(", ")
                 )
             })?,
@@ -77,7 +77,7 @@ pub fn client_config(
     // Skips certificates of a system's list that can't be parsed.
     store.add_parsable_certificates(roots);
     if store.is_empty() {
-        return Err("no certificate of an authority in it".to_owned());
+        return Err("contains no CA certificate".to_owned());
     }
     let builder = ClientConfig::builder_with_provider(provider()).with_safe_default_protocol_versions();
     let builder = builder.map_err(|why| why.to_string())?;
@@ -114,7 +114,7 @@ fn refused(name: &str, why: &dyn std::fmt::Display) -> io::Error {
     let why = why.to_string();
     let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
     if !last.as_ref().is_some_and(|(at, said)| *said == why && at.elapsed() < LOG_INTERVAL) {
-        tracing::warn!(name, "no TLS with the app: {why}");
+        tracing::warn!(name, "no TLS connection to the app: {why}");
         *last = Some((Instant::now(), why.clone()));
     }
     io::Error::other(why)

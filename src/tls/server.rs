@@ -146,7 +146,7 @@ impl Termination {
             // File access may hang.
             let Ok(wrong) = tokio::task::spawn_blocking(move || looking.reload()).await else { continue };
             for why in wrong.iter().filter(|why| last.contains(*why) && !said.contains(*why)) {
-                tracing::warn!("TLS goes on with what it has: {why}");
+                tracing::warn!("keeping the current certificates: {why}");
             }
             said = wrong.iter().filter(|why| last.contains(*why)).cloned().collect();
             last = wrong;
@@ -165,7 +165,7 @@ impl Termination {
                 let config = Arc::new(configuration(&self.settings, &client_ca, self.names.clone())?);
                 *lock(&self.config) = config;
                 state.client_ca = client_ca;
-                tracing::info!("loaded new authorities for client certificates");
+                tracing::info!("loaded new CAs for client certificates");
             }
             Ok(())
         });

@@ -344,7 +344,7 @@ async fn dies(pings: &mut PingPong, activity: &Activity) {
         match tokio::time::timeout(PING_TIMEOUT, poll_fn(|cx| pings.poll_pong(cx))).await {
             Ok(Ok(_)) => {}
             _ => {
-                tracing::warn!("an HTTP/2 connection to the app is dead: no answer to a PING");
+                tracing::warn!("an HTTP/2 connection to the app is dead: no response to a PING");
                 return;
             }
         }

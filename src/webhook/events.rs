@@ -78,7 +78,7 @@ fn event(reviewed: &Reviewed) -> Option<Value> {
         }),
         None => json!({ "apiVersion": "v1", "kind": "Pod", "name": reviewed.name, "namespace": namespace }),
     };
-    let mut note = format!("lameduck left a pod as it is: {why}");
+    let mut note = format!("lameduck left a pod unchanged: {why}");
     note.truncate(note.floor_char_boundary(MAX_NOTE));
     Some(json!({
         "apiVersion": "events.k8s.io/v1",

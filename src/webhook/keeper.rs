@@ -128,7 +128,7 @@ impl Keeper {
                 None => return Ok(()),
             }
         }
-        Err(format!("it keeps changing: {done}"))
+        Err(format!("the certificates keep changing: {done}"))
     }
 
     /// One check with at most one write. Returns what was written if another check should follow. The configuration is

@@ -70,7 +70,7 @@ pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String)
     let patch = inject::patch(pod, &Settings { token, ..settings.clone() });
     Ok(match patch {
         Err(skip) if had.is_some() => {
-            let warning = format!("the sidecar stays as it is: {}", skip.0);
+            let warning = format!("the sidecar stays unchanged: {}", skip.0);
             reviewed(&uid, &request, Outcome::Unchanged, vec![warning], None)
         }
         Err(skip) => {
@@ -94,7 +94,7 @@ pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String)
 /// As for `review`.
 pub fn allowed_anyway(bytes: &[u8]) -> Result<Reviewed, String> {
     let (uid, request) = request(bytes)?;
-    let why = "an internal error of lameduck, see its log".to_owned();
+    let why = "internal error of lameduck; see its log".to_owned();
     let warning = format!("not injected: {why}");
     Ok(reviewed(&uid, &request, Outcome::Failed(why), vec![warning], None))
 }
@@ -105,7 +105,7 @@ fn request(bytes: &[u8]) -> Result<(String, Value), String> {
     if values > MAX_VALUES {
         return Err(format!("more than {MAX_VALUES} values"));
     }
-    let mut review: Value = serde_json::from_slice(bytes).map_err(|why| format!("no JSON: {why}"))?;
+    let mut review: Value = serde_json::from_slice(bytes).map_err(|why| format!("not JSON: {why}"))?;
     if review["apiVersion"] != VERSION || review["kind"] != "AdmissionReview" {
         return Err(format!("not an AdmissionReview of {VERSION}"));
     }

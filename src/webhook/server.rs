@@ -125,7 +125,7 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
     match (ask.method(), ask.uri().path()) {
         (&Method::POST, "/mutate") => {}
         (_, "/mutate") => return wrong_method("POST"),
-        _ => return text(StatusCode::NOT_FOUND, "there is /mutate"),
+        _ => return text(StatusCode::NOT_FOUND, "not found; the route is /mutate"),
     }
     let length =
         ask.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
@@ -139,7 +139,7 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
         Ok(None) => {
             return text(
                 StatusCode::PAYLOAD_TOO_LARGE,
-                &format!("an AdmissionReview has {MAX_BODY} bytes at most"),
+                &format!("an AdmissionReview may have at most {MAX_BODY} bytes"),
             );
         }
         Err(why) => return text(StatusCode::BAD_REQUEST, &why.to_string()),
@@ -212,6 +212,6 @@ fn probe(ask: &Request<Incoming>, webhook: &Webhook) -> Answer {
             answer(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", webhook.render().into())
         }
         (_, "/livez" | "/readyz" | "/metrics") => wrong_method("GET, HEAD"),
-        _ => text(StatusCode::NOT_FOUND, "there are /livez, /readyz and /metrics"),
+        _ => text(StatusCode::NOT_FOUND, "not found; the routes are /livez, /readyz and /metrics"),
     }
 }

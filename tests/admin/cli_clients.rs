@@ -8,7 +8,7 @@ use common::process::{Lameduck, Node, Process, TOKEN, lameduck};
 use common::wait_for;
 use serde_json::Value;
 
-/// A proxy with one request that waits in the app.
+/// A proxy with one request waiting in the app.
 fn busy(args: &[&str]) -> (Node, Lameduck, common::http::Client) {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, args);
@@ -18,7 +18,7 @@ fn busy(args: &[&str]) -> (Node, Lameduck, common::http::Client) {
     (app, proxy, client)
 }
 
-/// What a client printed in all, and its exit code.
+/// A command's exit code and complete output.
 fn end(mut client: Process) -> (i32, String) {
     (client.wait_exit(), client.output())
 }
@@ -148,7 +148,7 @@ fn every_setting_may_come_from_the_environment_and_a_flag_wins() {
 }
 
 #[test]
-fn a_wrong_setting_from_the_environment_is_told_by_its_flag() {
+fn a_wrong_setting_from_the_environment_is_reported_by_its_flag() {
     let mut program = lameduck();
     let output =
         program.args(["proxy", "--upstream", ":1"]).env("LAMEDUCK_GRACE", "5").output().expect("started");

@@ -23,7 +23,7 @@ fn json_of(answer: &Answer) -> Value {
     serde_json::from_slice(&answer.body).expect("JSON")
 }
 
-/// A directory of the test's own.
+/// An empty directory for this test.
 fn scratch(name: &str) -> std::path::PathBuf {
     let dir = std::env::temp_dir().join(format!("lameduck-{name}-{}", std::process::id()));
     let _ = fs::remove_dir_all(&dir);
@@ -31,7 +31,7 @@ fn scratch(name: &str) -> std::path::PathBuf {
     dir
 }
 
-/// A proxy that is started with this control socket, and perhaps more.
+/// Starts a proxy with this control socket and these additional arguments.
 fn with_socket(path: &Path, more: &[&str]) -> Process {
     let mut program = lameduck();
     program.args(["proxy", "--upstream", ":1", "--listen", "127.0.0.1:0", "--log-format", "json"]);
@@ -71,31 +71,27 @@ fn a_stale_control_socket_is_replaced_and_a_live_one_or_a_file_is_not() {
     wait_listening(&first);
     let mut second = with_socket(&socket, &[]);
     assert_eq!(second.wait_exit(), 1);
-    assert!(
-        second.output().contains("another lameduck runs with this control socket"),
-        "{}",
-        second.output()
-    );
+    assert!(second.output().contains("another lameduck uses this control socket"), "{}", second.output());
     UnixStream::connect(&socket).expect("the first still answers");
 
-    // Somebody else's socket in its place stays.
+    // The proxy must not remove a socket that another process bound at the same path.
     fs::remove_file(&socket).expect("removed");
     let _other = UnixListener::bind(&socket).expect("another socket");
     first.signal(rustix::process::Signal::TERM);
     first.wait_exit();
-    UnixStream::connect(&socket).expect("the other's is still there");
+    UnixStream::connect(&socket).expect("the other process's socket is still there");
 
     let file = dir.join("notes.txt");
     fs::write(&file, "mine").expect("written");
     let mut third = with_socket(&file, &[]);
     assert_eq!(third.wait_exit(), 1);
-    assert!(third.output().contains("it is no socket"), "{}", third.output());
+    assert!(third.output().contains("is not a socket"), "{}", third.output());
     assert_eq!(fs::read(&file).expect("read"), b"mine");
     let _ = fs::remove_dir_all(dir);
 }
 
 #[test]
-fn a_taken_port_is_told_with_its_flag() {
+fn a_port_in_use_is_reported_with_its_flag() {
     let dir = scratch("taken");
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let addr = taken.local_addr().expect("its address").to_string();
@@ -109,7 +105,7 @@ fn a_taken_port_is_told_with_its_flag() {
 }
 
 #[test]
-fn status_and_ledger_tell_what_is_in_flight() {
+fn status_and_ledger_show_what_is_in_flight() {
     let app = Node::slow();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let (mut client, mut stream) = (proxy.client(), proxy.client());
@@ -130,7 +126,7 @@ fn status_and_ledger_tell_what_is_in_flight() {
     ] {
         assert_eq!(status[name], value, "{name} in {status}");
     }
-    // A response is called one when its first part has been written, which its client may see a moment before.
+    // The ledger shows a response once its first bytes are written; the client may read them a moment earlier.
     let ledger = wait_for("a response in the ledger", || {
         Some(json_of(&ask(&proxy, "GET /ledger"))).filter(|rows| rows[1]["class"] == "response")
     });
@@ -177,14 +173,14 @@ fn an_operator_drains_with_or_without_a_deadline_and_resumes() {
 }
 
 #[test]
-fn an_unknown_path_or_method_is_told_what_there_is() {
+fn an_unknown_path_or_method_gets_the_known_ones() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     for (line, status, help) in [
         ("GET /drain", 405, "use POST"),
         ("GET /resume", 405, "use POST"),
         ("POST /status", 405, "use GET, HEAD"),
-        ("GET /", 404, "there are GET /status"),
+        ("GET /", 404, "not found; the routes are GET /status"),
     ] {
         let answer = ask(&proxy, line);
         assert_eq!(answer.head.status, status, "{line}");
@@ -217,7 +213,7 @@ fn control_by_tcp_refuses_what_a_web_page_could_send() {
             assert_eq!(status(line, headers), 403, "{line} {headers}");
         }
     }
-    // A server that posts to any address it is given chooses no header of its own.
+    // A server that can be tricked into posting to any address cannot add a header of the attacker's choice.
     for line in ["POST /drain", "POST /switch?to=127.0.0.1:1", "POST /hold"] {
         assert_eq!(status(line, "Host: 127.0.0.1:4882\r\n"), 403, "{line}");
     }
@@ -228,7 +224,7 @@ fn control_by_tcp_refuses_what_a_web_page_could_send() {
     }
 }
 
-/// What an operator means by it: be through in this time, whoever began the drain.
+/// `--timeout` means: the drain ends within this time, whatever triggered it.
 #[test]
 fn a_timeout_brings_the_deadline_of_a_drain_that_runs_forward_and_never_back() {
     let app = Node::held();
@@ -249,7 +245,7 @@ fn a_timeout_brings_the_deadline_of_a_drain_that_runs_forward_and_never_back() {
     assert_eq!(proxy.wait_log("the drain's deadline is another one now")["trigger"], "operator");
     let (left, told) = sooner(&["drain", "--no-wait", "--timeout", "90s"]);
     assert!(left <= 60_000, "{left}");
-    assert!(told.contains("a drain runs already, and cuts what still runs in "), "{told}");
+    assert!(told.contains("a drain is already running and cuts remaining requests in "), "{told}");
     sooner(&["drain", "--no-wait", "--timeout", "1s"]);
     assert_eq!(first.wait_exit(), 3);
     assert_eq!(client.answer().head.status, 504);

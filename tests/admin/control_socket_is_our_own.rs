@@ -19,7 +19,7 @@ use serde_json::Value;
 
 const OK: &str = "HTTP/1.1 200 OK\r\ncontent-length: 4\r\n\r\nevil";
 
-/// A user of a test, with its lameduck; only root can be others than itself.
+/// A user to run lameduck as, and a copy of the program. Only root can run it as another user.
 #[derive(Clone)]
 struct User(Option<u32>, Rc<ForAll>);
 
@@ -29,10 +29,10 @@ fn this_user() -> User {
 
 fn users() -> Option<[User; 2]> {
     if !rustix::process::geteuid().is_root() {
-        println!("LEFT OUT: only root can run things as other users");
+        println!("LEFT OUT: only root can run programs as other users");
         return None;
     }
-    // No other test's, as places in /tmp have the user's number.
+    // Unique per test, because paths in /tmp contain the user's id.
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let first = 1_000_000 + 16 * std::process::id() + 2 * NEXT.fetch_add(1, Ordering::Relaxed);
     let program = Rc::new(ForAll::lameduck());
@@ -58,7 +58,7 @@ impl User {
     }
 }
 
-/// A folder like /tmp: everybody may write to it.
+/// A directory that every user may write to, like /tmp.
 fn shared() -> PathBuf {
     let dir = temporary_directory();
     fs::set_permissions(&dir, Permissions::from_mode(0o1777)).expect("ours");
@@ -81,7 +81,7 @@ fn text(output: &Output) -> String {
 }
 
 #[test]
-fn a_state_file_that_another_user_or_a_link_has_put_there_redirects_nobody() {
+fn a_state_file_from_another_user_or_behind_a_link_redirects_no_request() {
     let (app, evil) = (Node::held(), RawApp::start().answer_all(OK));
     let (dir, elsewhere) = (shared(), temporary_directory());
     let (control, state) = (dir.join("c.sock"), dir.join("c.upstream"));
@@ -137,7 +137,7 @@ fn a_folder_that_another_user_made_first_is_not_used() {
             fs::write(folder.join("control.upstream"), format!("{}\n", evil.addr)).expect("ours");
             other.owns(folder);
         },
-        // Its own folder, but under a name that the other one has made.
+        // The directory belongs to the proxy's user, but the link to it was made by the other user.
         &|folder| symlink(&own, folder).expect("a link"),
         &|folder| {
             fs::create_dir(folder).expect("shared");
@@ -163,7 +163,7 @@ fn a_folder_that_another_user_made_first_is_not_used() {
 }
 
 #[test]
-fn where_no_folder_will_do_a_name_without_one_is_for_its_user_alone() {
+fn without_a_usable_folder_an_abstract_socket_serves_only_its_user() {
     let Some([user, other]) = users() else { return };
     let app = Node::held();
     let upstream = app.addr.to_string();
@@ -175,7 +175,7 @@ fn where_no_folder_will_do_a_name_without_one_is_for_its_user_alone() {
     let name = format!("@lameduck-{id}");
     assert_eq!(listening(&proxy)["control"], name);
     let warnings =
-        proxy.output().lines().filter(|line| line.contains("the control socket is elsewhere")).count();
+        proxy.output().lines().filter(|line| line.contains("using another control socket")).count();
     assert_eq!(warnings, 1, "{}", proxy.output());
     assert!(proxy.output().contains(&format!("{} belongs to another user (uid 0)", planted.display())));
 
@@ -183,7 +183,7 @@ fn where_no_folder_will_do_a_name_without_one_is_for_its_user_alone() {
     assert!(status.status.success() && text(&status).contains("serving"), "{}", text(&status));
     let stranger = other.lameduck(nowhere).args(["status", "--control", &name]).output().expect("lameduck");
     assert!(!stranger.status.success(), "{}", text(&stranger));
-    // Without a client that finds the proxy to be another user's: the proxy refuses by itself.
+    // A plain client, which does not check the proxy's user: here the proxy itself must refuse.
     let tests = ForAll::copy(&std::env::current_exe().expect("a path"));
     let asked = |who: &User| {
         let mut ask = tests.command(who.0);
@@ -202,27 +202,27 @@ fn where_no_folder_will_do_a_name_without_one_is_for_its_user_alone() {
 fn asks_for_the_status() {
     let Ok(name) = std::env::var("ASK_AT") else { return };
     let addr = SocketAddr::from_abstract_name(name).expect("a name");
-    let mut control = UnixStream::connect_addr(&addr).expect("everybody can connect");
+    let mut control = UnixStream::connect_addr(&addr).expect("any user can connect");
     let mut answer = String::new();
-    // The proxy may have hung up before.
+    // The proxy may already have closed the connection.
     let _ = control.write_all(b"GET /status HTTP/1.0\r\n\r\n");
     let _ = control.read_to_string(&mut answer);
     println!("answered: {answer:?}");
 }
 
 #[test]
-fn a_command_believes_nobody_but_its_user_and_root() {
+fn a_command_trusts_only_its_user_and_root() {
     let Some([user, other]) = users() else { return };
     let (app, runtime_dir) = (Node::held(), shared());
     let upstream = app.addr.to_string();
     let stranger = other.proxy(&runtime_dir, &["--upstream", &upstream]);
     let control = listening(&stranger)["control"].as_str().expect("a path").to_owned();
     assert_eq!(control, runtime_dir.join("lameduck/control.sock").display().to_string());
-    // Root can reach it, and so could anybody if its owner wanted.
+    // Root can connect in any case; with these modes, which the owner may set, every user can.
     fs::set_permissions(&control, Permissions::from_mode(0o666)).expect("root may");
     fs::set_permissions(runtime_dir.join("lameduck"), Permissions::from_mode(0o755)).expect("root may");
     let given = ["--control", control.as_str()];
-    // Root's own default places may have a real proxy.
+    // Root is tested only with an explicit path: its default paths may belong to a real proxy.
     for (user, given) in [(&user, &given[..]), (&user, &[]), (&this_user(), &given)] {
         let swap = ["swap"].into_iter().chain(given.iter().copied()).chain(["--", "echo", "swapped"]);
         let output = user.lameduck(&runtime_dir).args(swap).output().expect("lameduck");

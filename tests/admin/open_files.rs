@@ -13,7 +13,7 @@ use crate::common::wait_for;
 use http::Method;
 use rustix::process::{Pid, Resource, Rlimit, prlimit};
 
-/// A proxy that may open so many files.
+/// A proxy with this limit on open files.
 fn limited(files: u32, app: SocketAddr, args: &[&str]) -> Lameduck {
     let mut shell = Command::new("sh");
     shell.args(["-c", &format!("ulimit -n {files} && exec \"$0\" \"$@\"")]);
@@ -27,14 +27,15 @@ fn limited(files: u32, app: SocketAddr, args: &[&str]) -> Lameduck {
     Lameduck::start_as(shell, &["proxy", "--upstream", &app.to_string()], &args, &[])
 }
 
-/// Log entries whose message begins so.
+/// Log entries whose message begins with this text.
 fn lines(proxy: &Lameduck, text: &str) -> Vec<serde_json::Value> {
     let output = proxy.process.output();
     let entries = output.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok());
     entries.filter(|entry| entry["message"].as_str().is_some_and(|said| said.starts_with(text))).collect()
 }
 
-/// The admin side answers, and finds the app up, for long enough that it has looked anew.
+/// Checks that the probe and control listeners respond and report the app as up, for long enough to include a new
+/// check of the app.
 fn expect_ready(proxy: &Lameduck) {
     let until = Instant::now() + Duration::from_millis(2500);
     while Instant::now() < until {
@@ -48,7 +49,7 @@ fn expect_ready(proxy: &Lameduck) {
 }
 
 #[test]
-fn readyz_answers_while_clients_have_taken_all_files_that_they_may() {
+fn readyz_answers_while_clients_use_all_files_allowed_to_them() {
     let app = Node::held();
     let proxy = limited(64, app.addr, &[]);
     let cut = proxy
@@ -59,11 +60,11 @@ fn readyz_answers_while_clients_have_taken_all_files_that_they_may() {
     assert!((8..32).contains(&most) && cut["open_files"] == 64, "{cut}");
     let mut clients: Vec<_> = (0..100).map(|_| proxy.client()).collect();
     clients.iter_mut().for_each(|client| client.get("/wait"));
-    wait_for("as many as may be", || (app.active() >= most / 3).then_some(()));
+    wait_for("as many requests as the limit allows", || (app.active() >= most / 3).then_some(()));
     expect_ready(&proxy);
     let let_in = proxy.status().expect("a status")["connections"].as_u64();
     assert!(let_in.is_some_and(|let_in| let_in <= most + 1), "{let_in:?} of {most}");
-    // The others wait in the kernel's queue, and none of them is lost.
+    // The other connections wait in the kernel's queue, and none is lost.
     let mut left = clients;
     while !left.is_empty() {
         left.retain_mut(|client| {
@@ -78,7 +79,7 @@ fn readyz_answers_while_clients_have_taken_all_files_that_they_may() {
 }
 
 #[test]
-fn one_client_of_http2_takes_no_more_of_them() {
+fn one_http2_client_cannot_use_up_the_files() {
     let app = Node::held();
     let proxy = limited(64, app.addr, &[]);
     run(async {
@@ -87,11 +88,11 @@ fn one_client_of_http2_takes_no_more_of_them() {
         for _ in 0..80 {
             answers.push(peer.send(to(Method::GET, "/wait"), true).await.0);
         }
-        wait_for("as many as may be", || (app.active() > 7).then_some(()));
+        wait_for("as many requests as the limit allows", || (app.active() > 7).then_some(()));
         expect_ready(&proxy);
         let most = app.active();
         assert!(most < 40, "{most}");
-        // Those that have found no place wait for one.
+        // Streams over the limit wait until others end.
         for mut answer in answers {
             let answer = loop {
                 match tokio::time::timeout(Duration::from_millis(20), &mut answer).await {
@@ -134,7 +135,7 @@ fn idle_connections_make_room_when_others_wait() {
     run(async {
         let peer = Peer::connect(proxy.listen).await;
         assert_eq!(peer.get("/").await.expect("an answer").status, 200);
-        // Both places are taken, by one of HTTP/1.1 and one of HTTP/2; neither is in use.
+        // An idle HTTP/1.1 and an idle HTTP/2 connection use up the limit.
         let (mut third, mut fourth) = (proxy.client(), proxy.client());
         third.get("/");
         fourth.get("/");
@@ -146,7 +147,7 @@ fn idle_connections_make_room_when_others_wait() {
 }
 
 #[test]
-fn what_fails_again_and_again_is_told_once_a_second_and_counted() {
+fn repeated_failures_are_logged_once_a_second_with_a_count() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let began = Instant::now();
@@ -158,7 +159,7 @@ fn what_fails_again_and_again_is_told_once_a_second_and_counted() {
     let told = lines(&proxy, "refused /drain");
     assert!((1..=seconds(began)).contains(&told.len()), "{told:?}");
 
-    // As if other files had taken all that there may be: each accept fails.
+    // As if other files had used up the limit: every accept fails.
     let pid = Pid::from_raw(proxy.process.pid() as i32);
     prlimit(pid, Resource::Nofile, Rlimit { current: Some(3), maximum: Some(3) }).expect("a limit");
     let began = Instant::now();

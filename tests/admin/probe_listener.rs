@@ -47,7 +47,7 @@ fn ready_means_that_the_checked_path_answers() {
 
 #[test]
 fn warm_up_comes_before_the_first_ready_as_often_as_asked() {
-    // The sixth request's answer waits.
+    // The response to the sixth request waits.
     let script = "let n = 0, last;
         require('http').createServer((req, res) => {
           if (req.url === '/go') { last.end(); return res.end(); }
@@ -96,7 +96,7 @@ fn metrics_are_prometheus_text() {
     }
 }
 
-/// Prometheus' text format: each family is told once, by HELP, TYPE and its samples; no sample comes twice.
+/// Prometheus' text format: each family appears once, as HELP, TYPE and samples, and no sample is repeated.
 fn check_exposition(text: &str) {
     assert!(text.ends_with('\n'));
     let (mut families, mut samples) = (HashSet::new(), HashSet::new());
@@ -159,7 +159,7 @@ fn without_a_token_of_its_own_every_hook_is_refused() {
         assert!(answer.text().contains("no token is configured"), "{}", answer.text());
     }
     assert!(!proxy.output().contains("drain began"), "{}", proxy.output());
-    // The kubelet would not tell anybody.
+    // The kubelet does not report a hook's status, so the log has to.
     proxy.wait_line("the refusal", |line| line.contains("refused /drain").then_some(()));
 }
 
@@ -176,7 +176,7 @@ fn a_mistyped_hook_starts_no_drain() {
 }
 
 #[test]
-fn other_paths_and_methods_are_told_what_there_is_and_control_is_not_here() {
+fn other_paths_and_methods_get_the_known_ones_and_no_control() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let token = format!("Lameduck-Token: {TOKEN}\r\n");
@@ -184,9 +184,9 @@ fn other_paths_and_methods_are_told_what_there_is_and_control_is_not_here() {
         ("POST /livez", 405, "use GET, HEAD"),
         ("DELETE /metrics", 405, "use GET, HEAD"),
         ("HEAD /drain", 405, ""),
-        ("GET /ledger", 404, "there are GET /livez"),
-        ("GET /status", 404, "there are GET /livez"),
-        ("POST /resume", 404, "there are GET /livez"),
+        ("GET /ledger", 404, "not found; the routes are GET /livez"),
+        ("GET /status", 404, "not found; the routes are GET /livez"),
+        ("POST /resume", 404, "not found; the routes are GET /livez"),
     ] {
         let answer = ask(&proxy, line, &token);
         assert_eq!(answer.head.status, status, "{line}");
@@ -213,14 +213,14 @@ fn a_caller_who_goes_away_does_not_end_the_drain_for_others() {
 }
 
 #[test]
-fn connections_past_the_bound_wait_for_a_place() {
+fn connections_over_the_limit_wait() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let mut silent: Vec<_> = (0..256).map(|_| Client::connect(proxy.probe)).collect();
     let mut waits = Client::connect(proxy.probe);
     waits.get("/livez");
-    assert!(waits.is_quiet_for(MOMENT), "answered although all places are taken");
-    // Control has places of its own.
+    assert!(waits.is_quiet_for(MOMENT), "answered although the connection limit is reached");
+    // The control listener has its own limit.
     assert_eq!(phase(&proxy), "serving");
     silent.pop();
     assert_eq!(waits.answer().head.status, 200);
@@ -235,7 +235,7 @@ fn a_head_that_is_too_slow_or_too_large_ends_the_connection() {
     slow.send("GET /livez HTTP/1.1\r\nHost");
     let mut large = Client::connect(proxy.probe);
     large.send(format!("GET /livez HTTP/1.1\r\nX: {}", "x".repeat(17 << 10)));
-    // The reset because of what was left unread may overtake the answer.
+    // Closing with unread input resets the connection, and the reset may overtake the response.
     let (answer, _) = large.read_to_end();
     assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 431"), "{}", String::from_utf8_lossy(&answer));
     slow.read_to_end();

@@ -23,7 +23,7 @@ pub struct RawApp {
     seen: Arc<Mutex<Vec<u8>>>,
 }
 
-/// A connection to the app over which a request has come.
+/// A connection to the app with a request.
 pub struct Asked {
     /// Head of the request, with the empty line.
     pub head: String,
@@ -99,7 +99,7 @@ impl RawApp {
         Self { addr, asked, seen }
     }
 
-    /// Waits for the next connection over which a request comes. The proxy's readiness checks send none.
+    /// Waits for the next connection with a request. The proxy's readiness checks send none.
     pub fn asked(&self) -> Asked {
         self.asked.recv_timeout(LIMIT).expect("a request reaches the app")
     }
@@ -154,7 +154,7 @@ fn first_request(stream: Box<dyn Stream>, seen: Arc<Mutex<Vec<u8>>>, sender: &Se
 impl Asked {
     /// Reads the head of the next request on this connection.
     pub fn next(&mut self) -> &str {
-        assert!(self.try_next().is_some(), "no further request over this connection");
+        assert!(self.try_next().is_some(), "no further request on this connection");
         &self.head
     }
 
@@ -185,7 +185,7 @@ impl Asked {
     pub fn rest(&mut self) -> String {
         let end = Instant::now() + LIMIT;
         while self.more() {
-            assert!(Instant::now() < end, "the proxy does not end its connection to the app");
+            assert!(Instant::now() < end, "the proxy does not close its connection to the app");
         }
         String::from_utf8_lossy(&std::mem::take(&mut self.buffer)).into_owned()
     }
@@ -225,7 +225,7 @@ impl Asked {
         let _ = self.stream.write_all(bytes.as_ref());
     }
 
-    /// Shuts down the app's sending side; it goes on reading.
+    /// Shuts down the app's sending side; the app keeps reading.
     pub fn shutdown(&mut self) {
         let _ = self.stream.socket().shutdown(Shutdown::Write);
     }

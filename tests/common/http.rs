@@ -193,7 +193,7 @@ impl Client {
         let mut words = status_line.split(' ');
         let version = words.next().expect("a version").to_owned();
         let status = words.next().and_then(|code| code.parse().ok());
-        let status = status.unwrap_or_else(|| panic!("'{status_line}' is no status line"));
+        let status = status.unwrap_or_else(|| panic!("'{status_line}' is not a status line"));
         Ok(Head { status, version, headers: header_lines(lines) })
     }
 
@@ -231,7 +231,7 @@ impl Client {
             let size = String::from_utf8(self.try_until(b"\r\n")?).expect("a chunk's size");
             let size = size.split(';').next().map(str::trim).unwrap_or_default();
             let size =
-                usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("'{size}' is no chunk's size"));
+                usize::from_str_radix(size, 16).unwrap_or_else(|_| panic!("'{size}' is not a chunk size"));
             if size == 0 {
                 break;
             }

@@ -75,7 +75,7 @@ impl Peer {
         let connection = async move {
             let stream = tokio::net::TcpStream::connect(addr).await.expect("connected");
             let (send, connection) = builder.handshake::<_, Bytes>(stream).await.expect("HTTP/2");
-            sender.send(send).expect("the test goes on");
+            sender.send(send).expect("the test is still running");
             let _ = told.send(connection.await);
         };
         thread::spawn(move || {

@@ -417,7 +417,7 @@ impl Lameduck {
 impl Drop for Lameduck {
     fn drop(&mut self) {
         let _ = fs::remove_dir_all(&self.dir);
-        // SIGKILL would leave the app of `run` behind; it leads its own process group.
+        // SIGKILL would leave the app of `run` behind, because the app has its own process group.
         let apps = if self.process.exited().is_none() { children(self.process.pid()) } else { vec![] };
         self.process.kill();
         for app in apps.into_iter().filter_map(|app| Pid::from_raw(app.try_into().ok()?)) {

@@ -21,8 +21,8 @@ impl ForAll {
     pub fn copy(program: &Path) -> Self {
         let dir = temporary_directory();
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).expect("ours");
-        // By a process of its own: a program that this process has open for writing can't be started, and neither while a
-        // child that another test has just forked still has that file.
+        // Copied by another process: exec fails with ETXTBSY while this process, or a child that another test has just
+        // forked, has the file open for writing.
         let copied = Command::new("cp").arg(program).arg(dir.join("program")).status().expect("cp starts");
         assert!(copied.success(), "{copied}");
         Self(dir)

@@ -1,4 +1,4 @@
-// Preloaded into the slow app: it gets a WebSocket at /chat that says back what it hears.
+// Preloaded into the slow app: adds a WebSocket at /chat that echoes every message.
 
 const http = require('node:http');
 const { WebSocketServer } = require('ws');

@@ -1,38 +1,38 @@
 #!/usr/bin/env bash
-# Makes the image that the Dockerfile builds from out of this machine, for engines without a registry:
+# Builds the Dockerfile's base image from the files of this machine, for engines that reach no registry:
 #
 #   tests/compose/base-image.sh [--quick] && docker build -t lameduck .
 #
-# With --quick cargo doesn't optimise, for who only wants to see whether it builds.
+# With --quick, cargo builds without optimisation: enough to see whether the image builds.
 #
-# It holds this machine's Rust toolchain with the crates of Cargo.lock, a C linker and a shell, under the name that the
-# Dockerfile asks for. As in the original, cargo builds static programs (musl).
+# The image contains this machine's Rust toolchain, the crates of Cargo.lock, a C linker and a shell, and has the name
+# that the Dockerfile expects. As in the original image, cargo builds static programs (musl).
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 
 name=$(sed -n 's/^FROM \(.*\) AS build$/\1/p' Dockerfile)
 target=x86_64-unknown-linux-musl
 sysroot=$(rustc --print sysroot)
-[ -d "$sysroot/lib/rustlib/$target" ] || { echo "rustup target add $target comes first" >&2; exit 1; }
+[ -d "$sysroot/lib/rustlib/$target" ] || { echo "run this first: rustup target add $target" >&2; exit 1; }
 
 quick=
 [ "${1:-}" != --quick ] || quick="CARGO_PROFILE_RELEASE_OPT_LEVEL=0 CARGO_PROFILE_RELEASE_LTO=off CARGO_PROFILE_RELEASE_CODEGEN_UNITS=256"
 
-# One that is there already and holds the same is kept, and with it what docker has built on it.
+# An existing image with the same content is kept, so that docker's cached layers on top of it stay valid.
 of=$({ rustc --version; echo "$quick"; cat Cargo.lock "$0"; } | sha256sum | cut -c1-64)
 if [ "$(docker image inspect -f '{{index .Config.Labels "of"}}' "$name" 2>/dev/null)" = "$of" ]; then
-  echo "$name is there"
+  echo "$name is up to date"
   exit
 fi
 
-# A build without a network needs every crate in cargo's own cache.
+# The build has no network, so every crate must be in cargo's cache.
 cargo fetch --locked --target "$target"
 cargo=${CARGO_HOME:-$HOME/.cargo}
 
 list=$(mktemp)
 trap 'rm -f "$list"' EXIT
 
-# The C compiler, which links too, and the shell with all that they need, as Debian's packages list their files.
+# The C compiler (also the linker) and the shell, with their dependencies: the files that Debian's packages list.
 packages=$(apt-cache depends --recurse --no-recommends --no-suggests --no-conflicts --no-breaks --no-replaces \
   --no-enhances gcc libc6-dev coreutils dash | grep '^[a-z0-9]' | sort -u)
 # shellcheck disable=SC2086 # a list

@@ -8,23 +8,24 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-/// How long the load may still run once it was told to end: its longest request, and being held.
+/// Time limit for the load to end after its input is closed: the longest request, plus the time it may be held.
 const TAIL: Duration = Duration::from_secs(120);
-/// Clients of each kind, 60 in all. Where new requests wait for the longest that runs, that is a stream of 10 s.
+/// Number of clients of each kind, 60 in all. For cases in which new requests wait for running ones: the longest
+/// request is a stream of 10 s.
 pub const HELD: &str = "keep-alive:16,new:8,slow:10,stream:6,upload:4,download:2,idle:4,events:4,websocket:6";
-/// The same where nobody waits for anybody, with answers that take up to 20 s.
+/// The same for cases in which no request waits for another one; responses take up to 20 s.
 pub const LONG: &str =
     "keep-alive:14,new:8,slow:10,long:2,stream:6,upload:4,download:2,idle:4,events:4,websocket:6";
 
-/// Load that runs.
+/// The running load client.
 pub struct Load(Child);
 
-/// What came of it.
+/// The load client's report.
 #[derive(Debug)]
 pub struct Outcome(Value);
 
 impl Load {
-    /// Starts it and lets it get going.
+    /// Starts the client and gives all its connections time to open.
     pub fn start(port: u16, kinds: &str) -> Self {
         let me = std::env::current_exe().expect("a path");
         // target/debug/deps/me
@@ -37,10 +38,10 @@ impl Load {
         load
     }
 
-    /// Lets it go on for a while, ends it, and returns what came of it.
+    /// Runs the load for three more seconds, ends it and returns its report.
     ///
     /// # Panics
-    /// When it doesn't end.
+    /// If it does not end within [`TAIL`].
     pub fn finish(mut self) -> Outcome {
         sleep(Duration::from_secs(3));
         drop(self.0.stdin.take());
@@ -66,27 +67,27 @@ impl Drop for Load {
 }
 
 impl Outcome {
-    /// Requests made, and lost.
+    /// Number of requests made, and of those lost.
     pub fn counts(&self) -> (u64, u64) {
         let number = |name: &str| self.0[name].as_u64().expect("a number");
         (number("requests"), number("lost"))
     }
 
-    /// How many were lost in which way.
+    /// Number of lost requests by kind of loss.
     pub fn losses(&self) -> &Value {
         &self.0["losses"]
     }
 
-    /// The longest that a short request took.
+    /// Duration of the slowest short request.
     pub fn pause(&self) -> Duration {
         let slowest = |kind: &str| self.0["kinds"][kind]["slowest_ms"].as_u64().unwrap_or(0);
         Duration::from_millis(slowest("keep-alive").max(slowest("new")))
     }
 
-    /// At least so many requests were made, and none was lost.
+    /// Checks that no request was lost, out of at least this number.
     pub fn expect_nothing_lost(&self, of_at_least: u64) {
         let (made, lost) = self.counts();
-        assert_eq!(lost, 0, "requests were lost: {:#}", self.0);
-        assert!(made >= of_at_least, "only {made} requests");
+        assert_eq!(lost, 0, "lost requests: {:#}", self.0);
+        assert!(made >= of_at_least, "only {made} requests were made");
     }
 }

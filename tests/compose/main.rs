@@ -16,21 +16,21 @@ use std::time::Instant;
 use load::{HELD, LONG, Outcome};
 use stack::{Stack, docker, dockerfile};
 
-/// The app as most are, without lameduck in its image.
+/// A plain app, without lameduck in its image.
 const PLAIN: &[&str] = &["examples/compose/compose.plain.yaml"];
 /// The app with `lameduck run` as its entrypoint.
 const RUN: &[&str] = &[];
-/// The same behind a front door that another one can take over from.
+/// The same, with a front door that another one can replace.
 const TWO_DOORS: &[&str] = &["examples/compose/compose.front.yaml", "tests/compose/compose.front.yaml"];
 
 /// With TLS at the front door.
 const TLS: &[&str] = &["examples/compose/compose.tls.yaml"];
 
-/// The figures that the README and an operator want.
+/// Prints the figures for the README and for operators.
 fn tell(stack: &Stack, what: &str, outcome: &Outcome, service: &str) {
     let ((made, lost), pause, boot) = (outcome.counts(), outcome.pause(), stack.boot(service));
     println!(
-        "{what}: {lost} of {made} lost; longest short request {pause:.1?}, the app's own boot {boot:.1?}"
+        "{what}: {lost} of {made} lost; slowest short request {pause:.1?}, boot time of the app {boot:.1?}"
     );
 }
 
@@ -57,7 +57,7 @@ fn switch_goes_to_green_and_back() {
     stack.must(&["switch", "green:3000"]);
     stack.compose(&["up", "-d", "--force-recreate", "app"]);
     let status = stack.must(&["status"]);
-    assert!(status.contains("green:3000 (by lameduck switch; outranks --upstream)"), "{status}");
+    assert!(status.contains("green:3000 (set by lameduck switch; overrides --upstream)"), "{status}");
     stack.must(&["switch", "--back"]);
     stack.compose(&["rm", "-sf", "green"]);
     let outcome = load.finish();
@@ -96,7 +96,7 @@ fn the_app_is_scaled_out_and_in() {
 
 #[test]
 #[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
-fn a_restart_of_the_front_door_itself_is_told() {
+fn a_restart_of_the_front_door_itself_is_measured() {
     let Some(stack) = Stack::up(RUN) else { return };
     let load = stack.load(HELD);
     let began = Instant::now();
@@ -105,13 +105,13 @@ fn a_restart_of_the_front_door_itself_is_told() {
     let outcome = load.finish();
     let (made, lost) = outcome.counts();
     println!(
-        "docker restart of the front door: {lost} of {made} lost in {took:.1?} ({}). What it had taken it finished; from \
-         then until the new one listens new connections are refused (at a published \
-         port Docker's own proxy takes them and closes them), and these clients come again at once. With no loss: \
-         let another one take over, as in examples/compose/README.md",
+        "docker restart of the front door: {lost} of {made} lost in {took:.1?} ({}). It finished the requests that it \
+        had accepted. From then until the new process listens, new connections are refused (at a published port, \
+        Docker's proxy accepts and closes them), and these clients retry at once. To lose nothing, let another \
+        front door take over, as in examples/compose/README.md",
         outcome.losses()
     );
-    assert!(lost < made, "nothing came through");
+    assert!(lost < made, "every request was lost");
 }
 
 #[test]
@@ -150,7 +150,7 @@ fn the_dockerfile_builds() {
 
 #[test]
 #[ignore = "needs a Docker Engine: LAMEDUCK_DOCKER"]
-fn the_image_runs_without_rights_and_is_steered_by_exec() {
+fn the_image_runs_unprivileged_and_is_controlled_by_exec() {
     let Some(stack) = Stack::up(PLAIN) else { return };
     let id = stack.compose(&["ps", "-q", "front"]);
     let about = docker(&["inspect", "-f", "{{.Config.User}} {{.HostConfig.ReadonlyRootfs}}", id.trim()]);
@@ -159,7 +159,7 @@ fn the_image_runs_without_rights_and_is_steered_by_exec() {
         docker(&["inspect", "-f", "{{.State.Health.Status}}", id.trim()]).trim() == "healthy"
     });
     stack.compose(&["exec", "-T", "front", "/lameduck", "hold", "--until-idle"]);
-    // What the app asks for itself goes on, or it would wait for itself.
+    // The app's own requests are not held, otherwise the app and the hold would wait for each other.
     let ask = "fetch('http://front:8080/').then((answer) => process.exit(answer.ok ? 0 : 1))";
     stack.compose(&["exec", "-T", "app", "node", "-e", ask]);
     stack.compose(&["exec", "-T", "front", "/lameduck", "resume"]);

@@ -8,12 +8,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::load::Load;
 
-/// One case at a time: each wants the machine for itself.
+/// Only one case runs at a time, because each needs the whole machine.
 static TURN: Mutex<()> = Mutex::new(());
-/// How long anything of the engine's may take.
+/// Time limit for each operation of the engine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// A running stack, gone again at the end.
+/// A running stack, removed on drop.
 pub struct Stack {
     files: Vec<String>,
     port: u16,
@@ -22,7 +22,7 @@ pub struct Stack {
     _turn: MutexGuard<'static, ()>,
 }
 
-/// `$LAMEDUCK_DOCKER`, or the engine beside the repository. None, loudly, if there is none.
+/// `$LAMEDUCK_DOCKER`, or the engine beside the repository; none if there is no engine, which is printed.
 fn engine() -> Option<PathBuf> {
     let beside = root().join("../shared/docker/engine");
     let engine = std::env::var_os("LAMEDUCK_DOCKER").map_or(beside, PathBuf::from);
@@ -42,7 +42,8 @@ fn temporary(name: &str) -> PathBuf {
 }
 
 impl Stack {
-    /// The example with WebSockets and these files of it on top, its front door ready; none if there is no engine.
+    /// Starts the example with WebSockets and these of its files, and waits until the front door is ready; none without
+    /// an engine.
     pub fn up(files: &[&str]) -> Option<Self> {
         let engine = engine()?;
         let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -51,7 +52,7 @@ impl Stack {
         let run = temporary("run");
         let _ = std::fs::remove_dir_all(&run);
         std::fs::create_dir_all(&run).expect("a folder");
-        // Root may use the socket of any user.
+        // Root may connect to any user's socket.
         if user().is_none() {
             std::os::unix::fs::chown(&run, Some(65532), Some(65532)).expect("the image's own user owns it");
         }
@@ -67,7 +68,7 @@ impl Stack {
         Some(stack)
     }
 
-    /// `docker compose` in this stack, as a command to be run by others.
+    /// `docker compose` in this stack, as a command for `lameduck swap` to run.
     pub fn compose_command(&self, arguments: &[&str]) -> Vec<String> {
         let mut command: Vec<String> =
             vec!["docker".into(), "compose".into(), "-p".into(), "lameduck-test".into()];
@@ -78,17 +79,17 @@ impl Stack {
         command
     }
 
-    /// Runs `docker compose` in this stack and returns what it said.
+    /// Runs `docker compose` in this stack and returns its output.
     ///
     /// # Panics
-    /// When it fails.
+    /// If it fails.
     pub fn compose(&self, arguments: &[&str]) -> String {
         let command = self.compose_command(arguments);
         let output = self.environment(Command::new(&command[0]).args(&command[1..])).output();
         said(&output.expect("docker"), &command.join(" "))
     }
 
-    /// `lameduck` of this build against the stack's front door, by the control socket in the bind mount.
+    /// Runs this build of `lameduck` against the stack's front door, over the control socket in the bind mount.
     pub fn lameduck(&self, arguments: &[&str]) -> Output {
         let (subcommand, rest) = arguments.split_first().expect("a subcommand");
         let mut command = Command::new(env!("CARGO_BIN_EXE_lameduck"));
@@ -96,10 +97,10 @@ impl Stack {
         self.environment(&mut command).output().expect("lameduck")
     }
 
-    /// The same; prints and returns what it said.
+    /// The same; prints and returns its output.
     ///
     /// # Panics
-    /// When it fails.
+    /// If it fails.
     pub fn must(&self, arguments: &[&str]) -> String {
         let output = self.lameduck(arguments);
         let text = said(&output, &arguments.join(" "));
@@ -112,7 +113,7 @@ impl Stack {
         command.env("TLS_DIR", temporary("tls")).env("TLS_PORT", "0");
         command.env("LAMEDUCK_IMAGE", LAMEDUCK).env("ATTACH", temporary("attach"));
         command.envs(user().map(|user| ("LAMEDUCK_USER", user))).stdin(Stdio::null());
-        // Debian's engine has the classic builder only.
+        // Debian's engine has only the classic builder.
         command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false")
     }
 
@@ -121,10 +122,10 @@ impl Stack {
         Load::start(self.port, kinds)
     }
 
-    /// Waits until it is so.
+    /// Waits until `ask` returns true.
     ///
     /// # Panics
-    /// When it takes too long.
+    /// After [`LIMIT`].
     pub fn wait(&self, what: &str, ask: impl Fn() -> bool) {
         let end = Instant::now() + LIMIT;
         while !ask() {
@@ -133,7 +134,7 @@ impl Stack {
         }
     }
 
-    /// How long the newest container of a service took from its start until the app in it listened.
+    /// Time from the start of a service's newest container until the app in it listened.
     pub fn boot(&self, service: &str) -> Duration {
         let id = self.compose(&["ps", "-q", service]).lines().last().expect("a container").to_owned();
         let time = |text: &str| humantime::parse_rfc3339(text).expect("a time");
@@ -157,7 +158,7 @@ impl Drop for Stack {
     }
 }
 
-/// This user, whom the control socket has to belong to; none for root.
+/// User and group id of this process, which must own the control socket; none for root.
 fn user() -> Option<String> {
     use rustix::process::{getgid, getuid};
     (!getuid().is_root()).then(|| format!("{}:{}", getuid().as_raw(), getgid().as_raw()))
@@ -166,7 +167,7 @@ fn user() -> Option<String> {
 /// The image of lameduck under test.
 const LAMEDUCK: &str = "lameduck:test";
 
-/// Makes it as the Dockerfile says: all of it, or with `$LAMEDUCK_BIN`, a static binary, in the place of its build.
+/// Builds the image from the Dockerfile. If `$LAMEDUCK_BIN` names a static binary, it replaces the build stage.
 fn build_lameduck() {
     let Some(built) = std::env::var_os("LAMEDUCK_BIN") else {
         return build_whole(&[], LAMEDUCK);
@@ -184,10 +185,10 @@ fn build_lameduck() {
     run(Command::new("docker").args(["build", "-t", LAMEDUCK, "."]).current_dir(&context));
 }
 
-/// Runs `docker` and returns what it said.
+/// Runs `docker` and returns its output.
 ///
 /// # Panics
-/// When it fails.
+/// If it fails.
 pub fn docker(arguments: &[&str]) -> String {
     said(&Command::new("docker").args(arguments).output().expect("docker"), &arguments.join(" "))
 }
@@ -198,17 +199,17 @@ fn said(output: &Output, what: &str) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// The image that the whole Dockerfile makes, on a stand-in for its base image.
+/// Builds the image from the whole Dockerfile, on a stand-in for its base image.
 fn build_whole(how: &[&str], name: &str) {
     run(Command::new(root().join("tests/compose/base-image.sh")).args(how));
     run(Command::new("docker").args(["build", "-t", name, "."]).current_dir(root()));
 }
 
-/// Builds the whole Dockerfile, not optimised, and asks the program in the image for its version; nothing if there is no
+/// Builds the whole Dockerfile without optimisation and runs the image with `--version`. Does nothing if there is no
 /// engine.
 ///
 /// # Panics
-/// When it fails.
+/// If the build or the program fails.
 pub fn dockerfile() {
     let Some(engine) = engine() else { return };
     let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
@@ -218,12 +219,12 @@ pub fn dockerfile() {
     assert_eq!(version.trim(), concat!("lameduck ", env!("CARGO_PKG_VERSION")));
 }
 
-/// Starts the engine if it isn't up, builds the load client and the images.
+/// Starts the engine unless it is running; builds the load client and the images.
 fn set_up(engine: &Path) {
     run(Command::new(engine).arg("up"));
     run(Command::new(env!("CARGO")).args(["build", "--locked", "--example", "load"]).current_dir(root()));
     build_lameduck();
-    // Node's image, of this machine's Node.
+    // An image of Node, made from this machine's Node.
     let node = Command::new("node").args(["-p", "process.execPath"]).output().expect("node");
     let node = format!("{}:/usr/local/bin/node", String::from_utf8_lossy(&node.stdout).trim());
     let image = temporary("node.tar");
@@ -244,13 +245,13 @@ fn set_up(engine: &Path) {
 }
 
 fn run(command: &mut Command) {
-    // Debian's engine has the classic builder only.
+    // Debian's engine has only the classic builder.
     command.env("DOCKER_BUILDKIT", "0").env("COMPOSE_BAKE", "false");
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");
 }
 
-/// Makes a certificate for localhost where the stack looks for one, and returns its file.
+/// Creates a certificate for localhost where the stack expects it, and returns its path.
 pub fn certificate() -> PathBuf {
     let dir = temporary("tls");
     std::fs::create_dir_all(&dir).expect("a folder");

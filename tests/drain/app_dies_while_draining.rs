@@ -9,7 +9,7 @@ use std::time::Instant;
 #[test]
 fn what_waits_for_a_dead_app_fails_at_once() {
     let mut app = Node::held();
-    // A deadline past what any wait of a test allows.
+    // The deadline comes later than any wait of a test would allow.
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "120s", "--upstream-wait", "60s"]);
     let (mut unanswered, mut half_sent, mut kept) = (proxy.client(), proxy.client(), proxy.client());
     kept.get("/");
@@ -18,7 +18,7 @@ fn what_waits_for_a_dead_app_fails_at_once() {
     half_sent.get("/stream");
     app.wait_active(2);
     proxy.terminate();
-    // A long lame duck, as connections came just before: at most 30 s, but it is quiet now.
+    // The connections above arrived just before, but no more arrive, so the lame-duck phase ends within 10 s.
     proxy.wait_phase("draining");
 
     let died = Instant::now();

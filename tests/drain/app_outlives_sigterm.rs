@@ -12,7 +12,7 @@ use common::process::{Lameduck, Node, Process, TOKEN, temporary_directory};
 const LIVES_ON: &str = "the app still takes connections after its SIGTERM: as PID 1";
 const KILLED: &str = "the app outlived its SIGTERM until the grace was used up: as PID 1";
 
-/// Drained as a deleted pod is; its hooks have their answer.
+/// A proxy that has drained for a pod's deletion: both hooks have returned.
 fn drained(app: &Node, args: &[&str]) -> Lameduck {
     let proxy = Lameduck::proxy(app.addr, &[&["--sidecar", "native"], args].concat());
     let mut hooks = ["app", "sidecar"].map(|whose| proxy.hook(&format!("/drain?hook={whose}"), Some(TOKEN)));
@@ -27,11 +27,11 @@ fn warns(proxy: &Lameduck, text: &str) -> bool {
 }
 
 #[test]
-fn an_app_that_does_not_hear_its_sigterm_is_told() {
+fn an_app_that_ignores_its_sigterm_is_reported() {
     let app = Node::held();
     let mut proxy = drained(&app, &["--grace", "3s", "--reserve", "1s"]);
     proxy.process.wait_line("the warning", |line| line.contains(LIVES_ON).then_some(()));
-    // The kubelet kills the app when the grace is used up; then it tells us.
+    // The kubelet kills the app when the grace period is over, and then sends SIGTERM to the sidecar.
     std::thread::sleep(Duration::from_secs(3));
     proxy.terminate();
     assert_eq!(proxy.process.wait_exit(), 0);
@@ -39,7 +39,7 @@ fn an_app_that_does_not_hear_its_sigterm_is_told() {
 }
 
 #[test]
-fn an_app_that_goes_in_time_is_none_of_anybodys_business() {
+fn an_app_that_exits_in_time_is_not_reported() {
     let mut app = Node::held();
     let mut proxy = drained(&app, &["--reserve", "400ms"]);
     app.process.kill();
@@ -49,7 +49,7 @@ fn an_app_that_goes_in_time_is_none_of_anybodys_business() {
     assert!(!warns(&proxy, LIVES_ON) && !warns(&proxy, KILLED), "{}", proxy.process.output());
 }
 
-/// The kubelet tells the app to go once that has ended, however long it takes.
+/// The kubelet sends SIGTERM only after the app's own hook has ended, however long that takes.
 #[test]
 fn the_apps_own_exec_is_not_its_sigterm() {
     let app = Node::held();
@@ -66,7 +66,7 @@ fn the_apps_own_exec_is_not_its_sigterm() {
     proxy.hook("/drain?hook=sidecar", Some(TOKEN)).answer();
     hook.wait_line("the own hook", |line| (line == "begun").then_some(()));
     std::thread::sleep(MOMENT * 3);
-    assert!(!warns(&proxy, LIVES_ON), "nobody has told it to go yet: {}", proxy.process.output());
+    assert!(!warns(&proxy, LIVES_ON), "the app has no SIGTERM yet: {}", proxy.process.output());
     fs::write(go, "").expect("ours");
     assert_eq!(hook.wait_exit(), 0);
     proxy.process.wait_line("the warning", |line| line.contains(LIVES_ON).then_some(()));
@@ -74,7 +74,7 @@ fn the_apps_own_exec_is_not_its_sigterm() {
 }
 
 #[test]
-fn so_is_one_that_lives_on_because_nobody_told_it_to_go() {
+fn an_app_that_got_no_sigterm_is_not_reported() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &["--sidecar", "native", "--reserve", "400ms"]);
     assert!(proxy.command_output(&["drain"]).status.success());
@@ -84,7 +84,7 @@ fn so_is_one_that_lives_on_because_nobody_told_it_to_go() {
     assert!(!warns(&proxy, LIVES_ON) && !warns(&proxy, KILLED), "{}", proxy.process.output());
 }
 
-/// The next app takes connections before it is ready.
+/// The restarted app accepts connections before it is ready.
 #[test]
 fn an_app_that_restarts_slowly_has_not_outlived_its_sigterm() {
     let mut app = Node::held();
@@ -95,15 +95,15 @@ fn an_app_that_restarts_slowly_has_not_outlived_its_sigterm() {
     let port = app.addr.port();
     app.process.kill();
     let _again = Node::slow_at(port);
-    // The look comes half the reserve after the hook's answer.
+    // lameduck checks the port half the reserve after the hook returned.
     std::thread::sleep(Duration::from_millis(2000));
     assert!(!warns(&proxy, LIVES_ON), "{}", proxy.process.output());
     assert!(proxy.ready().text().contains("requests are held"), "{}", proxy.ready().text());
 }
 
-/// A hold that a drain ends is no round of its own: what the hook has brought stays known.
+/// A hold that a drain ends does not start a new round, so the time of the first hook is kept.
 #[test]
-fn a_hold_before_makes_nobody_forget_when_the_kubelet_began() {
+fn a_hold_before_the_drain_keeps_the_time_of_the_first_hook() {
     let app = Node::held();
     let args = ["--sidecar", "native", "--grace", "4s", "--reserve", "2s"];
     let mut proxy = Lameduck::proxy(app.addr, &args);

@@ -52,14 +52,14 @@ fn an_http_get_is_called_once_drained_before_the_hook_has_its_answer() {
         assert!(hook.answer().text().contains("clean"));
     }
     assert_eq!(proxy.wait_log("called the app's own preStop hook")["status"], 200);
-    // Late ones too have nothing to wait for any more.
+    // Later calls return at once too.
     assert!(app_hook(&proxy).answer().text().contains("clean"));
     assert!(own.asked_within(MOMENT).is_none(), "called twice");
     proxy.terminate();
     proxy.expect_clean_exit();
 }
 
-/// A value on the command line could be read by everybody on the node.
+/// On the command line, every user of the node could read the values.
 #[test]
 fn its_header_fields_come_from_a_variable_as_well() {
     let (app, own) = (Node::held(), RawApp::start());
@@ -76,9 +76,9 @@ fn its_header_fields_come_from_a_variable_as_well() {
     hook.answer();
 }
 
-/// A hook that has its answer lets the kubelet stop the app, whoever resumed.
+/// When its hook returns, the kubelet stops the app, even if the drain was resumed.
 #[test]
-fn a_resume_does_not_spare_it() {
+fn a_resume_does_not_skip_it() {
     let (app, own) = (Node::held(), RawApp::start());
     let proxy = proxy(&app, own.addr, &["--sidecar", "native"]);
     let mut client = proxy.client();
@@ -106,7 +106,7 @@ fn a_path_alone_is_the_apps_own() {
 }
 
 #[test]
-fn its_failure_is_told_and_fails_nothing() {
+fn its_failure_is_logged_and_fails_nothing() {
     let app = Node::held();
     let nobody = Port::reserve();
     let gone = proxy(&app, nobody.addr, &[]);
@@ -132,7 +132,7 @@ fn it_may_take_what_is_left_of_the_grace_and_no_longer() {
     assert!(began.elapsed() > Duration::from_millis(1900), "{:?}", began.elapsed());
 }
 
-/// A drain that ends a hold, or turns out to follow a restart, gives no time anew.
+/// A drain that ends a hold, or follows what looked like a restart, does not start the time limit again.
 #[test]
 fn neither_does_it_after_a_hold_nor_when_a_restart_becomes_a_deletion() {
     let grace = ["--grace", "5s", "--reserve", "2s", "--restart-grace", "60s", "--sidecar", "native"];
@@ -163,20 +163,20 @@ fn neither_does_it_after_a_hold_nor_when_a_restart_becomes_a_deletion() {
 }
 
 #[test]
-fn nobody_else_calls_it() {
+fn no_other_trigger_calls_it() {
     let (app, own) = (Node::held(), RawApp::start());
     let proxy = proxy(&app, own.addr, &[]);
     assert!(proxy.command_output(&["drain"]).status.success());
     proxy.hook("/drain?hook=sidecar", Some(TOKEN)).answer();
-    assert!(own.asked_within(MOMENT).is_none(), "the app isn't told to stop");
-    // The pod goes after all.
+    assert!(own.asked_within(MOMENT).is_none(), "the app is not being stopped");
+    // Now the pod is deleted.
     let mut hook = app_hook(&proxy);
     own.asked().send(OK);
     hook.answer();
 }
 
 #[test]
-fn an_ordinary_sidecar_stays_until_it_is_through() {
+fn an_ordinary_sidecar_stays_until_it_has_ended() {
     let (app, own) = (Node::held(), RawApp::start());
     let mut proxy = proxy(&app, own.addr, &["--sidecar", "ordinary"]);
     let mut hooks = [app_hook(&proxy), proxy.hook("/drain?hook=sidecar", Some(TOKEN))];
@@ -212,7 +212,7 @@ fn each_restart_of_the_app_alone_calls_it() {
     }
 }
 
-/// What the sidecar shares, as another user sees it.
+/// The shared copy of the program, which another user must be able to run.
 fn program(shared: &Path) -> Command {
     let mut command = Command::new(shared.join("lameduck"));
     if rustix::process::geteuid().is_root() {
@@ -249,7 +249,7 @@ fn an_exec_runs_after_the_drain_as_any_user() {
     assert_eq!((hook.exited(), hook.output()), (None, String::new()), "ran while a request ran");
     app.release();
     client.answer();
-    // In its place: the same process, and its exit code.
+    // The command replaces lameduck: the same process id, and its exit code.
     let id = hook.pid();
     hook.wait_line("the own hook", |line| (line == format!("bye {id} word")).then_some(()));
     assert_eq!(hook.wait_exit(), 7);
@@ -271,7 +271,7 @@ fn an_exec_runs_though_no_proxy_answers() {
 }
 
 #[test]
-fn control_by_tcp_takes_the_apps_hook_and_no_half_of_it() {
+fn the_control_port_accepts_the_apps_hook_only_without_parameters() {
     let app = Node::held();
     let (proxy, shared, control) = sharing(&app);
     let addr: SocketAddr = control.trim_start_matches("--control=").parse().expect("an address");
@@ -285,7 +285,10 @@ fn control_by_tcp_takes_the_apps_hook_and_no_half_of_it() {
     }
     assert_eq!(proxy.status().expect("a status")["phase"], "serving");
     let status = common::process::lameduck().args(["status", &control]).output().expect("lameduck starts");
-    assert!(String::from_utf8_lossy(&status.stdout).contains("serving"), "the clients reach it as well");
+    assert!(
+        String::from_utf8_lossy(&status.stdout).contains("serving"),
+        "commands can use the control port too"
+    );
     assert!(post("/drain?hook=app").text().contains("clean"));
     let _ = fs::remove_dir_all(shared);
 }

@@ -8,7 +8,7 @@ use common::http2::{CANCEL, Peer, run, to, whole};
 use common::process::{Lameduck, Node};
 use http::Method;
 
-/// What a zlib stream ends with that was flushed (RFC 1951 §3.2.4: an empty stored block).
+/// Last bytes of a flushed zlib stream: an empty stored block (RFC 1951 §3.2.4).
 const FLUSHED: [u8; 4] = [0, 0, 0xff, 0xff];
 
 const ACCEPT: [&str; 2] = ["Accept: text/event-stream", "Accept-Encoding: gzip"];
@@ -24,7 +24,7 @@ fn it_ends_after_a_flush_and_counts_as_ended() {
 
     proxy.terminate();
     let answer = client.body("GET", head);
-    assert_eq!(answer.end, End::CutByFin, "a coding that isn't whole has no clean end");
+    assert_eq!(answer.end, End::CutByFin, "an incomplete coding must not end cleanly");
     assert!(answer.body.ends_with(&FLUSHED), "{:?}", answer.body);
     proxy.expect_clean_exit();
     assert_eq!(proxy.wait_log("drained")["streams_ended"], 1);

@@ -73,7 +73,7 @@ fn a_half_sent_sized_response_stays_short() {
 
 #[test]
 fn a_half_sent_response_of_unknown_length_is_reset() {
-    // An HTTP/1.0 client takes the connection's orderly end for the body's.
+    // To an HTTP/1.0 client, a clean end of the connection is the end of the body.
     let (app, proxy, mut client) = half_sent("GET /stream HTTP/1.0\r\nHost: app.test\r\n\r\n");
     let answer = client.answer();
     assert_eq!(answer.end, End::CutByRst, "{answer:?}");

@@ -39,13 +39,13 @@ impl Random {
     }
 }
 
-/// What the machine must know about a running drain, noted by the simulation itself.
+/// The simulation's own record of a running drain, to check the machine against.
 struct Noted {
     began: Instant,
-    /// When its first phase was entered: after T0 if the other hook came late.
+    /// When the first phase was entered; later than T0 if the second hook came late.
     entered: Instant,
     window: Duration,
-    /// `Force` came, or the process ends.
+    /// Whether `Force` came, or the process exits.
     forced: bool,
     exiting: bool,
     forcing_since: Option<Instant>,
@@ -61,19 +61,19 @@ struct Sim {
     machine: Machine,
     start: Instant,
     now: Instant,
-    /// The latest time the machine was told: what is early counts as this.
+    /// The latest time passed to the machine; an earlier one counts as this.
     latest: Instant,
     counts: Counts,
-    /// When the listener obeys.
+    /// When the listener will have closed.
     closes_at: Option<Instant>,
     /// Requests that cannot be cut.
     stubborn: bool,
-    /// The app's hook that waits alone, and the quiet window of its moment.
+    /// When the app's hook came without the sidecar's, and the quiet window at that time.
     hook: Option<(Instant, Duration)>,
     holding: bool,
     /// An operator's hold: when it ends, and whether it keeps streams.
     hold: Option<(Instant, bool)>,
-    /// It was said that nothing runs any more.
+    /// Whether the machine has reported that nothing is running.
     idle: bool,
     phase: Phase,
     drain: Option<Noted>,
@@ -146,20 +146,20 @@ impl Sim {
             self.pass(until);
             if self.random.one_in(3) {
                 let event = self.any_event();
-                // A clock that was read a little early.
+                // The caller may have read the clock a little earlier.
                 let early = if self.random.one_in(10) { self.random.ms(5) } else { Duration::ZERO };
                 self.step(self.now.checked_sub(early).unwrap_or(self.now), event);
             } else {
                 self.traffic();
             }
         }
-        // From here on only time passes, and all comes to an end by itself: nothing needs another event,
-        // apart from an app that went and must come back, and a drain that may take as long as it takes.
+        // From here on only time passes. Everything must end without another event, except a restart, which
+        // needs the app back, and a drain without a deadline.
         self.pass(self.now + Duration::from_secs(200));
         for event in [Event::AppStops, Event::AppGone, Event::AppBack] {
             self.step(self.now, event);
         }
-        self.promise(!self.machine.restarting(), "the app is back and requests are still held");
+        self.promise(!self.machine.restarting(), "requests are still held although the app is back");
         if self.machine.deadline().is_some() {
             self.promise(self.phase == Phase::Drained, "a drain with a deadline ends");
         }
@@ -202,7 +202,7 @@ impl Sim {
         let mut turns = 0;
         loop {
             turns += 1;
-            self.promise(turns < 1_000, "waking up must get somewhere");
+            self.promise(turns < 1_000, "wake-ups must make progress");
             let wake = self.machine.wake_at(&self.counts).filter(|at| *at <= until);
             let closes = self.closes_at.filter(|at| *at <= until);
             match (wake, closes) {
@@ -224,7 +224,7 @@ impl Sim {
         self.now = until;
     }
 
-    /// A request or a connection comes or goes.
+    /// A request or a connection begins or ends.
     fn traffic(&mut self) {
         let open = self.counts.connections > 0 && self.phase < Phase::Forcing;
         let mut tick = self.random.one_in(4);
@@ -264,7 +264,7 @@ impl Sim {
         }
     }
 
-    /// One step, what it must keep to, and the data plane's answer. Whether there were effects.
+    /// Makes one step, checks it and applies its effects; returns whether there were any.
     fn step(&mut self, at: Instant, event: Event) -> bool {
         let before = (self.machine.phase(), self.machine.round());
         self.counts.kept = self.counts.kept.min(self.counts.running);
@@ -280,7 +280,7 @@ impl Sim {
         self.note_event(event, before.0);
         if before.0 == Phase::Drained {
             let exits = effects.is_empty() || effects == [Effect::Exit];
-            self.promise(exits || event == Event::Resume, "after the end nothing happens");
+            self.promise(exits || event == Event::Resume, "nothing happens once drained");
         }
         let exit = event == Event::Begin(Trigger::Signal) && self.sidecar == Sidecar::Native;
         self.promise(exit == (effects.last() == Some(&Effect::Exit)), "a native sidecar's signal exits");
@@ -290,10 +290,13 @@ impl Sim {
         }
         self.check_deadline(event);
         let resumed = event == Event::Resume && before.0 > Phase::Serving;
-        self.promise(self.machine.round() == before.1 + u32::from(resumed), "each resume is a round");
+        self.promise(self.machine.round() == before.1 + u32::from(resumed), "each resume begins a new round");
         self.check_state();
         let begins = matches!(event, Event::Hold { .. });
-        self.promise(begins || self.idle || !self.hold_rests(), "a hold says at once that nothing runs");
+        self.promise(
+            begins || self.idle || !self.hold_rests(),
+            "a hold reports at once that nothing is running",
+        );
         self.obey(&effects);
         !effects.is_empty()
     }
@@ -354,7 +357,10 @@ impl Sim {
                 }
             }
             Effect::Idle => {
-                self.promise(self.hold_rests() && !self.idle, "idle is said once, when nothing runs");
+                self.promise(
+                    self.hold_rests() && !self.idle,
+                    "idle is reported once, when nothing is running",
+                );
                 self.idle = true;
             }
             Effect::Hold | Effect::Release => {
@@ -396,7 +402,7 @@ impl Sim {
         if self.machine.deadline().is_some_and(|deadline| self.now >= deadline) {
             return;
         }
-        self.promise(self.lame_duck_over(drain), "the lame duck lasts until callers are quiet");
+        self.promise(self.lame_duck_over(drain), "the lame-duck phase lasts until arrivals are quiet");
     }
 
     fn lame_duck_over(&self, drain: &Noted) -> bool {
@@ -417,8 +423,11 @@ impl Sim {
     fn check_drained(&self) {
         let Some(drain) = self.drain.as_ref().filter(|_| self.phase == Phase::Drained) else { return };
         let given_up = drain.forcing_since.is_some_and(|since| self.now >= since + 1_000 * MS);
-        self.promise(self.empty() || given_up, "drained means that nothing is left");
-        self.promise(drain.stops == 1 || drain.exiting, "no end without stopping the listener");
+        self.promise(self.empty() || given_up, "drained means that nothing is in flight");
+        self.promise(
+            drain.stops == 1 || drain.exiting,
+            "a drain does not end before the listener is stopped",
+        );
     }
 
     fn check_deadline(&mut self, event: Event) {
@@ -441,7 +450,7 @@ impl Sim {
         let hook = matches!(event, Event::Begin(Trigger::Hook | Trigger::SidecarHook | Trigger::Signal));
         if hook && self.phase < Phase::Forcing {
             let within = new.is_some_and(|new| new <= self.now + self.settings.deadline());
-            self.promise(within, "the kubelet's grace is kept");
+            self.promise(within, "the kubelet's grace period is kept");
         }
     }
 
@@ -463,7 +472,7 @@ impl Sim {
             self.promise(self.phase == Phase::Drained || self.now < bound, "forcing lasts a second");
         }
         if self.phase == Phase::LameDuck {
-            self.promise(!self.lame_duck_over(drain), "the lame duck lasts no longer than it must");
+            self.promise(!self.lame_duck_over(drain), "the lame-duck phase ends when it may");
         }
         if self.empty() && !drain.exiting {
             let ended = self.phase <= Phase::LameDuck || self.phase == Phase::Drained;
@@ -471,7 +480,7 @@ impl Sim {
         }
     }
 
-    /// The data plane carries out what it is told.
+    /// Applies the effects, as the data plane does.
     fn obey(&mut self, effects: &[Effect]) {
         let before = self.counts;
         for effect in effects {
@@ -517,6 +526,6 @@ fn every_schedule_keeps_the_drains_promises() {
         sim.run();
         seen.append(&mut sim.seen);
     }
-    // The schedules are worth something only if they reach everything: five phases and nine other effects.
+    // The schedules must reach every effect: five phases and nine others.
     assert_eq!(seen.len(), 14, "{seen:?}");
 }

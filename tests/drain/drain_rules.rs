@@ -46,7 +46,7 @@ impl Rig {
             last_arrival: None,
             mean_gap: None,
         };
-        // Some room before T0 for arrivals.
+        // Leaves time before T0 for arrivals.
         Self { machine, start: Instant::now() + secs(60), counts }
     }
 
@@ -114,7 +114,7 @@ fn lame_duck_ends_when_arrivals_are_quiet_and_never_after_its_longest() {
         let mut rig = Rig::new(Sidecar::Native);
         rig.counts.mean_gap = gap.map(Duration::from_millis);
         rig.at(0, Begin(Hook));
-        // The window is T0's: what the drain itself does to the traffic doesn't count.
+        // The quiet window is fixed at T0, because the drain itself changes the traffic.
         rig.counts.mean_gap = Some(MS);
         rig.counts.last_arrival = arrival.map(|ms| rig.time(ms));
         assert_eq!(rig.wake(), Some(end), "{gap:?} {arrival:?}");
@@ -123,7 +123,7 @@ fn lame_duck_ends_when_arrivals_are_quiet_and_never_after_its_longest() {
     }
 }
 
-/// On a terminal two requests in the last half a minute made Ctrl-C wait for 8 s.
+/// Otherwise two requests in the last 30 s would make Ctrl-C on a terminal wait for 8 s.
 #[test]
 fn where_no_lame_duck_is_asked_for_a_second_without_arrivals_is_enough() {
     for (gap, arrival, end) in [(15_000, -200, 800), (15_000, -3_000, 0), (300, -200, 800)] {
@@ -144,7 +144,7 @@ fn idle_connections_close_only_while_nothing_runs_and_once_each_time() {
     let mut rig = Rig::new(Sidecar::Native);
     rig.at(0, Begin(Hook));
     rig.at(5_000, Tick);
-    // (running, listening, connections) → told to close
+    // (running, listening, connections) → whether idle connections are closed
     for (n, (running, listening, connections, told)) in [
         (1, false, 2, false),
         (0, true, 2, false),
@@ -166,7 +166,7 @@ fn idle_connections_close_only_while_nothing_runs_and_once_each_time() {
 
 #[test]
 fn the_deadline_belongs_to_the_first_deletion_hook() {
-    // What comes at 0 s, what at 3 s, the deadline after it in ms.
+    // (trigger at 0 s, trigger at 3 s, deadline in ms)
     let timeout = |ms: u32| Operator { timeout: Some(MS * ms) };
     for (first, second, deadline) in [
         (Hook, Hook, Some(25_000)),
@@ -205,7 +205,7 @@ fn forcing_comes_with_the_deadline_or_a_second_signal_and_lasts_a_second_at_most
     assert_eq!(rig.at(25_000, Tick), [Enter(Forcing)]);
     assert_eq!(rig.wake(), Some(26_000));
     assert_eq!(rig.at(25_999, Begin(Hook)), []);
-    assert_eq!(rig.deadline(), Some(25_000), "too late for a new one");
+    assert_eq!(rig.deadline(), Some(25_000), "too late to move the deadline");
     assert_eq!(rig.at(26_000, Tick), [Enter(Drained)]);
 
     let forced = [Enter(Draining), StopListening, Enter(Forcing)];
@@ -216,7 +216,7 @@ fn forcing_comes_with_the_deadline_or_a_second_signal_and_lasts_a_second_at_most
 
     let mut rig = Rig::new(Sidecar::Ordinary);
     rig.at(0, Begin(Operator { timeout: Some(MS * 700) }));
-    assert_eq!(rig.at(700, Tick), forced, "a deadline within the lame duck");
+    assert_eq!(rig.at(700, Tick), forced, "a deadline within the lame-duck phase");
     assert_eq!(rig.at(800, Force), []);
 }
 
@@ -228,12 +228,16 @@ fn streams_end_before_the_deadline_and_work_that_ends_with_it_is_not_forced() {
     rig.empty();
     assert_eq!(rig.at(7_000, Tick), [Enter(Drained)]);
 
-    // One that becomes sooner meanwhile.
+    // A deadline that is brought forward while streams end.
     let mut rig = Rig::new(Sidecar::Ordinary);
     rig.at(0, Begin(PATIENT));
     assert_eq!(rig.at(5_000, Tick), [Enter(Draining), StopListening, spread(5_000)]);
     assert_eq!(rig.at(6_000, Begin(Operator { timeout: Some(MS * 1_500) })), [spread(1_500)]);
-    assert_eq!(rig.at(6_500, Begin(Operator { timeout: Some(MS * 1_500) })), [], "it would be later");
+    assert_eq!(
+        rig.at(6_500, Begin(Operator { timeout: Some(MS * 1_500) })),
+        [],
+        "a later deadline is ignored"
+    );
 }
 
 #[test]
@@ -276,7 +280,11 @@ fn both_hooks_of_a_deleted_pod_are_one_drain_in_either_order() {
         assert_eq!(rig.deadline(), Some(25_000));
     }
     let mut rig = Rig::new(Sidecar::None);
-    assert_eq!(rig.at(0, Begin(AppHook)), [Enter(LameDuck)], "no sidecar, no second hook to wait for");
+    assert_eq!(
+        rig.at(0, Begin(AppHook)),
+        [Enter(LameDuck)],
+        "without a sidecar there is no second hook to wait for"
+    );
     assert_eq!(rig.machine.trigger(), Some(Hook));
 }
 
@@ -293,7 +301,7 @@ fn restarting() -> Rig {
 #[test]
 fn the_apps_hook_alone_holds_requests_until_the_app_is_back() {
     let mut rig = restarting();
-    assert_eq!(rig.at(2_500, AppBack), [], "it never went");
+    assert_eq!(rig.at(2_500, AppBack), [], "the app was never gone");
     assert_eq!(rig.wake(), Some(10_000));
     rig.counts.running = 0;
     assert_eq!(rig.at(3_000, Tick), [ReleaseHook]);
@@ -301,7 +309,7 @@ fn the_apps_hook_alone_holds_requests_until_the_app_is_back() {
     assert_eq!(rig.wake(), Some(33_000));
     assert_eq!([rig.at(3_100, AppGone), rig.at(3_200, AppBack)].concat(), [], "its SIGTERM was not due");
     assert_eq!(rig.at(3_500, AppStops), []);
-    assert_eq!(rig.at(4_000, AppBack), [], "it never went");
+    assert_eq!(rig.at(4_000, AppBack), [], "the app was never gone");
     assert!(!rig.machine.app_stopped());
     assert_eq!(rig.at(5_000, AppGone), []);
     assert!(rig.machine.app_stopped());
@@ -314,7 +322,7 @@ fn the_apps_hook_alone_holds_requests_until_the_app_is_back() {
 #[test]
 fn the_apps_hook_returns_when_restart_grace_is_over_and_holding_ends_if_the_app_never_goes() {
     let mut rig = restarting();
-    // Its port blinks before the hook has returned: no restart.
+    // The port closes and opens before the hook has returned: not the restart.
     assert_eq!([rig.at(3_000, AppGone), rig.at(4_000, AppBack)].concat(), []);
     assert_eq!(rig.at(9_999, Tick), []);
     assert_eq!(rig.at(10_000, Tick), [ReleaseHook]);

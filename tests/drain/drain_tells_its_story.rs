@@ -14,7 +14,7 @@ fn access(proxy: &Lameduck) -> Vec<Value> {
 }
 
 #[test]
-fn a_drain_is_told_from_its_cause_to_its_verdict() {
+fn a_drain_is_logged_from_its_cause_to_its_verdict() {
     let app = Node::slow();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "125s"]);
     let mut clients: Vec<_> = (0..6).map(|_| proxy.client()).collect();
@@ -105,7 +105,7 @@ fn the_access_log_has_one_line_per_request_without_its_query() {
 }
 
 #[test]
-fn people_get_lines_for_people() {
+fn the_human_format_has_readable_lines() {
     let control = std::env::temp_dir().join(format!("lameduck-human-{}.sock", std::process::id()));
     let mut program = lameduck();
     program.args(["proxy", "--upstream", ":1", "--listen", "127.0.0.1:0", "--probe-listen", "off"]);

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 const LAME_DUCK: Duration = Duration::from_millis(700);
 const TIMES: [&str; 4] = ["--grace", "120s", "--lame-duck", "700ms"];
 
-/// At least the lame duck, and far less than the deadline of 115 s; the width is for busy machines.
+/// At least the lame-duck phase, and far less than the deadline of 115 s; the range is wide for busy machines.
 fn assert_only_a_lame_duck(took: Duration) {
     assert!(took >= LAME_DUCK && took < 6 * LAME_DUCK, "{took:?}");
 }

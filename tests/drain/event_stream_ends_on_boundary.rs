@@ -36,7 +36,7 @@ fn the_connection_of_an_ended_stream_takes_one_more_request() {
 
     proxy.terminate();
     assert_eq!(client.body("GET", head).end, End::Whole);
-    // Its client was never told that the connection closes: a pool gives it the next request at once.
+    // The response had no `Connection: close`, so a client's pool may send the next request at once.
     client.get("/");
     let next = client.answer();
     assert!(next.head.status == 200 && next.head.has("connection", "close"), "{:?}", next.head);
@@ -101,7 +101,7 @@ fn an_event_stream_that_comes_to_no_boundary_is_cut() {
     let begun = Instant::now();
     proxy.terminate();
     assert_eq!(client.body("GET", head).end, End::CutByRst);
-    assert!(begun.elapsed() >= Duration::from_secs(10), "it has ten seconds: {:?}", begun.elapsed());
+    assert!(begun.elapsed() >= Duration::from_secs(10), "cut before its ten seconds: {:?}", begun.elapsed());
     assert_eq!(proxy.process.wait_exit(), 3, "the verdict says that something was cut");
 }
 

@@ -11,7 +11,7 @@ use common::http::Client;
 use common::port::Port;
 use common::process::{Lameduck, Node};
 
-/// Clients that come again and again over new connections, until told to stop.
+/// Clients that request over new connections without a pause until they are stopped.
 struct Clients {
     stop: Arc<AtomicBool>,
     answered: Arc<AtomicU64>,
@@ -25,7 +25,7 @@ impl Clients {
             let (stop, answered) = (stop.clone(), answered.clone());
             thread::spawn(move || {
                 while !stop.load(Ordering::Relaxed) {
-                    // Panics where it is refused or reset.
+                    // Panics if the connection is refused or reset.
                     assert_eq!(Client::ask(to, "/").head.status, 200);
                     answered.fetch_add(1, Ordering::Relaxed);
                 }
@@ -35,7 +35,7 @@ impl Clients {
         Self { stop, answered, threads }
     }
 
-    /// Returns once so many more have been answered.
+    /// Waits until this number of further requests has been answered.
     fn wait_answered(&self, more: u64) {
         let from = self.answered.load(Ordering::Relaxed);
         common::wait_for("answers", || {
@@ -51,7 +51,7 @@ impl Clients {
 }
 
 #[test]
-fn the_one_that_goes_takes_nothing_with_it() {
+fn the_one_that_drains_loses_no_request() {
     let app = Node::slow();
     let port = Port::reserve();
     let at = port.addr.to_string();
@@ -59,7 +59,7 @@ fn the_one_that_goes_takes_nothing_with_it() {
     let mut first = door();
     let clients = Clients::start(first.listen);
     clients.wait_answered(50);
-    // There and back.
+    // Replaced twice: there and back.
     for _ in 0..2 {
         let second = door();
         clients.wait_answered(50);
@@ -72,7 +72,7 @@ fn the_one_that_goes_takes_nothing_with_it() {
 }
 
 #[test]
-fn without_being_told_nobody_shares_an_address() {
+fn without_reuseport_no_address_is_shared() {
     let app = Node::slow();
     let first = Lameduck::proxy(app.addr, &[]);
     let at = first.listen.to_string();

@@ -21,39 +21,39 @@ fn nothing_is_admitted_once_closed() {
 }
 
 #[test]
-fn a_health_check_keeps_no_gate_open_and_only_so_many_are_exempt() {
+fn a_health_check_keeps_no_gate_open_and_the_exemption_is_limited() {
     let told = Arc::new(AtomicU32::new(0));
     let count = told.clone();
     let gate = Arc::new(Gate::new(move || {
         count.fetch_add(1, Ordering::Relaxed);
     }));
     let (mut check, mut work) = (gate.admit().unwrap(), gate.admit().unwrap());
-    assert!(check.become_health_check(1) && !work.become_health_check(1), "bounded in number");
+    assert!(check.become_health_check(1) && !work.become_health_check(1), "the limit is 1");
     assert_eq!(gate.in_flight(), 1);
     gate.set_phase(Phase::Draining);
     assert!(work.become_health_check(2));
-    assert_eq!((gate.in_flight(), told.load(Ordering::Relaxed)), (0, 1), "who waits is told");
+    assert_eq!((gate.in_flight(), told.load(Ordering::Relaxed)), (0, 1), "the drain is notified");
     let check = check.into_owned(&gate);
     assert!(gate.close());
     drop((check, work));
     assert_eq!(gate.in_flight(), 0);
     gate.set_phase(Phase::Serving);
-    assert!(gate.admit().unwrap().become_health_check(1), "their places are given back");
+    assert!(gate.admit().unwrap().become_health_check(1), "their slots are released");
 }
 
 #[test]
-fn the_last_one_out_tells_only_while_somebody_waits() {
+fn the_last_request_notifies_only_a_waiting_drain() {
     let told = Arc::new(AtomicU32::new(0));
     let count = told.clone();
     let gate = Gate::new(move || {
         count.fetch_add(1, Ordering::Relaxed);
     });
     drop(gate.admit());
-    assert_eq!(told.load(Ordering::Relaxed), 0, "serving: nobody waits");
+    assert_eq!(told.load(Ordering::Relaxed), 0, "while serving, no drain waits");
     let (one, two) = (gate.admit(), gate.admit());
     gate.set_phase(Phase::Draining);
     drop(one);
-    assert_eq!(told.load(Ordering::Relaxed), 0, "one is left");
+    assert_eq!(told.load(Ordering::Relaxed), 0, "one is still in flight");
     drop(two);
     assert_eq!(told.load(Ordering::Relaxed), 1);
 }
@@ -68,10 +68,10 @@ fn held_requests_do_not_keep_a_restart_waiting() {
     gate.set_holding(true);
     let (runs, waits) = (gate.admit(), gate.admit());
     let held = gate.hold_back(1);
-    assert!(held.is_some() && gate.hold_back(1).is_none(), "bounded in number");
+    assert!(held.is_some() && gate.hold_back(1).is_none(), "the limit is 1");
     told.store(0, Ordering::Relaxed);
     drop(runs);
-    assert_eq!(told.load(Ordering::Relaxed), 1, "only the held one is left");
+    assert_eq!(told.load(Ordering::Relaxed), 1, "only the held request remains");
     drop((held, waits));
     assert_eq!((gate.in_flight(), gate.held()), (0, 0));
 }

@@ -1,7 +1,7 @@
 //! All interleavings of the gate's atomics, checked by loom: nothing is admitted after "drained".
 
 #[path = "../../src/drain/gate.rs"]
-#[allow(dead_code)] // the model takes what it needs of the gate
+#[allow(dead_code)] // the model uses only a part of the gate
 mod gate;
 mod atomic {
     pub use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -27,7 +27,7 @@ fn nothing_is_admitted_after_drained() {
             for _ in 0..2 {
                 if let Ok(guard) = worker_gate.admit() {
                     worker_works.store(true, Ordering::SeqCst);
-                    assert_ne!(worker_gate.phase(), Phase::Drained, "closed over running work");
+                    assert_ne!(worker_gate.phase(), Phase::Drained, "closed while work was running");
                     worker_works.store(false, Ordering::SeqCst);
                     drop(guard);
                 }
@@ -43,7 +43,7 @@ fn nothing_is_admitted_after_drained() {
 }
 
 #[test]
-fn the_last_one_out_is_always_noticed() {
+fn the_last_request_is_always_noticed() {
     loom::model(|| {
         let told = Arc::new(AtomicBool::new(false));
         let tell = told.clone();
@@ -53,13 +53,13 @@ fn the_last_one_out_is_always_noticed() {
         gate.set_phase(Phase::Draining);
         let seen_idle = gate.in_flight() == 0;
         worker.join().unwrap();
-        assert!(seen_idle || told.load(Ordering::SeqCst), "the drain would wait for nothing");
+        assert!(seen_idle || told.load(Ordering::SeqCst), "the drain would never be notified");
     });
 }
 
-/// A hold that lets streams stay is idle once nothing else runs, and not a moment before.
+/// A hold that keeps streams is idle when nothing else is running, and not earlier.
 #[test]
-fn a_stream_that_begins_or_ends_never_stands_in_for_a_request_that_runs() {
+fn a_stream_is_never_counted_in_place_of_a_running_request() {
     loom::model(|| {
         let gate = std::sync::Arc::new(Gate::new(|| {}));
         let runs = gate.admit();
@@ -70,7 +70,7 @@ fn a_stream_that_begins_or_ends_never_stands_in_for_a_request_that_runs() {
             drop(streams.stream());
             drop(in_flight);
         });
-        // A write makes loom look from here at every moment.
+        // The write makes loom interleave the read below with every step of the worker.
         gate.set_phase(Phase::Serving);
         let (in_flight, streams) = gate.in_flight_and_streams();
         assert!(in_flight > streams, "{streams} streams among {in_flight} in flight");

@@ -15,14 +15,14 @@ use http::{HeaderValue, Method, Request};
 const KUBELET: &str = "User-Agent: kube-probe/1.34";
 const OK: &str = "HTTP/1.1 204 No Content\r\n\r\n";
 
-/// A request by HTTP/2 that says it comes from the kubelet.
+/// An HTTP/2 request with the kubelet's user agent.
 fn by_kubelet(path: &str) -> Request<()> {
     let mut request = to(Method::GET, path);
     request.headers_mut().insert("user-agent", HeaderValue::from_static("kube-probe/1.34"));
     request
 }
 
-/// A check over HTTP/1.1 whose answer is still to come.
+/// Sends a check over HTTP/1.1 without reading the response.
 fn checking(proxy: &Lameduck, path: &str, fields: &[&str]) -> Client {
     let mut client = proxy.client();
     client.request("GET", path, fields);
@@ -50,7 +50,7 @@ fn a_drain_waits_for_no_health_check_that_hangs() {
 }
 
 #[test]
-fn nor_does_it_for_one_over_http2() {
+fn a_drain_waits_for_no_http2_health_check_that_hangs() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s"]);
     let began = Instant::now();
@@ -67,16 +67,16 @@ fn nor_does_it_for_one_over_http2() {
 }
 
 #[test]
-fn it_takes_no_place_of_those_in_flight_and_has_few_of_its_own() {
+fn it_uses_no_slot_of_max_in_flight_and_the_exemption_is_limited() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--max-in-flight", "1"]);
     let first = checking(&proxy, "/wait", &[KUBELET]);
     app.wait_active(1);
-    assert_eq!(Client::ask(proxy.listen, "/").head.status, 200, "a user finds the only place taken");
+    assert_eq!(Client::ask(proxy.listen, "/").head.status, 200, "the check takes up the only slot");
     run(async {
         let peer = Peer::connect(proxy.listen).await;
         assert_eq!(peer.get("/").await.expect("an answer").status, 200);
-        // As many checks are exempt as may be in flight; the next one is a request like any other.
+        // At most --max-in-flight checks are exempt; the next one counts as an ordinary request.
         let (second, _) = peer.send(by_kubelet("/wait"), true).await;
         app.wait_active(2);
         proxy.wait_in_flight(1);
@@ -111,10 +111,10 @@ fn its_answers_are_counted_and_it_has_no_more_time_than_others() {
 }
 
 #[test]
-fn an_agents_name_makes_no_health_check_of_other_work() {
+fn a_user_agent_makes_no_health_check_of_other_work() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--health-check", "/socket"]);
-    // It changes something; it has a body; it is asked for events; it becomes a tunnel.
+    // A POST, a request with a body, one for events, and one that becomes a tunnel.
     let mut post = proxy.client();
     post.request("POST", "/wait", &[KUBELET, "Content-Length: 0"]);
     let mut body = proxy.client();
@@ -132,7 +132,7 @@ fn an_agents_name_makes_no_health_check_of_other_work() {
 }
 
 #[test]
-fn those_that_the_user_names_are_health_checks_too() {
+fn requests_that_the_user_names_are_health_checks_too() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--health-check", "/wait,agent:Own Monitor"]);
     let path = checking(&proxy, "/wait", &[]);
@@ -140,7 +140,7 @@ fn those_that_the_user_names_are_health_checks_too() {
     assert_eq!(in_flight(&proxy), 0);
     let held = proxy.command_output(&["hold"]);
     assert!(held.status.success(), "{held:?}");
-    // A hold lets them pass, and holds a user.
+    // A hold lets checks pass, and holds other requests.
     let named = checking(&proxy, "/", &["User-Agent: Mozilla/5.0 (Own Monitor 3)"]).answer();
     assert_eq!(named.head.status, 200);
     let mut user = checking(&proxy, "/", &["User-Agent: Mozilla/5.0 (Somebody)"]);
@@ -155,7 +155,7 @@ fn those_that_the_user_names_are_health_checks_too() {
 fn a_lame_duck_does_not_wait_for_callers_that_are_health_checks() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s", "--health-check", "/ping"]);
-    // By their distance, a lame duck would wait ten seconds for the next one.
+    // If checks counted, their intervals would prolong the lame-duck phase to ten seconds.
     for fields in [&["User-Agent: Prometheus/3.5.0"][..], &[], &[KUBELET]] {
         assert_eq!(checking(&proxy, "/ping", fields).answer().head.status, 200);
         thread::sleep(Duration::from_millis(1500));

@@ -23,7 +23,7 @@ fn idle_connections_stay_open_while_a_request_runs() {
     proxy.wait_phase("draining");
     assert!(idle.iter_mut().all(|client| client.is_quiet_for(MOMENT)), "an idle connection was closed early");
 
-    // A request that still comes on a kept connection is served, and it is the connection's last.
+    // A further request on a kept-alive connection is served, and the connection closes after it.
     let mut used = idle.remove(0);
     used.get("/");
     let answer = used.answer();

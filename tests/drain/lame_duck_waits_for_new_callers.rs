@@ -1,5 +1,5 @@
 //! The lame-duck phase lasts until no new connections arrive, however busy kept-alive ones were before: those get
-//! `Connection: close` and say nothing about what a load balancer knows.
+//! `Connection: close`, and do not show whether a load balancer still sends new connections.
 
 use crate::common;
 
@@ -8,12 +8,12 @@ use std::time::{Duration, Instant};
 use common::process::{Lameduck, Node};
 
 #[test]
-fn busy_kept_connections_dont_make_it_look_silent() {
+fn busy_kept_alive_connections_do_not_shorten_it() {
     let app = Node::held();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s"]);
     let mut kept = proxy.client();
     let began = Instant::now();
-    // Three callers within about a second, and requests all the time over one kept connection.
+    // Three new connections within about a second, and continuous requests over one kept-alive connection.
     let mut callers = 1;
     while callers < 3 {
         kept.get("/");
@@ -25,11 +25,11 @@ fn busy_kept_connections_dont_make_it_look_silent() {
             callers += 1;
         }
     }
-    // Seven gaps of a third of the time; by the requests' gaps it would be the least window, a second.
+    // Seven times the mean gap between connections. Gaps between requests would give the minimum of one second.
     let least = began.elapsed() * 7 / 3;
     let begun = Instant::now();
     proxy.terminate();
-    // Not the phase: with nothing in flight it is over a moment later.
+    // The log, not the phase: with nothing in flight, Draining lasts only a moment.
     proxy.wait_log("new connections are refused");
     let took = begun.elapsed();
     assert!(took >= least.mul_f64(0.9), "{took:?} of {least:?}");

@@ -13,7 +13,7 @@ fn engine_io(more: &str) -> String {
     format!("/socket.io/?EIO=4&transport=polling&t=PQ1x{more}")
 }
 
-/// Begins a session over a connection of its own, and returns its id.
+/// Begins a session on a new connection, and returns its id.
 fn begin(proxy: &Lameduck) -> String {
     let open = Client::ask(proxy.listen, &engine_io("")).text();
     let open: serde_json::Value =
@@ -53,20 +53,20 @@ fn a_socket_io_session_is_closed_by_its_own_protocol() {
     expect_close_packet(&answer);
     assert!(answer.head.has("connection", "close"), "{:?}", answer.head);
     client.expect_fin();
-    // The app learns it too, as it does of a client that has gone.
+    // To the app it looks as if the client had gone.
     wait_line(&app, &format!("session {sid} is over"));
     proxy.expect_clean_exit();
     assert_eq!(proxy.wait_log("drained")["streams_ended"], 1);
 }
 
 #[test]
-fn what_the_app_has_to_say_goes_before() {
+fn the_apps_own_response_comes_first() {
     let app = Node::polling();
     let proxy = Lameduck::proxy(app.addr, &["--lame-duck", "60s", "--grace", "120s"]);
     let (sid, mut client) = waiting(&proxy, &app);
     proxy.terminate();
     proxy.wait_phase("lame-duck");
-    assert!(client.is_quiet_for(MOMENT), "it may still wait");
+    assert!(client.is_quiet_for(MOMENT), "ended before its time");
     let mut other = proxy.client();
     other.request("POST", &engine_io(&format!("&sid={sid}")), &["Content-Length: 6"]);
     other.send("4hello");
@@ -84,7 +84,7 @@ fn a_hold_ends_it_and_its_client_is_held_when_it_comes_again() {
     let mut hold = proxy.command(&["hold", "--until-idle"]);
     expect_close_packet(&client.answer());
     assert_eq!(hold.wait_exit(), 0, "{}", hold.output());
-    // Over the same connection: nothing is drained.
+    // Over the same connection, since a hold is not a drain.
     client.get(&engine_io(""));
     proxy.wait_status("held", |status| status["held"] == 1);
     assert!(proxy.command_output(&["resume"]).status.success());
@@ -99,7 +99,7 @@ fn a_hold_that_keeps_streams_keeps_it() {
     let mut hold = proxy.command(&["hold", "--until-idle", "--keep-streams"]);
     assert_eq!(hold.wait_exit(), 0, "{}", hold.output());
     assert!(client.is_quiet_for(MOMENT));
-    // Past the proxy, where nothing is held.
+    // Directly to the app, because the proxy would hold it.
     let mut other = Client::connect(app.addr);
     other.request("POST", &engine_io(&format!("&sid={sid}")), &["Content-Length: 2"]);
     other.send("42");
@@ -107,7 +107,7 @@ fn a_hold_that_keeps_streams_keeps_it() {
 }
 
 #[test]
-fn a_client_of_http2_hears_the_same() {
+fn an_http2_client_gets_the_same() {
     let app = Node::polling();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s"]);
     let sid = begin(&proxy);
@@ -125,7 +125,7 @@ fn a_client_of_http2_hears_the_same() {
 }
 
 #[test]
-fn one_that_is_named_is_answered_204() {
+fn a_named_one_is_answered_204() {
     let app = Node::polling();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "60s", "--long-poll", "/rooms/*,/poll"]);
     let (mut client, mut answered) = (proxy.client(), proxy.client());
@@ -145,7 +145,7 @@ fn one_that_is_named_is_answered_204() {
 }
 
 #[test]
-fn one_that_is_named_is_answered_as_one_likes_once_its_body_is_there() {
+fn a_named_one_gets_the_configured_response_after_its_body() {
     let app = Node::polling();
     let args =
         ["--grace", "60s", "--long-poll", "POST /poll", "--long-poll-answer", "200 application/json [1, 2]"];
@@ -156,7 +156,7 @@ fn one_that_is_named_is_answered_as_one_likes_once_its_body_is_there() {
     wait_line(&app, "poll waits");
     proxy.terminate();
     proxy.wait_phase("draining");
-    assert!(client.is_quiet_for(MOMENT), "its request isn't whole");
+    assert!(client.is_quiet_for(MOMENT), "answered before its request was complete");
     client.send("nc");
     let answer = client.answer();
     assert_eq!((answer.head.status, answer.text().as_str()), (200, "[1, 2]"));
@@ -166,7 +166,7 @@ fn one_that_is_named_is_answered_as_one_likes_once_its_body_is_there() {
 }
 
 #[test]
-fn one_that_nobody_named_is_work() {
+fn one_that_is_not_named_is_work() {
     let app = Node::polling();
     let mut proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = proxy.client();

@@ -44,14 +44,14 @@ fn the_lame_duck_still_serves_new_connections_and_sends_them_elsewhere() {
 #[test]
 fn what_waits_in_the_accept_queue_is_served_before_the_socket_closes() {
     let app = Node::slow();
-    // The longest lame duck is then (4s − 1s) / 3.
+    // These limit the lame-duck phase to (4s − 1s) / 3.
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "4s", "--reserve", "1s"]);
     proxy.terminate();
     proxy.wait_phase("lame-duck");
     proxy.pause();
     let mut clients: Vec<_> = (0..5).map(|_| proxy.client()).collect();
     clients.iter_mut().for_each(|client| client.get("/"));
-    // Not to wait for anything: the lame duck has to be over when the proxy wakes up.
+    // A fixed time, because the lame-duck phase has to be over when the proxy continues.
     std::thread::sleep(std::time::Duration::from_millis(1200));
     proxy.unpause();
 

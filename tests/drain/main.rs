@@ -1,4 +1,4 @@
-//! The drain: running work ends well, whatever it is and whatever triggers the drain.
+//! The drain: every kind of running work ends well, whatever triggers the drain.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -7,7 +7,7 @@ use rustix::process::Signal;
 
 fn forced_by(second: Signal) {
     let app = Node::slow();
-    // A deadline past what any wait of a test allows.
+    // The deadline comes later than any wait of a test would allow.
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "120s"]);
     let mut client = proxy.client();
     client.get("/hang");

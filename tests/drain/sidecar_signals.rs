@@ -8,7 +8,7 @@ use common::MOMENT;
 use common::http::{Client, End};
 use common::process::{Lameduck, Node, TOKEN, lameduck};
 
-/// A native sidecar is gone within this time.
+/// A native sidecar exits within this time after SIGTERM.
 const AT_ONCE: Duration = Duration::from_millis(1500);
 
 fn native(app: &Node) -> Lameduck {
@@ -47,7 +47,7 @@ fn a_native_sidecar_stays_when_drained_until_its_signal() {
     assert_eq!(answer.head.status, 200, "{}", answer.text());
     proxy.wait_phase("drained");
     std::thread::sleep(MOMENT);
-    assert_eq!(proxy.process.exited(), None, "the app may still need its time");
+    assert_eq!(proxy.process.exited(), None, "the app may still be running");
     assert_eq!(Client::ask(proxy.probe, "/livez").head.status, 200);
     assert_eq!(ends_at_once(&mut proxy), 0);
 }
@@ -71,7 +71,7 @@ fn an_ordinary_sidecar_drains_and_stays_until_the_hooks_callers_have_their_answe
     let mut client = proxy.client();
     client.get("/wait");
     app.wait_active(1);
-    // All at T0, as at a pod's deletion.
+    // The hooks and SIGTERM come at the same time, as when a pod is deleted.
     let mut hooks =
         [proxy.hook("/drain?hook=app", Some(TOKEN)), proxy.hook("/drain?hook=sidecar", Some(TOKEN))];
     proxy.terminate();
@@ -105,7 +105,7 @@ fn both_hooks_within_two_seconds_are_a_deletion_in_either_order() {
     }
 }
 
-/// Starts with a lame duck long enough to look at, in a pod or not, and brings the app up.
+/// Starts a proxy, in a pod or not, whose lame-duck phase is long enough to observe; waits until it is ready.
 fn ducky(app: &Node, args: &[&str], in_pod: bool) -> Lameduck {
     let mut program = lameduck();
     program.env_remove("KUBERNETES_SERVICE_HOST");
@@ -120,7 +120,7 @@ fn ducky(app: &Node, args: &[&str], in_pod: bool) -> Lameduck {
     proxy
 }
 
-/// `/readyz` in the lame duck that `begin` begins.
+/// `/readyz` during the lame-duck phase of the drain that `begin` starts.
 fn in_lame_duck(args: &[&str], in_pod: bool, begin: impl Fn(&Lameduck) -> Vec<Client>) -> (u16, String) {
     let app = Node::held();
     let proxy = ducky(&app, args, in_pod);
@@ -176,7 +176,7 @@ fn drain_readiness_overrides_both() {
 }
 
 #[test]
-fn from_draining_on_nobody_is_ready() {
+fn not_ready_from_draining_on() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--drain-readiness", "keep"]);
     let mut client = proxy.client();

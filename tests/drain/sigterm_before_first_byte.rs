@@ -6,7 +6,7 @@ use common::http::End;
 use common::process::{Lameduck, Node};
 
 #[test]
-fn a_silent_connection_holds_nothing_up() {
+fn a_silent_connection_delays_no_drain() {
     let app = Node::slow();
     let mut proxy = Lameduck::proxy(app.addr, &["--grace", "120s"]);
     let mut client = proxy.client();

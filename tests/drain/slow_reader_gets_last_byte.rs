@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-/// Past this much nobody holds bytes for a client whose receive buffer was asked to be 4 KiB.
+/// Upper bound on the unread bytes in the kernel of a client that requested a receive buffer of 4 KiB.
 const CLIENTS_KERNEL: usize = 64 * 1024;
 
 #[test]
@@ -23,7 +23,7 @@ fn the_process_stays_until_a_slow_reader_has_everything() {
     proxy.terminate();
     proxy.wait_log("drained");
 
-    // The network goes with the process: what the client's kernel does not have by then is lost.
+    // In a pod, the network disappears with the process: bytes that the client's kernel lacks by then are lost.
     let read = Arc::new(AtomicUsize::new(0));
     let reader = {
         let read = read.clone();
@@ -35,7 +35,7 @@ fn the_process_stays_until_a_slow_reader_has_everything() {
     };
     proxy.expect_clean_exit();
     let had = read.load(Ordering::Acquire);
-    assert!(had + CLIENTS_KERNEL >= length, "gone when the client had {had} of {length} bytes");
+    assert!(had + CLIENTS_KERNEL >= length, "exited when the client had {had} of {length} bytes");
     let answer = reader.join().unwrap();
     assert_eq!((answer.body.len(), answer.end), (length, End::Whole));
 }

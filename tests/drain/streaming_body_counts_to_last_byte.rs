@@ -50,7 +50,7 @@ fn a_download_counts_until_the_client_has_taken_it() {
     let app = Node::slow();
     let mut proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = Client::connect_narrow(proxy.listen);
-    // More than all the buffers on the way can hold.
+    // More than all buffers between the app and the client can hold.
     let length = 50_000_000;
     client.get(&format!("/download?bytes={length}"));
     let head = client.head();

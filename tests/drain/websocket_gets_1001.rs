@@ -19,7 +19,7 @@ fn both_sides_of_a_chat_hear_1001() {
 
     proxy.terminate();
     socket.expect_close(1001);
-    // `ws` fails a frame that isn't masked, so the code says that ours was.
+    // `ws` rejects unmasked frames, so this code shows that the proxy's Close was masked.
     app.process.wait_line("ada's end", |line| (line == "ada left with code 1001").then_some(()));
     proxy.expect_clean_exit();
 }

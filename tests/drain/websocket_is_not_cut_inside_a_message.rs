@@ -11,12 +11,12 @@ use common::http::{Client, Fill};
 use common::process::{Lameduck, Node};
 use common::websocket::{TEXT, WebSocket};
 
-/// The size of the frame that `/big-frame` sends.
+/// Size of the frame that `/big-frame` sends, in bytes.
 const BIG: usize = 24 << 20;
-/// Longer than the other side's Close is waited for.
+/// Longer than the proxy waits for the peer's Close.
 const PAST_CLOSING: Duration = Duration::from_millis(2500);
 
-/// A client that has read the header of the big frame and takes no more of it.
+/// A client that has read only the header of the big frame.
 fn slow_reader(proxy: &Lameduck) -> WebSocket {
     let mut socket = WebSocket::begin_over(Client::connect_narrow(proxy.listen), "/big-frame");
     socket.accepted();
@@ -24,7 +24,7 @@ fn slow_reader(proxy: &Lameduck) -> WebSocket {
     socket
 }
 
-/// Whether the app has got a Close frame: final, opcode 8, masked, two bytes.
+/// Whether the app has received a Close frame: final, opcode 8, masked, two bytes.
 fn app_heard_close(app: &Node) -> bool {
     app.process.output().contains("socket got 8882")
 }
@@ -39,9 +39,9 @@ fn a_frame_to_a_slow_reader_is_finished_first() {
     proxy.wait_phase("draining");
     thread::sleep(PAST_CLOSING);
     assert_eq!(proxy.status().expect("still there")["in_flight"], 1);
-    // An app that hears a Close in the middle of its own frame gives up on that after a while.
+    // If the app received a Close during its own frame, it would give up on that frame after a while.
     assert!(!app_heard_close(&app), "{}", app.process.output());
-    // The other direction goes on meanwhile.
+    // Meanwhile the other direction still works.
     socket.send(TEXT, b"more");
     app.process.wait_line("the client's message", |line| line.starts_with("socket got 8184").then_some(()));
     assert_eq!(socket.client.take(BIG).len(), BIG);
@@ -78,7 +78,7 @@ fn a_frame_from_a_slow_sender_is_finished_first() {
 
     proxy.terminate();
     proxy.wait_phase("draining");
-    // A client that hears a Close in the middle of its own frame never sends the rest.
+    // If the client received a Close during its own frame, it would never send the rest.
     assert!(socket.client.is_quiet_for(PAST_CLOSING), "something came in the middle of a frame");
     socket.client.send([6, 7, 8, 9, 10]);
     app.process.wait_line("the rest", |line| line.contains("socket got 060708090a").then_some(()));

@@ -1,5 +1,5 @@
-// A gRPC server and a client that calls it without a pause, by grpc-go as it comes: round_robin, its transparent
-// retries, and no retry policy on top.
+// A gRPC server and a client that calls it without a pause. Both use plain grpc-go: round_robin and its transparent
+// retries, without a retry policy.
 //
 //	grpc_go serve ADDR
 //	grpc_go call WORKERS ADDR...

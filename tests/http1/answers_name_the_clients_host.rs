@@ -36,7 +36,7 @@ fn app(mode: &str) -> (Process, String) {
     (process, format!("127.0.0.1:{port}"))
 }
 
-/// The fields with URLs and the app's own address: what it must be is told by that.
+/// Checks all fields with URLs. The app reports its own address in `x-own`, which the query keeps.
 fn expect(head: &Head, site: &str) {
     let own = head.header("x-own").expect("the app's own address");
     let wanted = [
@@ -56,7 +56,7 @@ fn ask(proxy: &Lameduck, request: &str) -> Head {
     client.answer().head
 }
 
-/// The head that curl gets by HTTP/2.
+/// The response head that curl gets over HTTP/2.
 fn by_http2(proxy: &Lameduck) -> Head {
     let url = format!("http://{}/", proxy.listen);
     let args =
@@ -80,10 +80,10 @@ fn a_redirect_names_the_host_that_the_client_asked_for() {
     for proxy in &proxies {
         expect(&ask(proxy, "GET / HTTP/1.1\r\nHost: shop.test:81\r\n\r\n"), "http://shop.test:81");
         expect(&ask(proxy, "GET http://shop.test/ HTTP/1.1\r\nHost: a\r\n\r\n"), "http://shop.test");
-        // The scheme is the one that the app is told.
+        // The scheme is the one in the `X-Forwarded-Proto` that the app receives.
         let behind = "GET / HTTP/1.1\r\nHost: shop.test\r\nX-Forwarded-Proto: https\r\n\r\n";
         expect(&ask(proxy, behind), "https://shop.test");
-        // Who says no host gets a path.
+        // A request without a host gets only a path.
         expect(&ask(proxy, "GET / HTTP/1.0\r\n\r\n"), "");
         expect(&by_http2(proxy), "http://shop.test:81");
     }

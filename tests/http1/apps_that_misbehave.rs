@@ -10,7 +10,7 @@ use common::app::{Asked, RawApp};
 use common::http::{Answer, Client, End};
 use common::process::Lameduck;
 
-/// A GET whose app behaves as `behave` says; the client's answer, and its connection.
+/// Sends a GET to an app that then does what `behave` does; returns the client's response and its connection.
 fn get(behave: impl FnOnce(Asked)) -> (Answer, Client) {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &["--max-head", "8KiB"]);
@@ -18,7 +18,7 @@ fn get(behave: impl FnOnce(Asked)) -> (Answer, Client) {
     client.get("/");
     behave(app.asked());
     let answer = client.answer();
-    // Whatever came of it, the next request is served, on a new connection to the app.
+    // The next request is served in any case, on a new connection to the app.
     let mut next = proxy.client();
     next.get("/next");
     app.asked().send("HTTP/1.1 204 No Content\r\n\r\n");
@@ -61,7 +61,7 @@ fn heads_that_cannot_be_read_get_502() {
 #[test]
 fn heads_past_the_bound_get_502() {
     let line = format!("HTTP/1.1 200 OK\r\nX: {}", "x".repeat(9000));
-    expect_502("a long line without an end", |mut asked| asked.send(&line));
+    expect_502("an endless line", |mut asked| asked.send(&line));
     expect_502("a long line", |mut asked| asked.send(line.clone() + "\r\nContent-Length: 0\r\n\r\n"));
     let fields = format!("HTTP/1.1 200 OK\r\n{}\r\n", "X:\r\n".repeat(2001));
     expect_502("too many fields", |mut asked| asked.send(&fields));
@@ -196,7 +196,7 @@ fn bytes_after_an_answer_never_become_the_next_one() {
     asked.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
     assert_eq!(client.answer().text(), "ok");
     asked.send(evil);
-    assert_eq!(asked.rest(), "", "while it rests");
+    assert_eq!(asked.rest(), "", "closed while idle");
     client.get("/third");
     let mut asked = app.asked();
     assert!(asked.head.starts_with("GET /third "));
@@ -207,7 +207,7 @@ fn bytes_after_an_answer_never_become_the_next_one() {
     asked.next();
     asked.send("HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil");
     assert_eq!(client.head().status, 200);
-    assert_eq!(asked.rest(), "", "a body where none may be");
+    assert_eq!(asked.rest(), "", "closed because of the body");
     assert!(client.is_quiet_for(MOMENT));
 }
 
@@ -220,7 +220,10 @@ fn an_app_that_hangs_is_waited_for_and_its_client_may_leave() {
     client.get("/");
     let mut asked = app.asked();
     asked.send("HTTP/1.1 200");
-    assert!(client.is_quiet_for(MOMENT * 6), "the app may take its time, also in the middle of its head");
+    assert!(
+        client.is_quiet_for(MOMENT * 6),
+        "the app's response has no time limit, not even within its head"
+    );
     drop(client);
     assert_eq!(asked.rest(), "");
     proxy.wait_in_flight(0);
@@ -232,7 +235,7 @@ fn an_answer_followed_by_the_apps_close_is_whole() {
         let (answer, _client) =
             get(|mut asked| asked.send(format!("HTTP/1.1 200 OK\r\n{close}Content-Length: 2\r\n\r\nok")));
         assert_eq!((answer.text().as_str(), answer.end), ("ok", End::Whole));
-        assert_eq!(answer.head.header("connection"), None, "that is between the app and us");
+        assert_eq!(answer.head.header("connection"), None, "it concerns only the connection to the app");
     }
 }
 
@@ -274,7 +277,7 @@ fn an_answer_is_heard_though_the_upload_failed_before_it_was_read() {
     client.send("x");
     let mut asked = app.asked();
     asked.take(1);
-    // Both events are there when the proxy looks: more of the upload, and an answer with a reset behind it.
+    // While the proxy is stopped, more of the upload arrives, and a response followed by a reset.
     proxy.pause();
     asked.send("HTTP/1.1 413 Too Large\r\nContent-Length: 2\r\n\r\nno");
     asked.reset();
@@ -298,7 +301,7 @@ fn the_rest_of_an_answered_upload_is_not_waited_for_long() {
     assert_eq!(client.answer().head.status, 413);
     client.send("x");
     asked.take(2);
-    assert!(asked.ends_within(Duration::from_secs(8)), "far before --body-timeout");
+    assert!(asked.ends_within(Duration::from_secs(8)), "well before --body-timeout");
     proxy.wait_in_flight(0);
 }
 
@@ -328,5 +331,5 @@ fn an_answer_that_was_there_before_the_request_is_taken_and_its_connection_is_no
     let answer = client.answer();
     assert_eq!((answer.head.status, answer.text().as_str()), (503, "full"));
     client.get("/again");
-    assert_eq!(client.answer().text(), "full", "over another one, which begins so too");
+    assert_eq!(client.answer().text(), "full", "from a new connection, which begins with the same greeting");
 }

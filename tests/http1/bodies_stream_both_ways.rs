@@ -26,7 +26,7 @@ fn a_body_comes_back_chunked_and_sized() {
     client.request("POST", "/echo", &["Transfer-Encoding: chunked"]);
     for piece in ["one", "two"] {
         client.send(format!("3\r\n{piece}\r\n"));
-        assert!(client.until(&format!("{piece}\r\n")).contains("3\r\n"), "passed on at once");
+        assert!(client.until(&format!("{piece}\r\n")).contains("3\r\n"), "forwarded at once");
     }
     client.send("0\r\n\r\n");
     assert_eq!(client.until("0\r\n\r\n"), "0\r\n\r\n");
@@ -48,7 +48,7 @@ fn trailers_pass_both_ways() {
     assert_eq!(answer.trailers, [("X-End".to_owned(), "9".to_owned())]);
     assert_eq!(answer.head.header("trailer"), Some("X-End"));
     client.get("/again");
-    assert!(asked.next().starts_with("GET /again "), "both connections go on");
+    assert!(asked.next().starts_with("GET /again "), "both connections stay open");
 }
 
 #[test]
@@ -106,7 +106,7 @@ fn an_answer_before_the_requests_end_arrives_and_the_rest_reaches_the_app() {
     assert_eq!((answer.head.status, answer.text().as_str(), answer.end), (413, "no", End::Whole));
     assert!(answer.head.has("connection", "close"));
     client.send("two");
-    assert_eq!(asked.take(3), "two", "it may still want it");
+    assert_eq!(asked.take(3), "two", "the app may still need the rest");
     client.expect_fin();
 }
 
@@ -177,7 +177,7 @@ fn a_big_upload_runs_in_constant_memory() {
     assert!(grown < 4096, "{grown} KiB more for 400 MiB");
 }
 
-/// An app that sends until nobody takes more, and says how much that was.
+/// Sends 256 MiB as far as the proxy reads it; the counter holds the number of bytes sent so far.
 fn pours(asked: common::app::Asked) -> (Arc<AtomicUsize>, thread::JoinHandle<()>) {
     let poured = Arc::new(AtomicUsize::new(0));
     let count = poured.clone();
@@ -202,7 +202,7 @@ fn a_reader_that_stops_stops_the_app_not_the_proxys_memory() {
     client.get("/");
     let (poured, pouring) = pours(app.asked());
     client.wait_seen("HTTP/1.1 200");
-    // The kernel's buffers on the way fill up, then nothing moves.
+    // The kernel's buffers fill up; after that nothing moves.
     let mut last = usize::MAX;
     let stopped = wait_for("the app to be stopped", || {
         thread::sleep(MOMENT);
@@ -211,14 +211,14 @@ fn a_reader_that_stops_stops_the_app_not_the_proxys_memory() {
         last = now;
         stopped.then_some(now)
     });
-    assert!(stopped < 64 * MIB, "{} MiB went to nobody", stopped / MIB);
+    assert!(stopped < 64 * MIB, "{} MiB were sent that no client read", stopped / MIB);
     let grown = proxy.peak_memory() - before;
     assert!(grown < 4096, "{grown} KiB more");
     let answer = {
         let head = client.head();
         client.body("GET", head)
     };
-    assert_eq!((answer.body.len(), answer.end), (256 * MIB, End::Whole), "and it all comes in the end");
+    assert_eq!((answer.body.len(), answer.end), (256 * MIB, End::Whole), "the whole body arrives in the end");
     pouring.join().expect("poured");
 }
 
@@ -250,7 +250,7 @@ fn an_unread_upload_stops_the_client_not_the_proxys_memory() {
         last = now;
         stopped.then_some(now)
     });
-    assert!(stopped < 64 * MIB, "{stopped} bytes went to nobody");
+    assert!(stopped < 64 * MIB, "{stopped} bytes were sent that the app did not read");
     asked.take(100_000_000);
     asked.send("HTTP/1.1 204 No Content\r\n\r\n");
     let mut client = sending.join().expect("sent");

@@ -10,10 +10,10 @@ use common::app::{Asked, RawApp};
 use common::http::{Client, End};
 use common::process::{Lameduck, Node};
 
-/// "At once", on a machine that has other things to do as well.
+/// What "at once" means on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(1000);
 
-/// A request that the app has, and its client.
+/// A request that has reached the app, and its client.
 fn asked(request: &str) -> (Asked, Client, Lameduck) {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
@@ -52,9 +52,9 @@ fn the_app_sees_a_close_between_two_parts_of_its_answer() {
     asked.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n");
     client.wait_seen("abc");
     drop(client);
-    // Whether a client that has ended its side still reads shows only when something is sent to it.
+    // Only a write shows whether a client that has shut down its side still reads.
     asked.send("3\r\ndef\r\n");
-    assert!(asked.ends_within(AT_ONCE), "by the first write after it, not by the second");
+    assert!(asked.ends_within(AT_ONCE), "not ended by the first write after the close");
 }
 
 #[test]
@@ -64,7 +64,7 @@ fn the_app_sees_that_nobody_reads_its_events() {
     asked.send("HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n\r\ndata: 1\n\n");
     client.wait_seen("data: 1");
     drop(client);
-    assert!(asked.ends_within(AT_ONCE), "though it sends nothing");
+    assert!(asked.ends_within(AT_ONCE), "not ended although the app sends nothing more");
 }
 
 #[test]
@@ -134,7 +134,7 @@ fn an_upload_that_ends_too_soon_never_looks_whole_to_the_app() {
 }
 
 #[test]
-fn a_client_that_leaves_its_tunnel_takes_it_along() {
+fn the_tunnel_of_a_client_that_leaves_ends() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = proxy.client();

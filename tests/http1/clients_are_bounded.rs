@@ -10,7 +10,7 @@ use common::http::{Client, End, Fill};
 use common::process::{Lameduck, Node};
 use common::{MOMENT, wait_for};
 
-/// The sweeper's clock is a quarter of a second exact, and the machine may be busy.
+/// The sweeper runs four times a second, and the machine may be busy.
 const SLACK: Duration = Duration::from_secs(4);
 
 fn took(since: Instant, least: u64) {
@@ -24,7 +24,7 @@ fn a_slow_head_gets_408() {
     let proxy = Lameduck::proxy(app.addr, &["--head-timeout", "1s"]);
     let mut client = proxy.client();
     let begun = Instant::now();
-    // Drop by drop: each byte is in time, the head isn't.
+    // Byte by byte: each one is in time, but the head is not.
     for byte in "GET / HTTP/1.1\r\nHost: a\r\nX: ".bytes().chain(std::iter::repeat(b'x')) {
         client.send([byte]);
         if client.fill(Duration::from_millis(40)).is_some() {
@@ -37,7 +37,7 @@ fn a_slow_head_gets_408() {
 }
 
 #[test]
-fn a_head_in_time_owes_nothing_to_the_heads_bound() {
+fn the_heads_time_limit_ends_with_the_head() {
     let app = RawApp::start();
     let addr = app.addr;
     let proxy = Lameduck::proxy(addr, &["--head-timeout", "1s"]);
@@ -46,7 +46,7 @@ fn a_head_in_time_owes_nothing_to_the_heads_bound() {
     thread::sleep(Duration::from_millis(50));
     client.send("Host: a\r\n\r\n");
     let mut asked = app.asked();
-    assert!(client.is_quiet_for(Duration::from_millis(1600)), "the app may take its time");
+    assert!(client.is_quiet_for(Duration::from_millis(1600)), "answered before the app");
     asked.send("HTTP/1.1 204 No Content\r\n\r\n");
     assert_eq!(client.answer().head.status, 204);
 }
@@ -93,7 +93,7 @@ fn a_huge_head_gets_431_however_it_comes() {
     let mut client = proxy.client();
     client.send(fields(1999));
     app.asked().send("HTTP/1.1 204 No Content\r\n\r\n");
-    assert_eq!(client.answer().head.status, 204, "as many are no trouble");
+    assert_eq!(client.answer().head.status, 204, "at the limit");
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn a_long_answer_is_no_idle_time() {
 }
 
 #[test]
-fn connections_past_the_most_wait_and_are_served_when_one_has_gone() {
+fn connections_over_the_limit_are_served_when_others_close() {
     let app = Node::slow();
     let proxy = Lameduck::proxy(app.addr, &["--max-connections", "2"]);
     let mut first = proxy.client();
@@ -191,7 +191,7 @@ fn connections_past_the_most_wait_and_are_served_when_one_has_gone() {
     let mut waiting: Vec<_> = (0..3).map(|_| proxy.client()).collect();
     waiting.iter_mut().for_each(|client| client.get("/"));
     for client in &mut waiting {
-        assert!(client.is_quiet_for(MOMENT), "not refused, not served");
+        assert!(client.is_quiet_for(MOMENT), "must be neither refused nor served");
     }
     drop(first);
     assert_eq!(waiting[0].answer().head.status, 200);
@@ -204,7 +204,7 @@ fn connections_past_the_most_wait_and_are_served_when_one_has_gone() {
 }
 
 #[test]
-fn a_full_house_still_drains() {
+fn a_proxy_at_its_connection_limit_still_drains() {
     let app = Node::slow();
     let mut proxy = Lameduck::proxy(app.addr, &["--max-connections", "1"]);
     let mut first = proxy.client();
@@ -246,7 +246,7 @@ fn a_client_that_sends_for_ever_after_its_refusal_is_left() {
 }
 
 #[test]
-fn a_client_that_closes_in_its_head_costs_nothing() {
+fn a_client_that_closes_within_its_head_costs_nothing() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
     for part in ["", "G", "GET / HTTP/1.1\r\nHost: a\r\n"] {

@@ -7,11 +7,11 @@ use std::process::Command;
 use common::app::RawApp;
 use common::process::Lameduck;
 
-/// From an ingress that has added one hop, as most do: no port.
+/// From an ingress that has added one hop. Like most, it sends no port.
 const INGRESS: &str = "X-Forwarded-For: 1.1.1.1\r\nx-forwarded-for: 2.2.2.2\r\nX-Forwarded-Proto: https\r\n\
                        X-Forwarded-Host: b\r\n";
 
-/// The lines about other proxies that the app gets.
+/// The forwarded fields that the app receives.
 fn lines(args: &[&str], sent: &str) -> Vec<String> {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, args);
@@ -42,7 +42,7 @@ fn each_mode_does_what_its_name_says() {
             "X-Forwarded-Proto: https",
             "X-Forwarded-Host: b"
         ],
-        "a port of ours would not be that of https"
+        "the proxy's port is not the port of the https URL"
     );
     assert_eq!(lines(&append, ""), added("81"));
     let replace = ["--forwarded", "replace"];
@@ -57,7 +57,7 @@ fn each_mode_does_what_its_name_says() {
 }
 
 #[test]
-fn whoever_has_said_one_of_them_has_said_all() {
+fn a_request_with_one_of_them_gets_no_others() {
     for line in [
         "X-Forwarded-For: 1.1.1.1\r\n",
         "X-Forwarded-Proto: https\r\n",
@@ -89,7 +89,7 @@ fn a_sidecar_and_run_add_no_hop_and_a_front_door_adds_one() {
 }
 
 #[test]
-fn the_same_is_told_of_http2() {
+fn http2_requests_get_the_same_fields() {
     let app = RawApp::start().answer_all("HTTP/1.1 204 No Content\r\n\r\n");
     let proxy = Lameduck::proxy(app.addr, &["--sidecar", "native"]);
     let curl = |fields: &[&str]| {
@@ -120,7 +120,7 @@ fn the_port_is_the_one_that_the_client_has_in_its_urls() {
         let asked = app.asked();
         assert!(asked.has_line(&format!("X-Forwarded-Port: {port}")), "{host}: {}", asked.head);
     }
-    // Nobody knows it of a client that says no host.
+    // Without a `Host` the port is unknown.
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let mut client = proxy.client();

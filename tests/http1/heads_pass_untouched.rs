@@ -8,7 +8,7 @@ use common::process::{Lameduck, Node};
 
 const KEEP: [&str; 2] = ["--forwarded", "keep"];
 
-/// Sends `request`; the app's side of it, and the client's.
+/// Sends `request`; returns the app's side of it and the client's.
 fn pass(args: &[&str], request: &str) -> (Asked, Client, Lameduck) {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, args);
@@ -17,12 +17,12 @@ fn pass(args: &[&str], request: &str) -> (Asked, Client, Lameduck) {
     (app.asked(), client, proxy)
 }
 
-/// The head that the app gets for this one.
+/// The head that the app receives for this request.
 fn forwarded(args: &[&str], request: &str) -> String {
     pass(args, request).0.head
 }
 
-/// The client's answer to `request` when the app answers with these bytes.
+/// The response that the client gets to `request` if the app sends these bytes.
 fn answered(request: &str, method: &str, answer: &str) -> (Answer, Client, Lameduck) {
     let (mut asked, mut client, proxy) = pass(&[], request);
     asked.send(answer);
@@ -78,7 +78,7 @@ fn what_belongs_to_one_hop_is_taken_out_of_a_request() {
     assert_eq!(
         forwarded(&KEEP, &request),
         get("X-Stays: 4\r\nConnection: TE\r\nTE: trailers\r\n"),
-        "only `TE: trailers`, which we speak ourselves, is said anew"
+        "only `TE: trailers`, which the proxy supports itself, is sent again"
     );
 }
 
@@ -152,7 +152,7 @@ fn an_http_1_0_client_is_served_in_its_own_way() {
 }
 
 #[test]
-fn a_client_that_names_no_host_gives_the_app_the_one_of_our_own_questions() {
+fn a_request_without_a_host_gets_the_host_of_the_readiness_checks() {
     let app = RawApp::start();
     let port = app.addr.port();
     for upstream in [format!("127.0.0.1:{port}"), format!("localhost:{port}")] {
@@ -170,7 +170,7 @@ fn a_client_that_names_no_host_gives_the_app_the_one_of_our_own_questions() {
         };
         assert_eq!(asked.head, format!("GET / HTTP/1.1\r\nX-A: b\r\nHost: {upstream}\r\n\r\n"));
     }
-    // An empty one is what the client said.
+    // An empty `Host` was sent by the client, so it stays.
     assert_eq!(forwarded(&KEEP, "GET / HTTP/1.0\r\nHost: \r\n\r\n"), "GET / HTTP/1.1\r\nHost: \r\n\r\n");
 }
 
@@ -201,7 +201,7 @@ fn a_reason_phrase_may_be_in_any_language() {
 }
 
 #[test]
-fn an_answer_that_asks_for_another_protocol_tells_that_its_connection_closes() {
+fn a_426_says_that_its_connection_closes() {
     for (request, connection) in [
         ("GET / HTTP/1.1\r\nHost: a\r\n\r\n", "Upgrade"),
         ("GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n", "Upgrade, close"),
@@ -226,7 +226,7 @@ fn an_http_1_0_client_that_asks_for_it_keeps_its_connection() {
         client.send("GET /headers HTTP/1.0\r\nHost: a\r\nConnection: keep-alive\r\n\r\n");
         client.until("\r\n\r\n");
         let (rest, _) = client.read_to_end();
-        assert!(!rest.is_empty(), "a body whose length is not told ends the connection");
+        assert!(!rest.is_empty(), "a body of unknown length ends with the connection");
         client = proxy.client();
     }
     for _ in 0..2 {
@@ -264,6 +264,9 @@ fn an_answer_to_head_or_304_tells_the_length_of_what_it_leaves_out() {
     ] {
         let (answer, mut client, _proxy) = answered(request, "HEAD", answer);
         assert!(answer.head.headers.len() == 1, "{:?}", answer.head);
-        assert!(client.is_quiet_for(std::time::Duration::from_millis(50)), "nothing follows, nothing closes");
+        assert!(
+            client.is_quiet_for(std::time::Duration::from_millis(50)),
+            "neither a body nor a close follows"
+        );
     }
 }

@@ -28,7 +28,7 @@ impl Random {
         from[self.below(from.len())]
     }
 
-    /// Changes, takes out, doubles or puts in a few bytes.
+    /// Changes, removes, duplicates or inserts a few bytes.
     fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..self.below(4) {
             let at = self.below(bytes.len());
@@ -128,7 +128,7 @@ fn noise(random: &mut Random) -> Vec<u8> {
     (0..random.below(200)).map(|_| random.below(256) as u8).collect()
 }
 
-/// The framing that a head's reader on the other side must come to.
+/// Number of fields with this name.
 fn count(head: &[u8], name: &str) -> usize {
     let head = String::from_utf8_lossy(head).to_lowercase();
     head.matches(&format!("\r\n{name}:")).count()
@@ -157,7 +157,7 @@ fn requests() {
             what()
         );
 
-        // The app reads what we read, to the same end, and a second proxy of our kind changes nothing of it.
+        // The app must read the same message with the same end, and a second lameduck must change nothing.
         let keep = Sender { forwarded: Forwarded::Keep, ..Sender::default() };
         let mut again = Vec::new();
         let reread = head::request(&out, MOST, keep, &mut again);
@@ -177,14 +177,14 @@ fn requests() {
         assert_eq!(count(&out, "host"), 1, "{}", what());
         assert_eq!(count(&out, "upgrade"), usize::from(read.upgrade != Upgrade::None), "{}", what());
 
-        // A head that comes in two parts is noticed when its end comes, and not read before.
+        // A head that arrives in two parts is parsed when its end arrives, not before.
         for cut in 0..read.len {
             assert!(head::ends_within(&bytes[..read.len], cut), "cut at {cut}, {}", what());
         }
         let part = head::request(&bytes[..read.len - 1], MOST, sender, &mut Vec::new());
         assert!(matches!(part, Ok(None)), "{part:?}, {}", what());
     }
-    assert!(accepted > SEEDS / 10, "only {accepted} of {SEEDS} were of use");
+    assert!(accepted > SEEDS / 10, "only {accepted} of {SEEDS} were accepted");
 }
 
 #[test]
@@ -210,7 +210,7 @@ fn responses() {
         let reread = head::response(&out, MOST, head_only, Site::default(), &mut Vec::new(), |_| answer);
         let Ok(Some(reread)) = reread else { panic!("{reread:?}, {}", what()) };
         assert_eq!((reread.len, reread.status), (out.len(), read.status), "{}", what());
-        // The client is never left with a body that only the connection's end ends.
+        // The client never gets a body that only the end of the connection delimits.
         let framing = if read.framing == Framing::UntilClose { Framing::Chunked } else { read.framing };
         assert_eq!(reread.framing, framing, "{}", what());
         assert_eq!(reread.events, read.events, "{}", what());
@@ -220,7 +220,7 @@ fn responses() {
         let framed = count(&out, "content-length") + count(&out, "transfer-encoding");
         assert!(framed <= 1 || read.framing == Framing::None, "{}", what());
     }
-    assert!(accepted > SEEDS / 10, "only {accepted} of {SEEDS} were of use");
+    assert!(accepted > SEEDS / 10, "only {accepted} of {SEEDS} were accepted");
 }
 
 #[test]
@@ -233,7 +233,7 @@ fn noise_is_never_a_head() {
     }
 }
 
-/// A chunked body, whole or nearly.
+/// A chunked body, complete or damaged.
 fn chunks(random: &mut Random) -> Vec<u8> {
     let mut bytes = Vec::new();
     for _ in 0..random.below(4) {
@@ -254,7 +254,7 @@ fn chunks(random: &mut Random) -> Vec<u8> {
     bytes
 }
 
-/// What a body makes of `bytes` given in parts: how much it took, its content, whether it ended; none if broken.
+/// Parses `bytes` in parts: how many were consumed, the content, and whether the body ended; none if it is invalid.
 fn take(framing: Framing, parts: &[&[u8]]) -> Option<(usize, Vec<u8>, bool)> {
     let (mut body, mut taken, mut content) = (Body::new(framing), 0, Vec::new());
     for part in parts {
@@ -268,7 +268,7 @@ fn take(framing: Framing, parts: &[&[u8]]) -> Option<(usize, Vec<u8>, bool)> {
             );
             return Some((taken, content, true));
         }
-        assert_eq!(n, part.len(), "a body that goes on takes all");
+        assert_eq!(n, part.len(), "an unfinished body consumes everything");
     }
     Some((taken, content, false))
 }
@@ -288,7 +288,7 @@ fn bodies_are_the_same_however_they_are_cut() {
             assert_eq!(at_once, in_parts, "seed {seed}, {framing:?}, cut at {a} and {b}");
             if let (Framing::Chunked, Some((taken, content, true))) = (framing, &at_once) {
                 whole += 1;
-                // What was taken stands for itself: it is a whole body again, with the same content.
+                // The consumed bytes alone are a complete body with the same content.
                 assert_eq!(take(framing, &[&bytes[..*taken]]), at_once, "seed {seed}");
                 assert!(content.len() + 5 <= *taken, "seed {seed}");
             }

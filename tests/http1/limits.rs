@@ -33,7 +33,7 @@ fn by_http2(proxy: &Lameduck, target: &str) -> String {
     String::from_utf8_lossy(&shown.expect("curl starts").stdout).trim().to_owned()
 }
 
-/// An upgraded connection that is no WebSocket.
+/// An upgraded connection that is not a WebSocket.
 fn tunnel(proxy: &Lameduck, app: &RawApp) -> (Client, Asked) {
     let mut client = proxy.client();
     client.request("GET", "/shell", &["Connection: Upgrade", "Upgrade: other"]);
@@ -51,8 +51,8 @@ fn a_target_that_is_too_long_gets_414_however_long_the_head_is() {
         let mut client = proxy.client();
         client.get(&format!("/{}", "x".repeat(most - 1)));
         app.asked().send(OK);
-        assert_eq!(client.answer().head.status, 204, "{most} bytes are no trouble");
-        // The last is longer than a head may be.
+        assert_eq!(client.answer().head.status, 204, "{most} bytes are within the limit");
+        // The last one also exceeds the limit of a head.
         for length in [most, most + 1000, 100_000] {
             let mut client = proxy.client();
             client.get(&format!("/{}", "x".repeat(length)));
@@ -71,7 +71,7 @@ fn a_head_may_have_as_many_fields_as_node_takes_and_no_more() {
     for (args, most) in [(&[][..], 2000), (&["--max-fields", "100"], 100), (&["--max-fields", "20"], 20)] {
         let proxy = Lameduck::proxy(app.addr, args);
         let fields = |n: usize| vec!["a: b"; n];
-        // One of them is the Host.
+        // The Host counts too.
         let mut client = proxy.client();
         client.request("GET", "/", &fields(most - 1));
         let mut asked = app.asked();
@@ -142,11 +142,14 @@ fn an_answer_that_has_begun_may_take_its_time_and_so_may_a_request() {
     client.request("POST", "/", &["Content-Length: 3"]);
     let mut asked = app.asked();
     for byte in ["1", "2", "3"] {
-        assert!(client.is_quiet_for(Duration::from_millis(700)), "the client's time is not the app's");
+        assert!(
+            client.is_quiet_for(Duration::from_millis(700)),
+            "the client's time must not count as the app's"
+        );
         client.send(byte);
         asked.take(1);
     }
-    // A word in between shows that it lives.
+    // An interim response restarts the time limit.
     for _ in 0..3 {
         thread::sleep(Duration::from_millis(600));
         asked.send("HTTP/1.1 102 Processing\r\n\r\n");
@@ -157,7 +160,7 @@ fn an_answer_that_has_begun_may_take_its_time_and_so_may_a_request() {
     thread::sleep(Duration::from_millis(1800));
     asked.send("ng");
     assert_eq!(client.body("POST", head).text(), "long");
-    // It is armed anew for each request.
+    // Each request has its own time limit.
     client.get("/next");
     let mut next = app.asked_within(MOMENT).unwrap_or(asked);
     next.send(OK);
@@ -174,7 +177,7 @@ fn a_websocket_over_which_nothing_moves_is_told_1001_and_a_busy_one_stays() {
     silent.receive();
     let mut busy = WebSocket::open(app.addr, "/chat?name=elsewhere");
     busy.receive();
-    // What the app sends moves it as well.
+    // Data from the app counts as traffic too.
     silent.receive();
     let began = Instant::now();
     busy.send(TEXT, b"one more");
@@ -219,7 +222,7 @@ fn any_other_tunnel_and_a_tcp_connection_are_reset_both_ways() {
         let (mut client, mut asked) = tunnel(&proxy, &app);
         let mut raw = Client::connect(proxy.tcp(0));
         let mut server = Client::over(listener.accept().expect("accepted").0.into()).expect("a socket");
-        // Half-closed ones too, which are never parked.
+        // Half-closed tunnels too, although they are never parked.
         let (mut half, mut half_asked) = tunnel(&proxy, &app);
         half.shutdown();
         assert_eq!(half_asked.rest(), "");
@@ -234,7 +237,7 @@ fn any_other_tunnel_and_a_tcp_connection_are_reset_both_ways() {
 }
 
 #[test]
-fn past_the_most_in_flight_a_request_gets_503_with_retry_after_and_a_connection_a_reset() {
+fn over_max_in_flight_a_request_gets_503_with_retry_after_and_a_connection_a_reset() {
     let app = Node::held();
     let route = format!("127.0.0.1:0={}", app.addr);
     let proxy = Lameduck::proxy(app.addr, &["--max-in-flight", "2", "--tcp", &route]);
@@ -251,7 +254,7 @@ fn past_the_most_in_flight_a_request_gets_503_with_retry_after_and_a_connection_
     refused.expect_fin();
     assert!(Client::is_reset_by(proxy.tcp(0)));
     assert_eq!(by_http2(&proxy, "/"), "2 503 1");
-    // A probe is no work.
+    // A probe does not count as work.
     let mut probe = proxy.client();
     probe.request("GET", "/", &["User-Agent: kube-probe/1.30"]);
     assert_eq!(probe.answer().head.status, 200);
@@ -262,8 +265,8 @@ fn past_the_most_in_flight_a_request_gets_503_with_retry_after_and_a_connection_
 }
 
 #[test]
-fn handshakes_past_the_most_wait_and_who_says_nothing_is_none() {
-    /// More than the 1000 that may be under way.
+fn handshakes_over_the_limit_wait_and_silent_connections_do_not_count() {
+    /// More than the 1000 handshakes that may be under way.
     const MANY: usize = 1200;
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).expect("more files");
@@ -277,7 +280,7 @@ fn handshakes_past_the_most_wait_and_who_says_nothing_is_none() {
     wait_for("all of them", || (connections() == MANY as f64).then_some(()));
     let mut served = authority.client(addr);
     let mut early = authority.begun(addr);
-    // These begin and stall. All but a few past the most are let in.
+    // These begin a handshake and stall. The proxy accepts connections until the limit is reached.
     let stall = |_| {
         let mut tcp = connect();
         tcp.write_all(&[0x16]).expect("sent");
@@ -289,15 +292,15 @@ fn handshakes_past_the_most_wait_and_who_says_nothing_is_none() {
         thread::sleep(MOMENT);
         (before >= (MANY + 1000) as f64 && connections() == before).then_some(())
     });
-    // An accept that is under way takes one more.
+    // The accept in progress takes one more connection.
     let one_more = connect();
     thread::scope(|scope| {
         let late = scope.spawn(|| authority.client(addr));
-        // Nor does one that was let in before it had anything to say.
+        // A connection accepted earlier must wait too once it sends its hello.
         let hello = early.take_words();
         early.send_sealed(&hello);
-        assert!(!early.hears_within(MOMENT) && !late.is_finished(), "not refused, not served");
-        // Others go on.
+        assert!(!early.hears_within(MOMENT) && !late.is_finished(), "must be neither refused nor served");
+        // Established connections and the plain listener still work.
         served.get("/");
         served.until("\r\n\r\nhi");
         assert_eq!(Client::ask(proxy.listen, "/").text(), "hi");

@@ -14,10 +14,10 @@ use http::Method;
 
 const SECOND: [&str; 2] = ["--body-timeout", "1s"];
 
-/// For so long something moves, several times `--body-timeout`.
+/// How long data keeps moving: several times `--body-timeout`.
 const LONG: Duration = Duration::from_millis(3500);
 
-/// Does it again and again.
+/// Repeats `step` for [`LONG`].
 fn keep_on(mut step: impl FnMut()) {
     let begun = Instant::now();
     while begun.elapsed() < LONG {
@@ -51,7 +51,7 @@ fn a_client_that_reads_nothing_while_its_request_flows_is_not_silent() {
     let mut client = Client::connect_narrow(proxy.listen);
     client.request("POST", "/", &["Content-Length: 1000000"]);
     let mut asked = app.asked();
-    // More than the sockets hold.
+    // More than the sockets can buffer.
     let length = 30_000_000;
     let pour = thread::spawn(move || {
         asked.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n"));
@@ -72,7 +72,7 @@ fn a_client_that_still_takes_what_the_socket_holds_is_not_silent() {
     let mut client = Client::connect_narrow(proxy.listen);
     client.request("POST", "/", &["Content-Length: 5"]);
     let mut asked = app.asked();
-    // The proxy has nothing left to write before the client has read half of it.
+    // The proxy has written everything before the client has read half of it.
     let length = 600_000;
     asked.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{}", length + 2, "x".repeat(length)));
     client.head();
@@ -101,7 +101,7 @@ fn a_client_that_still_takes_an_early_answer_may_send_the_rest_after_it() {
     asked.send(format!("HTTP/1.1 200 OK\r\nContent-Length: {length}\r\n\r\n{}", "x".repeat(length)));
     client.head();
     let (begun, mut read) = (Instant::now(), 0);
-    // Without that it would have been five seconds.
+    // A client that stopped reading would be cut after five seconds.
     while begun.elapsed() < Duration::from_secs(7) {
         read += client.take(20_000).len();
         thread::sleep(MOMENT);
@@ -145,7 +145,7 @@ fn an_http2_connection_that_is_not_read_stays_while_uploads_come_in_over_it() {
     let app = Node::slow();
     let proxy = Lameduck::proxy(app.addr, &SECOND);
     let mut raw = Raw::connect(proxy.listen);
-    // Window without end, and not a byte is read: the socket is full.
+    // The windows are as large as possible and the client reads nothing, so the socket fills up.
     raw.frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
     raw.frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000u32.to_be_bytes());
     let upload = [&block("/upload", &[])[..]].concat();
@@ -157,7 +157,7 @@ fn an_http2_connection_that_is_not_read_stays_while_uploads_come_in_over_it() {
         assert!(raw.frame(DATA, 0, 1, b"x"), "the connection was closed");
         sent += 1;
     });
-    assert_eq!(proxy.status().expect("alive")["in_flight"], 2, "neither was cut");
+    assert_eq!(proxy.status().expect("alive")["in_flight"], 2, "a stream was cut");
     raw.frame(DATA, END_STREAM, 1, b"");
     let answer = std::iter::from_fn(|| raw.next()).find(|frame| frame.kind == DATA && frame.id == 1);
     let answer = String::from_utf8(answer.expect("an answer").payload).expect("text");

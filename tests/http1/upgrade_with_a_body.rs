@@ -22,7 +22,7 @@ fn exec(framing: &str) -> String {
     )
 }
 
-/// Joins whoever asks for it once the whole request is there, as the Docker Engine does (which is no Node).
+/// Accepts the upgrade once the whole request has arrived, as the Docker Engine does; Node would not wait for the body.
 const ENGINE: &str = r"
 const server = require('node:net').createServer((socket) => {
   let seen = '';

@@ -12,9 +12,9 @@ use common::process::{Lameduck, Node};
 use common::wait_for;
 use serde_json::Value;
 
-/// The deadline is then two seconds after SIGTERM.
+/// Sets the deadline to two seconds after SIGTERM.
 const SOON: [&str; 4] = ["--grace", "3s", "--reserve", "1s"];
-/// Every call takes the same connection to the app, as long as it is good.
+/// With one thread, all calls share one connection to the app while it works.
 const ONE: [&str; 2] = ["--threads", "1"];
 
 fn status(fields: &Value) -> &str {
@@ -100,7 +100,7 @@ fn a_call_is_held_like_any_request() {
 }
 
 #[test]
-fn an_app_that_speaks_http_1_1_only_is_told_apart() {
+fn an_app_that_speaks_only_http_1_1_is_reported() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let answer = Call::begin(proxy.listen, "/t.T/Unary", &["hello"]).json("trailers-only");
@@ -154,7 +154,7 @@ fn a_drain_waits_for_a_call_and_is_clean() {
 }
 
 #[test]
-fn who_cancels_and_why_is_heard_on_the_other_side() {
+fn a_cancel_and_its_code_reach_the_other_side() {
     let app = App::start();
     let proxy = Lameduck::proxy(app.addr, &[]);
     for path in ["/t.T/Watch", "/t.T/Hang"] {
@@ -169,11 +169,11 @@ fn who_cancels_and_why_is_heard_on_the_other_side() {
 }
 
 #[test]
-fn what_the_app_did_not_look_at_goes_out_once_more() {
+fn calls_that_the_app_did_not_process_are_sent_again() {
     for path in ["/t.T/Away", "/t.T/Refuse"] {
         let app = App::start();
         let proxy = Lameduck::proxy(app.addr, &ONE);
-        // A connection's first stream can't be above the last one of a GOAWAY.
+        // The first stream of a connection can't be above a GOAWAY's last stream, so it must be the second.
         assert_eq!(Call::begin(proxy.listen, "/t.T/Unary", &["first"]).json("data"), "first");
         let call = Call::begin(proxy.listen, path, &["again"]);
         assert_eq!(call.json("data"), "again");

@@ -14,7 +14,7 @@ use h2::client;
 use http::{HeaderMap, HeaderValue, Method};
 
 const MIB: usize = 1024 * 1024;
-/// "At once", on a machine that has other things to do as well.
+/// What "at once" means on a busy machine.
 const AT_ONCE: Duration = Duration::from_millis(1000);
 
 fn code(error: h2::Error) -> Option<u32> {
@@ -49,13 +49,13 @@ fn the_preface_may_come_in_pieces_and_is_no_other_request() {
     raw.frame(HEADERS, 5, 1, &block("/", &[]));
     assert!(raw.wait(HEADERS).is_some());
 
-    // Its first byte is also POST's, PUT's and PATCH's.
+    // POST, PUT and PATCH begin with the same byte.
     let mut client = proxy.client();
     client.send("P");
     std::thread::sleep(Duration::from_millis(50));
     client.send("OST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nhi");
     assert_eq!(client.answer().text(), "hi");
-    // Not as a later request: whoever smuggles it in would get a connection of its own.
+    // The preface is not accepted as a later request: an attacker who smuggles it in would control a connection.
     client.send("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");
     assert_eq!(client.answer().head.status, 505);
     for (begun, status) in [("PRI * HTTP/2.0\r\n\r\n", 408), ("PRI * HTTP/2.0\r\n\r\nXY", 505), ("PRI", 408)]
@@ -185,7 +185,7 @@ fn a_client_that_takes_nothing_holds_up_only_its_own_stream() {
         while begun.elapsed() < Duration::from_secs(1) {
             assert_eq!(peer.get("/").await.expect("whole").status, 200);
         }
-        // Nothing moves for --body-timeout.
+        // The stream is cut when nothing has moved for --body-timeout.
         let cut = stuck.data().await.expect("an end").expect_err("no clean one");
         assert_eq!(code(cut), Some(CANCEL));
         assert_eq!(peer.get("/").await.expect("whole").status, 200);
@@ -226,23 +226,23 @@ fn the_app_sees_a_clients_reset_at_once() {
             assert!(asked.ends_within(AT_ONCE), "request over: {end}");
             drop(answer);
         }
-        // In the middle of its answer.
+        // The client resets in the middle of the response.
         let answer = peer.send(to(Method::GET, "/"), true).await.0;
         let mut asked = app.asked();
         asked.send("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nabc");
         drop(answer.await.expect("a head"));
-        assert!(asked.ends_within(AT_ONCE), "half answered");
+        assert!(asked.ends_within(AT_ONCE), "not ended in the middle of the response");
         proxy.wait_in_flight(0);
         assert_eq!(proxy.metric("lameduck_requests_ended_total{ended=\"client-gone\"}"), 3.0);
-        // And all of a connection's when it ends.
+        // The end of a connection ends all its streams.
         let _answer = peer.send(to(Method::GET, "/"), true).await.0;
         let mut asked = app.asked();
         let mut raw = Raw::connect(proxy.listen);
         raw.frame(HEADERS, 5, 1, &block("/", &[]));
         let mut other = app.asked();
         drop(raw);
-        assert!(other.ends_within(AT_ONCE), "a connection that ends");
-        assert!(!asked.ends_within(MOMENT), "another client's goes on");
+        assert!(other.ends_within(AT_ONCE), "not ended with its connection");
+        assert!(!asked.ends_within(MOMENT), "another client's request ended too");
     });
 }
 
@@ -299,7 +299,7 @@ fn large_heads_pass_and_larger_ones_get_431() {
         // Node itself takes 16 KiB.
         assert_eq!(peer.ask(with(12 * 1024)).await.expect("whole").status, 200);
         assert_eq!(peer.ask(with(70 * 1024)).await.expect("whole").status, 431);
-        assert_eq!(peer.get("/").await.expect("whole").status, 200, "the connection goes on");
+        assert_eq!(peer.get("/").await.expect("whole").status, 200, "the connection stays open");
     });
 }
 
@@ -324,12 +324,16 @@ fn an_idle_connection_is_closed_in_time() {
     let proxy = Lameduck::proxy(app.addr, &["--idle-timeout", "2s"]);
     run(async {
         let peer = Peer::connect(proxy.listen).await;
-        assert_eq!(peer.get("/slow?ms=3000").await.expect("whole").status, 200, "a busy one isn't");
+        assert_eq!(
+            peer.get("/slow?ms=3000").await.expect("whole").status,
+            200,
+            "a busy connection stays open"
+        );
         let begun = Instant::now();
         wait_for("the connection's end", || peer.has_ended().then_some(()));
         assert!(begun.elapsed() > Duration::from_millis(1500), "{:?}", begun.elapsed());
     });
-    // A connection that rests before its first byte is parked, and may still become one of HTTP/2.
+    // A connection that is parked before its first byte may still become HTTP/2.
     let mut raw = Raw::bare(proxy.listen);
     std::thread::sleep(Duration::from_millis(1500));
     raw.send(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n");

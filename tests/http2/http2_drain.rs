@@ -14,9 +14,9 @@ use common::process::{Lameduck, Node, Process};
 use http::Method;
 use rustix::process::Signal;
 
-/// The deadline is then two seconds after SIGTERM.
+/// Sets the deadline to two seconds after SIGTERM.
 const SOON: [&str; 4] = ["--grace", "3s", "--reserve", "1s"];
-/// No stream in particular: everything that is on its way is served.
+/// Last stream of the advisory GOAWAY, 2^31−1: every stream that is on its way is served (RFC 9113 §6.8).
 const ADVISORY: u32 = u32::MAX >> 1;
 
 fn node_client(proxy: &Lameduck, args: &[&str]) -> Process {
@@ -45,9 +45,9 @@ fn running_streams_finish_and_a_node_client_sees_no_error() {
 }
 
 #[test]
-fn a_node_client_that_never_stops_asking_loses_nothing() {
+fn a_node_client_that_never_stops_loses_nothing() {
     let app = Node::slow();
-    // Two of them: whoever is told to go by the one comes back to the other.
+    // A long lame-duck phase, in which the client opens a new session after each GOAWAY.
     let mut proxy = Lameduck::proxy(app.addr, &["--lame-duck", "3s"]);
     let mut client = node_client(&proxy, &["--again", "/slow?ms=3"]);
     proxy.wait_status("requests", |status| status["in_flight"].as_u64() > Some(3));
@@ -81,7 +81,7 @@ fn the_goaway_comes_twice_and_what_is_on_its_way_is_served() {
     raw.frame(PING, 1, 0, &ping.payload);
     let last = raw.wait(GOAWAY).expect("the final GOAWAY");
     assert_eq!((last.last_stream(), last.code()), (3, NO_ERROR));
-    // Past the last stream nothing is taken any more: its client knows, and asks elsewhere.
+    // Streams above the last one are ignored; the client knows that and retries elsewhere.
     raw.frame(HEADERS, 5, 5, &block("/wait", &[]));
     app.release();
     let mut answered = vec![];
@@ -105,7 +105,7 @@ fn the_lame_duck_serves_new_connections_and_sends_them_elsewhere() {
     let mut raw = Raw::connect(proxy.listen);
     raw.frame(HEADERS, 5, 1, &block("/", &[]));
     let frames: Vec<_> = std::iter::from_fn(|| raw.next()).take_while(|frame| frame.kind != GOAWAY).collect();
-    // Not before it has asked for something: it would come again and again.
+    // GOAWAY comes after the first request; before it, the client would reconnect again and again.
     run(async {
         let peer = Peer::connect(proxy.listen).await;
         assert_eq!(peer.get("/").await.expect("whole").status, 200);
@@ -132,7 +132,7 @@ fn a_client_that_answers_no_ping_holds_no_drain_up() {
 }
 
 #[test]
-fn a_resume_takes_no_goaway_back_but_serves_who_comes_again() {
+fn after_a_resume_clients_that_reconnect_are_served() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--lame-duck", "20s", "--grace", "120s"]);
     run(async {

@@ -12,10 +12,10 @@ use common::http2::{
 };
 use common::process::{Lameduck, Node};
 
-/// What a flood may add to the memory that the process has had at most.
+/// Limit on how much a flood may raise the peak memory of the process.
 const KIB: u64 = 24 * 1024;
 
-/// A flood against a proxy, while another client is served all the time; at most so many seconds of it.
+/// Runs an attack against a proxy. Meanwhile another client must be served, each request within three seconds.
 fn flood(args: &[&str], attack: impl FnOnce(&Lameduck, &Node)) {
     let app = Node::slow();
     let proxy = Lameduck::proxy(app.addr, args);
@@ -43,10 +43,10 @@ fn flood(args: &[&str], attack: impl FnOnce(&Lameduck, &Node)) {
     assert!(slowest < Duration::from_secs(3), "{slowest:?}");
     proxy.wait_in_flight(0);
     let output = proxy.process.output();
-    assert!(!output.contains("WARN"), "what a client does wrong fills no log: {output}");
+    assert!(!output.contains("WARN"), "a client's errors must not fill the log: {output}");
 }
 
-/// Sends until the peer takes no more or so many were sent, and says how it ended: the GOAWAY's code.
+/// Sends the frames `times` times, or until the peer accepts no more; returns the code of its GOAWAY.
 fn send_until_told(raw: &mut Raw, frames: &[u8], times: usize) -> Option<u32> {
     for _ in 0..times {
         if !raw.send(frames) {
@@ -77,7 +77,7 @@ fn rapid_resets_end_the_connection() {
 fn resets_one_by_one_are_bounded_too() {
     flood(&[], |proxy, _| {
         let mut raw = Raw::connect(proxy.listen);
-        // Each is accepted first, as the answer to the ping shows: none is left in the engine's own queue.
+        // The ping's response shows that the stream was accepted and is not in the engine's own queue any more.
         let mut reset = 0;
         for n in 0..900u32 {
             let id = 2 * n + 1;
@@ -88,7 +88,7 @@ fn resets_one_by_one_are_bounded_too() {
             }
             reset += 1;
         }
-        assert!((200..900).contains(&reset), "{reset} resets were taken");
+        assert!((200..900).contains(&reset), "{reset} resets were accepted");
         assert!(raw.ends_within(Duration::from_secs(5)));
     });
 }
@@ -122,7 +122,7 @@ fn frames_that_carry_nothing_end_the_connection() {
 fn answers_that_are_not_read_do_not_gather() {
     flood(&["--body-timeout", "2s", "--idle-timeout", "2s"], |proxy, _| {
         let mut raw = Raw::connect(proxy.listen);
-        // Window without end, requests without end, and not a byte is read.
+        // The windows are as large as possible, requests never stop, and the client reads nothing.
         raw.frame(SETTINGS, 0, 0, &[0, 4, 0x7f, 0xff, 0xff, 0xff]);
         raw.frame(WINDOW_UPDATE, 0, 0, &0x7fff_0000u32.to_be_bytes());
         for n in 0..100u32 {
@@ -151,27 +151,27 @@ fn a_window_of_zero_holds_nothing_for_ever() {
 }
 
 #[test]
-fn a_refusal_that_nobody_takes_is_given_up() {
+fn a_refusal_that_the_client_does_not_read_is_given_up() {
     flood(&["--body-timeout", "2s", "--max-uri", "30"], |proxy, _| {
         let mut raw = Raw::connect(proxy.listen);
         raw.frame(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]);
-        // 414, whose text has no window to go.
+        // The response is a 414, and there is no window for its body.
         raw.frame(HEADERS, 5, 1, &block("/a-path-of-more-than-twenty-bytes", &[]));
-        assert!(raw.ends_within(Duration::from_secs(8)), "it is in flight for ever");
+        assert!(raw.ends_within(Duration::from_secs(8)), "in flight for ever");
     });
 }
 
 #[test]
 fn a_head_without_end_ends_the_connection() {
     flood(&[], |proxy, _| {
-        // Empty ones.
+        // Empty CONTINUATION frames.
         let mut raw = Raw::connect(proxy.listen);
         raw.frame(HEADERS, 0, 1, &block("/", &[]));
         let empty = frame(CONTINUATION, 0, 1, b"");
         let code = send_until_told(&mut raw, &empty.repeat(50), 2000);
         eprintln!("empty: {code:?}");
         assert!(raw.ends_within(Duration::from_secs(5)));
-        // Large ones.
+        // Large CONTINUATION frames.
         let mut raw = Raw::connect(proxy.listen);
         raw.frame(HEADERS, 0, 1, &block("/", &[]));
         let fields: Vec<u8> = (0..100).flat_map(|_| block("/", &[])[2..].to_vec()).collect();
@@ -185,7 +185,7 @@ fn a_head_without_end_ends_the_connection() {
 fn a_compressed_head_is_bounded_by_what_it_unpacks_to() {
     flood(&[], |proxy, _| {
         let mut raw = Raw::connect(proxy.listen);
-        // One field of 4000 bytes enters the table (RFC 7541 §6.2.1); then one byte each names it.
+        // One field of 4000 bytes is added to the table (RFC 7541 §6.2.1); each following byte refers to it.
         let mut bomb = block("/", &[]);
         bomb.extend([0x40, 1, b'x', 127, 0xa1, 0x1e]);
         bomb.extend([b'a'; 127 + 0x21 + 0x1e * 128]);
@@ -209,7 +209,7 @@ fn a_client_that_begins_and_says_nothing_is_closed_in_time() {
             raw.send(begin);
             assert!(raw.ends_within(Duration::from_secs(8)), "{begin:?}");
         }
-        // A head that has begun and doesn't go on.
+        // A head that is begun and never continued.
         let mut raw = Raw::connect(proxy.listen);
         raw.frame(HEADERS, 0, 1, &block("/", &[]));
         assert!(raw.ends_within(Duration::from_secs(8)), "half a head");

@@ -16,7 +16,7 @@ fn app() -> (App, Lameduck) {
     (app, proxy)
 }
 
-/// What the app saw, which is its answer.
+/// The request as the app saw it, which it returns as its response.
 fn seen(answer: &Answer) -> Value {
     assert_eq!(answer.head.status, 200, "{answer:?}");
     serde_json::from_slice(&answer.body).unwrap_or_else(|_| panic!("{answer:?}"))
@@ -38,7 +38,7 @@ fn a_chunked_request_arrives_with_its_trailers_and_the_answers_trailers_come_bac
     assert_eq!((&fields["x-a"], &fields["x-forwarded-for"]), (&"1, 2".into(), &"127.0.0.1".into()));
     assert!(fields["connection"].is_null() && fields["transfer-encoding"].is_null(), "{fields}");
     assert!(answer.head.has("transfer-encoding", "chunked"), "{:?}", answer.head);
-    // The connection goes on.
+    // The connection stays open.
     client.get("/again");
     assert_eq!(self::seen(&client.answer())["fields"][":path"], "/again");
 }
@@ -82,7 +82,7 @@ fn a_client_that_expects_100_continue_gets_it_and_an_upgrade_is_left_aside() {
 }
 
 #[test]
-fn a_post_that_the_app_did_not_look_at_goes_out_once_more() {
+fn a_post_that_the_app_did_not_process_is_sent_again() {
     let (_app, proxy) = app();
     Client::ask(proxy.listen, "/first");
     let mut client = proxy.client();

@@ -23,7 +23,7 @@ fn an_http_get_is_called_by_the_proxy_after_the_drain() {
     let mut done =
         patched(&hooked(json!({"httpGet": {"path": "bye?x=1", "port": "http", "httpHeaders": header}})));
     assert!(blocking(&mut done.pod));
-    // The app's own port is the proxy's upstream, wherever that is.
+    // A hook to the app's own port needs no address: that port is the proxy's upstream.
     assert!(has(&done, "--after-drain=/bye?x=1"));
     let mut dollars = hooked(json!({"httpGet": {"path": "/$(HOSTNAME)", "port": 3000}}));
     annotated("ready-check", "/$")(&mut dollars);
@@ -38,7 +38,7 @@ fn an_http_get_is_called_by_the_proxy_after_the_drain() {
     }
 }
 
-/// Everybody on the node may read a command line.
+/// Every user of the node can read a command line.
 #[test]
 fn its_header_fields_stand_in_a_variable_whatever_they_hold() {
     let get = |headers: Value| hooked(json!({"httpGet": {"port": 3000, "httpHeaders": headers}}));
@@ -72,7 +72,7 @@ fn an_exec_runs_after_our_program_has_waited() {
         "nginx -s quit; sleep 3",
     ]);
     assert_eq!(app(&mut done.pod)["lifecycle"]["preStop"], json!({"exec": {"command": command}}));
-    // Also where Node gets no preload.
+    // The program is shared even if Node gets no preload.
     let exec = json!({"exec": {"command": ["/bye"]}});
     let leave = |pod: &mut Value| annotated("pid1", "leave")(pod);
     let mut before = hooked(exec);
@@ -105,7 +105,7 @@ fn its_time_comes_off_the_deadline() {
 }
 
 #[test]
-fn a_hook_that_cannot_be_kept_is_told() {
+fn a_hook_that_cannot_be_kept_is_reported() {
     for (hook, told) in [
         (json!({"httpGet": {"path": "/", "port": 3000, "host": "10.0.0.9"}}), "names a host"),
         (json!({"httpGet": {"path": "/", "port": 3000, "scheme": "HTTPS"}}), "not plain HTTP"),
@@ -113,7 +113,7 @@ fn a_hook_that_cannot_be_kept_is_told() {
         (json!({"httpGet": {"path": "/a b", "port": 3000}}), "neither a path"),
         (
             json!({"httpGet": {"path": "/", "port": 3000, "httpHeaders": [{"name": "a b", "value": ""}]}}),
-            "no header",
+            "not a header field",
         ),
         (json!({"tcpSocket": {"port": 3000}}), "neither a sleep, an httpGet nor an exec"),
         (json!({"exec": {"command": []}}), "neither a sleep, an httpGet nor an exec"),
@@ -144,15 +144,19 @@ fn an_app_on_a_unix_socket_leaves_its_port_to_the_proxy() {
     for services in [Services::Seen, Services::Unseen] {
         let mut done = by(&on_a_socket(), services);
         assert!(has(&done, "--listen=:3000") && has(&done, "--upstream=unix:/run/lameduck/app.sock"));
-        assert_eq!(sidecar(&done)["securityContext"]["runAsUser"], 1000, "who may connect");
+        assert_eq!(
+            sidecar(&done)["securityContext"]["runAsUser"],
+            1000,
+            "the sidecar's user must be allowed to connect"
+        );
         assert!(done.warnings.is_empty(), "{:?}", done.warnings);
         let app = app(&mut done.pod);
         assert_eq!(app["ports"][0], json!({"name": "http", "containerPort": 3000}));
         assert_eq!(app["env"][0], json!({"name": "PORT", "value": "/run/lameduck/app.sock"}));
         let mount = json!([{"name": "lameduck", "mountPath": "/run/lameduck", "readOnly": false}]);
-        assert_eq!(app["volumeMounts"], mount, "it makes a file there");
+        assert_eq!(app["volumeMounts"], mount, "the app creates the socket there");
     }
-    // The pod's user is the app's as well.
+    // The pod's user applies to the app too.
     let mut before = on_a_socket();
     app(&mut before).as_object_mut().unwrap().remove("securityContext");
     before["spec"]["securityContext"] = json!({"runAsUser": 2000});
@@ -195,13 +199,13 @@ fn its_post_start_goes_through_the_proxy_as_far_as_it_can() {
     assert_eq!(*handler, json!({"path": "/app-probe/hi", "port": 4881}));
     assert!(has(&done, "--app-probe=/hi"));
     assert!(done.warnings.iter().any(|told| told.contains("is lost if the app does not listen yet")));
-    // The kubelet starts the next container only once the hook has its answer.
+    // The kubelet starts the next container only after the hook has returned.
     annotated("sidecar", "ordinary")(&mut before);
     assert!(why(&before).contains("by the sidecar, which starts after it"));
 }
 
 #[test]
-fn a_unix_socket_that_could_not_work_is_told() {
+fn a_unix_socket_that_could_not_work_is_reported() {
     type Change<'a> = &'a dyn Fn(&mut Value);
     let cases: [(Change, &str); 8] = [
         (
@@ -291,7 +295,7 @@ fn a_pod_that_meets_the_restricted_standard_still_does() {
     ];
     for (n, change) in changes.iter().enumerate() {
         let before = strict(change);
-        assert_eq!(restricted(&before), Ok(()), "{n}: nothing is tested");
+        assert_eq!(restricted(&before), Ok(()), "{n}: the pod must meet the standard before");
         assert_eq!(restricted(&patched(&before).pod), Ok(()), "{n}");
     }
 }

@@ -35,14 +35,14 @@ fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/inject").join(name)
 }
 
-/// `BLESS=1 cargo test` writes the files anew; look at the difference before it is committed.
+/// `BLESS=1 cargo test` writes the expected files; review the difference before you commit it.
 fn compare(name: &str, text: &str) {
     let path = golden(name);
     if std::env::var_os("BLESS").is_some() {
         fs::write(&path, text).unwrap();
     }
     let expected = fs::read_to_string(&path).unwrap_or_default();
-    assert!(expected == text, "{name} differs; it would be:\n{text}");
+    assert!(expected == text, "{name} differs; expected content:\n{text}");
 }
 
 fn told(report: &[ReportLine]) -> String {
@@ -95,7 +95,7 @@ fn json_stays_json() {
     assert_eq!(done(&after, &Task::Uninject).0, before);
 }
 
-/// Small and the same everywhere: `xorshift64*`.
+/// `xorshift64*`: small, and the same on every machine.
 struct Random(u64);
 
 impl Random {
@@ -107,7 +107,7 @@ impl Random {
     }
 }
 
-/// Arbitrary damage to real manifests: bytes, lines and whole stretches moved, doubled, cut and put in.
+/// Damages real manifests at random: bytes, lines and ranges are moved, duplicated, removed and inserted.
 fn damaged(text: &str, random: &mut Random) -> String {
     const BITS: [&str; 24] = [
         "---\n",
@@ -156,7 +156,7 @@ fn damaged(text: &str, random: &mut Random) -> String {
     text
 }
 
-/// Each line of `before` must still be there, in its order, except in documents that changed.
+/// The output must contain every line of `before` in order, except in documents that changed.
 #[test]
 fn arbitrary_yaml_never_panics_and_loses_nothing() {
     let seeds = [fs::read_to_string(golden("kinds.before.yaml")).unwrap(), fs::read_to_string(SLOW).unwrap()];
@@ -165,7 +165,7 @@ fn arbitrary_yaml_never_panics_and_loses_nothing() {
     for seed in 1..=rounds {
         let mut random = Random(0x9e37_79b9 * seed);
         let whole = &seeds[random.below(2)];
-        // One or two documents at a time: a broken one hides nothing then.
+        // Only one or two documents at a time, so that a broken one does not hide the others.
         let parts: Vec<&str> = whole.split_inclusive("\n---\n").collect();
         let part = parts[random.below(parts.len())];
         let before = damaged(part, &mut random);
@@ -178,10 +178,10 @@ fn arbitrary_yaml_never_panics_and_loses_nothing() {
             kept(&before, &after, seed);
         }
     }
-    assert!(changed > rounds / 20, "only {changed} of {rounds} were injected: nothing is tested");
+    assert!(changed > rounds / 20, "only {changed} of {rounds} were injected: too few to test anything");
 }
 
-/// What is injected replaces values here and there; no other line goes.
+/// Checks that only lines whose values the patch replaces were removed.
 fn kept(before: &str, after: &str, seed: u64) {
     const MAY: [&str; 21] = [
         "containerPort",
@@ -209,7 +209,7 @@ fn kept(before: &str, after: &str, seed: u64) {
     let diff = similar::TextDiff::from_lines(before, after);
     for change in diff.iter_all_changes().filter(|change| change.tag() == similar::ChangeTag::Delete) {
         let line = change.value();
-        // It only goes on now.
+        // The line was only extended.
         let longer = after.contains(line.trim_end());
         let may = longer || MAY.iter().any(|may| line.contains(may));
         assert!(may, "seed {seed}: lost {line:?} of\n{before}\n=>\n{after}");
@@ -282,7 +282,7 @@ fn folders_are_changed_in_place_and_other_files_are_not() {
     let out = lameduck(&["inject", "-i", path], "");
     assert_eq!((out.status.code(), out.stdout.len()), (Some(0), 0), "{}", text(&out.stderr));
     let now = |name: &str| fs::read_to_string(dir.join(name)).unwrap();
-    // A Service in another file follows too.
+    // A Service in another file is updated too.
     assert!(now("a.yaml").contains("containerPort: 4880") && now("sub/b.yml").contains("targetPort: http"));
     assert_eq!((now("sub/.git/c.yaml"), now("d.txt")), (before.clone(), before.clone()));
     assert_eq!(lameduck(&["inject", "--check", path], "").status.code(), Some(0));

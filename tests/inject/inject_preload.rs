@@ -91,7 +91,11 @@ impl Drop for Init {
 fn a_plain_node_app_ends_at_sigterm_as_pid_1() {
     let mut deaf = Init::start(SERVE, None);
     deaf.terminate();
-    assert_eq!(deaf.ends(MOMENT), None, "without the preload it is deaf: else nothing is tested here");
+    assert_eq!(
+        deaf.ends(MOMENT),
+        None,
+        "without the preload it must ignore SIGTERM, otherwise this test shows nothing"
+    );
     let mut app = Init::start(SERVE, Some("plain"));
     app.terminate();
     assert_eq!(app.ends(LIMIT), Some(128 + 15));
@@ -115,7 +119,7 @@ fn an_apps_own_handler_decides() {
     }
 }
 
-/// As the signal-exit package does: whoever is alone cleans up and ends by the same signal.
+/// As in the signal-exit package: the handler that is alone cleans up and sends the same signal again.
 #[test]
 fn a_handler_that_counts_the_others_finds_itself_alone() {
     let counts = format!(

@@ -136,7 +136,7 @@ fn without_a_name_the_proxy_takes_the_port_and_port_shifts() {
     assert!(has(&done, "--upstream=127.0.0.1:8081"));
 }
 
-/// It can't see whether a Service goes by number.
+/// The webhook can't see whether a Service's `targetPort` is a number.
 #[test]
 fn the_webhook_takes_the_port_when_it_can_and_warns_when_it_cannot() {
     let with_port = pod(|pod| app(pod)["env"] = json!([{"name": "PORT", "value": "3000"}]));
@@ -236,7 +236,7 @@ fn flags_come_from_annotations_and_are_checked_as_the_proxy_would() {
 }
 
 #[test]
-fn what_cannot_be_told_is_not_guessed() {
+fn what_is_not_certain_is_not_guessed() {
     let two = json!({"name": "two", "ports": [{"containerPort": 9000}]});
     type Change<'a> = &'a dyn Fn(&mut Value);
     let cases: [(Change, &str); 12] = [
@@ -297,7 +297,7 @@ fn no_port_is_wanted_twice_wherever_lameduck_listens() {
         beside["spec"]["containers"].as_array_mut().unwrap().push(two);
         assert!(why(&beside).contains(&format!("port {port}")), "another container's");
     }
-    // Where a Service finds it by name.
+    // Where a Service refers to the port by name.
     patched(&with(other(9306), "tcp", ":9306=unix:/db.sock"));
 }
 

@@ -78,7 +78,7 @@ fn every_image_and_the_chart_have_this_version() {
     assert_eq!((&chart["version"], &chart["appVersion"]), (&json!(VERSION), &json!(VERSION)));
 }
 
-/// Whether a label selector selects (both kinds of requirement that are used here).
+/// Whether a label selector matches; supports the two kinds of requirement used here.
 fn selects(selector: &Value, labels: &Value) -> bool {
     let expressions = selector["matchExpressions"].as_array();
     let equal =
@@ -138,7 +138,7 @@ fn the_webhook_has_no_right_but_these() {
 
 #[test]
 fn applying_again_leaves_what_the_webhook_wrote() {
-    // Fields that a manifest doesn't have are not its own: neither apply nor an upgrade of the chart resets them.
+    // Neither `kubectl apply` nor an upgrade of the chart resets fields that the manifest does not contain.
     let objects = installed();
     let secret = one(&objects, "Secret", "lameduck-webhook-tls");
     assert!(secret.get("data").or(secret.get("stringData")).is_none(), "{secret}");
@@ -160,7 +160,7 @@ fn what_the_manifests_set_is_there() {
     for name in names {
         assert!(help.contains(&format!("[env: {name}=")), "{name} is not in\n{help}");
     }
-    // What stands in the manifests only by way of its default.
+    // Values that the manifests take from the program's defaults.
     for default in [":8443", ":4881", "lameduck-webhook-tls", "lameduck-webhook", "lameduck"] {
         assert!(help.contains(&format!("[default: {default}]")), "{default} is not in\n{help}");
     }
@@ -173,7 +173,7 @@ fn the_slow_app_after_is_what_inject_makes_of_it() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_lameduck"));
     let done = command.args(inject).current_dir(path("")).env_clear().output().unwrap();
     let header = format!(
-        "# What `lameduck {}` writes. The owner's comments stay, the next two lines as well.\n",
+        "# Output of `lameduck {}`. It keeps the owner's comments, including the next two lines.\n",
         inject.join(" ")
     );
     let after = header + &String::from_utf8(done.stdout).unwrap();
@@ -181,10 +181,10 @@ fn the_slow_app_after_is_what_inject_makes_of_it() {
     if std::env::var_os("BLESS").is_some() {
         fs::write(path(file), &after).unwrap();
     }
-    assert!(read(file) == after, "{file} differs (BLESS=1 writes it); it would be:\n{after}");
+    assert!(read(file) == after, "{file} differs (BLESS=1 writes it); expected content:\n{after}");
 }
 
-/// What a tool prints. None, loudly, if it isn't there: `$HELM`, `$KUBECTL`, or the one on the `PATH`.
+/// Output of a tool: `$HELM`, `$KUBECTL`, or the one on the `PATH`; none if it is not installed, which is printed.
 fn tool(name: &str, arguments: &[&str]) -> Option<Result<String, String>> {
     let program = std::env::var(name.to_uppercase()).unwrap_or(name.to_owned());
     let Ok(done) = Command::new(program).args(arguments).current_dir(path("manifests")).output() else {
@@ -208,7 +208,7 @@ fn kustomization(name: &str, lines: &str) -> String {
     folder.to_string_lossy().into_owned()
 }
 
-/// The chart's objects without the labels that only Helm wants, for the oldest Kubernetes that it takes.
+/// The chart's objects for the oldest Kubernetes that it supports, without the labels that only Helm needs.
 fn templated(arguments: &[&str]) -> Option<Objects> {
     let base = ["template", "lameduck", "chart", "--namespace=lameduck-system", "--kube-version=1.29.0"];
     let mut objects = objects(&tool("helm", &[&base, arguments].concat())?.unwrap());
@@ -227,7 +227,7 @@ fn the_chart_and_the_overlays_are_the_same_objects() {
     let Some(default) = tool("kubectl", &["kustomize", "overlays/default"]) else { return };
     expect_same("just manifests renders it anew", &installed(), &objects(&default.unwrap()));
 
-    // A kustomization names what it takes by relative paths only.
+    // A kustomization accepts only relative paths.
     let up = "../".repeat(Path::new(env!("CARGO_TARGET_TMPDIR")).components().count());
     let at = format!("{up}{}", path("manifests").to_string_lossy().trim_start_matches('/'));
     let all = format!(
@@ -243,7 +243,7 @@ fn the_chart_and_the_overlays_are_the_same_objects() {
         (all.as_str(), [&ha[..], &cert_manager, &["--set=podMonitor.enabled=true"]].concat()),
     ] {
         let mut overlay = objects(&tool("kubectl", &["kustomize", folder]).unwrap().unwrap());
-        // `helm install --create-namespace` makes it.
+        // `helm install --create-namespace` creates the namespace.
         overlay.remove(&("Namespace".to_owned(), "lameduck-system".to_owned())).unwrap();
         let Some(chart) = templated(&values) else { return };
         expect_same(folder, &overlay, &chart);

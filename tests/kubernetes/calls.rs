@@ -7,12 +7,12 @@ use super::cluster::Namespace;
 use super::deploy::{By, inject};
 use super::pods::GONE_WITHIN;
 
-/// A plain Node service that asks the slow app.
+/// A plain Node service that calls the slow app.
 const FRONT: &str = include_str!("front.yaml");
-/// nginx as an ingress has it: kept connections to one Service, everything else by default.
+/// nginx as an ingress: kept-alive connections to one Service, otherwise nginx's defaults.
 const NGINX: &str = include_str!("nginx.yaml");
 
-/// Each event stream that ends gives its connection back to a pool that is in the midst of other requests.
+/// Many event streams: when one ends, its connection returns to a pool that is busy with other requests.
 const KINDS: &str = "keep-alive:20,new:8,slow:10,long:6,stream:6,upload:4,download:2,idle:6,events:12";
 
 #[test]

@@ -12,7 +12,7 @@ use super::images::{self, scratch};
 use super::load::Load;
 use super::pods::Pods;
 
-/// Cases share the cluster, but for those that take away a node or the webhook.
+/// Cases share the cluster, except those that remove a node or the webhook.
 static CLUSTER: RwLock<()> = RwLock::new(());
 
 enum Turn {
@@ -20,7 +20,7 @@ enum Turn {
     Alone { _held: RwLockWriteGuard<'static, ()> },
 }
 
-/// A namespace that enforces `restricted`, gone again at the end.
+/// A namespace that enforces `restricted`, deleted on drop.
 pub struct Namespace {
     pub name: &'static str,
     pub pods: Pods,
@@ -28,7 +28,7 @@ pub struct Namespace {
     _turn: Turn,
 }
 
-/// `$LAMEDUCK_CLUSTER`, or the engine beside the repository. None, loudly, if there is none.
+/// `$LAMEDUCK_CLUSTER`, or the engine beside the repository; none if there is no engine, which is printed.
 fn engine() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/cluster/cluster");
     let engine = std::env::var_os("LAMEDUCK_CLUSTER").map_or(beside, PathBuf::from);
@@ -39,7 +39,7 @@ fn engine() -> Option<PathBuf> {
     None
 }
 
-/// Whether there is an engine; then the cluster is up and has the images.
+/// Starts the cluster and loads the images; returns false if there is no engine.
 fn ready() -> bool {
     static READY: OnceLock<bool> = OnceLock::new();
     *READY.get_or_init(|| {
@@ -58,13 +58,13 @@ pub fn inside(command: &str) -> Command {
 }
 
 impl Namespace {
-    /// A new namespace on the running cluster; none if there is no engine.
+    /// Creates a namespace on the running cluster; none if there is no engine.
     pub fn new(name: &'static str) -> Option<Self> {
         let shared = || Turn::Shared { _held: CLUSTER.read().unwrap_or_else(PoisonError::into_inner) };
         ready().then(|| Self::create(name, shared()))
     }
 
-    /// The same, and no other case runs meanwhile.
+    /// The same, while no other case runs.
     pub fn alone(name: &'static str) -> Option<Self> {
         let alone = || Turn::Alone { _held: CLUSTER.write().unwrap_or_else(PoisonError::into_inner) };
         ready().then(|| Self::create(name, alone()))
@@ -90,12 +90,12 @@ impl Namespace {
         assert!(applied.status.success(), "apply: {}", String::from_utf8_lossy(&applied.stderr));
     }
 
-    /// Waits until every Deployment is as it should be.
+    /// Waits until every Deployment is rolled out.
     pub fn rolled_out(&self) {
         self.kubectl(&["rollout", "status", "deployment", "--timeout=180s"]);
     }
 
-    /// One rolling restart of every Deployment that is named; tells how long it took until the last new pod was ready.
+    /// Restarts these Deployments once and waits for the rollout; prints how long it took.
     pub fn restart(&self, deployments: &[&str]) {
         let began = Instant::now();
         self.kubectl(&[&["rollout", "restart", "deployment"], deployments].concat());
@@ -103,18 +103,18 @@ impl Namespace {
         println!("{}: rollout took {:.1?}", self.name, began.elapsed());
     }
 
-    /// Where a Service is.
+    /// Address and port of a Service.
     pub fn address(&self, service: &str) -> String {
         self.kubectl(&["get", "service", service, "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"])
     }
 
-    /// Load on a Service.
+    /// Starts load on a Service.
     pub fn load(&self, service: &str, arguments: &[&str]) -> Load {
         let addr = format!("--addr={}", self.address(service));
         Load::start(&format!("{}/{service}", self.name), &[&[addr.as_str()], arguments].concat())
     }
 
-    /// The names of pods that aren't being deleted.
+    /// Names of the pods that are not being deleted.
     pub fn living(&self) -> Vec<String> {
         let pods: Value =
             serde_json::from_str(&self.kubectl(&["get", "pods", "-o", "json"])).expect("a list of pods");
@@ -129,7 +129,7 @@ impl Drop for Namespace {
         let took: Duration = self.began.elapsed();
         let failed = std::thread::panicking();
         println!("{}: {} after {took:.0?}", self.name, if failed { "FAILED" } else { "done" });
-        // After a failure it stays for a look, until the case runs again; pods that have gone leave only their logs.
+        // A failed case keeps its namespace until it runs again; of pods that are gone, only the logs are left.
         if failed {
             let file = scratch(&format!("{}.log", self.name));
             let written = std::fs::write(&file, format!("{:#?}", self.pods.all()));
@@ -140,10 +140,10 @@ impl Drop for Namespace {
     }
 }
 
-/// Runs `kubectl` and returns what it said.
+/// Runs `kubectl` and returns its output.
 ///
 /// # Panics
-/// When it fails.
+/// If it fails.
 pub fn kubectl(arguments: &[&str]) -> String {
     let output = inside("kubectl").args(arguments).output().expect("kubectl");
     let error = String::from_utf8_lossy(&output.stderr);
@@ -151,7 +151,7 @@ pub fn kubectl(arguments: &[&str]) -> String {
     String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
-/// Runs `kubectl` with this text on its standard input; it may fail.
+/// Runs `kubectl` with this text on its standard input; the caller checks whether it succeeded.
 pub fn kubectl_with(input: &str, arguments: &[&str]) -> Output {
     with_input(inside("kubectl").args(arguments), input)
 }
@@ -168,7 +168,7 @@ pub fn with_input(command: &mut Command, input: &str) -> Output {
     output
 }
 
-/// Runs a command that must succeed, and shows its complaints.
+/// Runs a command that must succeed, and prints its errors.
 pub fn run(command: &mut Command) {
     let status = command.stdin(Stdio::null()).stdout(Stdio::null()).status();
     assert!(status.as_ref().is_ok_and(|status| status.success()), "{command:?}: {status:?}");

@@ -38,7 +38,7 @@ fn draining_nodes_with_and_without_a_disruption_budget_loses_nothing() {
     let first = drain_node(&ns, "node2");
     ns.pods.wait_gone(first);
     ns.kubectl(&["create", "poddisruptionbudget", "slow", "--selector", "app=slow", "--min-available", "3"]);
-    // With three of three needed nothing could ever be evicted.
+    // With only three pods, the budget would allow no eviction.
     ns.kubectl(&["scale", "deployment/slow", "--replicas", "4"]);
     ns.rolled_out();
     let second = drain_node(&ns, "node1");
@@ -47,7 +47,7 @@ fn draining_nodes_with_and_without_a_disruption_budget_loses_nothing() {
     ns.pods.expect_clean_drains(first + second, GONE_WITHIN);
 }
 
-/// Drains a node of the slow app's pods, and returns how many there were. It can be used again afterwards.
+/// Drains a node of the slow app's pods, makes it schedulable again, and returns the number of evicted pods.
 fn drain_node(ns: &Namespace, node: &str) -> usize {
     let on_it = format!("spec.nodeName={node}");
     let evicted = ns.kubectl(&["get", "pods", "--field-selector", &on_it, "-o", "name"]).lines().count();

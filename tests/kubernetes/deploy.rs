@@ -6,13 +6,13 @@ use super::cluster::{Namespace, with_input};
 use super::images::{LAMEDUCK, lameduck};
 use super::webhook;
 
-/// The example for people who want no webhook, with all that a reader of it would apply.
+/// The example for people without the webhook, complete as they would apply it.
 const HAND: &str = include_str!("../../manifests/sidecar/slow.yaml");
 
 /// The app as its owner would deploy it.
 const PLAIN: &str = include_str!("../../examples/slow/deployment.yaml");
 
-/// What `restricted` asks of the app's own containers, and the grace that every case has unless it says otherwise.
+/// What `restricted` requires of the app's containers, and the default grace period of the cases.
 const OURS: Changes<'static> = &[
     (
         "      labels: {app: slow}\n    spec:\n",
@@ -31,22 +31,22 @@ const OURS: Changes<'static> = &[
     ),
 ];
 
-/// `(from, to)`, each of which must be there.
+/// Replacements `(from, to)`; each `from` must occur.
 pub type Changes<'a> = &'a [(&'a str, &'a str)];
 
-/// Who puts the sidecar in.
+/// How the sidecar gets into the pods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum By {
-    /// `manifests/sidecar/slow.yaml`, as it stands there.
+    /// By hand: `manifests/sidecar/slow.yaml` unchanged.
     Hand,
-    /// `lameduck inject`.
+    /// By `lameduck inject`.
     Inject,
-    /// The webhook, by a label on the namespace.
+    /// By the webhook, through a label on the namespace.
     Webhook,
 }
 
 impl Namespace {
-    /// Applies the slow app, changed, and waits until all replicas are ready.
+    /// Applies the slow app with these changes, and waits until all replicas are ready.
     pub fn deploy(&self, by: By, changes: Changes<'_>) {
         match by {
             By::Hand => self.apply(&changed(HAND, changes)),
@@ -54,7 +54,7 @@ impl Namespace {
             By::Webhook => {
                 webhook::installed();
                 self.kubectl(&["label", "namespace", self.name, "lameduck.dev/inject=enabled"]);
-                // The webhook doesn't see the Service, and a number would go past the proxy.
+                // The webhook doesn't see the Service, and a numeric targetPort would bypass the proxy.
                 self.apply(&changed(&plain(changes), &[("targetPort: 3000", "targetPort: http")]));
             }
         }
@@ -67,10 +67,10 @@ pub fn plain(changes: Changes<'_>) -> String {
     changed(&changed(PLAIN, OURS), changes)
 }
 
-/// What `lameduck inject` makes of it.
+/// Output of `lameduck inject` for this manifest.
 ///
 /// # Panics
-/// When it fails, or has left something out.
+/// If it fails, or skipped something.
 pub fn inject(yaml: &str) -> String {
     let arguments =
         ["inject", "--image", LAMEDUCK, "--image-pull-policy", "Never", "--token-seed", "test", "-"];
@@ -80,7 +80,7 @@ pub fn inject(yaml: &str) -> String {
     String::from_utf8(output.stdout).expect("UTF-8")
 }
 
-/// The text with these changes.
+/// The text with these replacements.
 pub fn changed(text: &str, changes: Changes<'_>) -> String {
     changes.iter().fold(text.to_owned(), |text, (from, to)| {
         assert!(text.contains(from), "no {from:?} in {text}");

@@ -16,7 +16,7 @@ fn a_request_longer_than_the_grace_ends_visibly_before_the_kill() {
         &[
             ("replicas: 3", "replicas: 1"),
             ("lameduck.dev/grace: 75s", "lameduck.dev/grace: 20s"),
-            // Kubernetes' own 30 s would not be lowered.
+            // Set here too, because `inject` never lowers the default of 30 s.
             (
                 "      securityContext: {runAsNonRoot",
                 "      terminationGracePeriodSeconds: 20\n      securityContext: {runAsNonRoot",
@@ -34,8 +34,8 @@ fn a_request_longer_than_the_grace_ends_visibly_before_the_kill() {
     let samples = outcome.0["samples"].as_array().expect("samples");
     let told =
         |what: &str| samples.iter().filter(|line| line.as_str().is_some_and(|l| l.contains(what))).count();
-    assert_eq!(told("status 504"), 5, "unanswered ones: {samples:#?}");
-    assert_eq!(told("trickle reset") + told("trickle cut"), 3, "half-sent ones: {samples:#?}");
+    assert_eq!(told("status 504"), 5, "unanswered requests: {samples:#?}");
+    assert_eq!(told("trickle reset") + told("trickle cut"), 3, "half-sent responses: {samples:#?}");
     let pods = ns.pods.all();
     let drained = pods.values().next().and_then(|pod| pod.line("drained")).expect("a drain");
     assert_eq!(drained["verdict"], "5 unanswered, 3 cut");
@@ -53,19 +53,19 @@ fn websockets_see_only_announced_endings() {
     ns.pods.wait_gone(2);
     let outcome = load.finish();
     outcome.expect_nothing_lost(20);
-    // Some clients had left by themselves.
+    // Some clients may have closed their WebSockets themselves.
     outcome.expect_announced_ends("websocket", 10);
     ns.pods.expect_clean_drains(2, GONE_WITHIN);
 }
 
-/// SIGTERM comes to the app and to the sidecar at once, as from a kubelet that could not call the hooks.
+/// The app and the sidecar get SIGTERM at the same time, as from a kubelet that could not call the hooks.
 #[test]
 #[ignore = "needs a cluster"]
 fn what_skipped_hooks_cost_with_a_sidecar() {
     let Some(ns) = Namespace::new("hooks-skipped") else { return };
     let ordinary = "{lameduck.dev/grace: 75s, lameduck.dev/sidecar: ordinary, lameduck.dev/pid1: share}";
     let injected = inject(&plain(&[("{lameduck.dev/grace: 75s}", ordinary)]));
-    // The kubelet goes on at any answer, so this returns at once and nobody drains.
+    // The kubelet accepts any response, so these hooks return at once and nothing drains.
     ns.apply(&changed(&injected, &[("/drain?hook=app", "/livez"), ("/drain?hook=sidecar", "/livez")]));
     ns.rolled_out();
     let load = ns.load("slow", &["--requests", "3000"]);
@@ -77,7 +77,7 @@ fn what_skipped_hooks_cost_with_a_sidecar() {
     assert!(outcome["lost"].as_u64() > Some(0), "the hooks were not skipped");
 }
 
-/// There `lameduck run` is what SIGTERM comes to.
+/// Here `lameduck run` is the process that gets SIGTERM.
 #[test]
 #[ignore = "needs a cluster"]
 fn without_hooks_run_as_the_entrypoint_loses_nothing() {

@@ -9,7 +9,7 @@ use super::cluster::run;
 /// The sidecar's image.
 pub const LAMEDUCK: &str = "lameduck:0.1.0";
 
-/// The apps beside this repository's code, each `node server.js` as PID 1: image and folder.
+/// The example apps, each with `node server.js` as PID 1: image and directory.
 const APPS: [(&str, &str); 3] = [("slow:1.0.0", "slow"), ("chat:1.0.0", "chat"), ("front:1.0.0", "front")];
 
 /// The static binary: `$LAMEDUCK_BIN`, or built once.
@@ -27,7 +27,7 @@ pub fn lameduck() -> &'static Path {
     })
 }
 
-/// Builds everything and puts the images on the nodes.
+/// Builds everything and loads the images onto the nodes.
 pub fn put(engine: &Path) {
     run(cargo().args(["build", "--example", "load"]));
     let ours = format!("{}:/usr/local/bin/lameduck", text(lameduck()));
@@ -41,7 +41,7 @@ pub fn put(engine: &Path) {
         let parts = ["--program", &node, "--file", &app, "--workdir", "/app", "--entrypoint", start];
         image(engine, name, &parts);
         if folder == "slow" {
-            // Both in one container, for `lameduck run`.
+            // The app and lameduck in one image, for `lameduck run`.
             image(engine, "slow-with-lameduck:1.0.0", &[&parts[..6], &["--file", &ours]].concat());
         }
     }
@@ -73,12 +73,12 @@ fn cargo() -> Command {
     cargo
 }
 
-/// A file or folder of this test's own.
+/// Path of a temporary file or directory of these tests.
 pub fn scratch(name: &str) -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join(name)
 }
 
-/// Where cargo builds to: two folders above this test's own program.
+/// Cargo's target directory: two levels above this test program.
 pub fn target_dir() -> PathBuf {
     let me = std::env::current_exe().expect("a path");
     me.ancestors().nth(3).expect("target/debug/deps/me").to_owned()

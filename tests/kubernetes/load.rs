@@ -10,22 +10,22 @@ use serde_json::Value;
 use super::cluster::inside;
 use super::images::{scratch, target_dir};
 
-/// How long the load may still run once it was told to end: its longest request, and being held.
+/// Time limit for the load to end after its input is closed: the longest request, plus the time it may be held.
 const TAIL: Duration = Duration::from_secs(150);
 
-/// Load that runs.
+/// The running load client.
 pub struct Load {
     name: String,
     out: PathBuf,
     child: Child,
 }
 
-/// What came of it.
+/// The load client's report.
 #[derive(Debug)]
 pub struct Outcome(pub Value);
 
 impl Load {
-    /// Starts it with these arguments; its name is for the one who reads along.
+    /// Starts the client with these arguments; `name` is printed with its result.
     pub fn start(name: &str, arguments: &[&str]) -> Self {
         let program = target_dir().join("debug/examples/load");
         let out = scratch(&format!("load-{}.json", name.replace('/', "-")));
@@ -34,10 +34,10 @@ impl Load {
         Self { name: name.to_owned(), out, child: command.spawn().expect("the load client") }
     }
 
-    /// Ends it once it has made the requests it was asked for, and returns what came of them.
+    /// Ends the load after `--requests` have been made, and returns its report.
     ///
     /// # Panics
-    /// When it doesn't end.
+    /// If it does not end within [`TAIL`].
     pub fn finish(mut self) -> Outcome {
         drop(self.child.stdin.take());
         let end = Instant::now() + TAIL;
@@ -61,22 +61,22 @@ impl Drop for Load {
 }
 
 impl Outcome {
-    /// At least so many requests were made, and none was lost.
+    /// Checks that no request was lost, out of at least this number.
     pub fn expect_nothing_lost(&self, of_at_least: u64) {
         let untranslated = self.untranslated();
         if untranslated > 0 {
             println!(
-                "{untranslated} connections never left the client's node: kube-proxy left them the Service's address"
+                "{untranslated} connections never reached a pod: kube-proxy did not translate the Service's address"
             );
         }
-        assert_eq!(self.0["lost"], untranslated, "requests were lost: {:#}", self.0["samples"]);
+        assert_eq!(self.0["lost"], untranslated, "lost requests: {:#}", self.0["samples"]);
         assert!(self.0["requests"].as_u64().is_some_and(|made| made >= of_at_least), "too few requests");
     }
 
-    /// How many connections no pod can have seen, one at most. A packet for a Service's address is translated to a pod's
-    /// by the client's own node. While kube-proxy writes its rules anew, the kernel lets one pass now and then (seen at three of
-    /// some twenty Services): it asks the network who the Service's address is, nobody answers, and that stands in the node's
-    /// table of neighbours. A pod that has gone leaves its own address there.
+    /// Number of connections that cannot have reached any pod, at most one. The client's node translates a Service's
+    /// address to a pod's. While kube-proxy rewrites its rules, the kernel sometimes sends a packet untranslated (seen
+    /// with 3 of about 20 Services). No host answers for the Service's address, so the node's neighbour table has a
+    /// FAILED entry for it. A pod that is gone would leave an entry with the pod's address instead.
     fn untranslated(&self) -> u64 {
         let nobody = |sample: &&str| {
             let to = sample.strip_suffix(":80").and_then(|sample| sample.split_once("(os error 113)"));
@@ -91,12 +91,12 @@ impl Outcome {
         samples.filter(nobody).count().min(1) as u64
     }
 
-    /// At least so many streams or WebSockets were ended by the server, each in the way that its protocol has for it.
+    /// Checks that the server ended at least this number of streams or WebSockets, each as its protocol provides.
     pub fn expect_announced_ends(&self, kind: &str, at_least: u64) {
         assert!(self.0["announced_ends"][kind].as_u64() >= Some(at_least), "{:#}", self.0);
     }
 
-    /// How many requests of this kind were lost.
+    /// Number of lost requests of this kind.
     pub fn lost(&self, kind: &str) -> u64 {
         self.0["kinds"][kind]["lost"].as_u64().unwrap_or_default()
     }

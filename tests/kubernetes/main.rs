@@ -24,5 +24,5 @@ mod webhook;
 
 use std::time::Duration;
 
-/// Before and after what is done to the pods, so that clients of every kind are at work when it happens.
+/// Pause before and after each operation on the pods, so that clients of every kind are active during it.
 const WARM: Duration = Duration::from_secs(5);

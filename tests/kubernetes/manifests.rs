@@ -7,10 +7,10 @@ use super::cluster::{Namespace, inside, kubectl_with};
 use super::deploy::{inject, plain};
 use super::webhook;
 
-/// One of every kind that `inject` knows, each as the API server and `restricted` want it.
+/// One object of each kind that `inject` supports, valid for the API server and for `restricted`.
 const KINDS: &str = include_str!("kinds.yaml");
 
-/// Custom resources of others, which this cluster doesn't know.
+/// Custom resources that are not installed on this cluster.
 const FOREIGN: [&str; 4] = [
     r#""Certificate" in version "cert-manager.io/v1""#,
     r#""Issuer" in version "cert-manager.io/v1""#,
@@ -34,7 +34,7 @@ fn the_api_server_takes_every_manifest() {
     let Some(ns) = Namespace::new("manifests") else { return };
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests");
     if folder.join("install.yaml").exists() {
-        // Its namespace must be there for what is in it.
+        // A dry run of objects in its namespace needs the namespace to exist.
         webhook::installed();
     }
     let mut files = Vec::new();
@@ -51,14 +51,14 @@ fn the_api_server_takes_every_manifest() {
     }
 }
 
-/// Manifests to be applied as they are, and folders to be built by kustomize. A chart's templates are neither.
+/// Finds manifests to apply and directories to build with kustomize, but no templates of a chart.
 fn find(folder: &Path, files: &mut Vec<PathBuf>, kustomizations: &mut Vec<PathBuf>) {
     if folder.join("Chart.yaml").exists() {
         return;
     }
     let kustomization = fs::read_to_string(folder.join("kustomization.yaml"));
     let kustomized = kustomization.is_ok();
-    // A component is built by those that use it.
+    // A component is built as part of the overlays that use it.
     if kustomization.is_ok_and(|text| !text.contains("kind: Component")) {
         kustomizations.push(folder.to_owned());
     }
@@ -72,10 +72,11 @@ fn find(folder: &Path, files: &mut Vec<PathBuf>, kustomizations: &mut Vec<PathBu
     }
 }
 
-/// A dry run on the server is all that an apply is, but for the writing. Objects that name no namespace go to this one.
+/// Applies the objects as a dry run on the server, which only omits the write. Objects without a namespace go into
+/// this one.
 ///
 /// # Panics
-/// When the server refuses something or warns of it.
+/// If the server rejects an object or warns about it.
 pub fn takes(ns: &Namespace, what: &str, yaml: &str) {
     let apply = ["apply", "--dry-run=server", "--validate=strict", "-f", "-"];
     let here: &[&str] = if yaml.contains("\n  namespace: ") { &[] } else { &["--namespace", ns.name] };
@@ -88,6 +89,6 @@ pub fn takes(ns: &Namespace, what: &str, yaml: &str) {
         .filter(|line| !unknown(line) && *line != "ensure CRDs are installed first")
         .filter(|line| !line.is_empty())
         .collect();
-    println!("{}: {what}: {} objects taken", ns.name, taken.lines().count());
+    println!("{}: {what}: {} objects accepted", ns.name, taken.lines().count());
     assert!(complaints.is_empty() && !taken.is_empty(), "{what}: {complaints:#?}");
 }

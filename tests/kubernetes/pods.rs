@@ -11,16 +11,16 @@ use serde_json::Value;
 
 use super::cluster::inside;
 
-/// How long a pod may be kept once its last request and the lame duck are over. Every app is held to it, which is our part.
-/// The rest is the kubelet's, which looks at its containers once a second, twice for a pod with a native sidecar: of a
-/// case's pods the first is held to it, and each to three times as much. On a machine with more to do than these tests
-/// it is later still, see [`slack`].
+/// Time limit from the end of a pod's drain to the end of its app, which depends on lameduck. The end of the pod also
+/// depends on the kubelet, which checks its containers once a second and needs two checks for a native sidecar: the
+/// fastest pod of a case must meet the same limit, and every pod three times that. [`slack`] raises the limits on a
+/// busy machine.
 pub const GONE_WITHIN: Duration = Duration::from_secs(2);
 
-/// How much of the load average the cases themselves make, by core, with the control plane and two at a time.
+/// Load average per core that two concurrent cases and the control plane cause by themselves.
 const OWN_LOAD: f64 = 3.0;
 
-/// The longest that anything is waited for.
+/// Time limit of every wait.
 const LIMIT: Duration = Duration::from_secs(180);
 
 /// One pod.
@@ -28,9 +28,9 @@ const LIMIT: Duration = Duration::from_secs(180);
 pub struct Pod {
     /// Lameduck's log.
     pub log: Vec<Value>,
-    /// The log is at its end.
+    /// Whether the whole log has been read.
     log_ended: bool,
-    /// When the API server let it go.
+    /// When the API server reported it as deleted.
     gone: Option<SystemTime>,
     /// Restarts by container.
     pub restarts: BTreeMap<String, u64>,
@@ -41,7 +41,7 @@ pub struct Pod {
 
 type Shared = Arc<Mutex<BTreeMap<String, Pod>>>;
 
-/// All pods that were ever seen.
+/// All pods seen since the watch began.
 pub struct Pods {
     pods: Shared,
     watch: Child,
@@ -68,15 +68,15 @@ impl Pods {
         Self { pods, watch }
     }
 
-    /// What is known of all pods now.
+    /// The current state of all pods.
     pub fn all(&self) -> BTreeMap<String, Pod> {
         lock(&self.pods).clone()
     }
 
-    /// Waits until this holds for what is known of all pods.
+    /// Waits until `holds` returns true for the state of all pods.
     ///
     /// # Panics
-    /// When it doesn't within three minutes.
+    /// After [`LIMIT`].
     pub fn wait(&self, what: &str, holds: impl Fn(&BTreeMap<String, Pod>) -> bool) {
         let end = Instant::now() + LIMIT;
         while !holds(&lock(&self.pods)) {
@@ -85,15 +85,15 @@ impl Pods {
         }
     }
 
-    /// Waits until so many pods have gone.
+    /// Waits until this number of pods is gone.
     pub fn wait_gone(&self, count: usize) {
         self.wait(&format!("{count} pods gone"), |pods| {
             pods.values().filter(|pod| pod.gone.is_some() && pod.log_ended).count() >= count
         });
     }
 
-    /// Every pod that has gone had a clean drain and was gone `within` this time, as [`GONE_WITHIN`] has it; at least so
-    /// many have.
+    /// Checks that at least this number of pods is gone, that each drained cleanly, and that they met the time limits
+    /// described at [`GONE_WITHIN`].
     pub fn expect_clean_drains(&self, at_least: usize, within: Duration) {
         self.wait_gone(at_least);
         let within = within.mul_f64(slack());
@@ -102,16 +102,19 @@ impl Pods {
             let drained =
                 pod.line("drained").unwrap_or_else(|| panic!("{name} never drained: {:#?}", pod.log));
             let kept = pod.gone.and_then(|gone| gone.duration_since(at(drained)).ok()).unwrap_or_default();
-            // The sidecar is asked to go when the app has ended.
-            let end = pod.line("asked to go").and_then(|line| at(line).duration_since(at(drained)).ok());
+            // The sidecar gets SIGTERM when the app has ended.
+            let end =
+                pod.line("shutdown requested").and_then(|line| at(line).duration_since(at(drained)).ok());
             let (verdict, seconds) = (&drained["verdict"], &drained["seconds"]);
-            println!("{name}: {verdict} in {seconds} s, the app ended {end:.2?} later, the pod {kept:.2?}");
+            println!(
+                "{name}: {verdict} in {seconds} s, then the app after {end:.2?}, the pod after {kept:.2?}"
+            );
             assert_eq!(drained["verdict"], "clean", "{name}: {:#?}", pod.log);
             assert!(end.is_none_or(|end| end <= within), "{name}: its app was kept longer than {within:?}");
             all.push(kept);
         }
         all.sort();
-        println!("pods were gone so long after their drain: {all:.2?}, the first to be within {within:.2?}");
+        println!("time from the drain's end to the pod's: {all:.2?}, limit for the first: {within:.2?}");
         assert!(all[0] <= within, "every pod was kept longer than {within:?}: {all:.2?}");
         assert!(
             all[all.len() - 1] <= within * 3,
@@ -128,13 +131,13 @@ impl Drop for Pods {
 }
 
 impl Pod {
-    /// The log's last line with this message.
+    /// The last log line with this message.
     pub fn line(&self, message: &str) -> Option<&Value> {
         self.log.iter().rev().find(|line| line["message"] == message)
     }
 }
 
-/// By how much to stretch a limit of time: 1, or as many times as the machine is busier than these tests make it.
+/// Factor for time limits: the machine's load relative to [`OWN_LOAD`], at least 1.
 fn slack() -> f64 {
     let average = std::fs::read_to_string("/proc/loadavg").unwrap_or_default();
     let average: f64 =
@@ -164,7 +167,7 @@ fn note(namespace: &'static str, pods: &Shared, event: &Value) {
         let name = container["name"].as_str().unwrap_or_default().to_owned();
         pod.restarts.insert(name, container["restartCount"].as_u64().unwrap_or_default());
     }
-    // Under `lameduck run` the app's own container speaks for both.
+    // With `lameduck run`, the app's container writes lameduck's log.
     let speaks = containers.clone().find(|container| container["name"] == "lameduck");
     let Some(speaks) = speaks.or(containers.clone().next()) else { return };
     if !speaks["state"]["running"].is_null() && !pod.followed {

@@ -6,8 +6,8 @@ use super::WARM;
 use super::cluster::{Namespace, inside};
 use super::deploy::By;
 
-// The kubelet calls a pod not ready for as long as one of its containers doesn't run: new connections then find
-// the other pods, and a Service without others refuses them. What this pod has is held.
+// While one of its containers is not running, the kubelet reports a pod as not ready: new connections go to the other
+// pods, or are refused if there are none. Requests that this pod already has are held.
 
 #[test]
 #[ignore = "needs a cluster"]
@@ -16,7 +16,7 @@ fn a_liveness_restart_lets_finish_what_ends_within_its_grace() {
     ns.deploy(
         By::Inject,
         &[
-            // Healthy until somebody writes the file; the restarted app is healthy again.
+            // The probe fails once the test creates the file, and deletes it, so the restarted app is healthy.
             (
                 "          readinessProbe:",
                 r#"          livenessProbe:
@@ -31,7 +31,7 @@ fn a_liveness_restart_lets_finish_what_ends_within_its_grace() {
                 "      securityContext: {runAsNonRoot",
                 "      volumes: [{name: probe, emptyDir: {}}]\n      securityContext: {runAsNonRoot",
             ),
-            // The longest request takes 20 s.
+            // Longer than the longest request, which takes 20 s.
             ("{lameduck.dev/grace: 75s}", "{lameduck.dev/grace: 75s, lameduck.dev/restart-grace: 25s}"),
         ],
     );
@@ -66,7 +66,7 @@ fn a_crash_of_the_app_costs_only_what_it_was_running() {
     ns.pods.wait("the app's restart", |pods| pods[&pod].restarts.get("app") == Some(&1));
     sleep(WARM);
     let outcome = load.finish().0;
-    // A slow request each, and what of the short ones was running just then.
+    // At most one slow request per client, and the few short ones that were running.
     let lost = outcome["lost"].as_u64().expect("a count");
     assert!(lost <= 20, "{:#}", outcome["samples"]);
     assert!(outcome["losses"].as_object().expect("losses").keys().all(|kind| kind == "5xx"), "{outcome:#}");

@@ -8,10 +8,10 @@ use super::deploy::{By, Changes};
 use super::load::Load;
 use super::pods::GONE_WITHIN;
 
-/// An address of no network (RFC 5737).
+/// An address reserved for documentation (RFC 5737), which no network uses.
 const OUTSIDE: &str = "192.0.2.1";
 
-/// Restarts the slow app's three pods so often under load, and expects that nothing is lost.
+/// Restarts the slow app's three pods this number of times under load, and checks that nothing is lost.
 fn restarts_lose_nothing(ns: &Namespace, by: By, changes: Changes<'_>, times: usize) {
     ns.deploy(by, changes);
     let nodes = ns.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"]);
@@ -33,7 +33,7 @@ fn restarts_lose_nothing(ns: &Namespace, by: By, changes: Changes<'_>, times: us
 fn rolling_restarts_lose_nothing() {
     let Some(ns) = Namespace::new("rolling-restart") else { return };
     restarts_lose_nothing(&ns, By::Inject, &[], 2);
-    // That it was soon gone counts for something only if nothing stood between it and the kernel's deafness.
+    // The fast exit counts only if Node is PID 1, for which the kernel drops a SIGTERM without a handler.
     let ask = "fetch('http://127.0.0.1:3000/').then((answer) => answer.text()).then(console.log)";
     let hello = ns.kubectl(&["exec", &ns.living()[0], "-c", "app", "--", "node", "-e", ask]);
     assert_eq!(hello.trim(), "hello from pid 1");
@@ -57,7 +57,8 @@ fn the_hand_written_sidecar_loses_nothing() {
 #[ignore = "needs a cluster"]
 fn an_ordinary_sidecar_loses_nothing() {
     let Some(ns) = Namespace::new("ordinary") else { return };
-    // It may start after the app, so no preload: Node is not PID 1 then, and hears SIGTERM.
+    // An ordinary sidecar may start after the app, so there is no preload. With `share`, Node is not PID 1 and hears
+    // SIGTERM.
     let ordinary: Changes<'_> = &[(
         "{lameduck.dev/grace: 75s}",
         "{lameduck.dev/grace: 75s, lameduck.dev/sidecar: ordinary, lameduck.dev/pid1: share}",
@@ -95,7 +96,7 @@ fn a_node_port_with_local_traffic_policy_loses_nothing() {
     let port = ns.kubectl(&["get", "service", "slow", "-o", "jsonpath={.spec.ports[0].nodePort}"]);
     let nodes = kubectl(&["get", "nodes", "-o", "jsonpath={.items[*].status.addresses[0].address}"]);
     let addrs: Vec<String> = nodes.split(' ').map(|node| format!("--addr={node}:{port}")).collect();
-    // From an address that is neither a pod's nor a node's, since kube-proxy answers those from anywhere.
+    // From an address outside the cluster, since kube-proxy lets pods and nodes reach the Service through any node.
     let _ = inside("ip").args(["address", "add", OUTSIDE, "dev", "uplink"]).output();
     let more = ["--requests", "3000", "--from", OUTSIDE];
     let arguments: Vec<&str> = addrs.iter().map(String::as_str).chain(more).collect();

@@ -13,18 +13,18 @@ use super::cluster::{Namespace, kubectl, kubectl_with, run};
 use super::images::scratch;
 use super::manifests::takes;
 
-/// Where it lives.
+/// Namespace of the webhook.
 const HOME: &str = "lameduck-system";
-/// The certificates, the caBundle and the first replica must have come so soon.
+/// Time limit for the certificates, the caBundle and the first replica.
 const SOON: Duration = Duration::from_secs(90);
 /// The Helm that lints and installs the chart.
 const HELM: &str = "helm.sh/helm/v3/cmd/helm@v3.22.0";
 
-/// What the chart is rendered with.
+/// Values that the chart is rendered with.
 const CHARTS: [&str; 3] =
     ["replicas=1", "replicas=3,failurePolicy=Fail", "certManager.enabled=true,podMonitor.enabled=true"];
 
-/// A pod that asks for the sidecar by its own label, and that no node takes.
+/// A pod that opts in by its own label, and that fits on no node.
 const POD: &str = r#"
 apiVersion: v1
 kind: Pod
@@ -41,7 +41,7 @@ spec:
     securityContext: {allowPrivilegeEscalation: false, capabilities: {drop: [ALL]}}
 "#;
 
-/// Applies `install.yaml`, once, and waits until it works.
+/// Applies `install.yaml` once, and waits until the webhook works.
 pub fn installed() {
     static INSTALLED: OnceLock<()> = OnceLock::new();
     INSTALLED.get_or_init(install);
@@ -57,7 +57,7 @@ fn manifest(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("manifests").join(name).display().to_string()
 }
 
-/// Waits until all replicas are ready and a pod that asks for it gets the sidecar.
+/// Waits until all replicas are ready and an opted-in pod gets the sidecar.
 fn expect_working(what: &str) {
     let began = Instant::now();
     kubectl(&["-n", HOME, "rollout", "status", "deployment/lameduck-webhook", "--timeout=90s"]);
@@ -68,7 +68,7 @@ fn expect_working(what: &str) {
     println!("{what}: works after {:.1?}", began.elapsed());
 }
 
-/// Whether a pod would get the sidecar now.
+/// Whether an opted-in pod would get the sidecar now.
 fn injects() -> bool {
     let asked = kubectl_with(POD, &["-n", "default", "create", "--dry-run=server", "-o", "json", "-f", "-"]);
     assert!(asked.status.success(), "{}", String::from_utf8_lossy(&asked.stderr));
@@ -131,7 +131,7 @@ fn the_chart_lints_and_both_ways_of_installing_end_in_a_working_webhook() {
         takes(&ns, &format!("the chart with {values}"), &String::from_utf8_lossy(&rendered.stdout));
     }
     kubectl(&["delete", "-f", &manifest("install.yaml"), "--timeout=90s"]);
-    assert!(!injects(), "it is gone, and pods come without it");
+    assert!(!injects(), "a pod got the sidecar after the webhook was removed");
 
     let helm = |arguments: &[&str]| {
         let mut inside = super::cluster::inside(helm.to_str().expect("a path in UTF-8"));
@@ -140,6 +140,6 @@ fn the_chart_lints_and_both_ways_of_installing_end_in_a_working_webhook() {
     helm(&["install", "lameduck", &chart, "--create-namespace", "--wait", "--timeout=90s"]);
     expect_working("the chart");
     helm(&["uninstall", "lameduck", "--wait"]);
-    assert!(!injects(), "nothing of it is left");
+    assert!(!injects(), "a pod got the sidecar after the chart was uninstalled");
     install();
 }

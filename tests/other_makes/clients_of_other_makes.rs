@@ -29,21 +29,21 @@ fn script(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common").join(name)
 }
 
-/// One of the scripts that need npm's packages.
+/// Runs one of the scripts that need packages from npm.
 fn node(name: &str) -> Command {
     let mut node = Command::new("node");
     node.env("NODE_PATH", libraries().join("node_modules")).arg(script(name));
     node
 }
 
-/// Starts an app of a script's and returns it with its port.
+/// Starts a script's app; returns the process and its port.
 fn serve(name: &str, command: &mut Command) -> (Process, u16) {
     let app = Process::start(name, command.arg("serve"));
     let port = app.wait_line("its port", |line| line.strip_prefix("listens on ")?.trim().parse().ok());
     (app, port)
 }
 
-/// Runs a script's checks to their end.
+/// Runs a script's checks until it exits.
 fn check(name: &str, command: &mut Command) {
     let mut client = Process::start(name, command);
     let code = client.wait_exit();

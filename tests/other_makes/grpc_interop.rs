@@ -16,9 +16,9 @@ use common::process::{Lameduck, Process};
 use common::tls::Authority;
 use common::wait_for;
 
-/// Every case of grpc-go's client but those that need a cloud's credentials (`compute_engine_*`, `service_account_creds`,
-/// `jwt_token_creds`, `per_rpc_creds`, `oauth2_auth_token`, `google_default_credentials`) and `pick_first_unary`, which
-/// needs several servers that a client resolves itself.
+/// All cases of grpc-go's client, except those that need a cloud's credentials (`compute_engine_*`,
+/// `service_account_creds`, `jwt_token_creds`, `per_rpc_creds`, `oauth2_auth_token`, `google_default_credentials`)
+/// and `pick_first_unary`, for which the client itself must resolve several servers.
 const CASES: [&str; 14] = [
     "empty_unary",
     "large_unary",
@@ -35,11 +35,11 @@ const CASES: [&str; 14] = [
     "unimplemented_method",
     "unimplemented_service",
 ];
-/// These look at load reports, for which the client wants a balancer of its own.
+/// Cases that read load reports, for which the client needs its own load balancer.
 const WITH_BALANCER: [&str; 2] = ["orca_per_rpc", "orca_oob"];
 const BALANCER: &str = r#"{"loadBalancingConfig":[{"test_backend_metrics_load_balancer":{}}]}"#;
 
-/// Runs all cases through a proxy, with TLS by this authority if there is one.
+/// Runs all cases through a proxy, over TLS if there is an authority.
 fn pass(authority: Option<&Authority>) {
     let Some(programs) = env::var_os("GRPC_INTEROP").map(PathBuf::from) else {
         panic!("GRPC_INTEROP must name the folder with grpc-go's interop client and server");

@@ -17,7 +17,7 @@ use rustix::process::Signal;
 
 const ROUNDS: usize = 3;
 
-/// An app and the proxy in front of it, at the same addresses every time.
+/// An app and the proxy in front of it; both keep their addresses over restarts.
 struct Instance {
     program: PathBuf,
     listen: Port,
@@ -41,7 +41,7 @@ impl Instance {
         self.running = Some((app, proxy));
     }
 
-    /// As in a pod's end: the proxy drains, then the app gets its SIGTERM.
+    /// Stops both as when a pod is deleted: the proxy drains, then the app gets SIGTERM.
     fn stop(&mut self) {
         let Some((mut app, mut proxy)) = self.running.take() else { return };
         proxy.terminate();
@@ -50,7 +50,7 @@ impl Instance {
         assert_eq!(app.wait_exit(), 0);
     }
 
-    /// The client has found it.
+    /// Waits until the client sends calls to this instance.
     fn wait_used(&self) {
         let Some((_, proxy)) = &self.running else { return };
         let served = || proxy.metric("lameduck_requests_total{code=\"2xx\"}");
@@ -59,7 +59,7 @@ impl Instance {
 }
 
 #[test]
-#[ignore = "needs Go 1.26 or newer, which builds tests/grpc_go with modules of its proxy"]
+#[ignore = "needs Go 1.26 or newer, to build tests/grpc_go with modules from Go's proxy"]
 fn no_call_fails_while_two_instances_are_restarted() {
     let program = Path::new(env!("CARGO_TARGET_TMPDIR")).join("grpc_go");
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/grpc_go");

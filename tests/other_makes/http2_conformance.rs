@@ -10,7 +10,7 @@ use std::process::Command;
 use common::process::{Lameduck, Node};
 use common::tls::Authority;
 
-/// Cases that are not ours to pass, and why.
+/// Cases that do not apply to lameduck, and why.
 const LEFT_OUT: [(&str, &str); 1] = [(
     "Sends invalid connection preface",
     "what doesn't begin with the preface is HTTP/1.1 on this port, and gets a 400 before the connection closes",
@@ -27,7 +27,7 @@ fn failures(addr: SocketAddr, args: &[&str]) -> Vec<String> {
         .expect("h2spec starts");
     let shown = String::from_utf8_lossy(&ran.stdout).into_owned();
     let (all, failures) = shown.split_once("Failures:").unwrap_or((&shown, ""));
-    assert!(all.matches('✔').count() >= 140, "it ran: {shown}");
+    assert!(all.matches('✔').count() >= 140, "h2spec did not run completely: {shown}");
     let case = |line: &str| line.trim().strip_prefix("× ").map(str::to_owned);
     failures.lines().filter_map(case).collect()
 }

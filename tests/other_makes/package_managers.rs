@@ -14,7 +14,7 @@ use std::process::Command;
 
 use common::process::{Lameduck, lameduck, temporary_directory};
 
-/// What it is started by, and the folders.
+/// Each package manager's script, and the directories of its versions.
 const TABLE: [(&str, &[&str]); 3] = [
     ("bin/npm-cli.js", &["npm6", "npm7", "npm8", "npm9", "npm10", "npm11"]),
     ("bin/yarn.js", &["yarn1", "yarn2", "yarn3", "yarn4"]),
@@ -45,7 +45,7 @@ fn the_server_behind_each_version_hears_sigterm_once() {
     assert!(failed.is_empty(), "{failed:?}");
 }
 
-/// What came of `start` with this one.
+/// Runs `start` with this version; returns how often the server got SIGTERM, and how the run ended.
 fn ended(script: &str, folder: &str) -> String {
     let dir = temporary_directory();
     fs::write(dir.join("server.js"), SERVER).expect("written");
@@ -54,12 +54,12 @@ fn ended(script: &str, folder: &str) -> String {
     let quiet = [
         ("HOME", dir.to_str().expect("UTF-8")),
         ("YARN_ENABLE_TELEMETRY", "0"),
-        // Where CI is set, it would refuse to write its lock file.
+        // With `CI` set, yarn would refuse to write its lock file.
         ("YARN_ENABLE_IMMUTABLE_INSTALLS", "0"),
         ("npm_config_update_notifier", "false"),
     ];
     if folder.starts_with("yarn") {
-        // From 2 on it starts nothing in a project that it hasn't installed.
+        // From version 2 on, yarn starts nothing in a project that was not installed.
         fs::write(dir.join("yarn.lock"), "").expect("written");
         fs::write(dir.join(".yarnrc.yml"), "nodeLinker: node-modules\n").expect("written");
         let install = Command::new("node").args([script, "install"]).current_dir(&dir).envs(quiet).output();

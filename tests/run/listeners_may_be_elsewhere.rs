@@ -17,7 +17,7 @@ use serde_json::Value;
 
 const APP: &str = "require('http').createServer((q, s) => s.end('hi')).listen(process.env.PORT)";
 
-/// lameduck as a user to whom the default places of this machine's own proxies are closed.
+/// lameduck as a user without access to the default paths that proxies on this machine may use.
 fn lameduck(runtime_dir: &Path, program: &ForAll) -> Command {
     let root = rustix::process::geteuid().is_root();
     let mut command = program.command(root.then(|| 1_500_000 + std::process::id()));
@@ -25,7 +25,7 @@ fn lameduck(runtime_dir: &Path, program: &ForAll) -> Command {
     command
 }
 
-/// A `lameduck run`, which takes its app along.
+/// A `lameduck run` that is stopped on drop together with its app.
 struct Run(Process);
 
 impl Deref for Run {
@@ -94,12 +94,12 @@ fn a_second_run_on_a_host_takes_other_ports_and_another_socket() {
     }
     let other = at.replace("control.sock", "control-2.sock");
     assert_eq!(addrs["control"], other);
-    assert_eq!(warnings(&second, "another lameduck runs with this control socket"), 1);
+    assert_eq!(warnings(&second, "another lameduck uses this control socket"), 1);
 
     let shown = status(&dir, &program, &["--json"]);
     let told = String::from_utf8_lossy(&shown.stderr);
     assert!(
-        shown.status.success() && told.contains(&format!("another one runs: --control {other}")),
+        shown.status.success() && told.contains(&format!("another one is running: --control {other}")),
         "{told}"
     );
     drop(first);
@@ -111,21 +111,21 @@ fn a_second_run_on_a_host_takes_other_ports_and_another_socket() {
     let _ = fs::remove_dir_all(dir);
 }
 
-/// As with a read-only file system.
+/// For example on a read-only file system.
 #[test]
-fn a_control_socket_that_has_no_place_where_it_should_be_is_elsewhere() {
+fn a_control_socket_that_cannot_be_created_is_replaced_by_another() {
     let (dir, program) = (open_to_all(), ForAll::lameduck());
     let run =
         run(&dir, &program, &["--probe-listen", "127.0.0.1:0", "--control", "/proc/lameduck/control.sock"]);
     assert!(serves(&run), "{}", run.output());
-    assert_eq!(warnings(&run, "the control socket is elsewhere: --control /proc/lameduck/control.sock"), 1);
+    assert_eq!(warnings(&run, "using another control socket: --control /proc/lameduck/control.sock"), 1);
     assert!(status(&dir, &program, &["--json"]).status.success());
     let _ = fs::remove_dir_all(dir);
 }
 
-/// Whoever has chosen it for a proxy has told others of it.
+/// Other programs were configured with the addresses of a proxy, so it must not choose different ones.
 #[test]
-fn a_proxy_has_its_listeners_where_they_were_said_to_be_or_does_not_start() {
+fn a_proxy_listens_at_the_given_addresses_or_does_not_start() {
     let (dir, program) = (open_to_all(), ForAll::lameduck());
     let taken = TcpListener::bind("127.0.0.1:0").expect("a port");
     let probe = taken.local_addr().expect("its address").to_string();

@@ -1,4 +1,4 @@
-//! `lameduck run` and the app's port: taken by another process, unknown to the app, and how errors say where to look.
+//! `lameduck run` and the app's port: another process takes it, the app ignores it, and errors name the port to use.
 
 use crate::common;
 
@@ -17,7 +17,7 @@ fn wait_line<T>(run: &Lameduck, what: &str, find: impl FnMut(&str) -> Option<T>)
     run.process.wait_line(what, find)
 }
 
-/// It wants its port once the file is there, and ends with 1 where that is taken, as Node does by itself.
+/// Listens once the file exists, and exits with 1 if the port is in use, which is Node's default.
 const LATE: &str = "
     console.log(`my port is ${process.env.PORT}`);
     const timer = setInterval(() => {
@@ -27,12 +27,12 @@ const LATE: &str = "
     }, 10);";
 
 #[test]
-fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
+fn a_chosen_port_that_another_process_takes_is_replaced() {
     let dir = temporary_directory();
     let file = dir.join("go");
     let run = Lameduck::run(&[], &["node", "-e", LATE, file.to_str().expect("UTF-8")]);
     let port: u16 = wait_line(&run, "its port", |line| line.strip_prefix("my port is ")?.parse().ok());
-    // However long the app has booted by then.
+    // The app may boot for a while before it listens.
     thread::sleep(Duration::from_millis(3500));
     let somebody = TcpListener::bind(("127.0.0.1", port)).expect("free until now");
     thread::sleep(MOMENT);
@@ -45,13 +45,13 @@ fn a_port_of_our_choice_that_somebody_takes_first_is_replaced_by_another() {
         (&status["upstream"], &status["switched"]),
         (&format!("localhost:{new}").into(), &false.into())
     );
-    let taken = run.wait_log("somebody else took the app's port: it gets another one");
+    let taken = run.wait_log("another process took the app's port; trying another port");
     assert_eq!(taken["taken"], port);
     drop(somebody);
     let _ = fs::remove_dir_all(dir);
 }
 
-/// It goes to the background once it listens.
+/// Goes to the background once it listens.
 const DAEMON: &str = "
     const server = \"require('http').createServer().listen(process.env.PORT, '127.0.0.1', () => process.send('up'))\";
     const options = { detached: true, stdio: ['ignore', 'ignore', 'ignore', 'ipc'] };
@@ -68,7 +68,7 @@ fn an_app_that_goes_to_the_background_is_not_started_again_and_again() {
         let _ = kill_process(pid, Signal::KILL);
     }
     assert_eq!(daemons.len(), 1, "{code} {output}");
-    assert!(!output.contains("somebody else took"), "{output}");
+    assert!(!output.contains("another process took"), "{output}");
 }
 
 #[test]
@@ -78,19 +78,19 @@ fn a_port_of_the_users_choice_is_never_replaced() {
     let (code, output) = Lameduck::run_to_its_end(&["--app-port", &port], &["node", "-e", "0"]);
     assert_eq!(code, 1);
     assert!(
-        output.contains("give the app another port") && !output.contains("somebody else took"),
+        output.contains("give the app another port") && !output.contains("another process took"),
         "{output}"
     );
 }
 
 #[test]
-fn an_app_that_listens_elsewhere_is_told_of_long_before_it_is_given_up() {
+fn an_app_that_listens_elsewhere_is_reported_early() {
     let reserved = Port::reserve();
     let other = reserved.number().to_string();
     let app = "
         const server = require('http').createServer((req, res) => res.end('ok')).listen(process.argv[1], '127.0.0.1');
         process.on('SIGUSR2', () => server.close(() => server.listen(process.env.PORT, '127.0.0.1')));";
-    // Behind a shell: the server is seldom the process that was started.
+    // Behind a shell, because the server is seldom the process that lameduck started.
     let run = Lameduck::run(
         &["--start-timeout", "300s"],
         &["sh", "-c", "node -e \"$0\" \"$1\"; exit $?", app, &other],
@@ -98,7 +98,7 @@ fn an_app_that_listens_elsewhere_is_told_of_long_before_it_is_given_up() {
     let advice = format!("it listens on {other} instead: start lameduck with --app-port {other}");
     let line = wait_line(&run, "the advice", |line| line.contains(&advice).then(|| line.to_owned()));
     assert!(line.contains("WARN") && line.contains("after 3s"), "{line}");
-    // It may still find its port.
+    // The app may still listen on its own port later.
     run.process.signal(Signal::USR2);
     run.wait_log("the app listens");
 }

@@ -29,13 +29,13 @@ const APP: &str = "
       res.end(JSON.stringify(process.env));
     }).listen(port || process.env.PORT, '127.0.0.1');";
 
-/// The app itself, past the proxy.
+/// Address of the app, to reach it directly.
 fn app(run: &Lameduck) -> SocketAddr {
     let port = run.wait_log("the app listens")["port"].as_u64().expect("a number");
     ([127, 0, 0, 1], port.try_into().expect("a port")).into()
 }
 
-/// Lets what waits go on. Not read, as the app may be gone before it has answered this.
+/// Releases the waiting responses. The response to this request is not read, as the app may exit before it is sent.
 fn release(run: &Lameduck) -> Client {
     let mut client = Client::connect(app(run));
     client.get("/release");
@@ -50,14 +50,14 @@ fn has_line(run: &Lameduck, text: &str) -> bool {
     run.process.output().lines().any(|line| line == text)
 }
 
-/// The app's environment, as it tells it through the proxy.
+/// The app's environment, which it returns through the proxy.
 fn environment(run: &Lameduck) -> Value {
     let mut client = run.client();
     client.get("/");
     serde_json::from_slice(&client.answer().body).expect("JSON")
 }
 
-/// Starts the app with this argument, and a request that waits in it.
+/// Starts the app with this argument, and sends a request that waits in the app.
 fn busy(args: &[&str], mode: &str) -> (Lameduck, Client) {
     let run = Lameduck::run(args, &["node", "-e", APP, mode]);
     let mut client = run.client();
@@ -66,7 +66,7 @@ fn busy(args: &[&str], mode: &str) -> (Lameduck, Client) {
     (run, client)
 }
 
-/// As Kubernetes sets it in every container once a Service is named lameduck-app.
+/// Kubernetes sets `LAMEDUCK_APP_PORT` in every container if a Service is named lameduck-app.
 #[test]
 fn a_service_named_lameduck_app_does_not_choose_the_apps_port() {
     let mut program = lameduck();
@@ -96,7 +96,11 @@ fn the_proxys_settings_and_its_token_stay_out_of_the_apps_environment() {
     let mut program = lameduck();
     program.env("LAMEDUCK_TOKEN", "a-secret").env("LAMEDUCK_GRACE", "20s");
     let run = Lameduck::start_as(program, &["run"], &[], &["node", "-e", APP]);
-    assert_eq!(run.hook("/drain?hook=nobodys", Some("a-secret")).answer().head.status, 400, "it is set");
+    assert_eq!(
+        run.hook("/drain?hook=nobodys", Some("a-secret")).answer().head.status,
+        400,
+        "the token is not set"
+    );
     let environment = environment(&run);
     let names = environment.as_object().expect("variables").keys();
     assert_eq!(names.filter(|name| name.starts_with("LAMEDUCK_")).collect::<Vec<_>>(), Vec::<&String>::new());
@@ -111,7 +115,8 @@ fn an_app_with_a_port_of_its_own_is_found_there() {
     assert_eq!(environment(&run)["PORT"], port);
 }
 
-/// SIGTERM with a request in flight: the app's own SIGTERM comes only after that request, and its code is the end.
+/// Sends SIGTERM with a request in flight: the app gets its SIGTERM only after that request, and `run` exits with the
+/// app's code.
 fn drains_then_ends(mode: &str, code: i32) {
     let (mut run, mut client) = busy(&[], mode);
     run.terminate();
@@ -209,13 +214,13 @@ fn an_app_that_crashes_ends_the_container_with_its_code_and_fails_what_waits_at_
     assert!(matches!(answer.end, End::CutByRst | End::CutByFin), "{answer:?}");
     kept.expect_fin();
     assert_eq!(run.process.wait_exit(), 9);
-    // The reserve and the grace are minutes.
+    // Far less than the grace period.
     assert!(crashed.elapsed() < LIMIT, "{:?}", crashed.elapsed());
     assert_eq!(run.wait_log("the app exited by itself")["code"], 9);
 }
 
 #[test]
-fn signals_that_are_no_order_to_end_reach_the_app() {
+fn signals_that_do_not_ask_for_an_end_reach_the_app() {
     let run = Lameduck::run(&[], &["node", "-e", APP]);
     environment(&run);
     run.process.signal(Signal::HUP);
@@ -226,7 +231,7 @@ fn signals_that_are_no_order_to_end_reach_the_app() {
 }
 
 #[test]
-fn sigterm_while_the_app_starts_and_nobody_waits_ends_it() {
+fn sigterm_while_the_app_starts_and_no_request_waits_ends_it() {
     let starting =
         "process.on('SIGTERM', () => process.exit(6)); setInterval(() => {}, 1e3); console.log('starting')";
     let mut run = Lameduck::run(&["--start-timeout", "120s"], &["node", "-e", starting]);
@@ -235,17 +240,17 @@ fn sigterm_while_the_app_starts_and_nobody_waits_ends_it() {
     assert_eq!((ready.head.status, ready.text().as_str()), (503, "the app does not answer\n"));
     run.terminate();
     assert_eq!(run.process.wait_exit(), 6);
-    run.wait_log("asked to go before the app listens");
+    run.wait_log("shutdown requested before the app listens");
 }
 
-/// It listens once it hears SIGUSR2.
+/// Listens once it gets SIGUSR2.
 const BOOTING: &str = "
     const server = require('http').createServer((req, res) => res.end('late'));
     process.on('SIGUSR2', () => server.listen(process.env.PORT, '127.0.0.1'));
     setInterval(() => {}, 1e3);
     console.log('starting');";
 
-/// A request waits for an app that boots, and SIGTERM has come.
+/// A request that waits for an app that is booting, after SIGTERM.
 fn waits_while_it_boots() -> (Lameduck, Client) {
     let run = Lameduck::run(&["--grace", "120s"], &["node", "-e", BOOTING]);
     wait_line(&run, "starting");

@@ -11,7 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 const UNSHARE: [&str; 4] = ["--pid", "--fork", "--mount-proc", "--kill-child"];
 
-/// Its routes leave processes behind: some that end soon, or one in a session of its own that outlives every test.
+/// An app whose routes leave orphans: several that end soon, or one in its own session that outlives every test.
 const APP: &str = "
     const leave = (script, res) => require('child_process').spawn('sh', ['-c', script], { stdio: 'ignore' })
       .on('exit', () => res.end());
@@ -26,11 +26,11 @@ const APP: &str = "
       res.end(`I am ${process.pid}, child of ${process.ppid}`);
     }).listen(process.env.PORT, '127.0.0.1');";
 
-/// As the first process of a new PID namespace; none, and loudly so, where that isn't permitted.
+/// lameduck as the first process of a new PID namespace; none if that is not permitted, which is printed.
 fn unshared() -> Option<Command> {
     let allowed = Command::new("unshare").args(UNSHARE).arg("true").output();
     if !allowed.as_ref().is_ok_and(|allowed| allowed.status.success()) {
-        eprintln!("LEFT OUT: lameduck as PID 1 was not tested, as no PID namespace may be made: {allowed:?}");
+        eprintln!("LEFT OUT: lameduck as PID 1 was not tested: cannot create a PID namespace: {allowed:?}");
         return None;
     }
     let mut program = Command::new("unshare");
@@ -38,7 +38,7 @@ fn unshared() -> Option<Command> {
     Some(program)
 }
 
-/// `lameduck run` there.
+/// `lameduck run` as PID 1.
 fn pid_1() -> Option<Lameduck> {
     let program = unshared()?;
     let run = Lameduck::start_as(program, &["run"], &["--grace", "60s"], &["node", "-e", APP]);
@@ -52,7 +52,7 @@ fn ask(run: &Lameduck, target: &str) -> String {
     answer.text()
 }
 
-/// lameduck's pid as it is seen from here: unshare's only child.
+/// lameduck's pid outside its namespace: unshare's only child.
 fn init(run: &Lameduck) -> u32 {
     children(run.process.pid())[0]
 }
@@ -91,24 +91,24 @@ fn as_pid_1_sigterm_drains_and_ends_the_app() {
     assert_eq!(run.wait_log("drained")["verdict"], "clean");
 }
 
-/// The kernel drops for a PID 1 what it has no handler for.
+/// The kernel drops every signal for which PID 1 has no handler.
 #[test]
-fn as_pid_1_sigquit_drains_too_and_what_asks_for_nothing_is_heard() {
+fn as_pid_1_sigquit_drains_and_other_signals_reach_the_app() {
     let Some(mut run) = pid_1() else { return };
     signal(&run, Signal::USR2);
     run.process.wait_line("the app's line", |line| (line == "heard SIGUSR2").then_some(()));
     signal(&run, Signal::QUIT);
     assert_eq!(run.process.wait_exit(), 128 + 15);
-    assert_eq!(run.wait_log("asked to go")["signal"], "SIGQUIT");
+    assert_eq!(run.wait_log("shutdown requested")["signal"], "SIGQUIT");
 }
 
 #[test]
-fn as_pid_1_a_proxy_lives_on_through_sighup_and_drains_by_sigquit() {
+fn as_pid_1_a_proxy_survives_sighup_and_drains_at_sigquit() {
     let Some(program) = unshared() else { return };
     let app = Node::held();
     let mut proxy = Lameduck::start_as(program, &["proxy", "--upstream", &app.addr.to_string()], &[], &[]);
     signal(&proxy, Signal::HUP);
-    proxy.wait_log("ignored a signal that asks for nothing here");
+    proxy.wait_log("ignored a signal");
     assert_eq!(ask(&proxy, "/active-requests"), "{\"active\":0}");
     signal(&proxy, Signal::QUIT);
     proxy.expect_clean_exit();

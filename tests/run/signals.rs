@@ -8,7 +8,7 @@ use common::http::{Client, End};
 use common::process::{Lameduck, Node, lameduck};
 use rustix::process::Signal;
 
-/// What nobody sends to end a program, though by default most of them would.
+/// Signals that are not sent to end a program, although the default action of most does.
 const HARMLESS: [(Signal, &str); 7] = [
     (Signal::HUP, "SIGHUP"),
     (Signal::USR2, "SIGUSR2"),
@@ -19,7 +19,7 @@ const HARMLESS: [(Signal, &str); 7] = [
     (Signal::POWER, "SIGPWR"),
 ];
 
-/// Says which of the signals that it is given it hears, and ends by the last.
+/// Handles the signals in its arguments and prints each one that it gets; exits on the last one.
 const APP: &str = "
     const names = process.argv.slice(1);
     for (const name of names) process.on(name, () => {
@@ -43,7 +43,7 @@ fn wait_line(run: &Lameduck, text: &str) {
     run.process.wait_line(text, |line| (line.trim() == text).then_some(()));
 }
 
-/// The signal comes with a request in flight, which ends before the app hears of it.
+/// Sends the signal with a request in flight, which must finish before the app gets a signal.
 fn drains(signal: Signal, handled: &[&str], heard: &str, code: i32) {
     let mut run = run(handled);
     let mut client = run.client();
@@ -84,7 +84,7 @@ fn an_app_without_any_handler_ends_by_sigterm() {
 }
 
 #[test]
-fn signals_that_ask_for_nothing_are_the_apps_and_end_nothing() {
+fn other_signals_go_to_the_app_and_end_nothing() {
     let names: Vec<_> = HARMLESS.iter().map(|(_, name)| *name).chain(["SIGTERM"]).collect();
     let mut run = run(&names);
     for (signal, name) in HARMLESS {
@@ -96,7 +96,7 @@ fn signals_that_ask_for_nothing_are_the_apps_and_end_nothing() {
     assert_eq!(run.process.wait_exit(), 7);
 }
 
-/// As nodemon and pm2 use them: without a handler of the app's they end it, as they would without us.
+/// Signals as nodemon and pm2 send them: without a handler they end the app, with or without lameduck.
 #[test]
 fn a_signal_that_ends_the_app_ends_the_container_with_its_code() {
     let mut run = run(&[]);
@@ -120,7 +120,7 @@ fn a_sighup_that_was_to_be_ignored_stays_ignored() {
 }
 
 #[test]
-fn a_proxy_lives_on_through_signals_that_ask_for_nothing() {
+fn a_proxy_survives_other_signals() {
     let app = Node::held();
     let mut proxy = Lameduck::start_as(lameduck(), &["proxy", "--upstream", &app.addr.to_string()], &[], &[]);
     for (signal, name) in HARMLESS.into_iter().chain([(Signal::USR1, "SIGUSR1")]) {

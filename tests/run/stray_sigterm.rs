@@ -9,9 +9,9 @@ use common::process::{Lameduck, children};
 use common::wait_for;
 use rustix::process::{Pid, Signal, kill_process};
 
-const STRAY: &str = "the app got a SIGTERM that was not ours";
+const STRAY: &str = "the app got a SIGTERM that lameduck did not send";
 
-/// It finishes what runs: an app that shuts down by the book.
+/// An app with a graceful shutdown: it finishes running requests.
 const GRACEFUL: &str = "
     let waiting;
     const server = require('http').createServer((req, res) => {
@@ -33,9 +33,9 @@ fn wait_stray(run: &Lameduck) {
         .wait_line(STRAY, |line| (line.contains(STRAY) && line.contains("KillMode=mixed")).then_some(()));
 }
 
-/// As systemd does by default, and Heroku.
+/// systemd does this by default, and Heroku always.
 #[test]
-fn a_sigterm_for_every_process_at_once_is_told_of() {
+fn a_sigterm_for_every_process_at_once_is_reported() {
     let mut run = Lameduck::run(&["--grace", "120s"], &["node", "-e", PLAIN]);
     run.wait_log("the app listens");
     let app = app(&run);
@@ -46,7 +46,7 @@ fn a_sigterm_for_every_process_at_once_is_told_of() {
 }
 
 #[test]
-fn a_sigterm_for_the_app_alone_is_told_of() {
+fn a_sigterm_for_the_app_alone_is_reported() {
     let mut run = Lameduck::run(&["--grace", "120s"], &["node", "-e", PLAIN]);
     run.wait_log("the app listens");
     kill_process(app(&run), Signal::TERM).expect("the app is there");
@@ -55,7 +55,7 @@ fn a_sigterm_for_the_app_alone_is_told_of() {
 }
 
 #[test]
-fn an_app_that_shuts_down_by_itself_meanwhile_finishes_what_runs_and_is_told_of() {
+fn an_app_that_shuts_down_early_finishes_its_requests_and_is_reported() {
     let mut run = Lameduck::run(&["--grace", "120s"], &["node", "-e", GRACEFUL]);
     run.wait_log("the app listens");
     let mut client = run.client();
@@ -64,7 +64,7 @@ fn an_app_that_shuts_down_by_itself_meanwhile_finishes_what_runs_and_is_told_of(
     let app = app(&run);
     run.terminate();
     kill_process(app, Signal::TERM).expect("the app is there");
-    // While the request still runs.
+    // The warning comes while the request is still running.
     wait_stray(&run);
     run.process.signal(Signal::USR2);
     let answer = client.answer();
@@ -74,12 +74,13 @@ fn an_app_that_shuts_down_by_itself_meanwhile_finishes_what_runs_and_is_told_of(
     assert_eq!(run.process.output().matches(STRAY).count(), 1, "{}", run.process.output());
 }
 
-/// The kernel does it, so nothing of ours has to run. What ends with a thread must not end with any thread but the last.
+/// The kernel kills the app through its parent death signal. That signal is sent when the *thread* that forked exits,
+/// so threads that come and go must not trigger it.
 #[test]
-fn when_lameduck_is_killed_its_app_goes_too_and_not_before() {
+fn when_lameduck_is_killed_its_app_is_killed_too_and_not_before() {
     let mut run = Lameduck::run(&["--threads", "2"], &["node", "-e", PLAIN]);
     run.wait_log("the app listens");
-    // Threads for look-ups and files come and go.
+    // DNS lookups and file operations start threads that exit again.
     for _ in 0..3 {
         assert_eq!(common::http::Client::ask(run.listen, "/").head.status, 200);
     }

@@ -15,21 +15,22 @@ use common::port::Port;
 use lameduck::supervise::{App, Exit, StartError};
 use rustix::process::Signal;
 
-/// Longer than anything takes here, even on a busy machine.
+/// Time limit of every wait, generous for a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Answers on `PORT`, on the address given or 127.0.0.1. Like all apps here it ends by itself in the end.
+/// Serves on `PORT` of its argument's address, by default 127.0.0.1. Like all apps here it exits after a minute.
 const SERVER: &str = "setTimeout(() => process.exit(99), 60e3).unref();
     require('http').createServer((q, a) => a.end('ok')).listen(process.env.PORT, process.argv[1] || '127.0.0.1');";
 
-/// Runs a test in a process of its own, as production does: there, too, the one app's reaper takes all children.
+/// Runs a test in its own process, because the reaper waits for all children of the process.
 fn alone<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     const INSIDE: &str = "LAMEDUCK_TEST_ALONE";
     if std::env::var_os(INSIDE).is_some() {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-        return runtime.block_on(async { tokio::time::timeout(PATIENCE, test()).await.expect("it hangs") });
+        return runtime
+            .block_on(async { tokio::time::timeout(PATIENCE, test()).await.expect("the test hangs") });
     }
-    // Its output goes to a file: what a failed test leaves running would hold a pipe open.
+    // The output goes to a file, because processes that a failed test leaves behind would keep a pipe open.
     let path = scratch(name).join("output");
     let output = std::fs::File::create(&path).unwrap();
     let mut command = Command::new(std::env::current_exe().unwrap());
@@ -39,13 +40,13 @@ fn alone<F: Future<Output = ()>>(name: &str, test: impl FnOnce() -> F) {
     assert!(status.success() && text.contains("1 passed"), "{text}");
 }
 
-/// A test's name as the harness knows it: after its module's.
+/// A test's full name, which begins with its module's.
 fn in_full(name: &str) -> String {
     let (_, module) = module_path!().split_once("::").expect("a module of the test program");
     format!("{module}::{name}")
 }
 
-/// A port that is this process's to its end, which is its one test's.
+/// A port that stays reserved until this process exits, and with it its only test.
 fn reserved() -> u16 {
     let port = Port::reserve();
     let number = port.number();
@@ -64,12 +65,12 @@ async fn refused(argv: &[&str]) -> StartError {
 async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let start = Instant::now();
     while !holds() {
-        assert!(start.elapsed() < PATIENCE, "never happened: {what}");
+        assert!(start.elapsed() < PATIENCE, "not within {PATIENCE:?}: {what}");
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
 }
 
-/// A fresh directory of this test's own.
+/// An empty directory for this test.
 fn scratch(name: &str) -> PathBuf {
     let dir = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     let _ = std::fs::remove_dir_all(&dir);
@@ -205,7 +206,7 @@ fn an_app_that_listens_on_another_port_is_told_which() {
     alone("an_app_that_listens_on_another_port_is_told_which", async || {
         let (dir, other) = (scratch("other_port"), reserved());
         let (port, up) = (other.to_string(), dir.join("up"));
-        // Behind a wrapper, because the server is seldom the process that was started.
+        // Behind a wrapper, because the server is seldom the process that lameduck started.
         let script = "node -e \"setTimeout(process.exit, 60e3); require('http').createServer() \
                       .listen($0, '::1', () => fs.writeFileSync('$1', ''))\"; :";
         let app = start(&["sh", "-c", script, &port, up.to_str().unwrap()]).await;
@@ -291,7 +292,7 @@ fn a_server_that_outlives_its_wrapper_is_waited_for() {
         assert_eq!(app.exited().await, 3);
         assert!(!done.exists() && !ending.is_finished(), "the wrapper should be gone before its server");
         assert_eq!(ending.await.unwrap(), Exit { code: 3, killed: false });
-        assert!(done.exists(), "its work was cut off");
+        assert!(done.exists(), "the server was killed before it had finished");
     });
 }
 
@@ -331,7 +332,7 @@ fn a_stopped_app_still_gets_its_sigterm() {
 #[test]
 fn orphans_are_reaped_before_and_after_the_apps_own_exit() {
     alone("orphans_are_reaped_before_and_after_the_apps_own_exit", async || {
-        // Two orphans in sessions of their own; each ends when its file is there.
+        // Two orphans, each in its own session; each exits when its file exists.
         let dir = scratch("orphans");
         let orphan = |file| {
             format!("(setsid sh -c 'for i in $(seq 1000); do test -e {file} && exit; sleep 0.02; done' &)")

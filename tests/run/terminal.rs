@@ -17,7 +17,7 @@ use serde_json::Value;
 const CTRL_C: &str = "\x03";
 const CTRL_Z: &str = "\x1a";
 
-/// Says what comes from the terminal, as dev servers do, and ends with it as they do.
+/// Reads the terminal and exits at the end of its input, like dev servers; prints what it reads.
 const READS: &str = "
     process.stdin.on('data', (text) => console.log(`read ${text.toString().trim()}`));
     process.stdin.on('end', () => process.exit(0));
@@ -26,7 +26,7 @@ const READS: &str = "
     console.log(`a terminal: ${process.stdin.isTTY}`);
     require('http').createServer((req, res) => res.end('ok')).listen(process.env.PORT, '127.0.0.1');";
 
-/// It doesn't care for the terminal.
+/// Does not use the terminal.
 const WAITS: &str = "
     let waiting;
     process.on('SIGINT', () => { console.log('heard SIGINT'); process.exit(5) });
@@ -37,7 +37,7 @@ const WAITS: &str = "
       res.end('ok');
     }).listen(process.env.PORT, '127.0.0.1');";
 
-/// A terminal, what is typed there and what it shows.
+/// A terminal to type into, and what it shows.
 struct Terminal {
     script: Child,
     shown: Arc<Mutex<String>>,
@@ -45,7 +45,8 @@ struct Terminal {
 }
 
 impl Terminal {
-    /// Runs a shell's command line on it; `LAMEDUCK`, `APP` and `CONTROL` are the program, a script and our socket.
+    /// Runs a shell command on a new terminal. Its variables `LAMEDUCK`, `APP` and `CONTROL` hold the program, the
+    /// app's script and the path of the control socket.
     fn open(line: &str, app: &str) -> Self {
         let dir = temporary_directory();
         let mut command = Command::new("script");
@@ -66,7 +67,7 @@ impl Terminal {
         Self { script, shown, dir }
     }
 
-    /// `lameduck run` on it, in place of the shell.
+    /// Runs `lameduck run` on a new terminal, in place of the shell.
     fn run(app: &str) -> Self {
         let this = Self::open(&format!("exec {RUN}"), app);
         this.wait_log("the app listens");
@@ -101,7 +102,7 @@ impl Terminal {
     fn wait_log(&self, message: &str) -> Value {
         self.wait(&format!("\"message\":\"{message}\""));
         let shown = self.shown();
-        // A shell's own codes may stand before one.
+        // A shell's escape codes may precede the JSON.
         let entry = |line: &str| serde_json::from_str::<Value>(line.get(line.find('{')?..)?.trim()).ok();
         let mut entries = shown.lines().filter_map(entry);
         entries.find(|entry| entry["message"] == message).expect("a whole line")
@@ -165,7 +166,7 @@ fn ctrl_c_drains_first_and_the_app_hears_it_once() {
     assert_eq!((terminal.count("heard SIGINT"), terminal.count("heard SIGTERM")), (1, 0));
 }
 
-/// Two requests in the last half a minute made it wait for 8 s.
+/// Earlier, two requests in the last 30 s made Ctrl-C wait for 8 s.
 #[test]
 fn ctrl_c_with_nothing_in_flight_ends_at_once() {
     let mut terminal = Terminal::run(WAITS);
@@ -173,7 +174,7 @@ fn ctrl_c_with_nothing_in_flight_ends_at_once() {
         let mut client = terminal.client();
         client.get("/");
         assert_eq!(client.answer().head.status, 200);
-        // The gap between callers, which the drain looks at.
+        // A gap between connections, from which the drain computes its quiet window.
         std::thread::sleep(Duration::from_secs(1));
     }
     let began = Instant::now();
@@ -203,14 +204,14 @@ fn a_job_that_is_stopped_goes_on_in_the_foreground_and_reads_again() {
     terminal.type_in(CTRL_C);
     terminal.wait_times("heard SIGINT", 1);
     terminal.wait_log("the app has ended");
-    // The shell has its terminal back.
+    // The shell has the terminal again.
     terminal.type_in("echo the end is $?\n");
     terminal.wait("the end is 5");
     terminal.type_in("exit\n");
     terminal.wait_exit();
 }
 
-/// What follows in a script has the terminal again, too, which no shell gives back there.
+/// In a script no shell takes the terminal back, so lameduck must return it to the commands that follow.
 #[test]
 fn what_comes_after_it_in_a_script_reads_the_terminal() {
     let mut terminal = Terminal::open(&format!("{RUN}; echo is over; read line; echo \"got $line\""), READS);
@@ -242,7 +243,7 @@ fn a_proxy_whose_terminal_is_closed_ends() {
     wait_for("the proxy's end", || (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
 }
 
-/// Who listens on this socket.
+/// Pid of the process that listens on this socket.
 fn pid_of(control: &Path) -> rustix::process::Pid {
     let stream = std::os::unix::net::UnixStream::connect(control).expect("lameduck is there");
     let credentials = rustix::net::sockopt::socket_peercred(&stream).expect("its credentials");

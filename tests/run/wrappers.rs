@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use common::process::Lameduck;
 use common::{MOMENT, wait_for};
 
-/// Answers on its `PORT`, and says how often it hears SIGTERM; it ends with its argument, a moment later.
+/// Serves on its `PORT` and prints each SIGTERM; exits a moment later with the code in its argument.
 const SERVER: &str = "
     process.on('SIGTERM', () => { console.log('server heard'); setTimeout(() => process.exit(process.argv[1]), 200) });
     require('http').createServer((req, res) => res.end('ok')).listen(process.env.PORT, '127.0.0.1');";
@@ -22,7 +22,7 @@ fn wait_line(run: &Lameduck, text: &str) {
     run.process.wait_line(text, |line| (line == text).then_some(()));
 }
 
-/// The exit code, once SIGTERM has come while the app serves; how often its server heard of it.
+/// Sends SIGTERM while the app serves; returns lameduck with its output, and its exit code.
 fn ended(args: &[&str], command: &[&str]) -> (Lameduck, i32) {
     let mut run = Lameduck::run(args, command);
     run.wait_log("the app listens");
@@ -34,17 +34,17 @@ fn ended(args: &[&str], command: &[&str]) -> (Lameduck, i32) {
 
 #[test]
 fn a_server_behind_a_shell_hears_sigterm_once_and_its_end_is_the_shells() {
-    // (what the shell runs, what it ends with)
+    // (the shell's script, exit code)
     let table = [
         ("node -e \"$0\" 4", 4),
         ("node -e \"$0\" 4; exit $?", 4),
         ("true && node -e \"$0\" 0", 0),
         ("node -e \"$0\" 4 & wait $!; exit 5", 5),
-        // What else there is gets its input's end, not a signal.
+        // Other processes of the pipeline get the end of their input, not a signal.
         ("node -e \"$0\" 0 | cat", 0),
         ("trap '' TERM; node -e \"$0\" 4; exit 6", 6),
         ("trap '' TERM; node -e \"$0\" 4 & wait; exit 6", 6),
-        // A shell that has its own way.
+        // A shell with its own handler gets the signal itself.
         ("trap 'echo shell heard; kill $!; wait; exit 7' TERM; node -e \"$0\" 4 & wait", 7),
         ("bash -c 'node -e \"$0\" 4; exit 8' \"$0\"; exit 9", 9),
     ];
@@ -91,7 +91,7 @@ fn the_workers_of_a_cluster_are_left_to_its_primary() {
     assert_eq!(heard(&run, "worker"), 0);
 }
 
-/// SIGTERM comes to this part of the app alone, which goes on until its file is there.
+/// Only this part of the app gets SIGTERM, and it works until its file exists.
 fn works_on(app: &str, part: &str, code: i32) -> Lameduck {
     let dir = common::process::temporary_directory();
     let done = dir.join("done");
@@ -109,7 +109,7 @@ fn works_on(app: &str, part: &str, code: i32) -> Lameduck {
     run
 }
 
-/// Starts the server as its child, and does this.
+/// Script of a wrapper that starts the server as its child and then runs `then`.
 fn unknown_wrapper(then: &str) -> String {
     format!(
         "const child = require('child_process').spawn(process.execPath, ['-e', process.argv[1], process.argv[2]], \
@@ -131,7 +131,7 @@ fn what_an_unknown_wrapper_keeps_to_itself_is_sent_when_time_runs_out() {
     let began = Instant::now();
     let (run, code) = ended(&["--reserve", "4s"], &["node", "-e", &wrapper, SERVER, "4"]);
     assert_eq!((heard(&run, "server"), code), (1, 4));
-    assert!(began.elapsed() > Duration::from_secs(3), "not before most of the reserve has gone");
+    assert!(began.elapsed() > Duration::from_secs(3), "the server got SIGTERM too early");
 }
 
 #[test]

@@ -18,7 +18,7 @@ use common::process::{Lameduck, Process, temporary_directory};
 use common::{MOMENT, wait_for};
 use socket2::Socket;
 
-/// A server that the test plays itself.
+/// A server whose side of each connection the test controls.
 struct Server {
     listener: Socket,
     addr: SocketAddr,
@@ -34,12 +34,12 @@ impl Server {
         Self { addr: listener.local_addr().expect("its address"), listener: listener.into() }
     }
 
-    /// The next connection of the proxy's.
+    /// Accepts the next connection from the proxy.
     fn accept(&self) -> Client {
         Client::over(self.listener.accept().expect("accepted").0).expect("a socket")
     }
 
-    /// Nobody has connected in this time.
+    /// Whether the proxy opens no connection within this time.
     fn is_left_alone_for(&self, time: Duration) -> bool {
         self.listener.set_nonblocking(true).expect("a mode");
         thread::sleep(time);
@@ -152,7 +152,7 @@ fn an_abort_after_an_orderly_end_is_one_too() {
         first.shutdown();
         other.expect_fin();
         first.reset();
-        // It has read to the end already: only writing shows it.
+        // It has already read the clean end, so only a write can show the reset.
         let mut write = || other.try_send(b"x").is_err().then_some(());
         proxy.wait_in_flight(0);
         wait_for("a failed write", &mut write);
@@ -212,7 +212,7 @@ fn health_checks_by_tcp_do_not_hold_up_a_drain() {
     let server = Server::start();
     let mut proxy = proxy(server.addr, &["--grace", "60s"]);
     let addr = proxy.tcp(0);
-    // It closes when its peer does.
+    // The server closes when the proxy does.
     thread::spawn(move || {
         loop {
             server.accept().read_to_end();
@@ -233,13 +233,13 @@ fn health_checks_by_tcp_do_not_hold_up_a_drain() {
         thread::sleep(Duration::from_millis(50));
         proxy.status().is_none_or(|status| status["phase"] != "lame-duck").then_some(())
     });
-    // Were they arrivals, it would be 18 s: a third of what the grace leaves.
+    // If the checks counted as arrivals, the phase would last 18 s, a third of the time to the deadline.
     assert!(began.elapsed() < Duration::from_secs(10), "{:?}", began.elapsed());
     proxy.expect_clean_exit();
 }
 
 #[test]
-fn one_that_rests_is_parked_and_wakes_for_either_side() {
+fn an_idle_connection_is_parked_and_wakes_for_either_side() {
     let server = Server::start();
     let proxy = proxy(server.addr, &[]);
     let (mut client, mut app) = connect(&proxy, &server);
@@ -276,7 +276,7 @@ fn a_side_that_does_not_read_is_waited_for_in_little_memory() {
         client
     });
     thread::sleep(MOMENT);
-    assert!(!sending.is_finished(), "somebody has room for all of it");
+    assert!(!sending.is_finished(), "everything was buffered");
     for _ in 0..MEGABYTES {
         let megabyte = app.take(1 << 20);
         assert!(megabyte.iter().enumerate().all(|(at, byte)| *byte == (at % 251) as u8));
@@ -306,7 +306,7 @@ fn a_closed_port_is_tried_again_in_time_and_then_the_client_is_reset() {
     assert_eq!(client.read_to_end(), (vec![], Fill::Rst));
     assert!(began.elapsed() > Duration::from_millis(1500), "{:?}", began.elapsed());
     assert_eq!(proxy.metric("lameduck_requests_ended_total{ended=\"app-down\"}"), 1.0);
-    // One that goes away meanwhile is not waited for.
+    // A client that goes away while it waits ends at once.
     Client::connect(proxy.tcp(0)).reset();
     wait_for("its end", || {
         let gone = proxy.metric("lameduck_requests_ended_total{ended=\"client-gone\"}");
@@ -315,7 +315,7 @@ fn a_closed_port_is_tried_again_in_time_and_then_the_client_is_reset() {
 }
 
 #[test]
-fn a_hold_holds_new_ones_within_its_bounds_and_lets_them_go() {
+fn a_hold_holds_new_connections_within_limits_and_releases_them() {
     let server = Server::start();
     let proxy = proxy(server.addr, &["--max-held", "1"]);
     assert!(proxy.command_output(&["hold"]).status.success());
@@ -330,7 +330,7 @@ fn a_hold_holds_new_ones_within_its_bounds_and_lets_them_go() {
     app.send("late");
     held.take(4);
 
-    // One that runs is waited for, or stays with --keep-streams.
+    // A hold waits for a running connection, or leaves it alone with --keep-streams.
     let mut hold = proxy.command(&["hold", "--until-idle"]);
     proxy.wait_status("a hold", |status| status["hold"]["idle"] == false);
     assert!(proxy.command_output(&["resume"]).status.success());
@@ -341,7 +341,7 @@ fn a_hold_holds_new_ones_within_its_bounds_and_lets_them_go() {
 }
 
 #[test]
-fn new_ones_wait_while_the_app_is_swapped() {
+fn new_connections_wait_while_the_app_is_swapped() {
     let server = Server::start();
     let proxy = proxy(server.addr, &[]);
     let marker = proxy.dir.join("go");
@@ -359,7 +359,7 @@ fn new_ones_wait_while_the_app_is_swapped() {
     app.take(5);
 }
 
-/// An echo that tells how many connect and ends each with a summary, as an unmodified server would.
+/// An unmodified server: echoes what it receives, and at the end sends the number of bytes.
 const NODE: &str = r"
 const net = require('net');
 const server = net.createServer({ allowHalfOpen: true }, (socket) => {
@@ -388,7 +388,7 @@ fn a_node_server_loses_nothing_of_its_clients_in_a_drain() {
                     client.send(&piece);
                     assert_eq!(client.take(piece.len()), piece);
                     if round == 5 {
-                        ready.send(()).expect("somebody waits");
+                        ready.send(()).expect("the test waits");
                     }
                     thread::sleep(Duration::from_millis(20));
                 }
@@ -397,7 +397,7 @@ fn a_node_server_loses_nothing_of_its_clients_in_a_drain() {
             })
         })
         .collect();
-    (0..8).for_each(|_| begun.recv_timeout(common::LIMIT).expect("all are at it"));
+    (0..8).for_each(|_| begun.recv_timeout(common::LIMIT).expect("every client is sending"));
     proxy.terminate();
     clients.into_iter().for_each(|client| client.join().expect("nothing lost"));
     proxy.expect_clean_exit();

@@ -21,7 +21,7 @@ fn v2(command: u8, family: u8, body: &[u8]) -> Vec<u8> {
     [b"\r\n\r\n\0\r\nQUIT\n", &[command, family][..], &len, body].concat()
 }
 
-/// With an additional field behind the addresses.
+/// The same with an additional field after the addresses.
 fn v2_with_client() -> Vec<u8> {
     v2(0x21, 0x11, &[192, 0, 2, 7, 198, 51, 100, 1, 0xdc, 0x04, 0x01, 0xbb, 0x04, 0, 1, b'x'])
 }
@@ -44,7 +44,7 @@ fn the_client_it_names_is_the_peer_everywhere() {
         assert!(ledger.contains("192.0.2.7:56324"), "{ledger}");
         asked.send(OK);
         assert_eq!(client.answer().head.status, 204);
-        // It is the connection's header, not the request's; and it outlives a rest.
+        // The header applies to the connection, also after it was parked.
         thread::sleep(Duration::from_millis(1500));
         client.get("/two");
         assert!(asked_again(&app, &mut asked).contains("X-Forwarded-For: 192.0.2.7\r\n"));
@@ -56,7 +56,7 @@ fn the_client_it_names_is_the_peer_everywhere() {
     }
 }
 
-/// The next request's head, over whichever connection it comes; it is answered.
+/// Answers the next request, on either connection, and returns its head.
 fn asked_again(app: &RawApp, before: &mut common::app::Asked) -> String {
     match app.asked_within(MOMENT) {
         Some(mut asked) => {
@@ -122,7 +122,7 @@ fn from_others_it_is_not_read() {
     assert!(asked.has_line("X-Forwarded-For: 127.0.0.1"), "{}", asked.head);
     asked.send(OK);
     assert_eq!(client.answer().head.status, 204);
-    // The line looks like a request of another version.
+    // Read as HTTP, the line looks like a request with another version.
     for (header, status) in [(LINE.to_vec(), 505), (v2_with_client(), 400)] {
         let mut client = proxy.client();
         client.send([&header[..], b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"].concat());
@@ -131,17 +131,17 @@ fn from_others_it_is_not_read() {
 }
 
 #[test]
-fn without_one_or_with_a_broken_or_endless_one_the_connection_is_closed_and_the_log_says_why() {
+fn a_missing_broken_or_endless_header_closes_the_connection_and_is_logged() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &TRUST);
     let endless = [b"PROXY TCP4 ".to_vec(), vec![b'1'; 5000]].concat();
     for (bytes, why) in [
-        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), "begins with no PROXY protocol header"),
-        (b"PROXY TCP4 here there 1 2\r\n".to_vec(), "line can't be read"),
+        (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n".to_vec(), "does not begin with a PROXY protocol header"),
+        (b"PROXY TCP4 here there 1 2\r\n".to_vec(), "line is invalid"),
         (endless, "line is too long"),
         (v2(0x21, 0x11, &[0; 5000]), "header is too long"),
         (v2(0x21, 0x11, b"short"), "too short for its addresses"),
-        (v2(0x2f, 0x11, &[0; 12]), "isn't known"),
+        (v2(0x2f, 0x11, &[0; 12]), "unknown version, command or family"),
     ] {
         let mut client = proxy.client();
         client.send(bytes);
@@ -152,16 +152,16 @@ fn without_one_or_with_a_broken_or_endless_one_the_connection_is_closed_and_the_
     client.send("PROXY ");
     client.shutdown();
     assert_eq!(client.read_to_end().0, b"");
-    wait_warning(&proxy, "has no end");
+    wait_warning(&proxy, "is incomplete");
     assert_eq!(app.asked_within(MOMENT).map(|asked| asked.head), None);
-    // A health check by TCP is none of these.
+    // A TCP health check, which sends nothing, is not reported.
     drop(proxy.client());
     proxy.wait_status("no connection", |status| status["connections"] == 0);
     assert_eq!(proxy.process.output().matches("--proxy-protocol-from was closed").count(), 7);
 }
 
 #[test]
-fn one_that_does_not_come_is_waited_for_as_long_as_a_head() {
+fn a_missing_header_has_the_time_limit_of_a_head() {
     let proxy = Lameduck::proxy(RawApp::start().addr, &[&TRUST[..], &["--head-timeout", "1s"]].concat());
     for bytes in ["", "PROXY TCP4 1"] {
         let (began, mut client) = (Instant::now(), proxy.client());

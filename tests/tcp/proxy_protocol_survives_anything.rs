@@ -24,7 +24,7 @@ impl Random {
         (0..self.below(most)).map(|_| self.below(256) as u8).collect()
     }
 
-    /// Changes, takes out or puts in a few bytes.
+    /// Changes, removes or inserts a few bytes.
     fn mutate(&mut self, bytes: &mut Vec<u8>) {
         for _ in 0..self.below(4) {
             let at = self.below(bytes.len());
@@ -86,18 +86,21 @@ fn any_bytes_are_a_header_a_part_of_one_or_none() {
         if let Ok(Some(found)) = read {
             whole += 1;
             assert!(found.len <= all.len() && found.len <= MAX_V2, "seed {seed}: {found:?}");
-            // What comes behind it changes nothing, and nothing less is enough.
+            // Bytes after the header change nothing, and no shorter input is a header.
             assert_eq!(header(&all[..found.len]), read, "seed {seed}");
             let cut = random.below(found.len);
             assert_eq!(header(&all[..cut]), Ok(None), "seed {seed}: {cut} bytes");
         } else if read == Ok(None) {
-            assert!(all.len() < MAX_V2, "seed {seed}: waits for more than the most");
-            assert!(all.len() < MAX_V1 || all.starts_with(b"\r\n"), "seed {seed}: waits for a longer line");
+            assert!(all.len() < MAX_V2, "seed {seed}: waits beyond the size limit");
+            assert!(
+                all.len() < MAX_V1 || all.starts_with(b"\r\n"),
+                "seed {seed}: waits beyond the longest line"
+            );
         } else {
-            // Once refused, more bytes make it no better.
+            // Input that was rejected stays rejected with more bytes.
             let longer = [&all[..], b"\r\n"].concat();
             assert!(header(&longer).is_err(), "seed {seed}");
         }
     }
-    assert!(whole > SEEDS / 10, "{whole} headers: the generator is off");
+    assert!(whole > SEEDS / 10, "only {whole} headers: the generator is wrong");
 }

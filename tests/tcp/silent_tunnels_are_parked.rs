@@ -12,12 +12,12 @@ use common::process::{Lameduck, Node};
 use common::wait_for;
 use common::websocket::{TEXT, WebSocket};
 
-/// Both sides of that many tunnels.
+/// Waits until both sides of this number of tunnels are parked.
 fn wait_parked(proxy: &Lameduck, tunnels: usize) {
     wait_for(&format!("{tunnels} parked"), || (proxy.parked() == 2 * tunnels).then_some(()));
 }
 
-/// An upgraded connection that is no WebSocket.
+/// An upgraded connection that is not a WebSocket.
 fn tunnel(proxy: &Lameduck, app: &RawApp) -> (Client, Asked) {
     let mut client = proxy.client();
     client.request("GET", "/shell", &["Connection: Upgrade", "Upgrade: other"]);
@@ -44,7 +44,7 @@ fn it_stays_in_flight_and_wakes_for_either_side() {
         assert!(ada.receive().text().contains(&format!("is anybody there? {round}")));
     }
     wait_parked(&proxy, 1);
-    // Now the app has something to say first.
+    // Now the app sends first.
     let mut bob = WebSocket::open(app.addr, "/chat?name=bob");
     bob.receive();
     assert!(ada.receive().text().contains("bob"));
@@ -66,7 +66,7 @@ fn a_drain_ends_it_with_1001_both_ways() {
     wait_parked(&proxy, 2);
 
     proxy.terminate();
-    // Whoever leaves first is announced to the other, if that one is still there.
+    // The app tells each client that the other one left, if that client is still connected.
     let mut ended = 0;
     for socket in &mut sockets {
         loop {
@@ -123,7 +123,7 @@ fn it_ends_when_either_side_does() {
     drop(client);
     proxy.wait_in_flight(0);
 
-    // Half of it goes on: the other half may still have something to say.
+    // A half-closed tunnel stays open, because the other side may still send.
     let (mut client, mut asked) = tunnel(&proxy, &app);
     wait_parked(&proxy, 1);
     client.shutdown();

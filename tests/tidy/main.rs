@@ -11,8 +11,8 @@ const MOST_LINES_OF_A_FUNCTION: usize = 70;
 
 /// Files that may be longer, and why.
 const LONG_FILES: [(&str, &str); 2] = [
-    ("src/drain/machine.rs", "one state machine; its rules are read against each other"),
-    ("tests/drain/drain_machine.rs", "a simulation and what it must keep to are read together"),
+    ("src/drain/machine.rs", "one state machine, whose rules depend on each other"),
+    ("tests/drain/drain_machine.rs", "a simulation belongs next to the promises that it checks"),
 ];
 
 fn root() -> &'static Path {
@@ -23,7 +23,7 @@ fn read(path: &str) -> String {
     fs::read_to_string(root().join(path)).unwrap_or_else(|error| panic!("{path}: {error}"))
 }
 
-/// Every file under `dir` that belongs to the repository: its path from the root, with slashes, and its text.
+/// All files of the repository under `dir` with this suffix: path from the root, with slashes, and text.
 fn files(dir: &str, suffix: &str) -> Vec<(String, String)> {
     let (mut found, mut dirs) = (Vec::new(), vec![root().join(dir)]);
     while let Some(dir) = dirs.pop() {
@@ -96,9 +96,9 @@ fn begins_function(line: &str) -> bool {
 }
 
 #[test]
-fn nothing_names_a_place_on_somebodys_machine() {
+fn no_file_names_a_path_of_a_machine() {
     let checkout = format!("{}/", root().display());
-    // In pieces, so that this file does not name them.
+    // Split, so that this file does not contain them.
     let mut places = vec![checkout];
     places.extend(["home", "Users", "root"].map(|place| format!("/{place}/")));
     let mut broken = Vec::new();
@@ -113,7 +113,7 @@ fn nothing_names_a_place_on_somebodys_machine() {
 
 #[test]
 fn nothing_is_left_to_do() {
-    // In pieces, so that this file does not have them.
+    // Split, so that this file does not contain them.
     let marks =
         [["TO", "DO"], ["FIX", "ME"], ["to", "do!("], ["unimpl", "emented!("]].map(|parts| parts.concat());
     let mut broken = Vec::new();
@@ -138,13 +138,13 @@ fn every_file_says_first_what_it_is() {
     expect_none("a file begins with `//!` and its purpose, a test's with its promise", &broken);
 }
 
-/// Where unsafe code is allowed, and what was measured for it, or why there is no other way.
+/// Files with unsafe code: the measurement that justifies it, or why nothing else works.
 const UNSAFE_FILES: [(&str, &str); 8] = [
     ("src/allocator.rs", "CPU per gRPC call 49 → 28 µs"),
-    ("src/proxy/socket.rs", "one ioctl; without it a look at 8,000 sockets stopped a data thread for 117 ms"),
+    ("src/proxy/socket.rs", "one ioctl; otherwise a scan of 8,000 sockets blocks a data thread for 117 ms"),
     (
         "src/supervise/spawn.rs",
-        "only a child itself can ask for its parent's death signal, between fork and exec",
+        "only the child itself can set its parent death signal, between fork and exec",
     ),
     ("shim/src/bind.rs", "the pointer that the app passes to bind(2)"),
     ("shim/src/environment.rs", "the environment before main, which no libc has read yet"),
@@ -172,13 +172,13 @@ fn outside_blocks(text: &str) -> String {
     text.split("```").step_by(2).collect()
 }
 
-/// What stands between single backquotes.
+/// Text between single backquotes.
 fn code_spans(text: &str) -> Vec<String> {
     outside_blocks(text).split('`').skip(1).step_by(2).map(str::to_owned).collect()
 }
 
 #[test]
-fn the_user_docs_name_only_what_there_is() {
+fn the_user_docs_name_only_what_exists() {
     let mut help = String::new();
     for command in ["proxy", "run", "drain", "status", "hold", "swap", "switch", "inject", "webhook"] {
         let shown = Command::new(env!("CARGO_BIN_EXE_lameduck")).args([command, "--help"]).output();
@@ -239,7 +239,7 @@ fn links_in_the_docs_lead_somewhere() {
 #[test]
 fn every_test_is_listed_with_its_promise() {
     let promises = read("docs/promises.md");
-    // Helpers, and the real engines' cases, which are listed by their main.rs.
+    // Not the helpers, and not the cases on real engines, for which the docs list main.rs.
     let not_listed = ["tests/common/", "tests/compose/", "tests/kubernetes/"];
     let mut tests: Vec<_> = files("tests", ".rs").into_iter().map(|(path, _)| path).collect();
     tests.retain(|path| !path.ends_with("/main.rs") && !not_listed.iter().any(|dir| path.starts_with(dir)));
@@ -250,7 +250,7 @@ fn every_test_is_listed_with_its_promise() {
 #[test]
 fn the_readme_is_short() {
     let lines = read("README.md").lines().count();
-    assert!(lines <= 150, "README.md has {lines} lines; details belong into docs/");
+    assert!(lines <= 150, "README.md has {lines} lines; details belong in docs/");
 }
 
 #[test]

@@ -48,7 +48,7 @@ const LAYERS: &[&[&str]] = &[
     &["allocator", "answer", "config", "descriptors", "drain::atomic", "repeated", "sock_diag"],
 ];
 
-/// Pure or nearly so: these use nothing of ours but what is named here.
+/// Pure or nearly pure modules: they use no module of this crate except those listed.
 const PURE: &[(&str, &[&str])] = &[
     ("config", &[]),
     ("metrics", &[]),
@@ -70,13 +70,13 @@ const PURE: &[(&str, &[&str])] = &[
     ("webhook::x509", &["tls"]),
 ];
 
-/// A file's module and the modules that its code names; its tests and comments are not looked at.
+/// A file's module and the modules that its code names, without its tests and comments.
 struct Module {
     name: String,
     uses: Vec<String>,
 }
 
-/// The library's modules. `main.rs` stands above all, `lib.rs` only lists.
+/// The library's modules, without `main.rs`, which is above all, and `lib.rs`, which only lists them.
 fn modules() -> Vec<Module> {
     let sources = files("src", ".rs").into_iter().map(|(path, text)| (module_of(&path), text));
     let modules =
@@ -90,7 +90,7 @@ fn module_of(path: &str) -> String {
     path.to_string_lossy().trim_end_matches("/mod").replace('/', "::")
 }
 
-/// What a file's code names of ours, as paths from the crate's root.
+/// Names of this crate's items in a file's code, as paths from the crate's root.
 fn uses(module: &str, text: &str) -> Vec<String> {
     let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or_default();
     let lines = code.lines().filter(|line| !line.trim_start().starts_with("//"));
@@ -99,7 +99,7 @@ fn uses(module: &str, text: &str) -> Vec<String> {
     let mut uses = Vec::new();
     for (start, base) in [("crate::", ""), ("super::", parent), ("self::", module)] {
         for (at, _) in code.match_indices(start) {
-            // `mycrate::`, the second part of `super::super::` and `pub(in crate::…)` are not what they look like.
+            // Not `mycrate::`, nor the second part of `super::super::`, nor `pub(in crate::…)`.
             let before = &code[..at];
             let inside = before.ends_with(|c: char| c.is_alphanumeric() || c == '_' || c == ':');
             if !inside && !before.ends_with("(in ") {
@@ -110,7 +110,7 @@ fn uses(module: &str, text: &str) -> Vec<String> {
     uses
 }
 
-/// Adds the paths that begin `text`: one, or those of a group in braces.
+/// Adds the path at the beginning of `text`, or the paths of a group in braces.
 fn paths(text: &str, base: &str, found: &mut Vec<String>) {
     let end = text.find(|c: char| !c.is_alphanumeric() && c != '_' && c != ':').unwrap_or(text.len());
     let path = text[..end].trim_end_matches(':');
@@ -146,25 +146,25 @@ fn within(path: &str, module: &str) -> bool {
     path == module || path.strip_prefix(module).is_some_and(|rest| rest.starts_with("::"))
 }
 
-/// The layer's number and the module in it that `path` belongs to.
+/// Number of the layer that `path` belongs to, and its module in that layer.
 fn layer(path: &str) -> Option<(usize, &'static str)> {
     let all = LAYERS.iter().enumerate().flat_map(|(n, names)| names.iter().map(move |name| (n, *name)));
     all.filter(|(_, name)| within(path, name)).max_by_key(|(_, name)| name.len())
 }
 
 #[test]
-fn a_module_uses_only_what_stands_below_it() {
+fn a_module_uses_only_modules_below_it() {
     let mut broken = Vec::new();
     for Module { name: module, uses } in modules().iter().filter(|module| !module.uses.is_empty()) {
         let Some((own, name)) = layer(module) else {
-            broken.push(format!("{module} has no place in LAYERS"));
+            broken.push(format!("{module} is not in LAYERS"));
             continue;
         };
         for path in uses {
             match layer(path) {
-                None => broken.push(format!("{module} uses {path}, which has no place in LAYERS")),
+                None => broken.push(format!("{module} uses {path}, which is not in LAYERS")),
                 Some((theirs, other)) if theirs <= own && other != name => {
-                    broken.push(format!("{module} uses {path}, which does not stand below it"));
+                    broken.push(format!("{module} uses {path}, which is not below it"));
                 }
                 Some(_) => {}
             }
@@ -174,7 +174,7 @@ fn a_module_uses_only_what_stands_below_it() {
 }
 
 #[test]
-fn pure_modules_use_nothing_else_of_ours() {
+fn pure_modules_use_only_what_is_listed() {
     let modules = modules();
     let mut broken = Vec::new();
     for (pure, may_use) in PURE.iter().copied() {
@@ -193,7 +193,7 @@ fn pure_modules_use_nothing_else_of_ours() {
 #[test]
 fn no_files_use_each_other_in_a_circle() {
     let modules = modules();
-    // The file that a path leads to is the longest module name in it.
+    // A path belongs to the file whose module name is its longest prefix.
     let file = |path: &str| {
         let held = modules.iter().filter(|module| within(path, &module.name));
         held.max_by_key(|module| module.name.len()).map(|module| module.name.as_str())
@@ -203,7 +203,7 @@ fn no_files_use_each_other_in_a_circle() {
         let used = module.uses.iter().filter_map(|path| file(path)).filter(|used| *used != module.name);
         left.insert(&module.name, used.collect());
     }
-    // What uses nothing that is left is in no circle, and neither is what nothing uses: what remains are the circles.
+    // Remove files that use no remaining file, and files that no remaining file uses, until only circles are left.
     loop {
         let before = left.len();
         let names: Vec<_> = left.keys().copied().collect();

@@ -47,12 +47,12 @@ fn the_name_picks_the_certificate() {
     }
     let default = fs::read_to_string(dir.join("tls.crt")).expect("read");
     assert_eq!(shown(&authority, addr, "localhost"), Ok(der(&default)));
-    assert_eq!(shown(&authority, addr, "127.0.0.1"), Ok(der(&default)), "no name is said");
-    // No certificate is for it: the client is shown the default and refuses it.
+    assert_eq!(shown(&authority, addr, "127.0.0.1"), Ok(der(&default)), "without SNI");
+    // No certificate matches the name: the client gets the default one and rejects it.
     assert!(shown(&authority, addr, "a.b.shop.test").unwrap_err().contains("not valid for name"));
 }
 
-/// As the kubelet does it: the files are links into `..data`, which is a link to a folder that is swapped.
+/// Replaces the files as the kubelet does: they are links into `..data`, a link to a directory that is swapped.
 fn swap(dir: &Path, version: &str, write: impl FnOnce(&Path)) {
     let new = dir.join(format!("..{version}"));
     write(&new);
@@ -64,7 +64,7 @@ fn swap(dir: &Path, version: &str, write: impl FnOnce(&Path)) {
 }
 
 #[test]
-fn a_new_one_is_taken_over_and_no_connection_ends() {
+fn a_new_certificate_is_loaded_and_no_connection_ends() {
     let authority = Authority::default();
     let app = RawApp::start().answer_all(ANSWER);
     let dir = authority.dir.join("secret");
@@ -85,10 +85,11 @@ fn a_new_one_is_taken_over_and_no_connection_ends() {
     kept.get("/");
     kept.until("\r\n\r\nhi");
 
-    // A broken one changes nothing, and the log says what is wrong with it.
+    // An invalid certificate changes nothing, and the log has the reason.
     swap(&dir, "3", |dir| common::tls::Made { crt: first.crt.clone(), key: second.key.clone() }.write(dir));
     proxy.process.wait_line("the warning", |line| {
-        (line.contains("TLS goes on with what it has") && line.contains("tls.crt and tls.key")).then_some(())
+        (line.contains("keeping the current certificates") && line.contains("tls.crt and tls.key"))
+            .then_some(())
     });
     assert_eq!(shown(&authority, addr, "localhost"), Ok(der(&second.crt)));
     kept.get("/");
@@ -97,7 +98,7 @@ fn a_new_one_is_taken_over_and_no_connection_ends() {
 }
 
 #[test]
-fn new_ones_are_taken_over_under_load_and_nobody_is_turned_away() {
+fn new_certificates_are_loaded_under_load_and_no_client_is_refused() {
     let authority = Authority::default();
     let app = RawApp::start().answer_all(ANSWER);
     let all = [(); 3].map(|()| authority.sign(&["localhost"]));
@@ -107,7 +108,7 @@ fn new_ones_are_taken_over_under_load_and_nobody_is_turned_away() {
     let proxy = common::process::Lameduck::proxy(app.addr, &args);
     let addr = common::tls::tls_listen(&proxy);
     let (over, begun) = (AtomicBool::new(false), Instant::now());
-    // The certificates that one caller is shown, in the order in which they come.
+    // The certificates that one client gets, in order.
     let call = || {
         let (mut seen, mut kept) = (Vec::new(), authority.client(addr));
         loop {
@@ -134,8 +135,12 @@ fn new_ones_are_taken_over_under_load_and_nobody_is_turned_away() {
         }
         over.store(true, Ordering::Release);
         for caller in callers {
-            let seen = caller.join().expect("nobody is turned away");
-            assert!(seen == all.each_ref().map(|made| der(&made.crt)), "each once: {}", seen.len());
+            let seen = caller.join().expect("no client is refused");
+            assert!(
+                seen == all.each_ref().map(|made| der(&made.crt)),
+                "not each certificate once: {}",
+                seen.len()
+            );
         }
     });
 }
@@ -151,16 +156,17 @@ fn its_files_may_be_replaced_one_after_the_other() {
     let proxy = common::process::Lameduck::proxy(app.addr, &args);
     let addr = common::tls::tls_listen(&proxy);
     let is_shown = |made: &common::tls::Made| shown(&authority, addr, "localhost") == Ok(der(&made.crt));
-    // Each state stands until it was looked at twice, which is said.
+    // A state is logged only if two checks in a row find it; each state lasts until then.
     let half = new.crt.split_at(new.crt.len() / 2).0;
     for (file, text, why) in [("tls.key", &*new.key, "tls.crt and tls.key: "), ("tls.crt", half, "tls.crt: ")]
     {
-        let said = proxy.process.output().matches("TLS goes on").count();
+        let said = proxy.process.output().matches("keeping the current certificates").count();
         fs::write(dir.join(file), text).expect("written");
         wait_for(why, || {
-            assert!(is_shown(&old), "the old one until there is a new one");
+            assert!(is_shown(&old), "the old certificate is served until the new one is complete");
             let output = proxy.process.output();
-            let mut warnings = output.lines().filter(|line| line.contains("TLS goes on")).skip(said);
+            let mut warnings =
+                output.lines().filter(|line| line.contains("keeping the current certificates")).skip(said);
             warnings.any(|line| line.contains(why)).then_some(())
         });
     }
@@ -173,7 +179,7 @@ fn its_files_may_be_replaced_one_after_the_other() {
 }
 
 #[test]
-fn one_that_is_gone_for_a_moment_stays_until_it_is_back() {
+fn a_certificate_whose_files_are_gone_for_a_moment_is_kept() {
     let authority = Authority::default();
     let app = RawApp::start();
     let (old, new) = (authority.sign(&["localhost"]), authority.sign(&["localhost"]));
@@ -188,9 +194,9 @@ fn one_that_is_gone_for_a_moment_stays_until_it_is_back() {
     for file in ["tls.key", "tls.crt"] {
         fs::remove_file(dir.join(file)).expect("removed");
     }
-    // The other one being taken over shows that the files were looked at meanwhile.
+    // When the other new certificate is served, the files have been read since the removal.
     other[1].write(&dir.join("a"));
-    wait_for("a look", || (show("a.test") == Ok(der(&other[1].crt))).then_some(()));
+    wait_for("a reload", || (show("a.test") == Ok(der(&other[1].crt))).then_some(()));
     assert_eq!(show("localhost"), Ok(der(&old.crt)));
     new.write(&dir);
     wait_for("the new certificate", || {
@@ -198,7 +204,7 @@ fn one_that_is_gone_for_a_moment_stays_until_it_is_back() {
         assert!([&old, &new].map(|made| Ok(der(&made.crt))).contains(&shown), "{shown:?}");
         (shown == Ok(der(&new.crt))).then_some(())
     });
-    // One that is gone for good is forgotten.
+    // A certificate that stays away is dropped.
     fs::remove_dir_all(dir.join("a")).expect("removed");
     wait_for("the default for its name", || show("a.test").is_err().then_some(()));
 }

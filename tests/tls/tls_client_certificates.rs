@@ -20,19 +20,19 @@ fn connect(
     own: Option<&Made>,
 ) -> Result<Secure, String> {
     let mut secure = Secure::try_connect(addr, "localhost", authority.client_config(&[version], own))?;
-    // A server of TLS 1.3 refuses a certificate only after its client's handshake is over.
+    // With TLS 1.3, the server rejects a certificate only after the client has completed its handshake.
     secure.get("/");
     Ok(secure)
 }
 
-/// The lines that tell the app who its client is.
+/// The fields that tell the app its client's identity.
 fn told(asked: &Asked) -> Vec<&str> {
     let lines = asked.head.split("\r\n");
     lines.filter(|line| line.to_lowercase().replace('_', "-").starts_with("x-client-cert")).collect()
 }
 
 #[test]
-fn the_subject_of_a_verified_certificate_is_told() {
+fn the_subject_of_a_verified_certificate_reaches_the_app() {
     let authority = Authority::default();
     let app = RawApp::start();
     let ca = authority.file();
@@ -41,27 +41,27 @@ fn the_subject_of_a_verified_certificate_is_told() {
         [(DnType::OrganizationName, "Shop, Ltd"), (DnType::CommonName, "ada\r\nX-Client-Cert-Subject: x")];
     let ada = authority.sign_subject(&["ada.test"], &subject);
     for version in VERSIONS {
-        let mut client = connect(&authority, addr, version, Some(&ada)).expect("let in");
+        let mut client = connect(&authority, addr, version, Some(&ada)).expect("accepted");
         let mut asked = app.asked();
         let subject = "X-Client-Cert-Subject: CN=ada\\0d\\0aX-Client-Cert-Subject: x,O=Shop\\, Ltd";
         assert_eq!(told(&asked), [subject]);
         asked.send(ANSWER);
         client.until("\r\n\r\nhi");
-        // What it says of itself is left out, however it is written, and on each request anew.
+        // The client's own fields of this name are removed in any spelling, on every request.
         client.send(
             "GET / HTTP/1.1\r\nHost: a\r\nx-client-cert-subject: CN=root\r\nX_Client_Cert_Subject: CN=root\r\n\
              Connection: x-client-cert-subject\r\n\r\n",
         );
         asked.next();
         assert_eq!(told(&asked), [subject]);
-        // Left without an answer it would be sent once more, to whoever asks next.
+        // Unanswered, the proxy would retry the request and send it to the app during the next round.
         asked.send(ANSWER);
         client.until("\r\n\r\nhi");
     }
 }
 
 #[test]
-fn one_without_a_good_certificate_is_refused() {
+fn a_client_without_a_valid_certificate_is_refused() {
     let (authority, other) = (Authority::default(), Authority::default());
     let app = RawApp::start();
     let ca = authority.file();
@@ -72,14 +72,14 @@ fn one_without_a_good_certificate_is_refused() {
             let refused = connect(&authority, addr, version, own)
                 .and_then(|mut secure| secure.try_fill().map(|()| panic!("answered")));
             let why = refused.unwrap_err();
-            assert!(why.contains("fatal alert"), "the client is told why: {why}");
+            assert!(why.contains("fatal alert"), "the client must get an alert: {why}");
         }
     }
     assert!(app.asked_within(common::MOMENT).is_none());
 }
 
 #[test]
-fn nobody_without_one_can_claim_a_subject() {
+fn no_client_without_a_certificate_can_claim_a_subject() {
     let authority = Authority::default();
     let app = RawApp::start();
     let ca = authority.file();
@@ -89,7 +89,7 @@ fn nobody_without_one_can_claim_a_subject() {
     let mut secure = authority.client(addr);
     secure.send(claim);
     assert_eq!(told(&app.asked()), [""; 0]);
-    // The plain listener leads to the same app.
+    // The plain listener serves the same app.
     let mut plain = proxy.client();
     plain.send(claim);
     assert_eq!(told(&app.asked()), [""; 0]);
@@ -100,7 +100,7 @@ fn without_client_certificates_the_field_is_like_any_other() {
     let app = RawApp::start();
     let proxy = common::process::Lameduck::proxy(app.addr, &[]);
     let mut plain = proxy.client();
-    // A proxy before this one may have said so.
+    // Another proxy in front of this one may have set the field.
     plain.send("GET / HTTP/1.1\r\nHost: a\r\nX-Client-Cert-Subject: CN=ada\r\n\r\n");
     assert_eq!(told(&app.asked()), ["X-Client-Cert-Subject: CN=ada"]);
 }

@@ -27,7 +27,7 @@ fn an_upload_that_is_cut_is_no_upload_to_the_app() {
     let cuts: [fn(Secure); 3] = [
         |mut client| {
             client.truncate();
-            // Its other side stays open, as an attacker's would.
+            // Only the client's sending side is closed, as an attacker may do.
             client.is_quiet_for(MOMENT);
         },
         |mut client| client.notify(),
@@ -139,14 +139,14 @@ fn a_slow_handshake_is_cut_in_time() {
     let silent = Client::connect(addr);
     let mut begins = Client::connect(addr);
     begins.send(b"\x16\x03\x01\x02\x00\x01");
-    // The rest comes byte by byte: each is in time, the handshake isn't.
+    // The rest comes byte by byte: each one is in time, but the handshake is not.
     let drips = || {
         let mut client = Client::connect(addr);
         client.send(b"\x16\x03\x01\x02\x00\x01");
         while client.try_send(&[0]).is_ok() && client.is_quiet_for(Duration::from_millis(20)) {}
         begun.elapsed()
     };
-    // Says all of its hello, hears the server's and nothing more.
+    // Sends its whole hello, reads the server's, and sends nothing more.
     let stalls = || {
         let mut client = authority.begun(addr);
         let hello = client.take_words();
@@ -167,7 +167,7 @@ fn a_slow_handshake_is_cut_in_time() {
 }
 
 #[test]
-fn plain_http_on_the_port_for_tls_is_told_so() {
+fn plain_http_on_the_tls_port_gets_400() {
     let authority = Authority::default();
     let app = RawApp::start();
     let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
@@ -175,12 +175,12 @@ fn plain_http_on_the_port_for_tls_is_told_so() {
     client.get("/");
     let answer = client.answer();
     assert_eq!(answer.head.status, 400);
-    assert!(answer.text().contains("plain HTTP was sent to a port for HTTPS"), "{}", answer.text());
+    assert!(answer.text().contains("plain HTTP was sent to an HTTPS port"), "{}", answer.text());
     client.expect_fin();
 }
 
 #[test]
-fn a_drain_waits_for_what_runs_and_says_goodbye() {
+fn a_drain_waits_for_running_requests_and_sends_close_notify() {
     let authority = Authority::default();
     let app = RawApp::start();
     let (mut proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
@@ -198,11 +198,11 @@ fn a_drain_waits_for_what_runs_and_says_goodbye() {
     let mut running = authority.client(addr);
     running.get("/");
     let mut asked = app.asked();
-    // Its handshake is not over yet: it counts as a connection, and is not waited for without end.
+    // This connection stays in its handshake: it counts, but the drain does not wait for it for ever.
     let half = TcpStream::connect(addr).expect("connected");
     proxy.terminate();
     proxy.wait_phase("draining");
-    assert!(running.is_quiet_for(MOMENT), "what runs goes on");
+    assert!(running.is_quiet_for(MOMENT), "the running request must go on");
     asked.send(ANSWER);
     let (answer, end) = running.read_to_end();
     assert!(answer.contains("Connection: close") && answer.ends_with("\r\n\r\nhi"), "{answer}");
@@ -238,7 +238,7 @@ fn a_drain_serves_a_request_of_which_half_a_record_has_come() {
     wait_for("two to wake", || (proxy.parked() == 1).then_some(()));
     proxy.terminate();
     assert_eq!(idle.read_to_end(), (String::new(), TlsEnd::Notified));
-    // Idle ones are being closed; these aren't idle.
+    // Idle connections are being closed, but these are not idle.
     for (client, half) in [&mut fresh, &mut parked].into_iter().zip(halves) {
         client.send_sealed(&half);
         let (answer, end) = client.read_to_end();
@@ -277,7 +277,7 @@ fn half_a_record_wakes_a_parked_connection_until_the_rest_comes_or_its_time_is_o
         let (half, begun) = (half_a_request(&mut client), Instant::now());
         wait_for("it to wake", || (proxy.parked() == 0).then_some(()));
         if comes {
-            // For longer than one rests before it is parked.
+            // Longer than an idle connection waits before it is parked.
             assert!(client.is_quiet_for(Duration::from_millis(1500)));
             assert_eq!(proxy.parked(), 0);
             client.send_sealed(&half);
@@ -300,12 +300,12 @@ fn an_idle_connection_is_parked_and_wakes() {
         client.until("\r\n\r\nhi");
         wait_for("it to be parked", || (proxy.parked() == 1).then_some(()));
     }
-    // In two pieces: the first wakes it and is no request yet.
+    // In two parts: the first one wakes the connection and is not a request yet.
     client.send("GET / HTTP/1.1\r\n");
     wait_for("it to wake", || (proxy.parked() == 0).then_some(()));
     client.send("Host: a\r\n\r\n");
     client.until("\r\n\r\nhi");
-    // Its time is over in the end, which it is told.
+    // Finally the idle timeout ends the connection with close_notify.
     assert_eq!(client.read_to_end(), (String::new(), TlsEnd::Notified));
 }
 

@@ -16,11 +16,11 @@ use rustls::client::UnbufferedClientConnection;
 use rustls::pki_types::ServerName;
 use socket2::SockRef;
 
-/// A request's start of several records.
+/// Size of the request's beginning, in bytes: several records.
 const BYTES: usize = 60_000;
 
-/// Sends a request's start over a socket with room for so many bytes, to an app that reads nothing until it was given up.
-/// What was said of it then, and how much of it the app could read.
+/// Sends the beginning of a request over a socket with a send buffer of `room` bytes. The app reads only after the
+/// request was given up. Returns the recorded progress and the number of bytes that the app could read.
 fn given_up(authority: &Authority, room: usize) -> (Progress, usize) {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     SockRef::from(&listener).set_recv_buffer_size(4096).expect("a small buffer");
@@ -44,16 +44,16 @@ fn given_up(authority: &Authority, room: usize) -> (Progress, usize) {
         let progress = Cell::default();
         let bytes = vec![b'x'; BYTES];
         let sending = async { send(&mut tls.split().1, &bytes, ONE_RECORD, &progress).await };
-        // The socket takes no more by then, or all of it.
+        // By then the socket accepts no more, or has accepted everything.
         let _ = tokio::time::timeout(MOMENT, sending).await;
         go.send(()).expect("the app waits");
-        // Closed now, it would be reset over what the app has said.
+        // The app reads before `tls` is dropped: a close with unread input would reset the connection.
         (progress.get(), app.join().expect("the app"))
     })
 }
 
 #[test]
-fn whatever_an_app_could_read_of_a_request_was_called_sent() {
+fn a_request_of_which_the_app_could_read_anything_counts_as_sent() {
     let authority = Authority::default();
     let given_up: Vec<_> =
         [1, 8_000, 16_000, 24_000, 48_000, 100_000].map(|room| given_up(&authority, room)).into();
@@ -61,6 +61,12 @@ fn whatever_an_app_could_read_of_a_request_was_called_sent() {
     for (said, read) in &given_up {
         assert_eq!(*said >= Progress::Sent, *read > 0, "{given_up:?}");
     }
-    assert!(given_up.iter().any(|(_, read)| *read == 0), "the socket takes a whole record: {given_up:?}");
-    assert!(given_up.iter().any(|(_, read)| (1..BYTES).contains(read)), "in part: {given_up:?}");
+    assert!(
+        given_up.iter().any(|(_, read)| *read == 0),
+        "no case in which the app could read nothing: {given_up:?}"
+    );
+    assert!(
+        given_up.iter().any(|(_, read)| (1..BYTES).contains(read)),
+        "no case in which the app could read a part: {given_up:?}"
+    );
 }

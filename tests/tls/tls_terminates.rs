@@ -44,7 +44,7 @@ fn the_app_is_told_that_it_was_https() {
 }
 
 #[test]
-fn a_client_that_speaks_none_of_our_protocols_is_told_so() {
+fn a_client_without_a_common_protocol_gets_an_alert() {
     let authority = Authority::default();
     let app = RawApp::start();
     let (_proxy, addr) = authority.proxy(&app.addr.to_string(), &[]);
@@ -53,7 +53,7 @@ fn a_client_that_speaks_none_of_our_protocols_is_told_so() {
         config.alpn_protocols = vec![b"smtp".to_vec()];
         let refused = Secure::try_connect(addr, "localhost", config.clone()).err().expect("RFC 7301 §3.2");
         assert!(refused.contains("received fatal alert: NoApplicationProtocol"), "{refused}");
-        // One in common is enough.
+        // One common protocol is enough.
         config.alpn_protocols.push(b"http/1.1".to_vec());
         let client = Secure::connect(addr, "localhost", config);
         assert_eq!(client.session().alpn_protocol(), Some(&b"http/1.1"[..]));
@@ -71,7 +71,7 @@ fn an_upload_and_a_stream_pass_side_by_side() {
         let mut asked = app.asked();
         asked.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
         client.until("\r\n\r\n");
-        // Each byte is there before the next one is sent.
+        // Each byte arrives before the next one is sent.
         for byte in ["a", "b", "c", "d"] {
             client.send(byte);
             assert_eq!(asked.take(1), byte);
@@ -121,13 +121,13 @@ fn a_record_that_comes_in_parts_is_whole_and_in_order_whatever_is_sent_meanwhile
         let mut asked = app.asked();
         asked.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n");
         client.until("\r\n\r\n");
-        // The first bytes of a record go with the last one of the record before it.
+        // The first bytes of a record are sent together with the last byte of the previous record.
         let mut records = pieces.iter().map(|piece| client.seal(piece)).collect::<Vec<_>>().into_iter();
         let mut left = records.next().expect("a record");
         for piece in &pieces {
             let last = left.len() - 1;
             client.send_sealed(&left[..last / 2]);
-            // Answers go out while a part of a record waits for its rest.
+            // Response bytes are sent while a record is incomplete.
             for part in ["before", "between"] {
                 asked.send(format!("{:x}\r\n{part}\r\n", part.len()));
                 client.until(&format!("{part}\r\n"));
@@ -162,7 +162,7 @@ fn large_bodies_pass_whole_both_ways() {
         let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
         let answer = [head.as_bytes(), &body].concat();
         let sending = std::thread::spawn(move || asked.send(answer));
-        // A slow reader: what the proxy holds meanwhile is bounded, and nothing is lost.
+        // A slow reader: the proxy buffers a bounded amount and loses nothing.
         client.until("\r\n\r\n");
         std::thread::sleep(common::MOMENT);
         assert!(client.take(body.len()) == body);

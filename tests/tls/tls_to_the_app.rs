@@ -18,7 +18,7 @@ use common::tls::{Authority, Secure, TlsEnd};
 use common::{LIMIT, wait_for};
 use rustls::ServerConfig;
 
-/// An app with TLS: each connection over which a request comes, with its head.
+/// An app with TLS: passes on each connection with a request, together with the request's head.
 struct SecureApp {
     addr: SocketAddr,
     asked: Receiver<(Secure, String)>,
@@ -39,7 +39,7 @@ impl SecureApp {
                     (listener.accept().expect("accepted").0, sender.clone(), config.clone());
                 thread::spawn(move || {
                     let Ok(mut secure) = Secure::accept(tcp, config) else { return };
-                    // A readiness check asks for nothing.
+                    // A readiness check sends no request.
                     if secure.fill(LIMIT) == Some(Ok(())) {
                         let head = secure.until("\r\n\r\n");
                         let _ = sender.send((secure, head));
@@ -77,7 +77,7 @@ fn a_request_and_its_answer_pass_and_the_connection_is_kept() {
     asked.send(format!("HTTP/1.1 200 OK\r\nContent-Length: 500000\r\n\r\n{}", "y".repeat(500_000)));
     let answer = client.answer();
     assert_eq!((answer.body.len(), answer.end), (500_000, End::Whole));
-    // The next one over the same connection.
+    // The next request uses the same connection.
     client.get("/again");
     assert!(asked.until("\r\n\r\n").starts_with("GET /again"));
     asked.send("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\none\r\n");
@@ -87,7 +87,7 @@ fn a_request_and_its_answer_pass_and_the_connection_is_kept() {
 }
 
 #[test]
-fn an_end_without_a_word_is_a_cut_where_the_end_is_all_there_is() {
+fn an_end_without_close_notify_is_a_cut_where_only_the_end_delimits_the_body() {
     let authority = Authority::default();
     let app = SecureApp::start(authority.server_config(&["localhost"]));
     let proxy = proxy(&authority, &app, &[]);
@@ -107,7 +107,7 @@ fn an_end_without_a_word_is_a_cut_where_the_end_is_all_there_is() {
             false => assert_eq!(answer.end, End::CutByRst),
         }
     }
-    // A body whose length was said is whole without it.
+    // A body with a Content-Length is complete without close_notify.
     let mut client = proxy.client();
     client.get("/");
     let (mut asked, _) = app.asked();
@@ -130,7 +130,7 @@ fn a_client_that_leaves_is_seen_to_have_left() {
     let (proxy, addr) = proxy_between(&authority, &app);
     let leave: [fn(Secure); 3] = [drop, Secure::reset, |mut client| {
         client.truncate();
-        // Its other side stays open, as an attacker's would.
+        // Only the client's sending side is closed, as an attacker may do.
         let _ = client.read_to_end();
     }];
     for request in [UPLOAD, WHOLE] {
@@ -233,7 +233,7 @@ fn an_app_with_the_wrong_certificate_gets_nothing_and_the_log_says_why() {
         assert_eq!(answer.head.status, 502);
         assert!(begun.elapsed() < Duration::from_secs(5), "not retried for --upstream-wait");
         proxy.process.wait_line(why, |line| {
-            (line.contains("no TLS with the app") && line.contains(why)).then_some(())
+            (line.contains("no TLS connection to the app") && line.contains(why)).then_some(())
         });
         assert_eq!(proxy.ready().head.status, 503);
     }
@@ -284,7 +284,7 @@ fn a_file_of_authorities_that_has_none_is_an_error_at_the_start() {
     let (code, output) =
         common::tls::proxy_to_its_end(&["--upstream", "https://localhost:1", "--upstream-ca", file]);
     assert_eq!(code, 1);
-    assert!(output.contains("empty.pem: no certificate of an authority in it"), "{output}");
+    assert!(output.contains("empty.pem: contains no CA certificate"), "{output}");
 }
 
 #[test]

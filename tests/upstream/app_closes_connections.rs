@@ -21,17 +21,17 @@ fn start() -> (RawApp, Lameduck) {
     (app, proxy)
 }
 
-/// One request that the app answers so, over whatever connection; whether the client is told to close.
+/// Sends one request, to which the app responds with `answer`; returns whether the client got `Connection: close`.
 fn told(app: &RawApp, proxy: &Lameduck, answer: &str) -> bool {
     let mut client = proxy.client();
     client.get("/");
-    // A connection of its own each time: the last one is closed.
+    // Each request uses a new connection to the app, because the previous one is closed.
     let mut asked = app.asked();
     asked.send(answer);
     let got = client.answer();
     assert_eq!(got.text(), "ok");
     if answer == KEPT {
-        // The app ends it without a word, and the pool finds out.
+        // The app closes the idle connection, which the pool notices.
         drop(asked);
     }
     got.head.has("connection", "close")
@@ -68,7 +68,7 @@ fn an_app_that_kept_connections_and_begins_to_close_them_is_going_and_clients_ar
     asked.send(CLOSED);
     assert!(client.answer().head.has("connection", "close"));
     client.expect_fin();
-    assert!(told(&app, &proxy, CLOSED), "every one of them");
+    assert!(told(&app, &proxy, CLOSED), "every client gets `close`");
 }
 
 #[test]
@@ -82,7 +82,7 @@ fn an_http2_client_is_told_by_goaway() {
     raw.frame(HEADERS, 5, 3, &block("/", &[]));
     asked.next();
     asked.send(CLOSED);
-    let goaway = raw.wait(GOAWAY).expect("the client is told");
+    let goaway = raw.wait(GOAWAY).expect("the client gets a GOAWAY");
     assert_eq!(goaway.code(), 0);
 }
 
@@ -105,15 +105,15 @@ fn the_goaway_of_an_app_that_speaks_http2_is_the_same() {
     raw.frame(HEADERS, 5, 1, &block("/first", &[]));
     assert!(raw.wait(HEADERS).is_some());
     raw.frame(HEADERS, 5, 3, &block("/t.T/Away", &[]));
-    assert_eq!(raw.wait(GOAWAY).expect("the client is told").code(), 0);
+    assert_eq!(raw.wait(GOAWAY).expect("the client gets a GOAWAY").code(), 0);
 }
 
 #[test]
-fn one_that_closes_now_and_then_and_goes_on_closes_no_clients() {
+fn an_app_that_closes_now_and_then_closes_no_clients() {
     let (app, proxy) = start();
     assert!(!told(&app, &proxy, KEPT));
-    assert!(told(&app, &proxy, CLOSED), "that can't be known yet");
-    // Longer than an answer that was on its way.
+    assert!(told(&app, &proxy, CLOSED), "one close is taken for the app's shutdown");
+    // Long enough that a new response without `close` is not one that was already on its way.
     thread::sleep(Duration::from_millis(1100));
     assert!(!told(&app, &proxy, KEPT));
     assert!(!told(&app, &proxy, CLOSED));
@@ -125,7 +125,7 @@ fn a_server_that_says_how_long_only_when_asked_is_asked() {
     let mut client = proxy.client();
     client.get("/");
     let mut asked = app.asked();
-    assert!(!asked.has_line("Connection: keep-alive"), "what can be left out is left out");
+    assert!(!asked.has_line("Connection: keep-alive"), "the field is sent only where it is needed");
     asked.send(KEPT);
     assert_eq!(client.answer().text(), "ok");
     for _ in 0..3 {
@@ -135,7 +135,7 @@ fn a_server_that_says_how_long_only_when_asked_is_asked() {
         asked.send("HTTP/1.1 200 OK\r\nConnection: keep-alive\r\nKeep-Alive: timeout=20\r\nContent-Length: 2\r\n\r\nok");
         assert_eq!(client.answer().text(), "ok");
     }
-    // An upgrade has its own.
+    // An upgrade has its own `Connection` field.
     client.request("GET", "/", &["Connection: Upgrade", "Upgrade: websocket"]);
     asked.next();
     assert!(asked.has_line("Connection: Upgrade") && !asked.has_line("Connection: keep-alive"));

@@ -20,7 +20,7 @@ fn listener(addr: SocketAddr) -> TcpListener {
     TcpListener::bind(addr).expect("the port")
 }
 
-/// The next connection over which a request has come, unread. The proxy's own checks connect too, and say nothing.
+/// The next connection with an unread request. The proxy's readiness checks connect too, but send nothing.
 fn unread(listener: &TcpListener) -> TcpStream {
     loop {
         let (stream, _) = listener.accept().expect("a connection");
@@ -30,12 +30,13 @@ fn unread(listener: &TcpListener) -> TcpStream {
     }
 }
 
-/// Closes the port at once: a child that another test has just forked still has the socket until it runs its own program.
+/// Closes the port at once. Dropping the socket is not enough: a child that another test has just forked keeps it open
+/// until it executes its program.
 fn stop_listening(listener: TcpListener) {
     SockRef::from(&listener).shutdown(Shutdown::Both).expect("it listened");
 }
 
-/// How often the proxy has sent a request again.
+/// Number of the proxy's retries so far.
 fn retries(proxy: &Lameduck) -> u32 {
     proxy.metric("lameduck_upstream_retries_total") as u32
 }
@@ -44,7 +45,7 @@ fn read(stream: &mut TcpStream) {
     assert!(stream.read(&mut [0; 4096]).expect("a request") > 0);
 }
 
-/// An app, a proxy, and a client whose request was answered over a connection that rests now.
+/// An app, a proxy, a client whose request was answered, and the app's connection, which is idle now.
 fn rests() -> (TcpListener, Lameduck, Client, TcpStream) {
     let app = listener((Ipv4Addr::LOCALHOST, 0).into());
     let proxy = Lameduck::proxy(app.local_addr().expect("its address"), &["--threads", "1"]);
@@ -64,7 +65,7 @@ fn a_retry_that_comes_to_a_closing_port_waits_for_the_next_app() {
     client.send(GET);
     read(&mut resting);
     drop(resting);
-    // It is sent once more, and nobody will read it: closing the port resets it.
+    // The retry is never read: closing the port resets its connection.
     let retried = unread(&app);
     stop_listening(app);
     drop(retried);
@@ -102,7 +103,7 @@ fn apps_that_die_one_after_the_other_are_not_tried_for_ever() {
                 stop_listening(app);
                 drop(retried);
                 died += 1;
-                // Nobody may listen there again before the proxy has found that nobody does.
+                // The port must stay closed until the proxy has seen that it is.
                 let decided = || answer.is_finished() || retries(&proxy) >= died;
                 wait_for("the proxy's decision", || decided().then_some(()));
                 app = listener(addr);
@@ -157,9 +158,9 @@ fn only_what_is_in_flight_at_the_kill_may_fail() {
             all += asked;
             lost.extend(failed);
         }
-        // What was sent over a connection that rested goes out once more even so.
+        // Even a request that was sent over an idle connection is retried.
         eprintln!("{} of {all} lost", lost.len());
-        assert!(all > 500, "hardly any load: {all}");
+        assert!(all > 500, "too little load: {all}");
         for (begun, status, text) in &lost {
             let in_flight = kills.iter().any(|kill| begun < kill && kill.duration_since(*begun) < MOMENT);
             assert!(in_flight, "{status} {text} for a request that came after the kill");

@@ -15,9 +15,9 @@ fn swap(proxy: &Lameduck, options: &[&str], script: &str) -> Process {
     Process::start("swap", common::process::lameduck().args(args))
 }
 
-/// Ends when the old app has gone and before a new one is up, as `docker compose up -d` may.
+/// A command that ends when the old app is gone and before the new one is up, as `docker compose up -d` may.
 fn end(pid: u32) -> String {
-    // The port closes with the last thread, which may outlive the first.
+    // The port closes when the last thread exits, which may be later than the main thread.
     format!(
         "kill -9 {pid}; until grep -q '^State:.Z' /proc/{pid}/status && [ $(ls /proc/{pid}/task | wc -l) = 1 ]; do :; done"
     )
@@ -32,11 +32,13 @@ fn the_app_is_replaced_while_new_requests_wait() {
     running.get("/wait");
     app.wait_active(1);
 
-    // The command ends when the old app has gone and before the new one is up, as `docker compose up -d` does.
+    // The command ends when the old app is gone and before the new one is up, as `docker compose up -d` does.
     let gone = format!("{}; echo replaced", end(pid));
     let mut swap = swap(&proxy, &[], &gone);
-    swap.wait_line("its progress", |line| line.contains("waiting for what runs: 1 running").then_some(()));
-    // The first look may come before the hold.
+    swap.wait_line("its progress", |line| {
+        line.contains("waiting for running requests: 1 running").then_some(())
+    });
+    // The first status may be from before the hold.
     proxy.wait_status("a hold", |status| !status["hold"].is_null());
     held.get("/");
     proxy.wait_status("held", |status| status["held"] == 1);
@@ -51,7 +53,7 @@ fn the_app_is_replaced_while_new_requests_wait() {
 }
 
 #[test]
-fn a_command_that_fails_or_an_app_that_stays_away_lets_the_requests_go() {
+fn a_failed_command_or_a_missing_app_releases_the_requests() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let (mut running, mut held) = (proxy.client(), proxy.client());
@@ -92,7 +94,7 @@ fn a_drain_that_begins_meanwhile_goes_on() {
 }
 
 #[test]
-fn ctrl_c_lets_the_requests_go() {
+fn ctrl_c_releases_the_requests() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let (mut running, mut held) = (proxy.client(), proxy.client());

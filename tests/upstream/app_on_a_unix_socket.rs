@@ -13,7 +13,7 @@ use common::wait_for;
 
 fn node(socket: &Path) -> Process {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/common/held.js");
-    // An unmodified app: `listen(process.env.PORT)` takes a path as well. Its host is left out then.
+    // An unmodified app may call `listen(process.env.PORT)`, which accepts a path; the host has to be removed here.
     let text = std::fs::read_to_string(script).expect("held.js").replace(", '127.0.0.1', ()", ", ()");
     let text = text.replace("${server.address().port}", "${server.address()}");
     let node = Process::start("node", Command::new("node").args(["-e", &text]).env("PORT", socket));
@@ -41,7 +41,7 @@ fn an_app_that_was_killed_can_listen_again_and_nothing_is_lost() {
         let mut client = proxy.client();
         client.get("/");
         wait_for("the file to go", || (!socket.exists()).then_some(()));
-        // Without that it ends with EADDRINUSE.
+        // Otherwise the app would exit with EADDRINUSE.
         app = node(&socket);
         assert_eq!(client.answer().head.status, 200);
         wait_for("ready again", || (proxy.ready().head.status == 200).then_some(()));
@@ -75,7 +75,7 @@ fn the_apps_probes_are_passed_on_past_the_proxy_and_nothing_else_is() {
     assert!(app.asked_within(common::MOMENT).is_none());
 }
 
-/// The kubelet reads 10 KiB.
+/// The kubelet reads at most 10 KiB.
 #[test]
 fn a_probes_answer_is_bounded_and_an_app_that_is_down_is_a_502() {
     let socket = socket();
@@ -87,15 +87,15 @@ fn a_probes_answer_is_bounded_and_an_app_that_is_down_is_a_502() {
     asked.send("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n");
     asked.send(format!("4000\r\n{}\r\n", "x".repeat(0x4000)));
     let answer = probe.answer();
-    assert_eq!((answer.head.status, answer.body.len()), (200, 10 << 10), "the rest is not waited for");
+    assert_eq!((answer.head.status, answer.body.len()), (200, 10 << 10), "the response is cut at the limit");
 
     std::fs::remove_file(&socket).expect("the socket");
     assert_eq!(Client::ask(proxy.probe, "/app-probe/healthz").head.status, 502);
 }
 
-/// The kubelet asks on the same port whether lameduck is alive, and its hooks wait there.
+/// lameduck's own liveness probe and its hooks use the same port.
 #[test]
-fn probes_of_an_app_that_does_not_answer_keep_nobody_else_waiting() {
+fn probes_of_an_app_that_hangs_delay_no_other_requests() {
     let app = Node::held();
     let proxy = Lameduck::proxy(app.addr, &["--app-probe", "/wait"]);
     let mut probes: Vec<_> = (0..300).map(|_| Client::connect(proxy.probe)).collect();
@@ -108,7 +108,7 @@ fn probes_of_an_app_that_does_not_answer_keep_nobody_else_waiting() {
     let statuses: Vec<_> = probes.into_iter().map(|mut probe| probe.answer().head.status).collect();
     let count = |wanted: u16| statuses.iter().filter(|status| **status == wanted).count();
     assert_eq!((count(200), count(503)), (32, 268));
-    // Those that were asked for have left room for others.
+    // Probes that have ended make room for others.
     let mut again = Client::connect(proxy.probe);
     again.get("/app-probe/wait");
     app.wait_active(1);

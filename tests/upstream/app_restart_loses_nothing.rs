@@ -14,7 +14,7 @@ fn requests_wait_for_an_app_that_crashed() {
     let mut app = Node::held();
     let port = app.addr.port();
     let proxy = Lameduck::proxy(app.addr, &["--upstream-wait", "60s"]);
-    // Connections to the app are in the proxy's pool when it dies.
+    // When the app dies, the proxy's pool has connections to it.
     let mut clients: Vec<_> = (0..20).map(|_| proxy.client()).collect();
     clients.iter_mut().for_each(|client| client.get("/"));
     clients.iter_mut().for_each(|client| assert_eq!(client.answer().head.status, 200));
@@ -47,7 +47,7 @@ fn streams_end_before_an_app_that_restarts_would_cut_them() {
     let events = client.body("GET", head);
     assert!(events.end == End::Whole && events.text().ends_with("\n\n"), "{:?}", events.text());
     socket.expect_close(1001);
-    // Nothing else runs, so the restart's grace isn't waited for.
+    // Nothing else is running, so the hook returns before `--restart-grace` is over.
     hooks.iter_mut().for_each(|hook| assert!(hook.answer().text().contains("app-may-stop")));
 }
 
@@ -63,7 +63,7 @@ fn the_apps_hook_alone_holds_requests_until_it_is_back() {
     app.wait_active(1);
 
     let mut hook = proxy.hook("/drain?hook=app", Some(TOKEN));
-    // Two seconds without the sidecar's own hook decide it. Until then requests are served.
+    // Only after two seconds without the sidecar's hook it is a restart. Until then requests are served.
     let mut held = wait_for("a new request that is held", || {
         let mut client = proxy.client();
         client.get("/");
@@ -97,7 +97,7 @@ fn the_apps_hook_alone_holds_requests_until_it_is_back() {
     proxy.expect_clean_exit();
 }
 
-/// Only the app's hook has come, and requests are held; one of them.
+/// Waits until requests are held, because only the app's hook came; returns a client whose request is held.
 fn held_request(proxy: &Lameduck) -> Client {
     wait_for("a restart", || proxy.ready().text().contains("requests are held").then_some(()));
     let mut held = proxy.client();
@@ -106,7 +106,8 @@ fn held_request(proxy: &Lameduck) -> Client {
     held
 }
 
-/// An app that is full (`server.maxConnections`) closes each new connection at once, which looks like an end.
+/// An app at its connection limit (`server.maxConnections`) closes each new connection at once, which looks like a
+/// restart.
 #[test]
 fn a_port_that_blinks_before_the_hook_is_released_hides_no_restart() {
     let mut app = Node::held();
@@ -121,7 +122,7 @@ fn a_port_that_blinks_before_the_hook_is_released_hides_no_restart() {
     std::thread::sleep(MOMENT);
     direct.get("/roomy");
     direct.answer();
-    // Longer than a connection has to stay to show that the app is back.
+    // Longer than a connection must stay open to count as the app's return.
     std::thread::sleep(Duration::from_millis(1500));
     app.release();
     assert_eq!(running.answer().text(), "released\n");
@@ -152,7 +153,7 @@ fn an_app_that_was_only_full_when_its_hook_was_released_is_not_yet_back() {
     std::thread::sleep(MOMENT);
     direct.get("/roomy");
     direct.answer();
-    assert!(held.is_quiet_for(Duration::from_millis(1500)), "went to an app that is about to stop");
+    assert!(held.is_quiet_for(Duration::from_millis(1500)), "sent to an app that is about to stop");
 
     let port = app.addr.port();
     app.process.kill();

@@ -25,7 +25,7 @@ fn what_runs_may_finish_and_then_a_hold_is_idle() {
     app.release();
     assert_eq!(running.answer().text(), "released\n");
     assert_eq!(hold.wait_exit(), 0);
-    assert!(held.is_quiet_for(MOMENT), "let go by itself");
+    assert!(held.is_quiet_for(MOMENT), "released by itself");
     assert_eq!(proxy.status().expect("a status")["hold"]["idle"], true);
 
     assert!(proxy.command_output(&["resume"]).status.success());
@@ -63,7 +63,7 @@ fn a_hold_ends_by_itself_after_its_longest_time() {
     let mut held = proxy.client();
     held.get("/");
     assert_eq!(held.answer().head.status, 200);
-    assert!(began.elapsed() >= Duration::from_secs(1), "let go after {:?}", began.elapsed());
+    assert!(began.elapsed() >= Duration::from_secs(1), "released after {:?}", began.elapsed());
     assert_eq!(hold.wait_exit(), 1);
     assert!(hold.output().contains("not idle in time"), "{}", hold.output());
 }
@@ -90,7 +90,7 @@ fn a_drain_ends_a_hold_and_a_hold_does_not_end_a_drain() {
 }
 
 #[test]
-fn websockets_are_told_to_go_or_stay_and_are_not_waited_for() {
+fn websockets_end_or_stay_and_delay_no_hold() {
     let app = Node::chat();
     let proxy = Lameduck::proxy(app.addr, &[]);
     let mut socket = WebSocket::open(proxy.listen, "/chat?name=ada");
@@ -98,23 +98,23 @@ fn websockets_are_told_to_go_or_stay_and_are_not_waited_for() {
     assert!(proxy.command_output(&["hold", "--until-idle", "--keep-streams"]).status.success());
     socket.send(TEXT, b"still here");
     assert!(socket.receive().text().contains("still here"));
-    // One that begins anew may tell them after all.
+    // A new hold may end the streams after all.
     let mut hold = proxy.command(&["hold", "--until-idle"]);
     socket.expect_close(1001);
     assert_eq!(hold.wait_exit(), 0);
     drop(socket);
-    // Its client comes back and waits.
+    // The client reconnects and is held.
     let mut again = WebSocket::begin(proxy.listen, "/chat?name=ada");
     proxy.wait_status("held", |status| status["held"] == 1);
     assert!(proxy.command_output(&["resume"]).status.success());
     again.accepted();
-    wait_for("it stays now", || (proxy.status()?["in_flight"] == 1).then_some(()));
+    wait_for("the WebSocket in flight", || (proxy.status()?["in_flight"] == 1).then_some(()));
     assert!(again.receive().text().contains("joined"));
 }
 
-/// A `--tcp` connection that is held is no stream that may stay: it must not stand in for what runs.
+/// A held `--tcp` connection is not a kept stream, so it must not be counted in place of a running request.
 #[test]
-fn a_held_tcp_connection_makes_no_hold_idle_that_keeps_streams() {
+fn a_held_tcp_connection_does_not_count_as_a_kept_stream() {
     let app = Node::held();
     let route = format!("127.0.0.1:0={}", app.addr);
     let proxy = Lameduck::proxy(app.addr, &["--tcp", &route]);
@@ -126,7 +126,7 @@ fn a_held_tcp_connection_makes_no_hold_idle_that_keeps_streams() {
     let _held = Client::connect(proxy.tcp(0));
     proxy.wait_status("held", |status| status["held"] == 1);
     std::thread::sleep(MOMENT);
-    assert_eq!((hold.exited(), hold.output().contains("idle:")), (None, false), "a request runs");
+    assert_eq!((hold.exited(), hold.output().contains("idle:")), (None, false), "idle while a request ran");
     app.release();
     assert_eq!(running.answer().text(), "released\n");
     assert_eq!(hold.wait_exit(), 0);

@@ -17,7 +17,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-/// A proxy of one thread, so that the second request finds the first one's connection; one request has been answered.
+/// A proxy that has served one request. It has one thread, so the next request finds the same connection to the app.
 fn kept(fields: &str) -> (RawApp, Lameduck, Client, Asked) {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &["--threads", "1"]);
@@ -45,7 +45,7 @@ fn a_connection_is_used_again() {
 }
 
 #[test]
-fn a_resting_connection_is_closed_before_the_app_would() {
+fn an_idle_connection_is_closed_before_the_app_would() {
     let cases = [
         ("", 3000, 4900),
         ("Keep-Alive: timeout=5, max=9\r\n", 3000, 4900),
@@ -95,7 +95,7 @@ fn an_http_1_0_app_keeps_its_connection_only_if_it_says_so() {
 }
 
 #[test]
-fn a_connection_that_the_app_closed_while_it_rested_hurts_nobody() {
+fn a_connection_that_the_app_closed_while_idle_fails_no_request() {
     let app = RawApp::start();
     let proxy = Lameduck::proxy(app.addr, &["--threads", "1"]);
     let mut client = proxy.client();
@@ -110,7 +110,7 @@ fn a_connection_that_the_app_closed_while_it_rested_hurts_nobody() {
     }
 }
 
-/// The second request finds a connection that the app closes instead of answering. What comes after that?
+/// Sends a second request over a connection that the app then closes instead of answering, after sending `before`.
 fn dies(request: &str, before: &str) -> (RawApp, Lameduck, Client) {
     let (app, proxy, mut client, mut asked) = kept("");
     client.send(request);
@@ -169,7 +169,7 @@ fn a_body_that_came_in_parts_is_sent_once_more_as_a_whole() {
 }
 
 #[test]
-fn what_could_be_done_twice_is_never_sent_twice() {
+fn an_unsafe_request_is_never_sent_twice() {
     for (request, before) in [
         ("POST /again HTTP/1.1\r\nHost: a\r\nContent-Length: 5\r\n\r\nhello", ""),
         ("PATCH /again HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n", ""),
@@ -211,15 +211,15 @@ fn a_new_connection_that_dies_is_not_tried_again() {
     assert!(app.asked_within(MOMENT).is_none());
 }
 
-/// A request comes to an app over a new connection, and its port closes: over the unread connection, which resets it,
-/// or after the app has `read` the request. A new app listens there then. The client's answer.
+/// Sends a request to an app that closes its port: either before it reads the request, which resets the connection, or
+/// after it has `read` it. Then a new app listens on the port. Returns the client's response.
 fn app_is_replaced(request: &str, read: bool) -> Answer {
     let port = Port::reserve();
     let old = TcpListener::bind(port.addr).expect("the port");
     let proxy = Lameduck::proxy(port.addr, &[]);
     let mut client = proxy.client();
     client.send(request);
-    // The proxy's own checks connect too, and say nothing.
+    // The proxy's readiness checks connect too, but send nothing.
     let mut stream = loop {
         let (stream, _) = old.accept().expect("a connection");
         if stream.peek(&mut [0]).is_ok_and(|n| n > 0) {
@@ -246,7 +246,7 @@ fn a_safe_request_that_a_closing_port_reset_is_sent_to_the_next_app() {
 fn one_that_the_app_may_have_died_of_is_not() {
     assert_eq!(app_is_replaced("GET / HTTP/1.1\r\nHost: a\r\n\r\n", true).head.status, 502);
     let post = "POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n";
-    assert_eq!(app_is_replaced(post, false).head.status, 502, "perhaps done already");
+    assert_eq!(app_is_replaced(post, false).head.status, 502, "the app may have processed it");
 }
 
 #[test]
@@ -275,7 +275,7 @@ fn a_wait_for_the_app_ends_with_503() {
 
 #[test]
 fn a_name_that_is_gone_for_a_while_is_waited_for() {
-    // Too long a label for any name: that needs no server to be told.
+    // The label is too long for a name, so the lookup fails without a DNS server.
     let name = format!("{}.test:80", "a".repeat(64));
     let proxy = Lameduck::proxy_to(&name, &["--upstream-wait", "500ms"]);
     let begun = Instant::now();
@@ -291,7 +291,7 @@ fn an_app_may_listen_on_a_unix_socket() {
         Lameduck::proxy_to(&format!("unix:{}", path.display()), &["--forwarded", "keep", "--threads", "1"]);
     let mut client = proxy.client();
     client.get("/first");
-    assert!(client.is_quiet_for(MOMENT), "it isn't there yet");
+    assert!(client.is_quiet_for(MOMENT), "answered before the app listened");
     let app = RawApp::unix(&path);
     let mut asked = app.asked();
     assert_eq!(asked.head, "GET /first HTTP/1.1\r\nHost: app.test\r\n\r\n");
@@ -313,7 +313,7 @@ fn a_unix_socket_whose_queue_is_full_is_waited_for() {
     let listener = Socket::new(Domain::UNIX, Type::STREAM, None).unwrap();
     listener.bind(&SockAddr::unix(&path).unwrap()).unwrap();
     listener.listen(0).unwrap();
-    let _first = Client::unix(&path).expect("it takes one");
+    let _first = Client::unix(&path).expect("the queue has room for one");
     let proxy = Lameduck::proxy_to(&format!("unix:{}", path.display()), &[]);
     let mut client = proxy.client();
     client.get("/");

@@ -8,7 +8,7 @@ use common::websocket::WebSocket;
 use common::{MOMENT, http::Client};
 
 #[test]
-fn new_requests_go_to_the_new_one_and_the_old_one_runs_dry() {
+fn new_requests_go_to_the_new_one_and_the_old_one_becomes_idle() {
     let (blue, green) = (Node::held(), Node::held());
     let proxy = Lameduck::proxy(blue.addr, &[]);
     let (mut running, mut kept) = (proxy.client(), proxy.client());
@@ -64,7 +64,7 @@ fn the_proxy_itself_is_refused() {
 }
 
 #[test]
-fn the_choice_outlives_the_proxy_and_outranks_its_upstream() {
+fn the_choice_outlives_the_proxy_and_overrides_its_upstream() {
     let (blue, green) = (Node::held(), Node::held());
     let mut proxy = Lameduck::proxy(blue.addr, &[]);
     assert!(proxy.command_output(&["switch", &green.addr.to_string()]).status.success());

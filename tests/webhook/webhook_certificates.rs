@@ -9,11 +9,12 @@ use lameduck::webhook::x509::{Root, Seconds, Served, roots};
 const DAY: Seconds = 24 * 3600;
 const START: Seconds = 1_800_000_000;
 const NAME: &str = "lameduck-webhook.lameduck-system.svc";
-/// An API server knows a bundle so long after its change at the latest.
+/// Longest time until an API server uses a changed bundle.
 const LAG: Seconds = 20;
-/// From ready to in service: it has to be seen as accepted twice, and the kubelet and kube-proxy have to tell others.
+/// Time from ready to in service: the replica must see its certificate accepted twice, and the kubelet and kube-proxy
+/// take a while.
 const INTO_SERVICE: Seconds = 25;
-/// How far clocks are off, either way.
+/// Largest error of a clock, in both directions, in seconds.
 const SKEW: u64 = 60;
 
 fn names() -> Vec<String> {
@@ -30,11 +31,11 @@ impl Random {
     }
 }
 
-/// What all share.
+/// What the replicas and the API servers share.
 struct World {
     now: Seconds,
     secret: (u64, StoredCerts),
-    /// Every version of the two bundles, and when it came.
+    /// Every version of the two bundles, with the time of its write.
     bundles: Vec<(Seconds, Vec<Vec<Root>>)>,
 }
 
@@ -48,22 +49,22 @@ impl World {
     }
 
     fn latest(&self) -> &(Seconds, Vec<Vec<Root>>) {
-        self.bundles.last().expect("one at least")
+        self.bundles.last().expect("at least one version")
     }
 
-    /// All that an API server may trust now.
+    /// All bundles that an API server may use now.
     fn trusted(&self) -> impl Iterator<Item = &Vec<Vec<Root>>> {
         let known = self.bundles.iter().rposition(|(since, _)| since + LAG <= self.now).unwrap_or(0);
         self.bundles[known..].iter().map(|(_, bundles)| bundles)
     }
 }
 
-/// How far a replica is in one look.
+/// How far a replica's current check has come.
 enum Stage {
     Idle,
-    /// It has read the bundles, of this version.
+    /// The bundles have been read, in this version.
     Bundles(usize),
-    /// And the Secret.
+    /// The Secret has been read too.
     Secret(usize, (u64, StoredCerts)),
 }
 
@@ -79,7 +80,7 @@ impl Replica {
         Self { ahead: random.below(2 * SKEW + 1), stage: Stage::Idle, served: None, accepted: None }
     }
 
-    /// As `keeper` does it, one access at a time; at a look's end, whether there was nothing to do.
+    /// Does what `keeper` does, one access at a time. At the end of a check, returns whether there was nothing to do.
     fn step(&mut self, world: &mut World) -> Option<bool> {
         let now = world.now + self.ahead - SKEW;
         match std::mem::replace(&mut self.stage, Stage::Idle) {
@@ -126,7 +127,7 @@ fn check(world: &World, replicas: &[Replica], seed: u64) {
     }
 }
 
-/// `wipes`: somebody empties the Secret now and then.
+/// Simulates this number of days. `wipes`: the Secret is emptied now and then.
 fn simulate(seed: u64, days: u64, wipes: bool) {
     let mut random = Random(seed);
     let mut world = World::new();
@@ -134,16 +135,16 @@ fn simulate(seed: u64, days: u64, wipes: bool) {
     let mut replicas: Vec<_> = (0..number).map(|_| Replica::new(&mut random)).collect();
     let mut idle = vec![false; replicas.len()];
     let mut served = std::collections::HashSet::new();
-    // What the last check depended on: the same again needs no other.
+    // The state at the last check; the same state needs no further check.
     let mut checked = (0, 0, 0, Vec::new());
     while world.now < START + days * DAY {
-        // Nothing to do for anybody, and nothing that only time changes soon: hours pass. Else a second or so.
+        // If no replica has anything to do, and time alone changes nothing soon, hours pass; otherwise seconds.
         let settling = world.now < world.latest().0 + SETTLE + 2 * LAG
             || replicas.iter().any(|replica| !replica.in_service(world.now));
         let quiet = idle.iter().all(|idle| *idle) && !settling;
         world.now += if quiet { random.below(DAY / 2) } else { random.below(10) };
         let n = random.below(number) as usize;
-        // Looks take seconds, and run side by side.
+        // Checks take seconds, and those of several replicas overlap.
         let looked = (0..3).take(if quiet { 3 } else { 1 }).find_map(|_| replicas[n].step(&mut world));
         idle[n] = looked.unwrap_or(idle[n]);
         if random.below(400) == 0 {
@@ -168,9 +169,12 @@ fn simulate(seed: u64, days: u64, wipes: bool) {
         }
         served.extend(replicas.iter().filter_map(|replica| Some(replica.served.as_ref()?.der().to_vec())));
     }
-    assert!(replicas.iter().any(|replica| replica.in_service(world.now)), "seed {seed}: none serves");
+    assert!(
+        replicas.iter().any(|replica| replica.in_service(world.now)),
+        "seed {seed}: no replica is in service"
+    );
     assert!(served.len() as u64 > days / (LEAF_LIFE / DAY), "seed {seed}: {} certificates", served.len());
-    assert!(world.bundles.len() as u64 > days * DAY / CA_LIFE, "seed {seed}: CAs change");
+    assert!(world.bundles.len() as u64 > days * DAY / CA_LIFE, "seed {seed}: too few CAs");
     assert!(roots(world.secret.1.ca_crt.as_bytes()).len() <= 2);
     assert!(world.latest().1[0].len() <= 8);
 }
@@ -183,13 +187,13 @@ fn every_replica_is_accepted_at_every_moment() {
 }
 
 #[test]
-fn a_secret_that_was_emptied_costs_nobody_his_certificate() {
+fn an_emptied_secret_costs_no_replica_its_certificate() {
     for seed in 100..102 {
         simulate(seed, 150, true);
     }
 }
 
-/// Does what is to be done until nothing is.
+/// Makes all pending writes, and returns their names.
 fn settle(now: Seconds, kept: &mut StoredCerts, bundles: &mut [Vec<Root>]) -> Vec<&'static str> {
     let mut done = Vec::new();
     while let Some(write) = next(now, &names(), kept, bundles).expect("randomness") {
@@ -246,7 +250,7 @@ fn a_leaf_is_renewed_in_time_by_the_same_ca() {
 }
 
 #[test]
-fn a_bundle_that_somebody_changed_is_put_right() {
+fn a_changed_bundle_is_corrected() {
     let (mut kept, mut bundles) = (StoredCerts::default(), vec![Vec::new(); 2]);
     settle(START, &mut kept, &mut bundles);
     let right = bundles.clone();
@@ -287,8 +291,8 @@ fn without_a_configuration_to_look_at_the_certificate_is_served_at_once() {
 fn a_ca_of_a_clock_that_ran_ahead_is_replaced() {
     let (mut kept, mut bundles) = (StoredCerts::default(), vec![Vec::new(); 2]);
     settle(START + 8 * 3600, &mut kept, &mut bundles);
-    // The clock was put right: nobody accepts that CA for hours yet.
+    // After the clock was corrected, that CA is not valid for hours.
     settle(START, &mut kept, &mut bundles);
     assert!(accepted(START, NAME, &bundles, &kept.served().expect("a leaf")), "not ready");
-    assert_eq!(settle(START, &mut kept, &mut bundles), [""; 0], "and then it rests");
+    assert_eq!(settle(START, &mut kept, &mut bundles), [""; 0], "nothing is left to do");
 }

@@ -47,7 +47,7 @@ fn warnings(reviewed: &Reviewed) -> Vec<String> {
     serde_json::from_value(reviewed.answer["response"]["warnings"].clone()).unwrap_or_default()
 }
 
-/// The pod as the API server makes it of the answer.
+/// The pod after the API server has applied the response's patch.
 fn patched(review_of: &Value, reviewed: &Reviewed) -> Value {
     let patch = reviewed.answer["response"]["patch"].as_str().expect("a patch");
     let ops: Vec<Value> = serde_json::from_slice(&STANDARD.decode(patch).expect("base64")).expect("JSON");
@@ -79,7 +79,7 @@ fn apply(document: &mut Value, op: &Value) {
     }
 }
 
-/// What an API server adds to the containers that an admission has put in: defaults, and the service account's mount.
+/// Adds what the API server adds to injected containers: defaults, and the service account's mount.
 fn with_defaults(pod: &mut Value) {
     let spec = &mut pod["spec"];
     for list in ["initContainers", "containers"] {
@@ -140,13 +140,13 @@ fn called_again_the_token_stays_and_nothing_changes() {
         assert_eq!(again.outcome, Outcome::Unchanged);
         assert_eq!(again.answer["response"].get("patch"), None);
         assert_eq!(token_of(&asked["request"]["object"]), Some("a-new-token"));
-        // Then as the API server calls again: with its own defaults in what we put in.
+        // The API server calls again with its own defaults in the injected container.
         with_defaults(&mut asked["request"]["object"]);
     }
 }
 
 #[test]
-fn a_pod_that_another_webhook_changed_meanwhile_is_put_right_with_its_old_token() {
+fn a_pod_that_another_webhook_changed_is_corrected_with_its_old_token() {
     let mut asked = deployment();
     asked["request"]["object"] = patched(&asked, &ask(&asked));
     with_defaults(&mut asked["request"]["object"]);
@@ -168,7 +168,7 @@ fn an_injected_pod_that_is_not_understood_any_more_keeps_its_sidecar() {
     asked["request"]["object"]["spec"]["hostNetwork"] = json!(true);
     let again = ask(&asked);
     assert_eq!((&again.outcome, again.answer["response"].get("patch")), (&Outcome::Unchanged, None));
-    assert!(warnings(&again)[0].contains("stays as it is: hostNetwork"), "{:?}", warnings(&again));
+    assert!(warnings(&again)[0].contains("stays unchanged: hostNetwork"), "{:?}", warnings(&again));
 }
 
 #[test]
@@ -185,7 +185,7 @@ fn a_pod_that_is_not_understood_is_allowed_with_a_warning_that_says_why() {
 }
 
 #[test]
-fn a_disabled_pod_is_allowed_without_a_word() {
+fn a_disabled_pod_is_allowed_without_a_warning() {
     for place in ["labels", "annotations"] {
         let mut asked = deployment();
         asked["request"]["object"]["metadata"][place] = json!({ INJECT: "disabled" });
@@ -228,7 +228,7 @@ fn a_warning_is_one_short_line() {
 }
 
 #[test]
-fn what_is_no_review_is_refused() {
+fn input_that_is_not_a_review_is_refused() {
     let mut beta = deployment();
     beta["apiVersion"] = json!("admission.k8s.io/v1beta1");
     let mut anonymous = deployment();
@@ -271,7 +271,7 @@ impl Random {
         }
     }
 
-    /// Puts something else, or nothing, in some place of the document.
+    /// Replaces or removes a value somewhere in the document.
     fn change(&mut self, value: &mut Value) {
         match value {
             Value::Object(object) if !object.is_empty() && self.below(8) > 0 => {
@@ -292,7 +292,7 @@ impl Random {
 }
 
 #[test]
-fn whatever_comes_is_answered_or_refused_and_never_panics() {
+fn any_input_is_answered_or_refused_without_a_panic() {
     let mut kinds = [0usize; 2];
     for seed in 0..4000 {
         let mut random = Random(seed);
@@ -321,5 +321,5 @@ fn whatever_comes_is_answered_or_refused_and_never_panics() {
             Err(_) => kinds[1] += 1,
         }
     }
-    assert!(kinds.iter().all(|kind| *kind > 100), "both happen: {kinds:?}");
+    assert!(kinds.iter().all(|kind| *kind > 100), "one kind is too rare: {kinds:?}");
 }

@@ -100,10 +100,10 @@ impl Drop for Webhook {
 struct Tls(StreamOwned<ClientConnection, TcpStream>);
 
 impl Tls {
-    /// Status and body, read to the connection's clean end.
+    /// Reads status and body up to the clean end of the connection.
     fn answer(&mut self) -> (u16, String) {
         let mut text = String::new();
-        self.0.read_to_string(&mut text).expect("an answer to its end, and close_notify");
+        self.0.read_to_string(&mut text).expect("a complete response and close_notify");
         let status = text.split(' ').nth(1).and_then(|status| status.parse().ok());
         let (head, body) = text.split_once("\r\n\r\n").unwrap_or_else(|| panic!("no answer: {text:?}"));
         assert!(head.to_ascii_lowercase().contains("connection: close"), "{head}");
@@ -163,7 +163,7 @@ fn a_review_over_tls_is_answered_counted_and_logged() {
 }
 
 #[test]
-fn what_is_no_review_gets_the_status_that_says_so() {
+fn requests_that_are_not_reviews_get_the_matching_status() {
     let webhook = Webhook::start("refuses", &[]);
     let get = |path: &str| webhook.ask(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).0;
     assert_eq!((get("/mutate"), get("/")), (405, 404));
@@ -173,7 +173,7 @@ fn what_is_no_review_gets_the_status_that_says_so() {
         assert_eq!(webhook.review(body).0, 400);
     }
     assert_eq!(webhook.review("[".repeat(100_000).as_bytes()).0, 400);
-    // Small as text, a multiple of the container's memory as values.
+    // Small as text, but many times the container's memory once parsed.
     assert_eq!(webhook.review(format!("{{\"a\":[{}0]}}", "[0],".repeat(1_000_000)).as_bytes()).0, 400);
     assert_eq!(Client::ask(webhook.probe, "/mutate").head.status, 404);
     injected(webhook.review(DEPLOYMENT.as_bytes()));
@@ -186,7 +186,7 @@ fn a_new_certificate_is_shown_at_once_and_open_connections_go_on() {
     let (first, half) = (open.shown(), DEPLOYMENT.len() / 2);
     open.0.write_all(head(DEPLOYMENT.len()).as_bytes()).expect("sent");
     open.0.write_all(&DEPLOYMENT.as_bytes()[..half]).expect("sent");
-    // A key that doesn't belong to the certificate, as in the midst of a change, changes nothing.
+    // A key that does not match the certificate, as during a change, is ignored.
     let key = fs::read(webhook.dir.join("tls.key")).expect("a key");
     fs::write(webhook.dir.join("tls.key"), make_ca(0..now()).expect("a key").key).expect("written");
     webhook.process.wait_line("a complaint", |line| line.contains("tls.crt and tls.key").then_some(()));
@@ -214,7 +214,7 @@ fn an_expired_certificate_is_not_ready() {
 }
 
 #[test]
-fn a_client_that_says_nothing_or_not_enough_is_let_go() {
+fn a_silent_or_slow_client_is_closed() {
     let webhook = Webhook::start("slow", &[]);
     let began = Instant::now();
     let mut silent = TcpStream::connect(webhook.addr).expect("a connection");
@@ -223,7 +223,7 @@ fn a_client_that_says_nothing_or_not_enough_is_let_go() {
     let mut half = webhook.connect().expect("a connection");
     half.0.write_all(head(100).as_bytes()).expect("sent");
     let mut byte = [0; 1];
-    // Whether it says 408 first is the same to us.
+    // The webhook may send a 408 first.
     while mute.0.read(&mut byte).is_ok_and(|n| n > 0) {}
     assert!(began.elapsed() < Duration::from_secs(9), "{:?}", began.elapsed());
     assert!(silent.read(&mut byte).is_ok_and(|n| n == 0), "closed");
@@ -238,13 +238,13 @@ fn after_sigterm_new_reviews_are_served_for_the_lame_duck_and_running_ones_to_th
     let mut running = webhook.connect().expect("a connection");
     running.0.write_all(head(DEPLOYMENT.len()).as_bytes()).expect("sent");
     webhook.process.signal(Signal::TERM);
-    webhook.process.wait_line("the signal", |line| line.contains("asked to go").then_some(()));
+    webhook.process.wait_line("the signal", |line| line.contains("shutdown requested").then_some(()));
     std::thread::sleep(common::MOMENT);
     injected(webhook.review(DEPLOYMENT.as_bytes()));
     assert_eq!(
         Client::ask(webhook.probe, "/readyz").head.status,
         200,
-        "still the last one that serves, maybe"
+        "this may be the last replica that serves"
     );
     webhook.process.wait_line("the close", |line| line.contains("new connections are refused").then_some(()));
     wait_for("the close of the socket", || TcpStream::connect(webhook.addr).err());
@@ -254,7 +254,7 @@ fn after_sigterm_new_reviews_are_served_for_the_lame_duck_and_running_ones_to_th
 }
 
 #[test]
-fn noise_on_the_port_harms_nobody() {
+fn noise_on_the_port_harms_no_other_client() {
     let webhook = Webhook::start("noise", &[]);
     let mut seed = 7u64;
     let mut noise = |length: usize| -> Vec<u8> {

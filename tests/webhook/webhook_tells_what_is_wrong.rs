@@ -21,7 +21,7 @@ use rcgen::generate_simple_self_signed;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
-/// An API server with this webhook configuration; it refuses every change of it, and knows no Secret.
+/// An API server with this webhook configuration, which it does not allow to change, and at first without a Secret.
 fn api_server(authority: &Authority, ca_bundle: &str) -> Cluster {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a port");
     let port = listener.local_addr().expect("its address").port();
@@ -81,7 +81,7 @@ impl Log {
     }
 }
 
-/// What a webhook warns of in a few looks after its first warning.
+/// Runs a webhook until a few checks after its first warning; returns all its warnings.
 fn warnings(cluster: Cluster, tls_dir: Option<&Path>) -> Vec<String> {
     let settings = WebhookSettings {
         listen: (Ipv4Addr::LOCALHOST, 0).into(),
@@ -105,7 +105,7 @@ fn warnings(cluster: Cluster, tls_dir: Option<&Path>) -> Vec<String> {
         while log.warnings().is_empty() && Instant::now() < end {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        // Two looks more at least.
+        // Time for at least two more checks.
         tokio::time::sleep(Duration::from_secs(3)).await;
     };
     runtime.block_on(webhook::run(settings, told)).expect("it starts");

@@ -108,7 +108,7 @@ async fn announced(
                 Poll::Ready(Ok(n)) if n > 0 => {}
                 // A TCP health check.
                 Poll::Ready(_) if head.is_empty() => return Poll::Ready(Err(None)),
-                Poll::Ready(_) => return Poll::Ready(Err(Some("its PROXY protocol header has no end"))),
+                Poll::Ready(_) => return Poll::Ready(Err(Some("its PROXY protocol header is incomplete"))),
                 Poll::Pending => break,
             }
             let before = head.len();

@@ -39,7 +39,7 @@ pub fn header(bytes: &[u8]) -> Result<Option<Header>, Broken> {
     } else if begins(bytes, START_V1) {
         version_1(bytes)
     } else {
-        Err(Broken("it begins with no PROXY protocol header"))
+        Err(Broken("it does not begin with a PROXY protocol header"))
     }
 }
 
@@ -51,7 +51,7 @@ fn begins(bytes: &[u8], start: &[u8]) -> bool {
 
 /// Parses one line: `PROXY TCP4 client proxy port port`.
 fn version_1(bytes: &[u8]) -> Result<Option<Header>, Broken> {
-    const BAD: Broken = Broken("its PROXY protocol line can't be read");
+    const BAD: Broken = Broken("its PROXY protocol line is invalid");
     let within = &bytes[..bytes.len().min(MAX_V1)];
     let Some(end) = within.windows(2).position(|two| two == b"\r\n") else {
         return if bytes.len() < MAX_V1 {
@@ -101,7 +101,7 @@ fn version_2(bytes: &[u8]) -> Result<Option<Header>, Broken> {
     let (family, protocol) = (fixed[13] >> 4, fixed[13] & 0xf);
     // Unassigned values must be refused (§2.2).
     if version != 2 || command > 1 || family > 3 || protocol > 2 {
-        return Err(Broken("its PROXY protocol header has a version, command or family that isn't known"));
+        return Err(Broken("its PROXY protocol header has an unknown version, command or family"));
     }
     if len > MAX_V2 {
         return Err(Broken("its PROXY protocol header is too long"));

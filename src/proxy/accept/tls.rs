@@ -60,8 +60,7 @@ pub async fn handshake(
             let tcp = tls.into_tcp();
             if speaks_no_tls(&error) {
                 // The socket's send buffer is empty, so this fits.
-                let _ =
-                    tcp.try_write(&failure::answer(400, "plain HTTP was sent to a port for HTTPS", false));
+                let _ = tcp.try_write(&failure::answer(400, "plain HTTP was sent to an HTTPS port", false));
             }
             worker.ledger.assign();
             // Lets the client read the reason before the connection closes.
