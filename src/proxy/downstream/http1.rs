@@ -17,7 +17,7 @@ use crate::proxy::connection::{Http2, Idle, Next, Tunnel, TunnelState};
 use crate::proxy::http1::head::{self, Reject, Request, URI_TOO_LONG, Upgrade};
 use crate::proxy::http2::frames::{PREFACE, begins_http2};
 use crate::proxy::parking;
-use crate::proxy::request::exchange::{Client, Exchange, Flow};
+use crate::proxy::request::exchange::{After, Client, Exchange, Flow};
 use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
@@ -237,7 +237,7 @@ async fn one_request(
     let finish = forward(client, &exchange, head).await;
     let flow = &exchange.flow;
     let (ended, close) = match finish {
-        Ok(Finish::Answered(ended)) => (ended, flow.close.get().then_some(Close::Linger)),
+        Ok(Finish::Answered(ended)) => (ended, (flow.after() != After::Stays).then_some(Close::Linger)),
         Ok(Finish::Upgraded(app, app_buf)) => {
             let websocket = request.upgrade == Upgrade::WebSocket;
             let client_buf = std::mem::take(&mut client.buf);
@@ -326,12 +326,12 @@ async fn fail<R, W: AsyncWrite + Unpin>(
     exchange: &Exchange<'_>,
     failure: Failure,
 ) -> (Ended, Close) {
-    let response = failure.response(exchange.flow.progress.get());
+    let response = failure.response(exchange.flow.progress());
     let close = match response.status {
         // Half of an interim response is out: the client could not tell another response from the rest of it.
-        Some(_) if exchange.flow.writing.get() => Close::Reset,
+        Some(_) if exchange.flow.is_writing() => Close::Reset,
         Some(status) => {
-            exchange.flow.status.set(status);
+            exchange.flow.answers(status, false);
             refuse(client, status, response.why, exchange.request.head_only).await
         }
         None if failure == Failure::ClientGone => Close::Gone,

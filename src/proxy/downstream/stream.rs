@@ -20,7 +20,7 @@ use crate::proxy::http2::adapter::Adapter;
 use crate::proxy::http2::grpc;
 use crate::proxy::http2::head;
 use crate::proxy::http2::head::reason;
-use crate::proxy::request::exchange::{Client, Exchange, Flow};
+use crate::proxy::request::exchange::{After, Client, Exchange, Flow};
 use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
@@ -93,7 +93,7 @@ pub async fn serve(
     } else {
         by_http1(&connection, &exchange, body, respond, head).await
     };
-    if exchange.flow.app_goes.get() {
+    if exchange.flow.after() == After::AppGoes {
         connection.app_goes.set(true);
     }
     let totals = exchange.flow.totals();
@@ -143,9 +143,9 @@ async fn by_http1(
 
 /// Ends a failed request, with an error response if one is still possible.
 async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
-    let response = failure.response(exchange.flow.progress.get());
+    let response = failure.response(exchange.flow.progress());
     if let Some(status) = response.status {
-        exchange.flow.status.set(status);
+        exchange.flow.answers(status, false);
         refuse(adapter, status, response.why).await;
     }
     response.ended

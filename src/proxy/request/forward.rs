@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::exchange::{Client, Exchange};
-use super::failure::{Failure, MAX_INTERIM, Progress};
+use super::exchange::{Client, Exchange, Upload};
+use super::failure::{Failure, Lost, MAX_INTERIM};
 use super::poll_end;
 use super::relay::{relay, relay_compressed_events, relay_events};
 use super::retry::{MAX_REPLAY, Tried, Tries};
@@ -64,12 +64,11 @@ where
     R: Source,
     W: Sink,
 {
-    let (mut body, mut more) = (Body::new(exchange.request.framing), Vec::new());
+    let (mut body, mut more) = (Body::new(exchange.request.framing), Some(Vec::new()));
     let here = body.take(client.buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
     head.extend_from_slice(&client.buf.unread()[..here]);
     client.buf.consume(here);
-    exchange.received(here);
-    exchange.flow.replayable.set(true);
+    exchange.flow.received(here);
 
     exchange.may_begin()?;
     exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
@@ -109,12 +108,12 @@ where
             AppSide::Http1(app) => (false, Tried::New(app.backend())),
             AppSide::Http2(app) => (app.is_unprocessed(), Tried::Shared { first: app.is_first() }),
         };
-        let kept = || exchange.flow.replayable.get();
-        let again = async { Ok(tries.may_retry(exchange, failure, unprocessed, tried, kept).await) };
+        let kept = more.is_some();
+        let again = async { Ok(tries.may_retry(exchange, failure, unprocessed, tried, || kept).await) };
         if !exchange.bounded(exchange.while_watched(client, again)).await? {
             return Err(failure);
         }
-        exchange.client_owes(&exchange.flow.reading, false);
+        exchange.waits_for_body(false);
     }
 }
 
@@ -137,7 +136,7 @@ async fn attempt<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
     head: &[u8],
-    body: (&mut Body, &mut Vec<u8>),
+    body: (&mut Body, &mut Option<Vec<u8>>),
     mut app: AppSide,
     app_buf: &mut Buffer,
 ) -> (AppSide, Result<Answered, Failure>)
@@ -160,12 +159,13 @@ where
 }
 
 /// Sends the request over this connection and relays the answer concurrently. `head` is the request's head and the part
-/// of the body that arrived with it; `body` reads the rest, and `more` is the part of it that an earlier try has sent.
+/// of the body that arrived with it; `body` reads the rest, and `more` is the part of it that an earlier try has
+/// sent; `None` once it is too long to be kept.
 async fn both_ways<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
     head: &[u8],
-    (body, more): (&mut Body, &mut Vec<u8>),
+    (body, more): (&mut Body, &mut Option<Vec<u8>>),
     (mut app_reader, mut app_writer, backend): (
         impl AsyncRead + Unpin,
         impl AsyncWrite + Unpin,
@@ -179,7 +179,7 @@ where
 {
     let flow = &exchange.flow;
     exchange.send(&mut app_writer, head).await?;
-    if !more.is_empty() {
+    if let Some(more) = more.as_deref().filter(|more| !more.is_empty()) {
         exchange.send(&mut app_writer, more).await?;
     }
     let Client { reader, writer, buf, .. } = client;
@@ -193,7 +193,7 @@ where
                 over?;
                 uploading = false;
             }
-            if flow.half_closed.get() && flow.events.get() {
+            if flow.upload() == Upload::HalfClosed && flow.streams_events() {
                 return Poll::Ready(Err(Failure::ClientGone)); // no client reads an event stream half-closed
             }
             answer.as_mut().poll(cx)
@@ -201,26 +201,26 @@ where
         .await?
     };
     // The new protocol begins after the whole request, in both directions (RFC 9110 §7.8).
-    if matches!(answered, Answered::Upgraded) && !flow.uploaded.get() {
+    if matches!(answered, Answered::Upgraded) && !flow.is_uploaded() {
         if uploading {
             poll_fn(|cx| match upload.as_mut().poll(cx) {
-                Poll::Pending if !flow.uploaded.get() => Poll::Pending,
+                Poll::Pending if !flow.is_uploaded() => Poll::Pending,
                 Poll::Pending => Poll::Ready(Ok(())),
                 Poll::Ready(over) => Poll::Ready(over),
             })
             .await?;
         }
-        if !flow.uploaded.get() {
-            return Err(Failure::AppGone { unanswered: false });
+        if !flow.is_uploaded() {
+            return Err(Failure::AppGone(Lost::Midway));
         }
     }
     // An upload that ended early means that the app does not read any more of it.
-    if uploading && !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
+    if uploading && !flow.is_uploaded() && matches!(answered, Answered::Whole { .. }) {
         finish_upload(exchange, writer, upload).await;
     }
     Ok(match answered {
         Answered::Whole { ended, reuse, keep_alive } => {
-            Answered::Whole { ended, reuse: reuse && flow.uploaded.get(), keep_alive }
+            Answered::Whole { ended, reuse: reuse && flow.is_uploaded(), keep_alive }
         }
         upgraded => upgraded,
     })
@@ -237,7 +237,7 @@ async fn finish_upload<W: AsyncWrite + Unpin>(
     let _ = writer.shutdown().await;
     exchange.answered_early();
     poll_fn(|cx| match upload.as_mut().poll(cx) {
-        Poll::Pending if !exchange.flow.uploaded.get() && !exchange.entry.expired() => Poll::Pending,
+        Poll::Pending if !exchange.flow.is_uploaded() && !exchange.entry.expired() => Poll::Pending,
         _ => Poll::Ready(()),
     })
     .await;
@@ -251,26 +251,24 @@ async fn upload<R: Source>(
     buf: &mut Buffer,
     body: &mut Body,
     app: &mut (impl AsyncWrite + Unpin),
-    (sent_before, more): (usize, &mut Vec<u8>),
+    (sent_before, more): (usize, &mut Option<Vec<u8>>),
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
+    let resendable = exchange.request.idempotent || exchange.http2();
     while !body.is_done() {
         if buf.is_empty() && !matches!(exchange.read(reader, buf).await, Ok(n) if n > 0) {
             return Err(Failure::ClientGone);
         }
         let filled = buf.unread().len() == buf.capacity();
         let n = body.take(buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
-        exchange.received(n);
-        let again = flow.replayable.get()
-            && (exchange.request.idempotent || exchange.http2())
-            && sent_before + more.len() + n <= MAX_REPLAY;
-        let sent = if again {
+        flow.received(n);
+        *more = more.take().filter(|more| resendable && sent_before + more.len() + n <= MAX_REPLAY);
+        let sent = if let Some(more) = more {
             let mark = more.len();
             more.extend_from_slice(&buf.unread()[..n]);
             buf.consume(n);
             app.write_all(&more[mark..]).await
         } else {
-            flow.replayable.set(false);
             let sent = app.write_all(&buf.unread()[..n]).await;
             buf.consume(n);
             sent
@@ -282,13 +280,13 @@ async fn upload<R: Source>(
             buf.grow();
         }
     }
-    flow.uploaded.set(true);
-    exchange.client_owes(&flow.reading, false);
+    flow.uploaded(Upload::Done);
+    exchange.waits_for_body(false);
     if !buf.is_empty() || buf.fill(reader).await.map_err(|_| Failure::ClientGone)? > 0 {
-        flow.pipelined.set(true);
+        flow.uploaded(Upload::Pipelined);
         return pending().await;
     }
-    flow.half_closed.set(true);
+    flow.uploaded(Upload::HalfClosed);
     half_closed(exchange, reader).await
 }
 
@@ -312,7 +310,7 @@ where
     A: AsyncRead + Unpin,
     W: Sink,
 {
-    let (request, flow) = (exchange.request, &exchange.flow);
+    let request = exchange.request;
     let mut out = Vec::with_capacity(SIZE);
     if let Some(poll) = exchange.long_poll
         && !poll_end::has_news(exchange, app, backend, buf).await?
@@ -337,17 +335,15 @@ where
             exchange.write(writer, &out).await?;
         }
     };
-    flow.status.set(response.status);
-    flow.progress.set(Progress::Answering);
+    let events = response.events
+        && request.reopens
+        && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
+    exchange.flow.answers(response.status, events);
     if response.status == 101 {
         exchange.write(writer, &out).await?;
         return Ok(Answered::Upgraded);
     }
-    let ended = if response.events
-        && request.reopens
-        && matches!(response.framing, Framing::Chunked | Framing::UntilClose)
-    {
-        flow.events.set(true);
+    let ended = if events {
         exchange.entry.set_class(Class::EventStream);
         let _streaming = exchange.streaming();
         match response.compressed {
@@ -374,7 +370,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
     first: bool,
 ) -> Result<Response, Failure> {
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
-    let (request, flow) = (exchange.request, &exchange.flow);
+    let request = exchange.request;
     let limits = &exchange.worker.shared.settings.limits;
     let max = limits.max_head;
     let mut seen = 0;
@@ -401,7 +397,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
         }
         match buf.fill(app).await {
             Ok(n) if n > 0 => {}
-            ended => return Err(flow.app_ended(&ended, seen == 0 && first)),
+            ended => return Err(Failure::AppGone(Lost::by(&ended, seen == 0 && first))),
         }
     }
 }

@@ -8,7 +8,7 @@ use http::StatusCode;
 use tokio::io::AsyncRead;
 
 use super::exchange::Exchange;
-use super::failure::{Failure, Progress};
+use super::failure::{Failure, Lost};
 use super::long_poll::LongPoll;
 use crate::drain::ledger::Class;
 use crate::proxy::buffer::Buffer;
@@ -25,7 +25,7 @@ pub async fn has_news<A: AsyncRead + Unpin>(
 ) -> Result<bool, Failure> {
     exchange.entry.set_class(Class::LongPoll);
     let _streaming = exchange.streaming();
-    let uploaded = poll_fn(|_| if exchange.flow.uploaded.get() { Poll::Ready(()) } else { Poll::Pending });
+    let uploaded = poll_fn(|_| if exchange.flow.is_uploaded() { Poll::Ready(()) } else { Poll::Pending });
     let end = async {
         exchange.worker.shared.stream_end(backend).await;
         uploaded.await;
@@ -34,7 +34,7 @@ pub async fn has_news<A: AsyncRead + Unpin>(
         biased;
         read = buf.fill(app) => match read {
             Ok(n) if n > 0 => Ok(true),
-            ended => Err(exchange.flow.app_ended(&ended, true)),
+            ended => Err(Failure::AppGone(Lost::by(&ended, true))),
         },
         () = end => Ok(false),
     }
@@ -48,7 +48,6 @@ pub async fn answer<W: Sink>(
     writer: &mut W,
     out: &mut Vec<u8>,
 ) -> Result<(), Failure> {
-    let (request, flow) = (exchange.request, &exchange.flow);
     let (status, body) = poll.answer(&exchange.worker.shared.settings.long_polls.answer);
     let framing = body.map_or(Framing::None, |(_, text)| Framing::Length(text.len() as u64));
     let side = exchange.plan(&Response::of_ours(status, framing), backend);
@@ -67,11 +66,10 @@ pub async fn answer<W: Sink>(
         (false, true) => {}
     }
     head += "\r\n";
-    if let Some((_, text)) = body.filter(|_| !request.head_only) {
+    if let Some((_, text)) = body.filter(|_| !exchange.request.head_only) {
         head += text;
     }
-    flow.status.set(status);
-    flow.progress.set(Progress::Answering);
+    exchange.flow.answers(status, false);
     out.extend_from_slice(head.as_bytes());
     exchange.write(writer, out).await
 }

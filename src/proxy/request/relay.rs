@@ -7,7 +7,7 @@ use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
 use super::exchange::Exchange;
-use super::failure::Failure;
+use super::failure::{Failure, Lost};
 use crate::drain::ledger::Class;
 use crate::metrics::Ended;
 use crate::proxy::buffer::Buffer;
@@ -78,7 +78,7 @@ where
         }
         match buf.fill(app).await {
             Ok(0) if response.framing == Framing::UntilClose => break,
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
+            Ok(0) | Err(_) => return Err(Failure::AppGone(Lost::Midway)),
             Ok(_) => {}
         }
     }
@@ -140,7 +140,7 @@ where
         };
         match read {
             Ok(0) if response.framing == Framing::UntilClose => break Ended::Complete,
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
+            Ok(0) | Err(_) => return Err(Failure::AppGone(Lost::Midway)),
             Ok(_) => {}
         }
     };
@@ -201,13 +201,13 @@ where
                 continue;
             }
             () = &mut late, if told.is_some() => {
-                exchange.flow.close.set(true);
+                exchange.flow.breaks_off();
                 return if between { Ok(Ended::EventsEnded) } else { Err(Failure::Forced) };
             }
         };
         match read {
             Ok(0) if response.framing == Framing::UntilClose => break,
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
+            Ok(0) | Err(_) => return Err(Failure::AppGone(Lost::Midway)),
             Ok(_) => {}
         }
     }

@@ -17,8 +17,8 @@ use bytes::Bytes;
 use http::header::{CONTENT_LOCATION, HeaderMap, HeaderValue, LINK, LOCATION, REFRESH};
 use http::{Request, Response};
 
-use super::exchange::Exchange;
-use super::failure::{self, Failure, MAX_INTERIM, Progress};
+use super::exchange::{After, Exchange, Upload};
+use super::failure::{self, Failure, Lost, MAX_INTERIM};
 use super::retry::{MAX_REPLAY, Tried, Tries};
 use crate::drain::ledger::Class;
 use crate::metrics::Ended;
@@ -113,8 +113,8 @@ async fn attempt(
 ) -> Result<(), Failure> {
     let ClientSide { body, back, reset, grpc } = client;
     let (mut response, mut app) = lease.send(head.clone(), body.is_empty()).map_err(app_failed)?;
-    exchange.flow.progress.set(Progress::Sent);
-    exchange.flow.app_goes.set(lease.backend().habit.is_going());
+    exchange.flow.reached_app();
+    exchange.flow.then(if lease.backend().habit.is_going() { After::AppGoes } else { After::Stays });
     let host = match (exchange.request.origin.host.is_empty(), head.uri().authority()) {
         (false, Some(host)) => host.as_str().as_bytes(),
         _ => b"",
@@ -149,15 +149,15 @@ async fn upload(
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
     if body.is_empty() {
-        flow.uploaded.set(true);
-        exchange.client_owes(&flow.reading, false);
+        flow.uploaded(Upload::Done);
+        exchange.waits_for_body(false);
         return Ok(());
     }
     loop {
         // A gRPC call may be silent until its own deadline, so no time limit applies to it here.
-        exchange.client_owes(&flow.reading, !grpc);
-        let next = body.next(flow.progress.get() < Progress::Answering).await;
-        exchange.client_owes(&flow.reading, false);
+        exchange.waits_for_body(!grpc);
+        let next = body.next(!flow.is_answering()).await;
+        exchange.waits_for_body(false);
         let next = next.map_err(|error| {
             reset.set(error.reason());
             Failure::ClientGone
@@ -165,7 +165,7 @@ async fn upload(
         let Some((chunk, fresh)) = next else { break };
         let (length, last) = (chunk.len(), body.is_whole());
         if fresh {
-            exchange.received(length);
+            flow.received(length);
         }
         if pass_on(chunk, app, last).await.is_err() {
             return Ok(());
@@ -174,13 +174,13 @@ async fn upload(
             body.took(length);
         }
         if last {
-            flow.uploaded.set(true);
+            flow.uploaded(Upload::Done);
             return Ok(());
         }
     }
     // A failure here also appears on the app's side, so ignore it.
     let _ = end(app, body.trailers.clone());
-    flow.uploaded.set(true);
+    flow.uploaded(Upload::Done);
     Ok(())
 }
 
@@ -200,8 +200,7 @@ async fn answer(
     }
     rename_app(&mut head.headers, site);
     let whole = body.is_end_stream();
-    flow.status.set(head.status.as_u16());
-    flow.progress.set(Progress::Answering);
+    flow.answers(head.status.as_u16(), false);
     let sent = back.respond.send_response(Response::from_parts(head, ()), whole);
     let client = back.answer.insert(sent.map_err(|_| Failure::ClientGone)?);
     if whole {
@@ -217,11 +216,11 @@ async fn answer(
         });
         let Some(chunk) = chunk.await.transpose()? else { break };
         let (length, last) = (chunk.len(), body.is_end_stream());
-        exchange.client_owes(&flow.writing, !grpc);
+        exchange.waits_for_room(!grpc);
         let passed = pass_on(chunk, client, last).await;
-        exchange.client_owes(&flow.writing, false);
+        exchange.waits_for_room(false);
         passed.map_err(|error| client_gone(Err(error), reset))?;
-        flow.sent.set(flow.sent.get() + length as u64);
+        flow.wrote(length);
         let _ = body.flow_control().release_capacity(length);
         if last {
             return Ok(());
@@ -304,7 +303,7 @@ fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), ::
 /// Ends a failed request: with an answer if one is still possible, otherwise so that the client can tell that the
 /// answer was cut. A gRPC call can always get trailers, which tell the client that it may retry.
 fn fail(exchange: &Exchange<'_>, client: &mut ClientSide, failure: Failure) -> Ended {
-    let response = failure.response(exchange.flow.progress.get());
+    let response = failure.response(exchange.flow.progress());
     let ClientSide { back, grpc, .. } = client;
     let reset = match failure {
         Failure::ClientGone => return response.ended,
@@ -319,7 +318,7 @@ fn fail(exchange: &Exchange<'_>, client: &mut ClientSide, failure: Failure) -> E
         }
         (Some(answer), _) => answer.send_reset(reason),
         (None, Some(status)) if reset.is_none() => {
-            exchange.flow.status.set(status);
+            exchange.flow.answers(status, false);
             refuse(&mut back.respond, status, response.why, *grpc, exchange.request.head_only);
         }
         (None, _) => back.respond.send_reset(reason),
@@ -421,7 +420,7 @@ fn app_failed(error: ::h2::Error) -> Failure {
         _ if upstream::was_unprocessed(&error) => Failure::Unprocessed(Reason::REFUSED_STREAM),
         Some(reason) if error.is_reset() && error.is_remote() => Failure::AppReset(reason),
         Some(_) => Failure::AppBroken("the app breaks the rules of HTTP/2"),
-        None => Failure::AppGone { unanswered: true },
+        None => Failure::AppGone(Lost::Closed),
     }
 }
 
