@@ -12,12 +12,12 @@ use crate::config::Limits;
 use crate::drain::gate::{Connected, InFlight, InFlightTunnel};
 use crate::drain::ledger::{Class, LedgerEntry};
 use crate::metrics::Ended;
-use crate::proxy::buffer::{Buffer, SIZE};
+use crate::proxy::buffer::Buffer;
 use crate::proxy::connection::{Http2, Idle, Next, Tunnel, TunnelState};
 use crate::proxy::http1::head::{self, Reject, Request, URI_TOO_LONG, Upgrade};
 use crate::proxy::http2::frames::{PREFACE, begins_http2};
 use crate::proxy::parking;
-use crate::proxy::request::exchange::{After, Client, Exchange, Flow};
+use crate::proxy::request::exchange::{After, AppHead, Client, Exchange, Flow};
 use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
@@ -214,7 +214,7 @@ async fn one_request(
     first: bool,
 ) -> Option<Close> {
     let since = Instant::now();
-    let mut head = Vec::with_capacity(SIZE);
+    let mut head = AppHead::new(worker.shared.settings.upstream_protocol, false);
     let mut request = match read_head(client, worker, entry, &mut head, first).await {
         Ok(request) => request,
         Err(NoHead::Gone) => return Some(Close::Gone),
@@ -230,7 +230,8 @@ async fn one_request(
     let (method, target) = (&unread[request.method.clone()], &unread[request.target.clone()]);
     entry.begin(method, target, since);
     let long_poll = LongPoll::of(&worker.shared.settings.long_polls, method, target);
-    let log = RequestLog::new(since, unread, &request, &client.peer, worker.shared.settings.access_log);
+    let log =
+        RequestLog::new(since, &request, (method, target), &client.peer, worker.shared.settings.access_log);
     client.buf.consume(request.len);
 
     let exchange = Exchange { worker, entry, request: &request, long_poll, flow: Flow::default() };
@@ -261,7 +262,7 @@ async fn read_head<R, W>(
     client: &mut Client<R, W>,
     worker: &Worker,
     entry: &LedgerEntry,
-    head: &mut Vec<u8>,
+    head: &mut AppHead,
     first: bool,
 ) -> Result<Request, NoHead>
 where
@@ -277,8 +278,12 @@ where
         }
         if !is_http2 && (looked == 0 || head::ends_within(client.buf.unread(), looked)) {
             let sender = shared.sender(&client.peer, &client.channel, worker.pool.keep_alive.is_asked());
-            head.clear();
-            if let Some(request) = head::request(client.buf.unread(), limits.max_fields, sender, head)? {
+            let (unread, max) = (client.buf.unread(), limits.max_fields);
+            let parsed = match head {
+                AppHead::Http1(out) => head::request(unread, max, sender, out),
+                AppHead::Http2(out) => head::request(unread, max, sender, &mut **out),
+            };
+            if let Some(request) = parsed? {
                 if request.len > limits.max_head || request.target.len() > limits.max_uri {
                     return Err(too_large(client.buf.unread(), limits).into());
                 }

@@ -9,8 +9,8 @@ use http::{Response, StatusCode};
 
 use crate::metrics::Ended;
 use crate::proxy::http1::head::{
-    Field, Framing, Origin, ParsedFields, Reject, Request, Room, Sender, TOO_MANY_FIELDS, Upgrade, bad,
-    is_idempotent, parse_length, put, put_connection, put_field, put_forwarded, put_forwarded_for,
+    Field, Framing, HeadOut, Origin, ParsedFields, Reject, Request, Room, Sender, TOO_MANY_FIELDS, Upgrade,
+    bad, is_idempotent, parse_length, put_connection, put_field, put_forwarded, put_forwarded_for,
 };
 use crate::proxy::http1::health_check::{Asked, is_health_check};
 
@@ -24,7 +24,7 @@ pub fn request(
     max: usize,
     ended: bool,
     sender: Sender<'_>,
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
 ) -> Result<Request, Reject> {
     let method = parts.method.as_str();
     if method == "CONNECT" {
@@ -51,11 +51,11 @@ pub fn request(
     if host.is_some_and(|host| host.is_empty() || host.contains(&b'@')) {
         return Err(bad("the request names no host"));
     }
-    put(out, &[method.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nHost: "]);
-    let (start, length) = (out.len(), host.unwrap_or_default().len());
-    put(out, &[host.unwrap_or(sender.app.as_bytes()), b"\r\n"]);
+    out.request_line(method, ["", path]);
+    let named = out.host("Host", host.unwrap_or(sender.app.as_bytes()));
     write_fields(&parts.headers, &parsed_fields, framing, host, sender, out);
     let target = method.len() + 1..method.len() + 1 + path.len();
+    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
     let reopens = method == "GET" && parsed_fields.accepts_events;
     let asked = Asked {
         method,
@@ -66,7 +66,7 @@ pub fn request(
         lasts: reopens,
     };
     Ok(Request {
-        len: out.len(),
+        len: target.end + host.map_or(0, <[u8]>::len) + fields.sum::<usize>(),
         method: 0..method.len(),
         target,
         framing,
@@ -77,7 +77,10 @@ pub fn request(
         upgrade: Upgrade::None,
         reopens,
         health_check: is_health_check(&asked, sender.health_checks),
-        origin: Origin { https: parsed_fields.https(sender), host: start..start + length },
+        origin: Origin {
+            https: parsed_fields.https(sender),
+            host: if host.is_some() { named } else { 0..0 },
+        },
     })
 }
 
@@ -107,7 +110,7 @@ fn write_fields(
     framing: Framing,
     host: Option<&[u8]>,
     sender: Sender<'_>,
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
 ) {
     let mut lists_left = parsed_fields.forwarded_for;
     let replace = sender.forwarded == crate::config::Forwarded::Replace;
@@ -121,22 +124,20 @@ fn write_fields(
             known if replace && known.is_forwarded() => {}
             Field::ClientCertSubject if sender.hide_subject => {}
             _ if *name == header::COOKIE => {}
-            _ => put_field(out, name.as_str(), value.as_bytes()),
+            _ => out.typed(name, value),
         }
     }
     // HTTP/1.1 allows only one Cookie field (RFC 9113 §8.2.3).
-    for (n, crumb) in fields.get_all(header::COOKIE).iter().enumerate() {
-        put(out, &[if n == 0 { b"Cookie: " } else { b"; " }, crumb.as_bytes()]);
-    }
-    if fields.contains_key(header::COOKIE) {
-        out.extend_from_slice(b"\r\n");
+    let crumbs: Vec<_> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if !crumbs.is_empty() {
+        out.field("Cookie", &[&crumbs.join(&b"; "[..])]);
     }
     put_forwarded(out, parsed_fields, host, sender);
     if framing == Framing::Chunked {
-        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        out.connection(&[b"Transfer-Encoding: chunked\r\n"]);
     }
     put_connection(out, parsed_fields, sender);
-    out.extend_from_slice(b"\r\n");
+    out.connection(&[b"\r\n"]);
 }
 
 /// A response's head.

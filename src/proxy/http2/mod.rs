@@ -13,4 +13,5 @@ pub mod app;
 pub mod frames;
 pub mod grpc;
 pub mod head;
+pub mod typed;
 pub mod wire;

@@ -17,7 +17,8 @@ use crate::drain::ledger::LedgerEntry;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
 use crate::proxy::buffer::{self, Buffer};
-use crate::proxy::http1::head::{Answer, Framing, Request, Response, Upgrade};
+use crate::proxy::http1::head::{Answer, Framing, Origin, Request, Response, Site, Upgrade};
+use crate::proxy::http2::typed::TypedHead;
 use crate::proxy::shared::Shared;
 use crate::proxy::stream::{Channel, Sink, Source};
 use crate::proxy::worker::Worker;
@@ -36,6 +37,26 @@ pub struct Client<R, W> {
     pub peer: String,
     /// The channel the client came in by, as reported to the app.
     pub channel: Channel,
+}
+
+/// A request's head for the app, in the form of the app's protocol.
+pub enum AppHead {
+    /// Text.
+    Http1(Vec<u8>),
+    /// Fields.
+    Http2(Box<TypedHead>),
+}
+
+impl AppHead {
+    /// An empty head for this app; `grpc` if the request is a call.
+    pub fn new(app: UpstreamProtocol, grpc: bool) -> Self {
+        match app {
+            UpstreamProtocol::Auto | UpstreamProtocol::Http1 if !grpc => {
+                Self::Http1(Vec::with_capacity(buffer::SIZE))
+            }
+            _ => Self::Http2(Box::default()),
+        }
+    }
 }
 
 /// One request in flight.
@@ -146,6 +167,17 @@ impl Exchange<'_> {
         self.worker.shared.settings.upstream_protocol == UpstreamProtocol::Http2
     }
 
+    /// Returns how this request's client reaches the app; `request` is its head by HTTP/2.
+    pub fn site<'s>(&self, request: &'s http::Request<()>, backend: &'s Backend) -> Site<'s> {
+        let Origin { https, host } = &self.request.origin;
+        let host = request.uri().authority().filter(|_| !host.is_empty());
+        Site {
+            https: *https,
+            host: host.map_or(b"", |host| host.as_str().as_bytes()),
+            app: backend.loopback(),
+        }
+    }
+
     /// [`held_back`], with a head of `head` bytes.
     pub async fn held_back(&self, head: usize) -> Result<(), Failure> {
         if self.request.health_check {
@@ -169,9 +201,7 @@ impl Exchange<'_> {
 
     /// Writes the request's head and the part of its body that came with it.
     pub async fn send(&self, app: &mut (impl AsyncWrite + Unpin), head: &[u8]) -> Result<(), Failure> {
-        // The HTTP/2 side converts the head into frames and needs it in one piece.
-        let first = if self.http2() { head.len() } else { ONE_RECORD };
-        self.flow.send(app, head, first).await.map_err(|_| Failure::AppGone(Lost::Reset))
+        self.flow.send(app, head, ONE_RECORD).await.map_err(|_| Failure::AppGone(Lost::Reset))
     }
 
     /// Reads more of the request's body. A client that is still accepting bytes of a response from the socket's queue

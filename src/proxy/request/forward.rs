@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::exchange::{Client, Exchange, Upload};
+use super::exchange::{AppHead, Client, Exchange, Upload};
 use super::failure::{Failure, Lost, MAX_INTERIM};
 use super::poll_end;
 use super::relay::{relay, relay_compressed_events, relay_events};
@@ -22,7 +22,7 @@ use crate::metrics::{Ended, add};
 use crate::proxy::buffer::{Buffer, SIZE};
 use crate::proxy::http1::body::{Body, Broken};
 use crate::proxy::http1::head::{self, Framing, Request, Response, Site, Upgrade};
-use crate::proxy::http2::app::{AppStream, request as app_head};
+use crate::proxy::http2::app::AppStream;
 use crate::proxy::stream::{Sink, Source};
 use crate::upstream::{Backend, Connection};
 
@@ -35,11 +35,11 @@ pub enum Finish {
 }
 
 /// The app's side of one try.
-enum AppSide {
+enum AppSide<'h> {
     /// A connection for this request alone.
     Http1(Connection),
-    /// A stream on a shared connection.
-    Http2(Box<AppStream>),
+    /// A stream on a shared connection, and the head for it.
+    Http2(Box<AppStream>, &'h http::Request<()>),
 }
 
 /// How an answer ended.
@@ -58,20 +58,25 @@ enum Answered {
 pub async fn forward<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
-    mut head: Vec<u8>,
+    head: AppHead,
 ) -> Result<Finish, Failure>
 where
     R: Source,
     W: Sink,
 {
+    // What is sent first: the head, if it is text, and the part of the body that arrived with it.
+    let (mut start, head) = match head {
+        AppHead::Http1(text) => (text, None),
+        AppHead::Http2(head) => (Vec::new(), Some(Box::new(head.into_request().ok_or(Failure::BadHead)?))),
+    };
     let (mut body, mut more) = (Body::new(exchange.request.framing), Some(Vec::new()));
     let here = body.take(client.buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
-    head.extend_from_slice(&client.buf.unread()[..here]);
+    start.extend_from_slice(&client.buf.unread()[..here]);
     client.buf.consume(here);
     exchange.flow.received(here);
 
     exchange.may_begin()?;
-    exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
+    exchange.bounded(exchange.while_watched(client, exchange.held_back(start.len()))).await?;
     let pool = &exchange.worker.pool;
     // A request that can't be sent twice is worth one more system call to see whether the connection is still open.
     let mut pooled = if exchange.http2() { None } else { pool.take(!exchange.request.idempotent) };
@@ -81,24 +86,25 @@ where
         let app = match pooled.take() {
             Some(app) => AppSide::Http1(app),
             None => {
-                let reached = exchange.bounded(exchange.while_watched(client, reach(exchange, &head))).await;
+                let reached =
+                    exchange.bounded(exchange.while_watched(client, reach(exchange, head.as_deref()))).await;
                 reached.map_err(|failure| tries.unreached(failure))?
             }
         };
         let mut app_buf = Buffer::default();
-        let attempt = attempt(client, exchange, &head, (&mut body, &mut more), app, &mut app_buf);
+        let attempt = attempt(client, exchange, &start, (&mut body, &mut more), app, &mut app_buf);
         let (app, failure) = match attempt.await {
             (app, Ok(Answered::Whole { ended, reuse, keep_alive })) => {
                 app_buf.release();
                 match app {
                     AppSide::Http1(app) if reuse && app_buf.is_empty() => pool.put(app, keep_alive),
                     AppSide::Http1(_) => {}
-                    AppSide::Http2(app) => app.finish(),
+                    AppSide::Http2(app, _) => app.finish(),
                 }
                 return Ok(Finish::Answered(ended));
             }
             (AppSide::Http1(app), Ok(Answered::Upgraded)) => return Ok(Finish::Upgraded(app, app_buf)),
-            (AppSide::Http2(_), Ok(Answered::Upgraded)) => {
+            (AppSide::Http2(..), Ok(Answered::Upgraded)) => {
                 return Err(Failure::AppBroken("the app answers 101 over HTTP/2, which has no upgrades"));
             }
             (app, Err(failure)) => (app, failure),
@@ -106,7 +112,7 @@ where
         let (unprocessed, tried) = match &app {
             AppSide::Http1(_) if reused => (false, Tried::Reused),
             AppSide::Http1(app) => (false, Tried::New(app.backend())),
-            AppSide::Http2(app) => (app.is_unprocessed(), Tried::Shared { first: app.is_first() }),
+            AppSide::Http2(app, _) => (app.is_unprocessed(), Tried::Shared { first: app.is_first() }),
         };
         let kept = more.is_some();
         let again = async { Ok(tries.may_retry(exchange, failure, unprocessed, tried, || kept).await) };
@@ -118,13 +124,15 @@ where
 }
 
 /// Gets a new connection to the app, or a stream on a shared one.
-async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure> {
+async fn reach<'h>(
+    exchange: &Exchange<'_>,
+    head: Option<&'h http::Request<()>>,
+) -> Result<AppSide<'h>, Failure> {
     let pool = &exchange.worker.pool;
-    if exchange.http2() {
-        let request = app_head(head).ok_or(Failure::BadHead)?;
+    if let Some(head) = head {
         let lease = exchange.lease().await?;
         let Request { framing, head_only, .. } = *exchange.request;
-        return Ok(AppSide::Http2(Box::new(AppStream::new(lease, request, framing, head_only))));
+        return Ok(AppSide::Http2(Box::new(AppStream::new(lease, framing, head_only)), head));
     }
     let app = exchange.reach(async || pool.connect().await).await?;
     add(&exchange.worker.shard.connects, 1);
@@ -132,44 +140,52 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure>
 }
 
 /// Sends the request to this server and relays the answer, within the deadlines of the request.
-async fn attempt<R, W>(
+async fn attempt<'h, R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
-    head: &[u8],
+    start: &[u8],
     body: (&mut Body, &mut Option<Vec<u8>>),
-    mut app: AppSide,
+    mut app: AppSide<'h>,
     app_buf: &mut Buffer,
-) -> (AppSide, Result<Answered, Failure>)
+) -> (AppSide<'h>, Result<Answered, Failure>)
 where
     R: Source,
     W: Sink,
 {
     let answered = match &mut app {
         AppSide::Http1(app) => {
-            exchange.bounded(both_ways(client, exchange, head, body, app.split(), app_buf)).await
-        }
-        AppSide::Http2(app) => {
             let (reader, writer, backend) = app.split();
-            let halves = (reader, writer, &backend);
-            // Boxed, so that the task of a connection only needs the memory for HTTP/1.1.
-            exchange.bounded(Box::pin(both_ways(client, exchange, head, body, halves, app_buf))).await
+            let host = &start[exchange.request.origin.host.clone()];
+            let site = Site { https: exchange.request.origin.https, host, app: backend.loopback() };
+            let app = (reader, writer, backend, site);
+            exchange.bounded(both_ways(client, exchange, start, body, app, app_buf)).await
         }
+        AppSide::Http2(app, head) => match app.begin(head) {
+            Ok(()) => {
+                exchange.flow.reached_app();
+                let (reader, writer, backend) = app.split();
+                let app = (reader, writer, &backend, exchange.site(head, &backend));
+                // Boxed, so that the task of a connection only needs the memory for HTTP/1.1.
+                exchange.bounded(Box::pin(both_ways(client, exchange, start, body, app, app_buf))).await
+            }
+            Err(_) => Err(Failure::AppGone(Lost::Reset)),
+        },
     };
     (app, answered)
 }
 
-/// Sends the request over this connection and relays the answer concurrently. `head` is the request's head and the part
-/// of the body that arrived with it; `body` reads the rest, and `more` is the part of it that an earlier try has
+/// Sends the request over this connection and relays the answer concurrently. `start` is what is sent first; `body` reads the rest, and `more` is the part of it that an earlier try has
 /// sent; `None` once it is too long to be kept.
 async fn both_ways<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
-    head: &[u8],
+    start: &[u8],
     (body, more): (&mut Body, &mut Option<Vec<u8>>),
-    (mut app_reader, mut app_writer, backend): (
+    (mut app_reader, mut app_writer, backend, site): (
         impl AsyncRead + Unpin,
         impl AsyncWrite + Unpin,
         &Arc<Backend>,
+        Site<'_>,
     ),
     app_buf: &mut Buffer,
 ) -> Result<Answered, Failure>
@@ -178,16 +194,16 @@ where
     W: Sink,
 {
     let flow = &exchange.flow;
-    exchange.send(&mut app_writer, head).await?;
+    exchange.send(&mut app_writer, start).await?;
     if let Some(more) = more.as_deref().filter(|more| !more.is_empty()) {
         exchange.send(&mut app_writer, more).await?;
     }
     let Client { reader, writer, buf, .. } = client;
-    let kept = (head.len(), more);
+    let kept = (start.len(), more);
     let mut upload = pin!(upload(exchange, reader, buf, body, &mut app_writer, kept));
     let mut uploading = true;
     let answered = {
-        let mut answer = pin!(answer(exchange, head, &mut app_reader, backend, app_buf, writer));
+        let mut answer = pin!(answer(exchange, site, &mut app_reader, backend, app_buf, writer));
         poll_fn(|cx| {
             if uploading && let Poll::Ready(over) = upload.as_mut().poll(cx) {
                 over?;
@@ -300,7 +316,7 @@ async fn half_closed(exchange: &Exchange<'_>, client: &impl Source) -> Result<()
 /// The app's side: relays interim answers, the head and the body.
 async fn answer<A, W>(
     exchange: &Exchange<'_>,
-    head: &[u8],
+    site: Site<'_>,
     app: &mut A,
     backend: &Backend,
     buf: &mut Buffer,
@@ -319,8 +335,6 @@ where
         return Ok(Answered::Whole { ended: Ended::PollEnded, reuse: false, keep_alive: None });
     }
     let mut interim = 0;
-    let host = &head[request.origin.host.clone()];
-    let site = Site { https: request.origin.https, host, app: backend.loopback() };
     let response = loop {
         let response = answer_head(exchange, site, app, backend, buf, &mut out, interim == 0).await?;
         buf.consume(response.len);

@@ -23,10 +23,10 @@ use super::retry::{MAX_REPLAY, Tried, Tries};
 use crate::drain::ledger::Class;
 use crate::metrics::Ended;
 use crate::proxy::http1::head::{Field, Site};
-use crate::proxy::http2::app;
 use crate::proxy::http2::grpc::{self, Code};
 use crate::proxy::http2::head;
 use crate::proxy::http2::head::reason;
+use crate::proxy::http2::typed::TypedHead;
 use crate::upstream::{self, Lease};
 
 /// The client's side of the stream.
@@ -60,19 +60,15 @@ struct RequestBody {
 /// for the app.
 pub async fn relay(
     exchange: &Exchange<'_>,
-    head: Vec<u8>,
+    head: TypedHead,
     grpc: bool,
     body: RecvStream,
     respond: SendResponse<Bytes>,
 ) -> Ended {
     let back = Back { respond, answer: None };
     let mut client = ClientSide { body: RequestBody::new(body), back, reset: Cell::new(None), grpc };
-    let done = match app::request(&head) {
-        Some(request) => {
-            // A call may last long, so free the memory of the head before it.
-            drop(head);
-            forward(exchange, &request, &mut client).await
-        }
+    let done = match head.into_request() {
+        Some(request) => forward(exchange, &request, &mut client).await,
         None => Err(Failure::BadHead),
     };
     match done {
@@ -115,11 +111,7 @@ async fn attempt(
     let (mut response, mut app) = lease.send(head.clone(), body.is_empty()).map_err(app_failed)?;
     exchange.flow.reached_app();
     exchange.flow.then(if lease.backend().habit.is_going() { After::AppGoes } else { After::Stays });
-    let host = match (exchange.request.origin.host.is_empty(), head.uri().authority()) {
-        (false, Some(host)) => host.as_str().as_bytes(),
-        _ => b"",
-    };
-    let site = Site { https: exchange.request.origin.https, host, app: lease.backend().loopback() };
+    let site = exchange.site(head, lease.backend());
     let ended = {
         let mut upload = pin!(upload(exchange, body, &mut app, reset, *grpc));
         let mut answer = pin!(answer(exchange, site, &mut response, back, reset, *grpc));
