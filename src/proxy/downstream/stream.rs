@@ -9,7 +9,6 @@ use ::h2::server::SendResponse;
 use ::h2::{Reason, RecvStream};
 use bytes::Bytes;
 use http::request::Parts;
-use tokio::io::AsyncWriteExt;
 
 use super::streams::{Ending, Http2Connection};
 use crate::config::UpstreamProtocol;
@@ -21,7 +20,7 @@ use crate::proxy::http2::grpc;
 use crate::proxy::http2::head;
 use crate::proxy::http2::head::reason;
 use crate::proxy::request::exchange::{After, AppHead, Client, Exchange, Flow};
-use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
+use crate::proxy::request::failure::Failure;
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request::relay_http2;
@@ -71,9 +70,8 @@ pub async fn serve(
         Err(reject) => {
             let head_only = parts.method == http::Method::HEAD;
             relay_http2::refuse(&mut respond, reject.status, reject.why, call, head_only);
-            worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
-            let (in_flight, totals) = (in_flight.into_owned(gate), Totals::default());
-            let ended = Ended::Rejected;
+            let (in_flight, totals, ended) = (in_flight.into_owned(gate), Totals::default(), Ended::Rejected);
+            worker.shard.request(reject.status, ended, since.elapsed());
             let ending = Ending { log: None, totals, ended, _in_flight: in_flight, _entry: entry };
             return connection.ended(id, ending);
         }
@@ -139,7 +137,7 @@ async fn by_http1(
         Ok(Finish::Answered(ended)) => ended,
         // Unreachable: a stream can't ask for an upgrade.
         Ok(Finish::Upgraded(..)) => Ended::AppBroken,
-        Err(failure) => fail(&adapter, exchange, failure).await,
+        Err(failure) => fail(&adapter, exchange, failure),
     };
     if !adapter.is_whole() && ended != Ended::ClientGone {
         adapter.reset(reason(ended));
@@ -148,18 +146,13 @@ async fn by_http1(
 }
 
 /// Ends a failed request, with an error response if one is still possible.
-async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
+fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
     let response = failure.response(exchange.flow.progress());
     if let Some(status) = response.status {
         exchange.flow.answers(status, false);
-        refuse(adapter, status, response.why).await;
+        adapter.respond(|respond, head_only| {
+            relay_http2::refuse(respond, status, response.why, false, head_only);
+        });
     }
     response.ended
-}
-
-/// Writes our own error response.
-async fn refuse(adapter: &Adapter, status: u16, why: &str) {
-    let answer = failure::answer(status, why, adapter.head_only());
-    // If the client accepts nothing, its stream is reset.
-    let _ = tokio::time::timeout(LAST_WRITE_TIMEOUT, adapter.split().1.write_all(&answer)).await;
 }

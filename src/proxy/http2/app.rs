@@ -39,7 +39,6 @@ pub struct AppStream {
 struct Sending {
     stream: SendStream<Bytes>,
     body: Body,
-    coded: Vec<u8>,
 }
 
 enum Answer {
@@ -106,7 +105,7 @@ impl AppStream {
         let sent = self.lease.borrow_mut().send(request.clone(), self.framing == Framing::None);
         let (response, stream) = sent.map_err(|error| self.failed(&error))?;
         let body = Body::new(self.framing);
-        *self.sending.borrow_mut() = Some(Sending { stream, body, coded: vec![] });
+        *self.sending.borrow_mut() = Some(Sending { stream, body });
         *self.answer.borrow_mut() = Answer::Awaited(response, vec![]);
         Ok(())
     }
@@ -120,7 +119,7 @@ impl AppStream {
 impl AsyncWrite for Writer<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self.0.sending.borrow_mut() {
-            Some(Sending { stream, body, coded }) => poll_content(stream, body, coded, cx, buf),
+            Some(Sending { stream, body }) => poll_content(stream, body, cx, buf),
             None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
     }

@@ -225,6 +225,21 @@ impl Exchange<'_> {
         read
     }
 
+    /// [`Sink::begin`] for the app's response.
+    pub fn begin<W: Sink>(
+        &self,
+        writer: &mut W,
+        head: W::Head,
+        response: &Response,
+    ) -> Result<Vec<u8>, Failure> {
+        writer.begin(head, response.framing).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => {
+                Failure::AppBroken("the head of the app's answer can't be expressed in HTTP/2")
+            }
+            _ => Failure::ClientGone,
+        })
+    }
+
     /// Writes to the client, which must accept a byte within `--body-timeout` unless the other direction moves.
     pub async fn write<W>(&self, writer: &mut W, bytes: &[u8]) -> Result<(), Failure>
     where

@@ -6,6 +6,7 @@ use std::time::Duration;
 use h2::Reason;
 
 use crate::metrics::Ended;
+use crate::proxy::http1::head::HeadOut;
 
 /// Time limit for writing our own response to a failed request, and the last frames of a connection.
 pub const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -144,8 +145,18 @@ impl Failure {
     }
 }
 
-/// Returns a complete response of our own. The connection closes after it.
+/// Returns a complete response of our own, by HTTP/1.1. The connection closes after it.
 pub fn answer(status: u16, why: &str, head_only: bool) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let text = put_head(status, why, &mut answer);
+    if !head_only {
+        answer.extend_from_slice(text.as_bytes());
+    }
+    answer
+}
+
+/// Writes the head of a response of our own, and returns its text.
+pub fn put_head(status: u16, why: &str, out: &mut impl HeadOut) -> String {
     let reason = match status {
         400 => "Bad Request",
         408 => "Request Timeout",
@@ -158,15 +169,15 @@ pub fn answer(status: u16, why: &str, head_only: bool) -> Vec<u8> {
         505 => "HTTP Version Not Supported",
         _ => "",
     };
-    let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
     let text = format!("lameduck: {why}\n");
-    let body = if head_only { "" } else { &text };
-    format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-         {retry}Connection: close\r\n\r\n{body}",
-        text.len()
-    )
-    .into_bytes()
+    out.status_line(status, reason.as_bytes());
+    out.field("Content-Type", &[b"text/plain; charset=utf-8"]);
+    out.field("Content-Length", &[text.len().to_string().as_bytes()]);
+    if status == 503 {
+        out.field("Retry-After", &[b"1"]);
+    }
+    out.connection(&[b"Connection: close\r\n\r\n"]);
+    text
 }
 
 #[cfg(test)]

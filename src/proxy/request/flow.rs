@@ -83,7 +83,7 @@ impl Flow {
 
     /// The app has received at least part of the request.
     pub fn reached_app(&self) {
-        self.progress.set(self.progress.get().max(Progress::Sent));
+        reached(&self.progress);
     }
 
     /// The app says that it did not look at what it has received.
@@ -214,15 +214,22 @@ pub async fn send(
     first: usize,
     progress: &Cell<Progress>,
 ) -> io::Result<()> {
-    let (first, rest) = bytes.split_at(bytes.len().min(first));
-    for mut left in [first, rest] {
-        while !left.is_empty() {
-            match app.write(left).await? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                n => left = &left[n..],
-            }
-            progress.set(progress.get().max(Progress::Sent));
+    let (mut at, mut end) = (0, bytes.len().min(first));
+    while at < bytes.len() {
+        match app.write(&bytes[at..end]).await? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => at += n,
+        }
+        reached(progress);
+        if at == end {
+            end = bytes.len();
         }
     }
     Ok(())
+}
+
+fn reached(progress: &Cell<Progress>) {
+    if progress.get() == Progress::Unsent {
+        progress.set(Progress::Sent);
+    }
 }

@@ -19,9 +19,9 @@ use super::relay::{relay, relay_compressed_events, relay_events};
 use super::retry::{MAX_REPLAY, Tried, Tries};
 use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
-use crate::proxy::buffer::{Buffer, SIZE};
+use crate::proxy::buffer::Buffer;
 use crate::proxy::http1::body::{Body, Broken};
-use crate::proxy::http1::head::{self, Framing, Request, Response, Site, Upgrade};
+use crate::proxy::http1::head::{self, Framing, HeadOut, Request, Response, Site, Upgrade};
 use crate::proxy::http2::app::AppStream;
 use crate::proxy::stream::{Sink, Source};
 use crate::upstream::{Backend, Connection};
@@ -327,25 +327,27 @@ where
     W: Sink,
 {
     let request = exchange.request;
-    let mut out = Vec::with_capacity(SIZE);
     if let Some(poll) = exchange.long_poll
         && !poll_end::has_news(exchange, app, backend, buf).await?
     {
-        poll_end::answer(exchange, backend, poll, writer, &mut out).await?;
+        poll_end::answer(exchange, backend, poll, writer).await?;
         return Ok(Answered::Whole { ended: Ended::PollEnded, reuse: false, keep_alive: None });
     }
     let mut interim = 0;
-    let response = loop {
-        let response = answer_head(exchange, site, app, backend, buf, &mut out, interim == 0).await?;
+    let (response, mut out) = loop {
+        let mut head = writer.head();
+        let response = answer_head(exchange, site, app, backend, buf, &mut head, interim == 0).await?;
         buf.consume(response.len);
         if response.status >= 200 || response.status == 101 {
-            break response;
+            let out = exchange.begin(writer, head, &response)?;
+            break (response, out);
         }
         interim += 1;
         if interim > MAX_INTERIM {
             return Err(Failure::AppBroken("the app sends interim answers without end"));
         }
         if request.http11 {
+            let out = exchange.begin(writer, head, &response)?;
             exchange.write(writer, &out).await?;
         }
     };
@@ -380,7 +382,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
     app: &mut A,
     backend: &Backend,
     buf: &mut Buffer,
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
     first: bool,
 ) -> Result<Response, Failure> {
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");

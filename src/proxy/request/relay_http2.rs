@@ -24,7 +24,6 @@ use crate::drain::ledger::Class;
 use crate::metrics::Ended;
 use crate::proxy::http1::head::{Field, Site};
 use crate::proxy::http2::grpc::{self, Code};
-use crate::proxy::http2::head;
 use crate::proxy::http2::head::reason;
 use crate::proxy::http2::typed::TypedHead;
 use crate::upstream::{self, Lease};
@@ -325,12 +324,13 @@ pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: b
         let _ = respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true);
         return;
     }
-    let answer = Bytes::from(failure::answer(status, why, head_only));
-    let Some(head) = head::response(&answer, head_only) else { return };
-    if let Ok(mut sent) = respond.send_response(head.response, head_only)
+    let mut head = TypedHead::default();
+    let text = failure::put_head(status, why, &mut head);
+    if let Some(head) = head.into_response()
+        && let Ok(mut sent) = respond.send_response(head, head_only)
         && !head_only
     {
-        let _ = sent.send_data(answer.slice(head.len..), true);
+        let _ = sent.send_data(text.into(), true);
     }
 }
 

@@ -19,6 +19,11 @@ pub trait HeadOut {
     fn host(&mut self, name: &str, value: &[u8]) -> Range<usize>;
     /// A field, whose value is in parts.
     fn field(&mut self, name: &str, value: &[&[u8]]);
+    /// A field that came by HTTP/1.1, in `buf`.
+    fn line(&mut self, buf: &[u8], name: &str, value: &[u8]) {
+        let _ = buf;
+        self.field(name, &[value]);
+    }
     /// A field that came by HTTP/2.
     fn typed(&mut self, name: &HeaderName, value: &HeaderValue) {
         self.field(name.as_str(), &[value.as_bytes()]);
@@ -55,6 +60,18 @@ impl HeadOut for Vec<u8> {
                 put(self, parts);
                 self.extend_from_slice(b"\r\n");
             }
+        }
+    }
+
+    /// One copy for a line that is already as we write it, as most are.
+    fn line(&mut self, buf: &[u8], name: &str, value: &[u8]) {
+        let (start, length) = (name.as_ptr() as usize - buf.as_ptr() as usize, name.len() + 2 + value.len());
+        let follows = value.as_ptr() as usize == name.as_ptr() as usize + name.len() + 2;
+        match buf.get(start..start + length + 2) {
+            Some(line) if follows && line[name.len() + 1] == b' ' && line[length..] == *b"\r\n" => {
+                self.extend_from_slice(line);
+            }
+            _ => put_field(self, name, value),
         }
     }
 

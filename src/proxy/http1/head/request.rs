@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use super::fields::{Field, ParsedFields, is_named, named_in_connection};
+use super::fields::{Field, Known, ParsedFields, is_named, named_in_connection};
 use super::forwarded::{put_forwarded, put_forwarded_for};
 use super::message::{Framing, Reject, Sender, Upgrade, bad, unreadable, within};
 use super::out::HeadOut;
@@ -66,7 +66,8 @@ pub fn request(
     if !ends_lines_in_crlf(&buf[..len], head.headers) {
         return Err(bad("a line does not end in CRLF"));
     }
-    let parsed_fields = ParsedFields::read(head.headers)?;
+    let mut known = Known::new();
+    let parsed_fields = ParsedFields::read(head.headers, &mut known)?;
     let framing = request_framing(&parsed_fields, http11)?;
     let (authority, path) = split_target(method, target)?;
     if http11 && parsed_fields.host.is_none() {
@@ -92,7 +93,16 @@ pub fn request(
         lasts: reopens || upgrade != Upgrade::None,
     };
     let health_check = is_health_check(&asked, sender.health_checks);
-    let host = write_request(out, method, path, authority, head.headers, &parsed_fields, sender, upgrade);
+    let host = write_request(
+        out,
+        method,
+        path,
+        authority,
+        (buf, head.headers, &known),
+        &parsed_fields,
+        sender,
+        upgrade,
+    );
     Ok(Some(Request {
         len,
         method: within(buf, method),
@@ -162,7 +172,7 @@ fn write_request(
     method: &str,
     path: &str,
     authority: Option<&str>,
-    fields: &[httparse::Header<'_>],
+    (buf, fields, known): (&[u8], &[httparse::Header<'_>], &Known),
     parsed_fields: &ParsedFields<'_>,
     sender: Sender<'_>,
     upgrade: Upgrade,
@@ -173,8 +183,8 @@ fn write_request(
     let replace = sender.forwarded == Forwarded::Replace;
     let named = named_in_connection(fields, parsed_fields);
     let (mut host, mut lists_left) = (0..0, parsed_fields.forwarded_for);
-    for field in fields {
-        match Field::of(field.name) {
+    for (at, field) in fields.iter().enumerate() {
+        match known.of(at, field.name) {
             Field::Connection | Field::KeepAlive | Field::ProxyConnection | Field::Te | Field::Upgrade => {}
             Field::Host if authority.is_some() => {}
             Field::Host => host = out.host(field.name, field.value),
@@ -185,7 +195,7 @@ fn write_request(
             known if replace && known.is_forwarded() => {}
             Field::ClientCertSubject if sender.hide_subject => {}
             known if is_named(&named, field.name, known) => {}
-            _ => out.field(field.name, &[field.value]),
+            _ => out.line(buf, field.name, field.value),
         }
     }
     match (authority, parsed_fields.host) {

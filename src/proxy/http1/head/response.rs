@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::fields::{Field, ParsedFields, is_named, named_in_connection};
+use super::fields::{Field, Known, ParsedFields, is_named, named_in_connection};
 use super::message::{Framing, Reject, bad, unreadable};
 use super::out::HeadOut;
 use super::own_urls::Site;
@@ -77,7 +77,8 @@ pub fn response(
     if !(100..=999).contains(&status) {
         return Err(bad("the status is not three digits"));
     }
-    let parsed_fields = ParsedFields::read(head.headers)?;
+    let mut known = Known::new();
+    let parsed_fields = ParsedFields::read(head.headers, &mut known)?;
     let framing = response_framing(&parsed_fields, status, head_only)?;
     let response = Response {
         len,
@@ -95,7 +96,8 @@ pub fn response(
     };
     let answer = finish(&response);
     let reason = reason(buf, head.reason.unwrap_or_default());
-    write_response(out, (status, reason), head.headers, &parsed_fields, framing, answer, site);
+    let fields = (buf, &*head.headers, &known);
+    write_response(out, (status, reason), fields, &parsed_fields, framing, answer, site);
     Ok(Some(response))
 }
 
@@ -131,7 +133,7 @@ fn response_framing(
 fn write_response(
     out: &mut impl HeadOut,
     (status, reason): (u16, &[u8]),
-    fields: &[httparse::Header<'_>],
+    (buf, fields, known): (&[u8], &[httparse::Header<'_>], &Known),
     parsed_fields: &ParsedFields<'_>,
     framing: Framing,
     answer: Answer,
@@ -139,8 +141,8 @@ fn write_response(
 ) {
     out.status_line(status, reason);
     let named = named_in_connection(fields, parsed_fields);
-    for field in fields {
-        match Field::of(field.name) {
+    for (at, field) in fields.iter().enumerate() {
+        match known.of(at, field.name) {
             Field::Connection | Field::KeepAlive | Field::ProxyConnection => {}
             Field::Upgrade if status != 101 && status != 426 => {}
             Field::ContentLength if parsed_fields.codings > 0 || status < 200 || status == 204 => {}
@@ -152,7 +154,7 @@ fn write_response(
                 let changed = site.put(known, field.value, &mut renamed);
                 out.field(field.name, &[if changed { &renamed } else { field.value }]);
             }
-            _ => out.field(field.name, &[field.value]),
+            _ => out.line(buf, field.name, field.value),
         }
     }
     if answer.http11 && matches!(framing, Framing::Chunked | Framing::UntilClose) {
