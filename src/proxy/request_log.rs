@@ -32,13 +32,19 @@ pub struct Totals {
 }
 
 impl RequestLog {
-    /// Starts the log of a request; `head` is the buffer it was parsed from; `log` is whether there is an access log.
-    pub fn new(since: Instant, head: &[u8], request: &Request, peer: &str, log: bool) -> Self {
-        let text = |range: std::ops::Range<usize>| String::from_utf8_lossy(&head[range]).into_owned();
+    /// Starts the log of a request for this method and target; `log` is whether there is an access log.
+    pub fn new(
+        since: Instant,
+        request: &Request,
+        (method, target): (&[u8], &[u8]),
+        peer: &str,
+        log: bool,
+    ) -> Self {
+        let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
         let line = log.then(|| {
-            let mut path = text(request.target.clone());
+            let mut path = text(target);
             path.truncate(path.find('?').unwrap_or(path.len()));
-            Box::new(AccessLine { method: text(request.method.clone()), path, peer: peer.to_owned() })
+            Box::new(AccessLine { method: text(method), path, peer: peer.to_owned() })
         });
         Self { since, head: request.len, health_check: request.health_check, line }
     }

@@ -12,6 +12,8 @@ use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, tcp};
 
+use super::buffer::SIZE;
+use super::http1::head::{Framing, HeadOut};
 use super::socket;
 use crate::tls::stream::{self as tls, Session, Tls};
 
@@ -32,8 +34,26 @@ pub trait Source: AsyncRead + Unpin {
     fn unacknowledged(&self) -> u32;
 }
 
-/// The half that writes the response, as HTTP/1.1. What it has accepted is in the socket.
+/// The half that writes the response. What it has accepted is in the socket.
 pub trait Sink: AsyncWrite + Unpin {
+    /// A response's head, as the client's protocol has it.
+    type Head: HeadOut;
+    /// The client's protocol marks the end of a body, so that content needs no coding.
+    const MARKS_END: bool;
+    /// Returns an empty head.
+    fn head(&self) -> Self::Head;
+    /// Begins a response, interim or final. Returns the bytes to be written before the body.
+    ///
+    /// # Errors
+    /// `InvalidData` if the client's protocol can't express the head; any other if the client has gone.
+    fn begin(&mut self, head: Self::Head, framing: Framing) -> io::Result<Vec<u8>>;
+    /// The body ends with the bytes that are written next, and with these trailers.
+    fn ends(&mut self, trailers: &[u8]);
+    /// Ends the body, if its last bytes have not done so.
+    ///
+    /// # Errors
+    /// If the client has gone.
+    fn end(&mut self) -> io::Result<()>;
     /// Returns the bytes written that the client has not acknowledged.
     fn unacknowledged(&self) -> u32;
 }
@@ -218,7 +238,25 @@ impl Source for Reader<'_> {
     }
 }
 
+/// The bytes are the whole response, its end included.
 impl Sink for Writer<'_> {
+    type Head = Vec<u8>;
+    const MARKS_END: bool = false;
+
+    fn head(&self) -> Vec<u8> {
+        Vec::with_capacity(SIZE)
+    }
+
+    fn begin(&mut self, head: Vec<u8>, _: Framing) -> io::Result<Vec<u8>> {
+        Ok(head)
+    }
+
+    fn ends(&mut self, _: &[u8]) {}
+
+    fn end(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+
     fn unacknowledged(&self) -> u32 {
         match self {
             Self::Tcp(half) => socket::unacknowledged(half.as_ref()),

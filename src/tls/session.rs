@@ -191,7 +191,7 @@ impl Session {
             }
             Err(why) => {
                 self.failed = true;
-                if is_plain(&why) {
+                if self.is_handshaking() && is_plain(&why) {
                     self.outgoing = Vec::new();
                 }
                 Err(failure(why))

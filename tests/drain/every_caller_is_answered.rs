@@ -163,13 +163,15 @@ async fn a_resume_answers_everyone_and_returns_once_all_listeners_are_open() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_hold_ends_when_its_time_is_over() {
+async fn a_hold_ends_when_its_time_is_over_and_another_starts_it_anew() {
     let world = world(MINUTE);
     world.plane.request(Work::Plain, secs(3600));
-    let (first, second) =
-        tokio::join!(world.control.hold(secs(600), false, false), world.control.hold(secs(20), false, true));
-    assert_eq!((first, second), (HoldAnswer::Begun, HoldAnswer::Released));
-    assert_eq!(world.time().as_secs(), 20);
+    let first = world.holder(secs(30), false).await;
+    sleep(secs(10)).await;
+    let second = world.holder(secs(50), false).await;
+    for holder in [first, second] {
+        assert_eq!(holder.await.expect("an answer"), (HoldAnswer::Released, secs(60)));
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -178,10 +180,7 @@ async fn a_holder_hears_when_nothing_runs_and_the_held_requests_go_on_later() {
     world.plane.request(Work::Plain, secs(3));
     let stream = world.plane.request(Work::Stream, secs(3600));
     tokio::task::yield_now().await;
-    let holder = tokio::spawn({
-        let world = world.clone();
-        async move { (world.control.hold(secs(600), true, true).await, world.time()) }
-    });
+    let holder = world.holder(secs(600), true).await;
     sleep(secs(1)).await;
     let held = world.plane.request(Work::Plain, secs(1));
     assert_eq!(holder.await.expect("an answer"), (HoldAnswer::Idle, secs(3)));
@@ -197,10 +196,7 @@ async fn a_holder_hears_when_nothing_runs_and_the_held_requests_go_on_later() {
 async fn a_drain_ends_a_hold_and_refuses_the_next() {
     let world = world(MINUTE);
     world.plane.request(Work::Plain, secs(30));
-    let holder = tokio::spawn({
-        let world = world.clone();
-        async move { (world.control.hold(secs(600), false, true).await, world.time()) }
-    });
+    let holder = world.holder(secs(600), false).await;
     sleep(secs(2)).await;
     let held = world.plane.request(Work::Plain, secs(1));
     sleep(secs(2)).await;

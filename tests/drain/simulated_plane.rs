@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lameduck::cli::{self, Command};
 use lameduck::config::{Settings, UpstreamAddr};
 use lameduck::control::data_plane::{DataPlane, Listeners};
-use lameduck::control::handle::{Control, Outcome};
+use lameduck::control::handle::{Control, HoldAnswer, Outcome};
 use lameduck::control::runner::control;
 use lameduck::drain::gate::Gate;
 use lameduck::drain::ledger::{LedgerRow, lock};
@@ -273,15 +273,31 @@ impl World {
     /// Begins or joins a drain. The caller's task returns its answer, and when that came.
     pub async fn caller(&self, trigger: Trigger) -> JoinHandle<(Outcome, Duration)> {
         let world = self.clone();
-        let caller = tokio::spawn(async move { (world.control.drain(trigger).await, world.time()) });
+        let caller = tokio::spawn(async move { (answer(world.control.drain(trigger)).await, world.time()) });
         tokio::task::yield_now().await;
         caller
+    }
+
+    /// Holds requests until nothing runs any more. The caller's task returns its answer, and when that came.
+    pub async fn holder(&self, max: Duration, keep_streams: bool) -> JoinHandle<(HoldAnswer, Duration)> {
+        let world = self.clone();
+        let held = async move { (answer(world.control.hold(max, keep_streams, true)).await, world.time()) };
+        let holder = tokio::spawn(held);
+        tokio::task::yield_now().await;
+        holder
     }
 
     /// Returns the simulated time since the start.
     pub fn time(&self) -> Duration {
         now().duration_since(self.began)
     }
+}
+
+/// Time in which every answer of a test has to come: without a limit, a missing one would never fail.
+const LIMIT: Duration = Duration::from_secs(3600);
+
+async fn answer<T>(asked: impl Future<Output = T>) -> T {
+    timeout(LIMIT, asked).await.expect("an answer within an hour")
 }
 
 /// Returns the simulated time.

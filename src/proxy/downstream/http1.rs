@@ -13,13 +13,13 @@ use crate::config::Limits;
 use crate::drain::gate::{Connected, InFlight, InFlightOwned, InFlightTunnel};
 use crate::drain::ledger::{Class, LedgerEntry};
 use crate::metrics::Ended;
-use crate::proxy::buffer::{Buffer, SIZE};
+use crate::proxy::buffer::Buffer;
 use crate::proxy::captured::Speaks;
 use crate::proxy::connection::{Http2, Idle, Next, Opaque, Tunnel, TunnelKind, TunnelState};
 use crate::proxy::first_bytes::{PREFACE, begins_http2, is_http};
 use crate::proxy::http1::head::{self, Reject, Request, URI_TOO_LONG, Upgrade};
 use crate::proxy::parking;
-use crate::proxy::request::exchange::{Client, Exchange, Flow};
+use crate::proxy::request::exchange::{After, AppHead, Client, Exchange, Flow};
 use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
@@ -240,7 +240,7 @@ async fn one_request(
     first: bool,
 ) -> Option<Close> {
     let since = Instant::now();
-    let mut head = Vec::with_capacity(SIZE);
+    let mut head = AppHead::new(worker.speaks_http2(route, false));
     let mut request = match read_head(client, worker, route, entry, &mut head, first).await {
         Ok(request) => request,
         Err(NoHead::Gone) => return Some(Close::Gone),
@@ -260,7 +260,8 @@ async fn one_request(
     let (method, target) = (&unread[request.method.clone()], &unread[request.target.clone()]);
     entry.begin(method, target, since);
     let long_poll = LongPoll::of(&worker.shared.settings.long_polls, method, target);
-    let log = RequestLog::new(since, unread, &request, &client.peer, worker.shared.settings.access_log);
+    let log =
+        RequestLog::new(since, &request, (method, target), &client.peer, worker.shared.settings.access_log);
     client.buf.consume(request.len);
 
     let exchange = Exchange {
@@ -275,7 +276,7 @@ async fn one_request(
     let finish = forward(client, &exchange, head).await;
     let flow = &exchange.flow;
     let (ended, close) = match finish {
-        Ok(Finish::Answered(ended)) => (ended, flow.close.get().then_some(Close::Linger)),
+        Ok(Finish::Answered(ended)) => (ended, (flow.after() != After::Stays).then_some(Close::Linger)),
         Ok(Finish::Upgraded(app, app_buf)) => {
             let websocket = request.upgrade == Upgrade::WebSocket;
             let client_buf = std::mem::take(&mut client.buf);
@@ -300,7 +301,7 @@ async fn read_head<R, W>(
     worker: &Worker,
     route: &Route,
     entry: &LedgerEntry,
-    head: &mut Vec<u8>,
+    head: &mut AppHead,
     first: bool,
 ) -> Result<Request, NoHead>
 where
@@ -327,10 +328,14 @@ where
             return Err(NoHead::Http2);
         }
         if !is_http2 && (looked == 0 || head::ends_within(client.buf.unread(), looked)) {
-            let sender =
-                shared.sender(&client.peer, &client.channel, &route.host, route.pool.keep_alive.is_asked());
-            head.clear();
-            if let Some(request) = head::request(client.buf.unread(), limits.max_fields, sender, head)? {
+            let asked = route.pool.keep_alive.is_asked();
+            let sender = shared.sender(&client.peer, &client.channel, &route.host, asked);
+            let (unread, max) = (client.buf.unread(), limits.max_fields);
+            let parsed = match head {
+                AppHead::Http1(out) => head::request(unread, max, sender, out),
+                AppHead::Http2(out) => head::request(unread, max, sender, &mut **out),
+            };
+            if let Some(request) = parsed? {
                 if request.len > limits.max_head || request.target.len() > limits.max_uri {
                     return Err(too_large(client.buf.unread(), limits).into());
                 }
@@ -378,12 +383,12 @@ async fn fail<R, W: AsyncWrite + Unpin>(
     exchange: &Exchange<'_>,
     failure: Failure,
 ) -> (Ended, Close) {
-    let response = failure.response(exchange.flow.progress.get());
+    let response = failure.response(exchange.flow.progress());
     let close = match response.status {
         // Half of an interim response is out: the client could not tell another response from the rest of it.
-        Some(_) if exchange.flow.writing.get() => Close::Reset,
+        Some(_) if exchange.flow.is_writing() => Close::Reset,
         Some(status) => {
-            exchange.flow.status.set(status);
+            exchange.flow.answers(status, false);
             refuse(client, status, response.why, exchange.request.head_only).await
         }
         None if failure == Failure::ClientGone => Close::Gone,

@@ -9,19 +9,18 @@ use ::h2::server::SendResponse;
 use ::h2::{Reason, RecvStream};
 use bytes::Bytes;
 use http::request::Parts;
-use tokio::io::AsyncWriteExt;
 
 use super::streams::{Ending, Http2Connection};
 use crate::config::UpstreamProtocol;
 use crate::metrics::Ended;
-use crate::proxy::buffer::{Buffer, SIZE};
+use crate::proxy::buffer::Buffer;
 use crate::proxy::http1::head::{Reject, Request, URI_TOO_LONG};
 use crate::proxy::http2::adapter::Adapter;
 use crate::proxy::http2::grpc;
 use crate::proxy::http2::head;
 use crate::proxy::http2::head::reason;
-use crate::proxy::request::exchange::{Client, Exchange, Flow};
-use crate::proxy::request::failure::{self, Failure, LAST_WRITE_TIMEOUT};
+use crate::proxy::request::exchange::{After, AppHead, Client, Exchange, Flow};
+use crate::proxy::request::failure::Failure;
 use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request::relay_http2;
@@ -54,9 +53,10 @@ pub async fn serve(
     .await;
 
     let (parts, body) = request.into_parts();
-    let mut head = Vec::with_capacity(SIZE);
     let call = grpc::is_call_by(&parts.headers);
     let settings = &worker.shared.settings;
+    let http2 = worker.speaks_http2(&connection.route, true);
+    let mut head = AppHead::new(call || http2);
     let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {
         // A call needs trailers and both directions at once.
         let refused = call && settings.upstream_protocol == UpstreamProtocol::Http1;
@@ -71,31 +71,31 @@ pub async fn serve(
         Err(reject) => {
             let head_only = parts.method == http::Method::HEAD;
             relay_http2::refuse(&mut respond, reject.status, reject.why, call, head_only);
-            worker.shard.request(reject.status, Ended::Rejected, since.elapsed());
-            let (in_flight, totals) = (in_flight.into_owned(gate), Totals::default());
-            let ended = Ended::Rejected;
+            let (in_flight, totals, ended) = (in_flight.into_owned(gate), Totals::default(), Ended::Rejected);
+            worker.shard.request(reject.status, ended, since.elapsed());
             let ending = Ending { log: None, totals, ended, _in_flight: in_flight, _entry: entry };
             return connection.ended(id, ending);
         }
     };
     worker.take_in(&mut request, &mut in_flight, since, id == 1);
     let in_flight = in_flight.into_owned(gate);
-    let (method, target) = (&head[request.method.clone()], &head[request.target.clone()]);
+    let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
+    let (method, target) = (parts.method.as_str().as_bytes(), path.as_bytes());
     entry.begin(method, target, since);
     let long_poll = LongPoll::of(&settings.long_polls, method, target);
-    let log = RequestLog::new(since, &head, &request, &connection.peer_text, settings.access_log);
+    let log = RequestLog::new(since, &request, (method, target), &connection.peer_text, settings.access_log);
 
-    let (route, http2) = (&*connection.route, worker.speaks_http2(&connection.route, true));
-    let exchange =
-        Exchange { worker, route, http2, entry: &entry, request: &request, long_poll, flow: Flow::default() };
+    let (route, flow) = (&*connection.route, Flow::default());
+    let exchange = Exchange { worker, route, http2, entry: &entry, request: &request, long_poll, flow };
     // Only the HTTP/1.1 path can end an event stream or a long poll early.
     let by_itself = !request.reopens && long_poll.is_none();
-    let ended = if call || exchange.http2 && by_itself {
-        relay_http2::relay(&exchange, head, call, body, respond).await
-    } else {
-        by_http1(&connection, &exchange, body, respond, head).await
+    let ended = match head {
+        AppHead::Http2(head) if call || by_itself => {
+            relay_http2::relay(&exchange, *head, call, body, respond).await
+        }
+        head => by_http1(&connection, &exchange, body, respond, head).await,
     };
-    if exchange.flow.app_goes.get() {
+    if exchange.flow.after() == After::AppGoes {
         connection.app_goes.set(true);
     }
     let totals = exchange.flow.totals();
@@ -107,7 +107,7 @@ fn read_head(
     connection: &Http2Connection,
     parts: &Parts,
     body: &RecvStream,
-    head: &mut Vec<u8>,
+    head: &mut AppHead,
 ) -> Result<Request, Reject> {
     let shared = &connection.worker.shared;
     let sender = shared.sender(
@@ -116,7 +116,11 @@ fn read_head(
         &connection.route.host,
         connection.route.pool.keep_alive.is_asked(),
     );
-    head::request(parts, shared.settings.limits.max_fields, body.is_end_stream(), sender, head)
+    let (max, ended) = (shared.settings.limits.max_fields, body.is_end_stream());
+    match head {
+        AppHead::Http1(out) => head::request(parts, max, ended, sender, out),
+        AppHead::Http2(out) => head::request(parts, max, ended, sender, &mut **out),
+    }
 }
 
 /// Sends the request to the app over HTTP/1.1, and the response to the client.
@@ -125,7 +129,7 @@ async fn by_http1(
     exchange: &Exchange<'_>,
     body: RecvStream,
     respond: SendResponse<Bytes>,
-    head: Vec<u8>,
+    head: AppHead,
 ) -> Ended {
     let adapter = Adapter::new(exchange.request.framing, exchange.request.head_only, body, respond);
     let (reader, writer) = adapter.split();
@@ -136,7 +140,7 @@ async fn by_http1(
         Ok(Finish::Answered(ended)) => ended,
         // Unreachable: a stream can't ask for an upgrade.
         Ok(Finish::Upgraded(..)) => Ended::AppBroken,
-        Err(failure) => fail(&adapter, exchange, failure).await,
+        Err(failure) => fail(&adapter, exchange, failure),
     };
     if !adapter.is_whole() && ended != Ended::ClientGone {
         adapter.reset(reason(ended));
@@ -145,18 +149,13 @@ async fn by_http1(
 }
 
 /// Ends a failed request, with an error response if one is still possible.
-async fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
-    let response = failure.response(exchange.flow.progress.get());
+fn fail(adapter: &Adapter, exchange: &Exchange<'_>, failure: Failure) -> Ended {
+    let response = failure.response(exchange.flow.progress());
     if let Some(status) = response.status {
-        exchange.flow.status.set(status);
-        refuse(adapter, status, response.why).await;
+        exchange.flow.answers(status, false);
+        adapter.respond(|respond, head_only| {
+            relay_http2::refuse(respond, status, response.why, false, head_only);
+        });
     }
     response.ended
-}
-
-/// Writes our own error response.
-async fn refuse(adapter: &Adapter, status: u16, why: &str) {
-    let answer = failure::answer(status, why, adapter.head_only());
-    // If the client accepts nothing, its stream is reset.
-    let _ = tokio::time::timeout(LAST_WRITE_TIMEOUT, adapter.split().1.write_all(&answer)).await;
 }

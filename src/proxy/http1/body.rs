@@ -61,6 +61,14 @@ impl Body {
         }
     }
 
+    /// Returns the trailer section after the last chunk, without its empty line.
+    pub fn trailers(&self) -> &[u8] {
+        match self {
+            Self::Chunked(chunks) => &chunks.trailers,
+            Self::Length(_) | Self::UntilClose => b"",
+        }
+    }
+
     /// Whether the bytes taken so far end between two chunks, so where the sender ended a write. False for other
     /// framings, where that is not visible.
     pub fn is_between_chunks(&self) -> bool {
@@ -80,6 +88,7 @@ pub struct Chunks {
     size: u64,
     digits: u8,
     extra: u32,
+    trailers: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -113,7 +122,13 @@ impl Chunks {
                     self.state = State::DataCr;
                 }
             } else {
-                self.state = self.step(bytes[at])?;
+                let next = self.step(bytes[at])?;
+                if matches!(next, State::TrailerName | State::TrailerValue | State::TrailerLf)
+                    || self.state == State::TrailerLf
+                {
+                    self.trailers.push(bytes[at]);
+                }
+                self.state = next;
                 at += 1;
             }
         }
@@ -234,6 +249,9 @@ mod tests {
         let bytes = b"4;name=\"v\"\r\nWiki\r\n5\r\npedia\r\n0\r\nChecksum: abc\r\n\r\nGET / HTTP/1.1";
         let end = bytes.len() - b"GET / HTTP/1.1".len();
         assert_eq!(chunked(bytes), Ok((end, b"Wikipedia".to_vec(), true)));
+        let mut body = Body::new(Framing::Chunked);
+        body.take(bytes, |_| ()).unwrap();
+        assert_eq!(body.trailers(), b"Checksum: abc\r\n");
     }
 
     #[test]

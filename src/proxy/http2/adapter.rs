@@ -1,5 +1,5 @@
 //! Presents an HTTP/2 stream to the request pipeline as an HTTP/1.1 client: the request's body is read as HTTP/1.1,
-//! and the response's bytes become frames.
+//! and the response's content becomes frames.
 
 use std::cell::{Cell, RefCell};
 use std::future::poll_fn;
@@ -10,9 +10,11 @@ use std::task::{Context, Poll, ready};
 use ::h2::server::SendResponse;
 use ::h2::{Reason, RecvStream, SendStream};
 use bytes::{Buf, Bytes};
+use http::HeaderMap;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::head;
+use super::typed::TypedHead;
 use crate::proxy::http1::body::Body;
 use crate::proxy::http1::head::Framing;
 use crate::proxy::stream::{Sink, Source};
@@ -57,10 +59,9 @@ struct Answer {
     respond: SendResponse<Bytes>,
     /// Set once the head has been sent.
     stream: Option<SendStream<Bytes>>,
-    /// The rest of the body.
-    body: Body,
-    /// The chunked coding since the last content; at the end it holds the trailers.
-    coded: Vec<u8>,
+    /// The body ends with what is written next, and perhaps with trailers.
+    ends: bool,
+    trailers: Option<HeaderMap>,
     whole: bool,
 }
 
@@ -69,13 +70,7 @@ impl Adapter {
     pub fn new(framing: Framing, head_only: bool, body: RecvStream, respond: SendResponse<Bytes>) -> Self {
         Self {
             upload: RefCell::new(Upload::new(body, framing == Framing::Chunked, vec![])),
-            answer: RefCell::new(Answer {
-                respond,
-                stream: None,
-                body: Body::new(Framing::None),
-                coded: vec![],
-                whole: false,
-            }),
+            answer: RefCell::new(Answer { respond, stream: None, ends: false, trailers: None, whole: false }),
             head_only,
             failed: Cell::new(false),
             taken: Cell::new(0),
@@ -87,9 +82,11 @@ impl Adapter {
         (Reader(self), Writer(self))
     }
 
-    /// Whether the response has no body, whatever its fields say.
-    pub fn head_only(&self) -> bool {
-        self.head_only
+    /// Sends a complete response, if none has begun.
+    pub fn respond(&self, send: impl FnOnce(&mut SendResponse<Bytes>, bool)) {
+        let mut answer = self.answer.borrow_mut();
+        send(&mut answer.respond, self.head_only);
+        answer.whole = true;
     }
 
     /// Whether the response's last byte was handed over.
@@ -136,6 +133,36 @@ impl Source for Reader<'_> {
 }
 
 impl Sink for Writer<'_> {
+    type Head = TypedHead;
+    const MARKS_END: bool = true;
+
+    fn head(&self) -> TypedHead {
+        TypedHead::default()
+    }
+
+    fn begin(&mut self, head: TypedHead, framing: Framing) -> io::Result<Vec<u8>> {
+        let mut answer = self.0.answer.borrow_mut();
+        let head = head.into_response().ok_or(io::ErrorKind::InvalidData)?;
+        if head.status().is_informational() {
+            answer.respond.send_informational(head).map_err(gone)?;
+        } else {
+            answer.whole = self.0.head_only || framing == Framing::None;
+            let whole = answer.whole;
+            answer.stream = Some(answer.respond.send_response(head, whole).map_err(gone)?);
+        }
+        Ok(Vec::new())
+    }
+
+    fn ends(&mut self, trailers: &[u8]) {
+        let mut answer = self.0.answer.borrow_mut();
+        (answer.ends, answer.trailers) = (true, head::trailers(trailers));
+    }
+
+    fn end(&mut self) -> io::Result<()> {
+        let mut answer = self.0.answer.borrow_mut();
+        if answer.whole { Ok(()) } else { answer.send(Bytes::new(), true) }
+    }
+
     /// Returns the number of bytes taken so far: it stops changing when the client gives the stream no more window.
     fn unacknowledged(&self) -> u32 {
         self.0.taken.get()
@@ -241,16 +268,17 @@ impl Upload {
 }
 
 impl AsyncWrite for Writer<'_> {
+    /// Sends content.
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut answer = self.0.answer.borrow_mut();
-        let wrote = match answer.stream {
-            None => Poll::Ready(answer.begin(buf, self.0.head_only)),
-            Some(_) => answer.poll_content(cx, buf),
+        let Some(stream) = answer.stream.as_mut() else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
         };
-        if let Poll::Ready(Ok(n)) = &wrote {
-            self.0.taken.set(self.0.taken.get().wrapping_add(*n as u32));
-        }
-        wrote
+        let n = ready!(poll_room(stream, cx, buf.len()))?;
+        let last = answer.ends && n == buf.len();
+        answer.send(Bytes::copy_from_slice(&buf[..n]), last)?;
+        self.0.taken.set(self.0.taken.get().wrapping_add(n as u32));
+        Poll::Ready(Ok(n))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -264,76 +292,54 @@ impl AsyncWrite for Writer<'_> {
 }
 
 impl Answer {
-    /// Sends a final or interim head, which is complete at the start of `bytes`.
-    fn begin(&mut self, bytes: &[u8], head_only: bool) -> io::Result<usize> {
-        let head = head::response(bytes, head_only).ok_or(io::ErrorKind::InvalidData)?;
-        if head.response.status().is_informational() {
-            self.respond.send_informational(head.response).map_err(gone)?;
-            return Ok(head.len);
-        }
-        self.whole = head.framing == Framing::None;
-        self.body = Body::new(head.framing);
-        self.stream = Some(self.respond.send_response(head.response, self.whole).map_err(gone)?);
-        Ok(head.len)
-    }
-
-    /// Sends as much of the body as the client's windows allow.
-    fn poll_content(&mut self, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Some(stream) = self.stream.as_mut().filter(|_| !self.whole) else {
-            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
-        };
-        let sent = poll_content(stream, &mut self.body, &mut self.coded, cx, bytes);
-        self.whole = self.body.is_done();
-        sent
+    fn send(&mut self, content: Bytes, last: bool) -> io::Result<()> {
+        let stream = self.stream.as_mut().filter(|_| !self.whole).ok_or(io::ErrorKind::WriteZero)?;
+        self.whole = last;
+        send(stream, content, last, self.trailers.take_if(|_| last))
     }
 }
 
-/// Sends as much of a body as the peer's windows allow, and its end.
-pub fn poll_content(
+/// Sends content for which there is room, and if it is the `last`, the end.
+fn send(
     stream: &mut SendStream<Bytes>,
-    body: &mut Body,
-    coded: &mut Vec<u8>,
-    cx: &mut Context<'_>,
-    bytes: &[u8],
-) -> Poll<io::Result<usize>> {
+    content: Bytes,
+    last: bool,
+    trailers: Option<HeaderMap>,
+) -> io::Result<()> {
+    if last || !content.is_empty() {
+        stream.send_data(content, last && trailers.is_none()).map_err(gone)?;
+    }
+    trailers.map_or(Ok(()), |trailers| stream.send_trailers(trailers).map_err(gone))
+}
+
+/// Waits until the peer's windows allow content, and returns how much of `wanted` bytes.
+fn poll_room(stream: &mut SendStream<Bytes>, cx: &mut Context<'_>, wanted: usize) -> Poll<io::Result<usize>> {
     while stream.capacity() == 0 {
-        stream.reserve_capacity(bytes.len().min(MAX_QUEUED));
+        stream.reserve_capacity(wanted.min(MAX_QUEUED));
         match ready!(stream.poll_capacity(cx)) {
             Some(Ok(_)) => {}
             Some(Err(error)) => return Poll::Ready(Err(gone(error))),
             None => return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into())),
         }
     }
-    let bytes = &bytes[..bytes.len().min(stream.capacity())];
-    let (n, content) = take_content(body, coded, bytes)?;
-    let whole = body.is_done();
-    let trailers = if whole { head::trailers(coded) } else { None };
-    if whole || !content.is_empty() {
-        stream.send_data(content, whole && trailers.is_none()).map_err(gone)?;
-    }
-    if let Some(trailers) = trailers {
-        stream.send_trailers(trailers).map_err(gone)?;
-    }
-    Poll::Ready(Ok(n))
+    Poll::Ready(Ok(wanted.min(stream.capacity())))
 }
 
-/// Returns how many of `bytes` belong to the body, and the content in them.
-fn take_content(body: &mut Body, coded: &mut Vec<u8>, bytes: &[u8]) -> io::Result<(usize, Bytes)> {
-    if let Body::Length(_) = body {
-        let n = body.take(bytes, |_| ()).map_err(|_| io::ErrorKind::InvalidData)?;
-        return Ok((n, Bytes::copy_from_slice(&bytes[..n])));
-    }
-    let (mut content, mut end) = (Vec::with_capacity(bytes.len()), None);
-    let n = body.take(bytes, |piece| {
-        content.extend_from_slice(piece);
-        end = Some(piece.as_ptr() as usize + piece.len() - bytes.as_ptr() as usize);
-    });
-    let n = n.map_err(|_| io::ErrorKind::InvalidData)?;
-    if end.is_some() {
-        coded.clear();
-    }
-    coded.extend_from_slice(&bytes[end.unwrap_or(0)..n]);
-    Ok((n, content.into()))
+/// Sends as much of a body as the peer's windows allow, without its coding, and its end.
+pub fn poll_content(
+    stream: &mut SendStream<Bytes>,
+    body: &mut Body,
+    cx: &mut Context<'_>,
+    bytes: &[u8],
+) -> Poll<io::Result<usize>> {
+    let room = ready!(poll_room(stream, cx, bytes.len()))?;
+    let mut content = Vec::with_capacity(room);
+    let taken = body.take(&bytes[..room], |piece| content.extend_from_slice(piece));
+    let n = taken.map_err(|_| io::ErrorKind::InvalidData)?;
+    let last = body.is_done();
+    let trailers = if last { head::trailers(body.trailers()) } else { None };
+    send(stream, content.into(), last, trailers)?;
+    Poll::Ready(Ok(n))
 }
 
 fn gone(_: ::h2::Error) -> io::Error {

@@ -11,20 +11,15 @@ use std::time::Duration;
 use ::h2::client::ResponseFuture;
 use ::h2::{RecvStream, SendStream};
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderName, HeaderValue, TE};
-use http::uri::{Authority, PathAndQuery, Scheme};
-use http::{Method, Request, Response, Uri, Version};
-use memchr::memmem;
+use http::header::{CONTENT_LENGTH, HeaderValue};
+use http::{Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::spawn_local;
 
 use super::adapter::{Upload, poll_content};
 use crate::proxy::http1::body::Body;
-use crate::proxy::http1::head::{Field, Framing, Room, put, put_field};
+use crate::proxy::http1::head::{Framing, HeadOut};
 use crate::upstream::{Backend, Lease, was_unprocessed};
-
-/// The end of a head.
-const HEAD_END: &[u8] = b"\r\n\r\n";
 
 /// Time limit for the response's last, empty frame to arrive after its last byte.
 const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
@@ -32,7 +27,6 @@ const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
 /// A stream to the app; one task uses both halves concurrently.
 pub struct AppStream {
     lease: RefCell<Lease>,
-    request: Request<()>,
     framing: Framing,
     head_only: bool,
     sending: RefCell<Option<Sending>>,
@@ -45,11 +39,10 @@ pub struct AppStream {
 struct Sending {
     stream: SendStream<Bytes>,
     body: Body,
-    coded: Vec<u8>,
 }
 
 enum Answer {
-    /// The request's head is not written yet.
+    /// The request's head is not sent yet.
     Unasked,
     /// The response is awaited; the bytes are interim heads not read yet.
     Awaited(ResponseFuture, Vec<u8>),
@@ -60,15 +53,14 @@ enum Answer {
 /// The half that reads the response.
 pub struct Reader<'s>(&'s AppStream);
 
-/// The half that writes the request. The head must be written in one piece.
+/// The half that writes the request's body.
 pub struct Writer<'s>(&'s AppStream);
 
 impl AppStream {
-    /// A stream for a request of this head and framing; `head_only` if its response has no body.
-    pub fn new(lease: Lease, request: Request<()>, framing: Framing, head_only: bool) -> Self {
+    /// A stream for a request of this framing; `head_only` if its response has no body.
+    pub fn new(lease: Lease, framing: Framing, head_only: bool) -> Self {
         Self {
             lease: RefCell::new(lease),
-            request,
             framing,
             head_only,
             sending: RefCell::new(None),
@@ -105,16 +97,17 @@ impl AppStream {
         }
     }
 
-    /// Sends the head, which is in `bytes` in HTTP/1.1 form.
-    fn begin(&self, bytes: &[u8]) -> io::Result<usize> {
-        let head = memmem::find(bytes, HEAD_END).ok_or(io::ErrorKind::InvalidData)? + HEAD_END.len();
-        let request = self.request.clone();
-        let sent = self.lease.borrow_mut().send(request, self.framing == Framing::None);
+    /// Sends the request's head.
+    ///
+    /// # Errors
+    /// If the connection takes no more streams.
+    pub fn begin(&self, request: &Request<()>) -> io::Result<()> {
+        let sent = self.lease.borrow_mut().send(request.clone(), self.framing == Framing::None);
         let (response, stream) = sent.map_err(|error| self.failed(&error))?;
         let body = Body::new(self.framing);
-        *self.sending.borrow_mut() = Some(Sending { stream, body, coded: vec![] });
+        *self.sending.borrow_mut() = Some(Sending { stream, body });
         *self.answer.borrow_mut() = Answer::Awaited(response, vec![]);
-        Ok(head)
+        Ok(())
     }
 
     fn failed(&self, error: &::h2::Error) -> io::Error {
@@ -125,10 +118,10 @@ impl AppStream {
 
 impl AsyncWrite for Writer<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        if let Some(Sending { stream, body, coded }) = &mut *self.0.sending.borrow_mut() {
-            return poll_content(stream, body, coded, cx, buf);
+        match &mut *self.0.sending.borrow_mut() {
+            Some(Sending { stream, body }) => poll_content(stream, body, cx, buf),
+            None => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
         }
-        Poll::Ready(self.0.begin(buf))
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -189,80 +182,11 @@ fn answer_of(response: Response<RecvStream>, head_only: bool, mut lead: Vec<u8>)
 }
 
 fn write_head(head: &Response<()>, chunked: bool, out: &mut Vec<u8>) {
-    let (status, reason) = (head.status(), head.status().canonical_reason().unwrap_or_default());
-    put(out, &[b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason.as_bytes(), b"\r\n"]);
+    let reason = head.status().canonical_reason().unwrap_or_default();
+    out.status_line(head.status().as_u16(), reason.as_bytes());
     for (name, value) in head.headers() {
-        put_field(out, name.as_str(), value.as_bytes());
+        out.typed(name, value);
     }
-    if chunked {
-        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
-    }
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Converts the HTTP/1.1 head at the start of `bytes`; `None` if HTTP/2 can't express it. Drops an upgrade: HTTP/2
-/// has none (RFC 9113 §8.6).
-pub fn request(bytes: &[u8]) -> Option<Request<()>> {
-    // One copy serves all values.
-    let all = Bytes::copy_from_slice(&bytes[..memmem::find(bytes, HEAD_END)? + HEAD_END.len()]);
-    let mut room = Room::new();
-    let (head, _) = room.request(&all, usize::MAX).ok()??;
-    let mut out = HeaderMap::with_capacity(head.headers.len());
-    let mut host = None;
-    for field in head.headers.iter() {
-        match Field::of(field.name) {
-            Field::Connection
-            | Field::KeepAlive
-            | Field::ProxyConnection
-            | Field::TransferEncoding
-            | Field::Upgrade => {}
-            Field::Host => host = Some(field.value),
-            // Any other value of TE is hop-by-hop (RFC 9113 §8.2.2).
-            Field::Te => drop(out.insert(TE, HeaderValue::from_static("trailers"))),
-            _ => {
-                let value = HeaderValue::from_maybe_shared(all.slice_ref(field.value)).ok()?;
-                out.append(HeaderName::from_bytes(field.name.as_bytes()).ok()?, value);
-            }
-        }
-    }
-    let mut uri = http::uri::Parts::default();
-    uri.path_and_query = Some(PathAndQuery::try_from(head.path?).ok()?);
-    uri.scheme = Some(Scheme::HTTP);
-    // HTTP/1.0 has no host, but HTTP/2 readers expect one (RFC 9113 §8.3.1).
-    let host = host.filter(|host: &&[u8]| !host.is_empty()).unwrap_or(b"localhost");
-    uri.authority = Some(Authority::try_from(host).ok()?);
-    let mut request = Request::new(());
-    *request.method_mut() = Method::from_bytes(head.method?.as_bytes()).ok()?;
-    *request.uri_mut() = Uri::from_parts(uri).ok()?;
-    *request.headers_mut() = out;
-    *request.version_mut() = Version::HTTP_2;
-    Some(request)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_head_for_http_1_1_becomes_fields() {
-        let bytes = b"POST /a?b HTTP/1.1\r\nHost: shop.example:81\r\nX-A: 1\r\nx-a: 2\r\nTransfer-Encoding: chunked\r\n\
-                      Connection: TE\r\nTE: trailers\r\n\r\n";
-        let request = request(bytes).unwrap();
-        assert_eq!(
-            (request.method(), request.uri().to_string().as_str()),
-            (&Method::POST, "http://shop.example:81/a?b")
-        );
-        let fields: Vec<_> =
-            request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        assert_eq!(fields, [("x-a", &b"1"[..]), ("x-a", b"2"), ("te", b"trailers")]);
-    }
-
-    #[test]
-    fn an_upgrade_is_not_asked_for_and_there_is_always_an_authority() {
-        let bytes = b"GET / HTTP/1.1\r\nHost: \r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n";
-        let request = request(bytes).unwrap();
-        assert_eq!(request.uri(), "http://localhost/");
-        assert_eq!(request.headers().len(), 0);
-        assert!(super::request(b"GET / HTTP/1.1\r\nHost: a b\r\n\r\n").is_none());
-    }
+    let coding: &[u8] = if chunked { b"Transfer-Encoding: chunked\r\n" } else { b"" };
+    out.connection(&[coding, b"\r\n"]);
 }

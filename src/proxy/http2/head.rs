@@ -1,16 +1,14 @@
-//! Converts heads between HTTP/2 and HTTP/1.1: a client's request for the app, and the app's response for the client
-//! (RFC 9113 §8). Pure; no sockets.
+//! A request's head that came by HTTP/2, and the one for the app; trailers between HTTP/2 and HTTP/1.1 (RFC 9113 §8).
+//! Pure; no sockets.
 
 use ::h2::Reason;
-use bytes::Bytes;
 use http::header::{self, HeaderMap, HeaderName, HeaderValue};
 use http::request::Parts;
-use http::{Response, StatusCode};
 
 use crate::metrics::Ended;
 use crate::proxy::http1::head::{
-    Field, Framing, Origin, ParsedFields, Reject, Request, Room, Sender, TOO_MANY_FIELDS, Upgrade, bad,
-    is_idempotent, parse_length, put, put_connection, put_field, put_forwarded, put_forwarded_for,
+    Field, Framing, HeadOut, Origin, ParsedFields, Reject, Request, Sender, TOO_MANY_FIELDS, Upgrade, bad,
+    is_idempotent, put_connection, put_field, put_forwarded, put_forwarded_for,
 };
 use crate::proxy::http1::health_check::{Asked, is_health_check};
 
@@ -24,7 +22,7 @@ pub fn request(
     max: usize,
     ended: bool,
     sender: Sender<'_>,
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
 ) -> Result<Request, Reject> {
     let method = parts.method.as_str();
     if method == "CONNECT" {
@@ -51,11 +49,11 @@ pub fn request(
     if host.is_some_and(|host| host.is_empty() || host.contains(&b'@')) {
         return Err(bad("the request names no host"));
     }
-    put(out, &[method.as_bytes(), b" ", path.as_bytes(), b" HTTP/1.1\r\nHost: "]);
-    let (start, length) = (out.len(), host.unwrap_or_default().len());
-    put(out, &[host.unwrap_or(sender.app.as_bytes()), b"\r\n"]);
+    out.request_line(method, ["", path]);
+    let named = out.host("Host", host.unwrap_or(sender.app.as_bytes()));
     write_fields(&parts.headers, &parsed_fields, framing, host, sender, out);
     let target = method.len() + 1..method.len() + 1 + path.len();
+    let fields = parts.headers.iter().map(|(name, value)| name.as_str().len() + value.len());
     let reopens = method == "GET" && parsed_fields.accepts_events;
     let asked = Asked {
         method,
@@ -66,7 +64,7 @@ pub fn request(
         lasts: reopens,
     };
     Ok(Request {
-        len: out.len(),
+        len: target.end + host.map_or(0, <[u8]>::len) + fields.sum::<usize>(),
         method: 0..method.len(),
         target,
         framing,
@@ -77,7 +75,10 @@ pub fn request(
         upgrade: Upgrade::None,
         reopens,
         health_check: is_health_check(&asked, sender.health_checks),
-        origin: Origin { https: parsed_fields.https(sender), host: start..start + length },
+        origin: Origin {
+            https: parsed_fields.https(sender),
+            host: if host.is_some() { named } else { 0..0 },
+        },
     })
 }
 
@@ -107,7 +108,7 @@ fn write_fields(
     framing: Framing,
     host: Option<&[u8]>,
     sender: Sender<'_>,
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
 ) {
     let mut lists_left = parsed_fields.forwarded_for;
     let replace = sender.forwarded == crate::config::Forwarded::Replace;
@@ -121,75 +122,28 @@ fn write_fields(
             known if replace && known.is_forwarded() => {}
             Field::ClientCertSubject if sender.hide_subject => {}
             _ if *name == header::COOKIE => {}
-            _ => put_field(out, name.as_str(), value.as_bytes()),
+            _ => out.typed(name, value),
         }
     }
     // HTTP/1.1 allows only one Cookie field (RFC 9113 §8.2.3).
-    for (n, crumb) in fields.get_all(header::COOKIE).iter().enumerate() {
-        put(out, &[if n == 0 { b"Cookie: " } else { b"; " }, crumb.as_bytes()]);
-    }
-    if fields.contains_key(header::COOKIE) {
-        out.extend_from_slice(b"\r\n");
+    let crumbs: Vec<_> = fields.get_all(header::COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if !crumbs.is_empty() {
+        out.field("Cookie", &[&crumbs.join(&b"; "[..])]);
     }
     put_forwarded(out, parsed_fields, host, sender);
     if framing == Framing::Chunked {
-        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        out.connection(&[b"Transfer-Encoding: chunked\r\n"]);
     }
     put_connection(out, parsed_fields, sender);
-    out.extend_from_slice(b"\r\n");
+    out.connection(&[b"\r\n"]);
 }
 
-/// A response's head.
-pub struct Head {
-    /// Its length in bytes.
-    pub len: usize,
-    /// The head in HTTP/2 form.
-    pub response: Response<()>,
-    /// The framing of the body that follows.
-    pub framing: Framing,
-}
-
-/// Parses a response's head, written for an HTTP/1.1 client, from the start of `bytes`. `None` if it is incomplete or
-/// can't be expressed in HTTP/2.
-pub fn response(bytes: &[u8], head_only: bool) -> Option<Head> {
-    let mut room = Room::new();
-    let (head, len) = room.response(bytes, usize::MAX).ok()??;
-    let status = StatusCode::from_u16(head.code?).ok()?;
-    let mut response = Response::new(());
-    *response.status_mut() = status;
-    let mut framing = Framing::None;
-    let bodiless = head_only || status.is_informational() || matches!(status.as_u16(), 204 | 304);
-    // One copy serves all values.
-    let all = Bytes::copy_from_slice(&bytes[..len]);
-    let out = response.headers_mut();
-    out.reserve(head.headers.len());
-    for field in head.headers.iter() {
-        match Field::of(field.name) {
-            Field::Connection | Field::KeepAlive | Field::ProxyConnection | Field::Upgrade => continue,
-            Field::TransferEncoding => {
-                framing = Framing::Chunked;
-                continue;
-            }
-            Field::ContentLength => framing = Framing::Length(parse_length(field.value)?),
-            _ => {}
-        }
-        let start = field.value.as_ptr() as usize - bytes.as_ptr() as usize;
-        let value = HeaderValue::from_maybe_shared(all.slice(start..start + field.value.len())).ok()?;
-        out.append(HeaderName::from_bytes(field.name.as_bytes()).ok()?, value);
-    }
-    if bodiless || framing == Framing::Length(0) {
-        framing = Framing::None;
-    }
-    Some(Head { len, response, framing })
-}
-
-/// Parses the trailers of a chunked body; `coded` is what follows its last content, from the last chunk's size on.
-pub fn trailers(coded: &[u8]) -> Option<HeaderMap> {
-    let coded = coded.strip_prefix(b"\r\n").unwrap_or(coded);
-    let section = &coded[memchr::memchr(b'\n', coded)? + 1..];
-    if section == b"\r\n" {
+/// Parses the trailer section of a chunked body; `None` if it is empty.
+pub fn trailers(section: &[u8]) -> Option<HeaderMap> {
+    if section.is_empty() {
         return None;
     }
+    let section = &[section, b"\r\n"].concat();
     let mut fields = vec![httparse::EMPTY_HEADER; memchr::memchr_iter(b'\n', section).count()];
     let Ok(httparse::Status::Complete((_, fields))) = httparse::parse_headers(section, &mut fields) else {
         return None;
@@ -329,20 +283,9 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_loses_what_belongs_to_a_connection() {
-        let bytes = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nConnection: close\r\nX-A: 2\r\n\r\n5\r\n";
-        let head = response(bytes, false).unwrap();
-        assert_eq!((head.len, head.framing), (bytes.len() - 3, Framing::Chunked));
-        let fields: Vec<_> =
-            head.response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
-        assert_eq!(fields, [("x-a", &b"1"[..]), ("x-a", b"2")]);
-        assert_eq!(response(bytes, true).unwrap().framing, Framing::None);
-    }
-
-    #[test]
-    fn trailers_are_found_behind_the_last_chunk() {
-        assert_eq!(trailers(b"\r\n0\r\n\r\n"), None);
-        let found = trailers(b"\r\n0;ext\r\nGrpc-Status: 0\r\nContent-Length: 7\r\n\r\n").unwrap();
+    fn trailers_lose_what_would_be_used_for_framing() {
+        assert_eq!(trailers(b""), None);
+        let found = trailers(b"Grpc-Status: 0\r\nContent-Length: 7\r\n").unwrap();
         assert_eq!(found.len(), 1);
         assert_eq!(found["grpc-status"], "0");
         let mut out = vec![];

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! wire, frames  what goes over a client's connection, followed frame by frame
-//! head          heads and trailers between HTTP/2 and HTTP/1.1
+//! head          the rules for a request's fields, and trailers
+//! typed         a head as fields, whatever the message came as
 //! adapter       a client's stream as the HTTP/1.1 side of a request
 //! app           a stream to an app that speaks HTTP/2, likewise
 //! grpc          which requests are calls, and how one is answered
@@ -13,4 +14,5 @@ pub mod app;
 pub mod frames;
 pub mod grpc;
 pub mod head;
+pub mod typed;
 pub mod wire;

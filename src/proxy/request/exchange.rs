@@ -1,33 +1,29 @@
-//! One request in flight: its progress, and what all of its steps share.
+//! One request in flight: what all of its steps share.
 
-use std::cell::Cell;
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
-use tokio::io::{AsyncWrite, AsyncWriteExt};
+use tokio::io::AsyncWrite;
 
-use super::failure::{Failure, Progress};
+use super::failure::{Failure, Lost};
+pub use super::flow::{After, Flow, Upload, send};
 use super::long_poll::LongPoll;
 use crate::drain::gate::Streaming;
 use crate::drain::ledger::LedgerEntry;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
 use crate::proxy::buffer::{self, Buffer};
-use crate::proxy::http1::head::{Answer, Framing, Request, Response, Upgrade};
-use crate::proxy::request_log::Totals;
+use crate::proxy::http1::head::{Answer, Framing, Origin, Request, Response, Site, Upgrade};
+use crate::proxy::http2::typed::TypedHead;
 use crate::proxy::route::Route;
 use crate::proxy::shared::Shared;
 use crate::proxy::stream::{Channel, Sink, Source};
 use crate::proxy::worker::Worker;
 use crate::tls::stream::ONE_RECORD;
 use crate::upstream::{self, Backend, Lease};
-
-/// Silence limit after an early response, for both sides: the client was told that the connection closes, and the app
-/// may not want the rest of the request.
-const EARLY_RESPONSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The client's side of a connection.
 pub struct Client<R, W> {
@@ -41,6 +37,21 @@ pub struct Client<R, W> {
     pub peer: String,
     /// The channel the client came in by, as reported to the app.
     pub channel: Channel,
+}
+
+/// A request's head for the app, in the form of the app's protocol.
+pub enum AppHead {
+    /// Text.
+    Http1(Vec<u8>),
+    /// Fields.
+    Http2(Box<TypedHead>),
+}
+
+impl AppHead {
+    /// An empty head for an app that gets this request over HTTP/2, or not.
+    pub fn new(http2: bool) -> Self {
+        if http2 { Self::Http2(Box::default()) } else { Self::Http1(Vec::with_capacity(buffer::SIZE)) }
+    }
 }
 
 /// One request in flight.
@@ -61,41 +72,6 @@ pub struct Exchange<'a> {
     pub flow: Flow,
 }
 
-/// The progress of a request. Cells, because both directions update it concurrently.
-#[derive(Debug, Default)]
-pub struct Flow {
-    /// Decides how a failure is answered.
-    pub progress: Cell<Progress>,
-    /// The response's status; 0 until it is known.
-    pub status: Cell<u16>,
-    /// The client was told that its connection will close.
-    pub close: Cell<bool>,
-    /// Bytes of the request's body received.
-    pub received: Cell<u64>,
-    /// Bytes written to the client.
-    pub sent: Cell<u64>,
-    /// The last byte of the request was passed on.
-    pub uploaded: Cell<bool>,
-    /// What was passed on is still buffered and can be sent again.
-    pub replayable: Cell<bool>,
-    /// The client's next request has already arrived.
-    pub pipelined: Cell<bool>,
-    /// The client has closed its sending side.
-    pub half_closed: Cell<bool>,
-    /// The response is an event stream that the client can reopen.
-    pub events: Cell<bool>,
-    /// The app's connection was reset before the app answered.
-    pub reset: Cell<bool>,
-    /// The proxy is waiting for bytes from the client.
-    pub reading: Cell<bool>,
-    /// The proxy is waiting for the client to accept bytes.
-    pub writing: Cell<bool>,
-    /// The app has begun to close its connections.
-    pub app_goes: Cell<bool>,
-    /// The response is complete and the request is not.
-    early: Cell<bool>,
-}
-
 impl Exchange<'_> {
     /// Runs `work` until it ends, the ledger entry's deadline passes or the drain forces the end.
     pub async fn bounded<T>(&self, work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
@@ -103,7 +79,7 @@ impl Exchange<'_> {
         poll_fn(|cx| match work.as_mut().poll(cx) {
             Poll::Ready(ended) => Poll::Ready(ended),
             Poll::Pending if self.is_over() => Poll::Ready(Err(Failure::Forced)),
-            Poll::Pending if self.entry.expired() => Poll::Ready(Err(match self.client_waits() {
+            Poll::Pending if self.entry.expired() => Poll::Ready(Err(match self.flow.client_waits() {
                 true => Failure::AppSlow,
                 false => Failure::TimedOut,
             })),
@@ -181,8 +157,19 @@ impl Exchange<'_> {
     /// If the client has disconnected.
     pub fn nudge(&self, client: &impl Source) -> Result<(), Failure> {
         let flow = &self.flow;
-        let may = self.request.http11 && flow.progress.get() < Progress::Answering && !flow.writing.get();
+        let may = self.request.http11 && !flow.is_answering() && !flow.is_writing();
         if may && !client.nudge() { Err(Failure::ClientGone) } else { Ok(()) }
+    }
+
+    /// Returns how this request's client reaches the app; `request` is its head by HTTP/2.
+    pub fn site<'s>(&self, request: &'s http::Request<()>, backend: &'s Backend) -> Site<'s> {
+        let Origin { https, host } = &self.request.origin;
+        let host = request.uri().authority().filter(|_| !host.is_empty());
+        Site {
+            https: *https,
+            host: host.map_or(b"", |host| host.as_str().as_bytes()),
+            app: backend.loopback(),
+        }
     }
 
     /// [`held_back`], with a head of `head` bytes.
@@ -208,33 +195,43 @@ impl Exchange<'_> {
 
     /// Writes the request's head and the part of its body that came with it.
     pub async fn send(&self, app: &mut (impl AsyncWrite + Unpin), head: &[u8]) -> Result<(), Failure> {
-        // The HTTP/2 side converts the head into frames and needs it in one piece.
-        let first = if self.http2 { head.len() } else { ONE_RECORD };
-        send(app, head, first, &self.flow.progress).await.map_err(|_| {
-            self.flow.reset.set(true);
-            Failure::AppGone { unanswered: true }
-        })
+        self.flow.send(app, head, ONE_RECORD).await.map_err(|_| Failure::AppGone(Lost::Reset))
     }
 
     /// Reads more of the request's body. A client that is still accepting bytes of a response from the socket's queue
     /// does not count as silent.
     pub async fn read<R: Source>(&self, reader: &mut R, buf: &mut Buffer) -> io::Result<usize> {
         let mut queued = None;
-        self.client_owes(&self.flow.reading, true);
+        self.waits_for_body(true);
         let read = poll_fn(|cx| {
             let read = buf.poll_fill(cx, reader);
             if read.is_pending() && self.entry.expired() {
                 let now = reader.unacknowledged();
-                if now > 0 && !self.flow.writing.get() && queued.replace(now) != Some(now) {
-                    self.client_owes(&self.flow.reading, true);
+                if now > 0 && !self.flow.is_writing() && queued.replace(now) != Some(now) {
+                    self.waits_for_body(true);
                 }
             }
             read
         })
         .await;
         // From here on the app is the one taking time.
-        self.client_owes(&self.flow.reading, false);
+        self.waits_for_body(false);
         read
+    }
+
+    /// [`Sink::begin`] for the app's response.
+    pub fn begin<W: Sink>(
+        &self,
+        writer: &mut W,
+        head: W::Head,
+        response: &Response,
+    ) -> Result<Vec<u8>, Failure> {
+        writer.begin(head, response.framing).map_err(|error| match error.kind() {
+            io::ErrorKind::InvalidData => {
+                Failure::AppBroken("the head of the app's answer can't be expressed in HTTP/2")
+            }
+            _ => Failure::ClientGone,
+        })
     }
 
     /// Writes to the client, which must accept a byte within `--body-timeout` unless the other direction moves.
@@ -243,7 +240,7 @@ impl Exchange<'_> {
         W: Sink,
     {
         let (mut left, mut queued) = (bytes, None);
-        self.client_owes(&self.flow.writing, true);
+        self.waits_for_room(true);
         poll_fn(|cx| {
             while !left.is_empty() {
                 match Pin::new(&mut *writer).poll_write(cx, left) {
@@ -254,7 +251,7 @@ impl Exchange<'_> {
                         // client may be reading meanwhile.
                         let now = writer.unacknowledged();
                         if queued.replace(now) != Some(now) {
-                            self.client_owes(&self.flow.writing, true);
+                            self.waits_for_room(true);
                         }
                         return Poll::Pending;
                     }
@@ -263,8 +260,8 @@ impl Exchange<'_> {
             Poll::Ready(Ok(()))
         })
         .await?;
-        self.flow.sent.set(self.flow.sent.get() + bytes.len() as u64);
-        self.client_owes(&self.flow.writing, false);
+        self.flow.wrote(bytes.len());
+        self.waits_for_room(false);
         Ok(())
     }
 
@@ -278,16 +275,21 @@ impl Exchange<'_> {
             Response { keep_alive: true, .. } => backend.habit.keeps(),
             _ => {}
         }
-        flow.app_goes.set((response.says_close || self.http2) && backend.habit.is_going());
-        let draining = self.worker.shared.phase() != Phase::Serving && !flow.pipelined.get();
+        let app_goes = (response.says_close || self.http2) && backend.habit.is_going();
         let endless = !request.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
         let close = !request.keep_alive
-            || draining
             || endless
-            || flow.app_goes.get()
-            || !flow.uploaded.get()
-            || flow.half_closed.get();
-        flow.close.set(close);
+            || app_goes
+            || match flow.upload() {
+                Upload::Sending | Upload::HalfClosed => true,
+                Upload::Done => self.worker.shared.phase() != Phase::Serving,
+                Upload::Pipelined => false,
+            };
+        flow.then(match close {
+            _ if app_goes => After::AppGoes,
+            true => After::Closes,
+            false => After::Stays,
+        });
         Answer {
             http11: request.http11,
             head_only: request.head_only,
@@ -296,62 +298,29 @@ impl Exchange<'_> {
         }
     }
 
-    /// Counts `n` bytes of the request's body.
-    pub fn received(&self, n: usize) {
-        self.flow.received.set(self.flow.received.get() + n as u64);
+    /// Sets whether the client owes bytes of its request. Called after something moved, so the time limit starts again
+    /// for both directions: the client is silent only if nothing moves at all.
+    pub fn waits_for_body(&self, waits: bool) {
+        self.flow.waits_for_body(waits);
+        self.start_limit();
     }
 
-    /// Sets whether the client owes a byte in this direction. Called after something moved, so `--body-timeout`
-    /// starts again for both directions: the client is silent only if nothing moves at all.
-    pub fn client_owes(&self, direction: &Cell<bool>, owes: bool) {
-        direction.set(owes);
-        let limits = &self.worker.shared.settings.limits;
-        let patience = match (self.client_waits(), self.flow.early.get()) {
-            (_, true) => limits.body_timeout.min(EARLY_RESPONSE_TIMEOUT),
-            (false, false) => limits.body_timeout,
-            // Now the app has to take the request and begin its response. Without `--answer-timeout` only the drain
-            // limits that time.
-            (true, false) if self.flow.progress.get() == Progress::Answering => Duration::ZERO,
-            (true, false) => limits.answer_timeout,
-        };
-        self.entry.set_deadline(if patience.is_zero() { 0 } else { self.worker.deadline(patience) });
-    }
-
-    /// Whether the client owes nothing and can only wait.
-    fn client_waits(&self) -> bool {
-        !self.flow.reading.get() && !self.flow.writing.get()
+    /// The same for room for bytes of the response.
+    pub fn waits_for_room(&self, waits: bool) {
+        self.flow.waits_for_room(waits);
+        self.start_limit();
     }
 
     /// The complete response was sent before the complete request was received.
     pub fn answered_early(&self) {
-        self.flow.early.set(true);
-        self.client_owes(&self.flow.reading, self.flow.reading.get());
+        self.flow.answered_early();
+        self.start_limit();
     }
-}
 
-/// Writes the start of a request, with its `first` bytes as one write. `progress` says at any time, even if this is
-/// dropped half-way, whether the app may have read part of it: with TLS a write of more than [`ONE_RECORD`] becomes
-/// several records, and some of them may have arrived when it fails.
-///
-/// # Errors
-/// If the app accepts no more bytes.
-pub async fn send(
-    app: &mut (impl AsyncWrite + Unpin),
-    bytes: &[u8],
-    first: usize,
-    progress: &Cell<Progress>,
-) -> io::Result<()> {
-    let (first, rest) = bytes.split_at(bytes.len().min(first));
-    for mut left in [first, rest] {
-        while !left.is_empty() {
-            match app.write(left).await? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                n => left = &left[n..],
-            }
-            progress.set(progress.get().max(Progress::Sent));
-        }
+    fn start_limit(&self) {
+        let limit = self.flow.silence_limit(&self.worker.shared.settings.limits);
+        self.entry.set_deadline(if limit.is_zero() { 0 } else { self.worker.deadline(limit) });
     }
-    Ok(())
 }
 
 /// Waits while the app restarts or is replaced, with `bytes` bytes held in memory. Requests that come from the app
@@ -393,20 +362,5 @@ pub async fn reach<T>(worker: &Worker, connect: impl AsyncFn() -> io::Result<T>)
             Err(_) => tokio::time::sleep(wait).await,
         }
         wait = (wait * 2).min(Duration::from_millis(100));
-    }
-}
-
-impl Flow {
-    /// The failure for an app that ended its connection, cleanly or by a read error, before the complete head of its
-    /// response; `unanswered` if before any byte of it.
-    pub fn app_ended(&self, ended: &io::Result<usize>, unanswered: bool) -> Failure {
-        // A missing TLS close_notify is an end too, though an unclean one.
-        self.reset.set(matches!(ended, Err(error) if error.kind() != io::ErrorKind::UnexpectedEof));
-        Failure::AppGone { unanswered }
-    }
-
-    /// The totals for the request log.
-    pub fn totals(&self) -> Totals {
-        Totals { status: self.status.get(), received: self.received.get(), sent: self.sent.get() }
     }
 }

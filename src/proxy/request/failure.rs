@@ -1,10 +1,12 @@
 //! What can go wrong with a request, and the response it gets.
 
+use std::io;
 use std::time::Duration;
 
 use h2::Reason;
 
 use crate::metrics::Ended;
+use crate::proxy::http1::head::HeadOut;
 
 /// Time limit for writing our own response to a failed request, and the last frames of a connection.
 pub const LAST_WRITE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -21,10 +23,7 @@ pub enum Failure {
     /// The client's body violates its transfer coding.
     BadBody,
     /// The app closed or reset its connection.
-    AppGone {
-        /// No byte of the response had arrived.
-        unanswered: bool,
-    },
+    AppGone(Lost),
     /// The app's address refuses connections.
     AppDown,
     /// The app's address can't be reached.
@@ -51,6 +50,29 @@ pub enum Failure {
     Forced,
 }
 
+/// How the app's connection was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Lost {
+    /// By a reset, before any byte of the response.
+    Reset,
+    /// In order, before any byte of the response.
+    Closed,
+    /// Within the response.
+    Midway,
+}
+
+impl Lost {
+    /// How it was lost when a read `ended` like this; `unanswered` if before any byte of the response.
+    pub fn by(ended: &io::Result<usize>, unanswered: bool) -> Self {
+        match ended {
+            _ if !unanswered => Self::Midway,
+            // A missing TLS close_notify is an end too, though an unclean one.
+            Err(error) if error.kind() != io::ErrorKind::UnexpectedEof => Self::Reset,
+            _ => Self::Closed,
+        }
+    }
+}
+
 /// How far a request had progressed when it failed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Progress {
@@ -60,7 +82,12 @@ pub enum Progress {
     /// The app has received at least part of the request.
     Sent,
     /// The response has begun to go to the client.
-    Answering,
+    Answering {
+        /// Its status.
+        status: u16,
+        /// It is an event stream that the client can reopen.
+        events: bool,
+    },
 }
 
 /// Our own response to a failed request.
@@ -83,7 +110,7 @@ impl Failure {
                 (Some(400), Ended::Rejected, "the request's head can't be expressed in HTTP/2")
             }
             (Self::BadBody, _) => (Some(400), Ended::Rejected, "the request's body can't be read"),
-            (Self::AppGone { .. }, _) => {
+            (Self::AppGone(_), _) => {
                 (Some(502), Ended::AppGone, "the app closed the connection without a whole answer")
             }
             (Self::AppDown, _) => (Some(503), Ended::AppDown, "the app does not accept connections"),
@@ -112,14 +139,24 @@ impl Failure {
             (Self::Forced, Progress::Sent) => {
                 (Some(504), Ended::Unanswered, "shutting down; the app did not answer in time")
             }
-            (Self::Forced, Progress::Answering) => (None, Ended::Cut, "shutting down"),
+            (Self::Forced, Progress::Answering { .. }) => (None, Ended::Cut, "shutting down"),
         };
-        FailureResponse { status: status.filter(|_| progress < Progress::Answering), ended, why }
+        FailureResponse { status: status.filter(|_| progress <= Progress::Sent), ended, why }
     }
 }
 
-/// Returns a complete response of our own. The connection closes after it.
+/// Returns a complete response of our own, by HTTP/1.1. The connection closes after it.
 pub fn answer(status: u16, why: &str, head_only: bool) -> Vec<u8> {
+    let mut answer = Vec::new();
+    let text = put_head(status, why, &mut answer);
+    if !head_only {
+        answer.extend_from_slice(text.as_bytes());
+    }
+    answer
+}
+
+/// Writes the head of a response of our own, and returns its text.
+pub fn put_head(status: u16, why: &str, out: &mut impl HeadOut) -> String {
     let reason = match status {
         400 => "Bad Request",
         408 => "Request Timeout",
@@ -132,15 +169,15 @@ pub fn answer(status: u16, why: &str, head_only: bool) -> Vec<u8> {
         505 => "HTTP Version Not Supported",
         _ => "",
     };
-    let retry = if status == 503 { "Retry-After: 1\r\n" } else { "" };
     let text = format!("lameduck: {why}\n");
-    let body = if head_only { "" } else { &text };
-    format!(
-        "HTTP/1.1 {status} {reason}\r\nContent-Type: text/plain; charset=utf-8\r\nContent-Length: {}\r\n\
-         {retry}Connection: close\r\n\r\n{body}",
-        text.len()
-    )
-    .into_bytes()
+    out.status_line(status, reason.as_bytes());
+    out.field("Content-Type", &[b"text/plain; charset=utf-8"]);
+    out.field("Content-Length", &[text.len().to_string().as_bytes()]);
+    if status == 503 {
+        out.field("Retry-After", &[b"1"]);
+    }
+    out.connection(&[b"Connection: close\r\n\r\n"]);
+    text
 }
 
 #[cfg(test)]
@@ -152,7 +189,11 @@ mod tests {
         let status = |progress| Failure::Forced.response(progress).status;
         assert_eq!(status(Progress::Unsent), Some(503));
         assert_eq!(status(Progress::Sent), Some(504));
-        assert_eq!(status(Progress::Answering), None, "a half-sent answer is cut, never ended");
+        assert_eq!(
+            status(Progress::Answering { status: 200, events: false }),
+            None,
+            "a half-sent answer is cut, never ended"
+        );
     }
 
     #[test]

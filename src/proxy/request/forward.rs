@@ -12,17 +12,17 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
 
-use super::exchange::{Client, Exchange};
-use super::failure::{Failure, MAX_INTERIM, Progress};
+use super::exchange::{AppHead, Client, Exchange, Upload};
+use super::failure::{Failure, Lost, MAX_INTERIM};
 use super::poll_end;
 use super::relay::{relay, relay_compressed_events, relay_events};
 use super::retry::{MAX_REPLAY, Tried, Tries};
 use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
-use crate::proxy::buffer::{Buffer, SIZE};
+use crate::proxy::buffer::Buffer;
 use crate::proxy::http1::body::{Body, Broken};
-use crate::proxy::http1::head::{self, Framing, Request, Response, Site, Upgrade};
-use crate::proxy::http2::app::{AppStream, request as app_head};
+use crate::proxy::http1::head::{self, Framing, HeadOut, Request, Response, Site, Upgrade};
+use crate::proxy::http2::app::AppStream;
 use crate::proxy::stream::{Sink, Source};
 use crate::upstream::{Backend, Connection};
 
@@ -35,11 +35,11 @@ pub enum Finish {
 }
 
 /// The app's side of one try.
-enum AppSide {
+enum AppSide<'h> {
     /// A connection for this request alone.
     Http1(Connection),
-    /// A stream on a shared connection.
-    Http2(Box<AppStream>),
+    /// A stream on a shared connection, and the head for it.
+    Http2(Box<AppStream>, &'h http::Request<()>),
 }
 
 /// How an answer ended.
@@ -58,21 +58,25 @@ enum Answered {
 pub async fn forward<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
-    mut head: Vec<u8>,
+    head: AppHead,
 ) -> Result<Finish, Failure>
 where
     R: Source,
     W: Sink,
 {
-    let (mut body, mut more) = (Body::new(exchange.request.framing), Vec::new());
+    // What is sent first: the head, if it is text, and the part of the body that arrived with it.
+    let (mut start, head) = match head {
+        AppHead::Http1(text) => (text, None),
+        AppHead::Http2(head) => (Vec::new(), Some(Box::new(head.into_request().ok_or(Failure::BadHead)?))),
+    };
+    let (mut body, mut more) = (Body::new(exchange.request.framing), Some(Vec::new()));
     let here = body.take(client.buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
-    head.extend_from_slice(&client.buf.unread()[..here]);
+    start.extend_from_slice(&client.buf.unread()[..here]);
     client.buf.consume(here);
-    exchange.received(here);
-    exchange.flow.replayable.set(true);
+    exchange.flow.received(here);
 
     exchange.may_begin()?;
-    exchange.bounded(exchange.while_watched(client, exchange.held_back(head.len()))).await?;
+    exchange.bounded(exchange.while_watched(client, exchange.held_back(start.len()))).await?;
     let pool = &exchange.route.pool;
     // A request that can't be sent twice is worth one more system call to see whether the connection is still open.
     let mut pooled = if exchange.http2 { None } else { pool.take(!exchange.request.idempotent) };
@@ -82,24 +86,25 @@ where
         let app = match pooled.take() {
             Some(app) => AppSide::Http1(app),
             None => {
-                let reached = exchange.bounded(exchange.while_watched(client, reach(exchange, &head))).await;
+                let reached =
+                    exchange.bounded(exchange.while_watched(client, reach(exchange, head.as_deref()))).await;
                 reached.map_err(|failure| tries.unreached(failure))?
             }
         };
         let mut app_buf = Buffer::default();
-        let attempt = attempt(client, exchange, &head, (&mut body, &mut more), app, &mut app_buf);
+        let attempt = attempt(client, exchange, &start, (&mut body, &mut more), app, &mut app_buf);
         let (app, failure) = match attempt.await {
             (app, Ok(Answered::Whole { ended, reuse, keep_alive })) => {
                 app_buf.release();
                 match app {
                     AppSide::Http1(app) if reuse && app_buf.is_empty() => pool.put(app, keep_alive),
                     AppSide::Http1(_) => {}
-                    AppSide::Http2(app) => app.finish(),
+                    AppSide::Http2(app, _) => app.finish(),
                 }
                 return Ok(Finish::Answered(ended));
             }
             (AppSide::Http1(app), Ok(Answered::Upgraded)) => return Ok(Finish::Upgraded(app, app_buf)),
-            (AppSide::Http2(_), Ok(Answered::Upgraded)) => {
+            (AppSide::Http2(..), Ok(Answered::Upgraded)) => {
                 return Err(Failure::AppBroken("the app answers 101 over HTTP/2, which has no upgrades"));
             }
             (app, Err(failure)) => (app, failure),
@@ -107,25 +112,27 @@ where
         let (unprocessed, tried) = match &app {
             AppSide::Http1(_) if reused => (false, Tried::Reused),
             AppSide::Http1(app) => (false, Tried::New(app.backend())),
-            AppSide::Http2(app) => (app.is_unprocessed(), Tried::Shared { first: app.is_first() }),
+            AppSide::Http2(app, _) => (app.is_unprocessed(), Tried::Shared { first: app.is_first() }),
         };
-        let kept = || exchange.flow.replayable.get();
-        let again = async { Ok(tries.may_retry(exchange, failure, unprocessed, tried, kept).await) };
+        let kept = more.is_some();
+        let again = async { Ok(tries.may_retry(exchange, failure, unprocessed, tried, || kept).await) };
         if !exchange.bounded(exchange.while_watched(client, again)).await? {
             return Err(failure);
         }
-        exchange.client_owes(&exchange.flow.reading, false);
+        exchange.waits_for_body(false);
     }
 }
 
 /// Gets a new connection to the app, or a stream on a shared one.
-async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure> {
+async fn reach<'h>(
+    exchange: &Exchange<'_>,
+    head: Option<&'h http::Request<()>>,
+) -> Result<AppSide<'h>, Failure> {
     let pool = &exchange.route.pool;
-    if exchange.http2 {
-        let request = app_head(head).ok_or(Failure::BadHead)?;
+    if let Some(head) = head {
         let lease = exchange.lease().await?;
         let Request { framing, head_only, .. } = *exchange.request;
-        return Ok(AppSide::Http2(Box::new(AppStream::new(lease, request, framing, head_only))));
+        return Ok(AppSide::Http2(Box::new(AppStream::new(lease, framing, head_only)), head));
     }
     let app = exchange.reach(async || pool.connect().await).await?;
     add(&exchange.worker.shard.connects, 1);
@@ -133,43 +140,52 @@ async fn reach(exchange: &Exchange<'_>, head: &[u8]) -> Result<AppSide, Failure>
 }
 
 /// Sends the request to this server and relays the answer, within the deadlines of the request.
-async fn attempt<R, W>(
+async fn attempt<'h, R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
-    head: &[u8],
-    body: (&mut Body, &mut Vec<u8>),
-    mut app: AppSide,
+    start: &[u8],
+    body: (&mut Body, &mut Option<Vec<u8>>),
+    mut app: AppSide<'h>,
     app_buf: &mut Buffer,
-) -> (AppSide, Result<Answered, Failure>)
+) -> (AppSide<'h>, Result<Answered, Failure>)
 where
     R: Source,
     W: Sink,
 {
     let answered = match &mut app {
         AppSide::Http1(app) => {
-            exchange.bounded(both_ways(client, exchange, head, body, app.split(), app_buf)).await
-        }
-        AppSide::Http2(app) => {
             let (reader, writer, backend) = app.split();
-            let halves = (reader, writer, &backend);
-            // Boxed, so that the task of a connection only needs the memory for HTTP/1.1.
-            exchange.bounded(Box::pin(both_ways(client, exchange, head, body, halves, app_buf))).await
+            let host = &start[exchange.request.origin.host.clone()];
+            let site = Site { https: exchange.request.origin.https, host, app: backend.loopback() };
+            let app = (reader, writer, backend, site);
+            exchange.bounded(both_ways(client, exchange, start, body, app, app_buf)).await
         }
+        AppSide::Http2(app, head) => match app.begin(head) {
+            Ok(()) => {
+                exchange.flow.reached_app();
+                let (reader, writer, backend) = app.split();
+                let app = (reader, writer, &backend, exchange.site(head, &backend));
+                // Boxed, so that the task of a connection only needs the memory for HTTP/1.1.
+                exchange.bounded(Box::pin(both_ways(client, exchange, start, body, app, app_buf))).await
+            }
+            Err(_) => Err(Failure::AppGone(Lost::Reset)),
+        },
     };
     (app, answered)
 }
 
-/// Sends the request over this connection and relays the answer concurrently. `head` is the request's head and the part
-/// of the body that arrived with it; `body` reads the rest, and `more` is the part of it that an earlier try has sent.
+/// Sends the request over this connection and relays the answer concurrently. `start` is what is sent first; `body` reads the rest, and `more` is the part of it that an earlier try has
+/// sent; `None` once it is too long to be kept.
 async fn both_ways<R, W>(
     client: &mut Client<R, W>,
     exchange: &Exchange<'_>,
-    head: &[u8],
-    (body, more): (&mut Body, &mut Vec<u8>),
-    (mut app_reader, mut app_writer, backend): (
+    start: &[u8],
+    (body, more): (&mut Body, &mut Option<Vec<u8>>),
+    (mut app_reader, mut app_writer, backend, site): (
         impl AsyncRead + Unpin,
         impl AsyncWrite + Unpin,
         &Arc<Backend>,
+        Site<'_>,
     ),
     app_buf: &mut Buffer,
 ) -> Result<Answered, Failure>
@@ -178,22 +194,22 @@ where
     W: Sink,
 {
     let flow = &exchange.flow;
-    exchange.send(&mut app_writer, head).await?;
-    if !more.is_empty() {
+    exchange.send(&mut app_writer, start).await?;
+    if let Some(more) = more.as_deref().filter(|more| !more.is_empty()) {
         exchange.send(&mut app_writer, more).await?;
     }
     let Client { reader, writer, buf, .. } = client;
-    let kept = (head.len(), more);
+    let kept = (start.len(), more);
     let mut upload = pin!(upload(exchange, reader, buf, body, &mut app_writer, kept));
     let mut uploading = true;
     let answered = {
-        let mut answer = pin!(answer(exchange, head, &mut app_reader, backend, app_buf, writer));
+        let mut answer = pin!(answer(exchange, site, &mut app_reader, backend, app_buf, writer));
         poll_fn(|cx| {
             if uploading && let Poll::Ready(over) = upload.as_mut().poll(cx) {
                 over?;
                 uploading = false;
             }
-            if flow.half_closed.get() && flow.events.get() {
+            if flow.upload() == Upload::HalfClosed && flow.streams_events() {
                 return Poll::Ready(Err(Failure::ClientGone)); // no client reads an event stream half-closed
             }
             answer.as_mut().poll(cx)
@@ -201,26 +217,26 @@ where
         .await?
     };
     // The new protocol begins after the whole request, in both directions (RFC 9110 §7.8).
-    if matches!(answered, Answered::Upgraded) && !flow.uploaded.get() {
+    if matches!(answered, Answered::Upgraded) && !flow.is_uploaded() {
         if uploading {
             poll_fn(|cx| match upload.as_mut().poll(cx) {
-                Poll::Pending if !flow.uploaded.get() => Poll::Pending,
+                Poll::Pending if !flow.is_uploaded() => Poll::Pending,
                 Poll::Pending => Poll::Ready(Ok(())),
                 Poll::Ready(over) => Poll::Ready(over),
             })
             .await?;
         }
-        if !flow.uploaded.get() {
-            return Err(Failure::AppGone { unanswered: false });
+        if !flow.is_uploaded() {
+            return Err(Failure::AppGone(Lost::Midway));
         }
     }
     // An upload that ended early means that the app does not read any more of it.
-    if uploading && !flow.uploaded.get() && matches!(answered, Answered::Whole { .. }) {
+    if uploading && !flow.is_uploaded() && matches!(answered, Answered::Whole { .. }) {
         finish_upload(exchange, writer, upload).await;
     }
     Ok(match answered {
         Answered::Whole { ended, reuse, keep_alive } => {
-            Answered::Whole { ended, reuse: reuse && flow.uploaded.get(), keep_alive }
+            Answered::Whole { ended, reuse: reuse && flow.is_uploaded(), keep_alive }
         }
         upgraded => upgraded,
     })
@@ -237,7 +253,7 @@ async fn finish_upload<W: AsyncWrite + Unpin>(
     let _ = writer.shutdown().await;
     exchange.answered_early();
     poll_fn(|cx| match upload.as_mut().poll(cx) {
-        Poll::Pending if !exchange.flow.uploaded.get() && !exchange.entry.expired() => Poll::Pending,
+        Poll::Pending if !exchange.flow.is_uploaded() && !exchange.entry.expired() => Poll::Pending,
         _ => Poll::Ready(()),
     })
     .await;
@@ -251,26 +267,24 @@ async fn upload<R: Source>(
     buf: &mut Buffer,
     body: &mut Body,
     app: &mut (impl AsyncWrite + Unpin),
-    (sent_before, more): (usize, &mut Vec<u8>),
+    (sent_before, more): (usize, &mut Option<Vec<u8>>),
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
+    let resendable = exchange.request.idempotent || exchange.http2;
     while !body.is_done() {
         if buf.is_empty() && !matches!(exchange.read(reader, buf).await, Ok(n) if n > 0) {
             return Err(Failure::ClientGone);
         }
         let filled = buf.unread().len() == buf.capacity();
         let n = body.take(buf.unread(), |_| ()).map_err(|Broken| Failure::BadBody)?;
-        exchange.received(n);
-        let again = flow.replayable.get()
-            && (exchange.request.idempotent || exchange.http2)
-            && sent_before + more.len() + n <= MAX_REPLAY;
-        let sent = if again {
+        flow.received(n);
+        *more = more.take().filter(|more| resendable && sent_before + more.len() + n <= MAX_REPLAY);
+        let sent = if let Some(more) = more {
             let mark = more.len();
             more.extend_from_slice(&buf.unread()[..n]);
             buf.consume(n);
             app.write_all(&more[mark..]).await
         } else {
-            flow.replayable.set(false);
             let sent = app.write_all(&buf.unread()[..n]).await;
             buf.consume(n);
             sent
@@ -282,13 +296,13 @@ async fn upload<R: Source>(
             buf.grow();
         }
     }
-    flow.uploaded.set(true);
-    exchange.client_owes(&flow.reading, false);
+    flow.uploaded(Upload::Done);
+    exchange.waits_for_body(false);
     if !buf.is_empty() || buf.fill(reader).await.map_err(|_| Failure::ClientGone)? > 0 {
-        flow.pipelined.set(true);
+        flow.uploaded(Upload::Pipelined);
         return pending().await;
     }
-    flow.half_closed.set(true);
+    flow.uploaded(Upload::HalfClosed);
     half_closed(exchange, reader).await
 }
 
@@ -302,7 +316,7 @@ async fn half_closed(exchange: &Exchange<'_>, client: &impl Source) -> Result<()
 /// The app's side: relays interim answers, the head and the body.
 async fn answer<A, W>(
     exchange: &Exchange<'_>,
-    head: &[u8],
+    site: Site<'_>,
     app: &mut A,
     backend: &Backend,
     buf: &mut Buffer,
@@ -312,42 +326,40 @@ where
     A: AsyncRead + Unpin,
     W: Sink,
 {
-    let (request, flow) = (exchange.request, &exchange.flow);
-    let mut out = Vec::with_capacity(SIZE);
+    let request = exchange.request;
     if let Some(poll) = exchange.long_poll
         && !poll_end::has_news(exchange, app, backend, buf).await?
     {
-        poll_end::answer(exchange, backend, poll, writer, &mut out).await?;
+        poll_end::answer(exchange, backend, poll, writer).await?;
         return Ok(Answered::Whole { ended: Ended::PollEnded, reuse: false, keep_alive: None });
     }
     let mut interim = 0;
-    let host = &head[request.origin.host.clone()];
-    let site = Site { https: request.origin.https, host, app: backend.loopback() };
-    let response = loop {
-        let response = answer_head(exchange, site, app, backend, buf, &mut out, interim == 0).await?;
+    let (response, mut out) = loop {
+        let mut head = writer.head();
+        let response = answer_head(exchange, site, app, backend, buf, &mut head, interim == 0).await?;
         buf.consume(response.len);
         if response.status >= 200 || response.status == 101 {
-            break response;
+            let out = exchange.begin(writer, head, &response)?;
+            break (response, out);
         }
         interim += 1;
         if interim > MAX_INTERIM {
             return Err(Failure::AppBroken("the app sends interim answers without end"));
         }
         if request.http11 {
+            let out = exchange.begin(writer, head, &response)?;
             exchange.write(writer, &out).await?;
         }
     };
-    flow.status.set(response.status);
-    flow.progress.set(Progress::Answering);
+    let events = response.events
+        && request.reopens
+        && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
+    exchange.flow.answers(response.status, events);
     if response.status == 101 {
         exchange.write(writer, &out).await?;
         return Ok(Answered::Upgraded);
     }
-    let ended = if response.events
-        && request.reopens
-        && matches!(response.framing, Framing::Chunked | Framing::UntilClose)
-    {
-        flow.events.set(true);
+    let ended = if events {
         exchange.entry.set_class(Class::EventStream);
         let _streaming = exchange.streaming();
         match response.compressed {
@@ -370,11 +382,11 @@ async fn answer_head<A: AsyncRead + Unpin>(
     app: &mut A,
     backend: &Backend,
     buf: &mut Buffer,
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
     first: bool,
 ) -> Result<Response, Failure> {
     const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
-    let (request, flow) = (exchange.request, &exchange.flow);
+    let request = exchange.request;
     let limits = &exchange.worker.shared.settings.limits;
     let max = limits.max_head;
     let mut seen = 0;
@@ -401,7 +413,7 @@ async fn answer_head<A: AsyncRead + Unpin>(
         }
         match buf.fill(app).await {
             Ok(n) if n > 0 => {}
-            ended => return Err(flow.app_ended(&ended, seen == 0 && first)),
+            ended => return Err(Failure::AppGone(Lost::by(&ended, seen == 0 && first))),
         }
     }
 }

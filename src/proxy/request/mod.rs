@@ -2,6 +2,7 @@
 
 pub mod exchange;
 pub mod failure;
+mod flow;
 pub mod forward;
 pub mod long_poll;
 mod poll_end;

@@ -8,11 +8,11 @@ use http::StatusCode;
 use tokio::io::AsyncRead;
 
 use super::exchange::Exchange;
-use super::failure::{Failure, Progress};
+use super::failure::{Failure, Lost};
 use super::long_poll::LongPoll;
 use crate::drain::ledger::Class;
 use crate::proxy::buffer::Buffer;
-use crate::proxy::http1::head::{Framing, Response};
+use crate::proxy::http1::head::{Framing, HeadOut, Response};
 use crate::proxy::stream::Sink;
 use crate::upstream::Backend;
 
@@ -25,7 +25,7 @@ pub async fn has_news<A: AsyncRead + Unpin>(
 ) -> Result<bool, Failure> {
     exchange.entry.set_class(Class::LongPoll);
     let _streaming = exchange.streaming();
-    let uploaded = poll_fn(|_| if exchange.flow.uploaded.get() { Poll::Ready(()) } else { Poll::Pending });
+    let uploaded = poll_fn(|_| if exchange.flow.is_uploaded() { Poll::Ready(()) } else { Poll::Pending });
     let end = async {
         exchange.worker.shared.stream_end(backend).await;
         uploaded.await;
@@ -34,7 +34,7 @@ pub async fn has_news<A: AsyncRead + Unpin>(
         biased;
         read = buf.fill(app) => match read {
             Ok(n) if n > 0 => Ok(true),
-            ended => Err(exchange.flow.app_ended(&ended, true)),
+            ended => Err(Failure::AppGone(Lost::by(&ended, true))),
         },
         () = end => Ok(false),
     }
@@ -46,32 +46,34 @@ pub async fn answer<W: Sink>(
     backend: &Backend,
     poll: LongPoll,
     writer: &mut W,
-    out: &mut Vec<u8>,
 ) -> Result<(), Failure> {
-    let (request, flow) = (exchange.request, &exchange.flow);
     let (status, body) = poll.answer(&exchange.worker.shared.settings.long_polls.answer);
     let framing = body.map_or(Framing::None, |(_, text)| Framing::Length(text.len() as u64));
-    let side = exchange.plan(&Response::of_ours(status, framing), backend);
+    let response = Response::of_ours(status, framing);
+    let side = exchange.plan(&response, backend);
     let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
-    let mut head = format!("HTTP/1.1 {status} {}\r\nCache-Control: no-store\r\n", reason.unwrap_or_default());
+    let mut head = writer.head();
+    head.status_line(status, reason.unwrap_or_default().as_bytes());
+    head.field("Cache-Control", &[b"no-store"]);
     match body {
         Some((kind, text)) => {
-            head += &format!("Content-Type: {kind}\r\nContent-Length: {}\r\n", text.len());
+            head.field("Content-Type", &[kind.as_bytes()]);
+            head.field("Content-Length", &[text.len().to_string().as_bytes()]);
         }
         None if matches!(status, 204 | 304) => {}
-        None => head += "Content-Length: 0\r\n",
+        None => head.field("Content-Length", &[b"0"]),
     }
-    match (side.close, side.http11) {
-        (true, _) => head += "Connection: close\r\n",
-        (false, false) => head += "Connection: keep-alive\r\n",
-        (false, true) => {}
+    let connection: &[u8] = match (side.close, side.http11) {
+        (true, _) => b"Connection: close\r\n",
+        (false, false) => b"Connection: keep-alive\r\n",
+        (false, true) => b"",
+    };
+    head.connection(&[connection, b"\r\n"]);
+    let mut out = exchange.begin(writer, head, &response)?;
+    exchange.flow.answers(status, false);
+    if let Some((_, text)) = body.filter(|_| !exchange.request.head_only) {
+        out.extend_from_slice(text.as_bytes());
+        writer.ends(b"");
     }
-    head += "\r\n";
-    if let Some((_, text)) = body.filter(|_| !request.head_only) {
-        head += text;
-    }
-    flow.status.set(status);
-    flow.progress.set(Progress::Answering);
-    out.extend_from_slice(head.as_bytes());
-    exchange.write(writer, out).await
+    exchange.write(writer, &out).await
 }

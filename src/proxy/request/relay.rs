@@ -1,5 +1,6 @@
 //! Relays a response's body from the app to the client.
 
+use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
@@ -7,7 +8,7 @@ use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
 use super::exchange::Exchange;
-use super::failure::Failure;
+use super::failure::{Failure, Lost};
 use crate::drain::ledger::Class;
 use crate::metrics::Ended;
 use crate::proxy::buffer::Buffer;
@@ -21,7 +22,7 @@ use crate::upstream::Backend;
 enum Coding {
     /// Byte for byte.
     AsIs,
-    /// Without chunks, which the client can't read.
+    /// Without chunks, which the client can't read or doesn't need.
     Plain,
     /// The app's body ends with its connection; the client gets chunks, so that it can tell a complete body from a
     /// cut one.
@@ -29,13 +30,18 @@ enum Coding {
 }
 
 impl Coding {
-    fn of(response: &Response, http11: bool) -> Self {
-        match (response.framing, http11) {
+    fn of<W: Sink>(response: &Response, exchange: &Exchange<'_>) -> Self {
+        match (response.framing, takes_chunks::<W>(exchange)) {
             (Framing::Chunked, false) => Self::Plain,
             (Framing::UntilClose, true) => Self::Chunks,
             _ => Self::AsIs,
         }
     }
+}
+
+/// Whether the client reads the end of a body from chunks.
+fn takes_chunks<W: Sink>(exchange: &Exchange<'_>) -> bool {
+    exchange.request.http11 && !W::MARKS_END
 }
 
 /// Relays a finite body.
@@ -51,24 +57,30 @@ where
     A: AsyncRead + Unpin,
     W: Sink,
 {
-    let coding = Coding::of(response, exchange.request.http11);
+    let coding = Coding::of::<W>(response, exchange);
     let mut body = Body::new(response.framing);
     let mut first = true;
     loop {
         let filled = buf.unread().len() == buf.capacity();
         if coding == Coding::AsIs && !first {
             let n = body.take(buf.unread(), |_| ()).map_err(app_broke_its_body)?;
+            if body.is_done() {
+                writer.ends(b"");
+            }
             exchange.write(writer, &buf.unread()[..n]).await?;
             buf.consume(n);
         } else {
             // The part of the body that has arrived goes out in one write with the head.
             let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
             buf.consume(n);
+            if body.is_done() {
+                writer.ends(body.trailers());
+            }
             exchange.write(writer, out).await?;
         }
         out.clear();
         if body.is_done() {
-            return Ok(());
+            return writer.end().map_err(|_| Failure::ClientGone);
         }
         if first {
             exchange.entry.set_class(Class::Finite);
@@ -76,16 +88,11 @@ where
         } else if filled {
             buf.grow();
         }
-        match buf.fill(app).await {
-            Ok(0) if response.framing == Framing::UntilClose => break,
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
-            Ok(_) => {}
+        if !goes_on(&buf.fill(app).await, response)? {
+            break;
         }
     }
-    if coding == Coding::Chunks {
-        exchange.write(writer, LAST_CHUNK).await?;
-    }
-    Ok(())
+    last_chunk(exchange, writer, coding).await
 }
 
 /// Time limit for reaching an event boundary once an event stream has to end; past it the stream is cut.
@@ -118,7 +125,7 @@ where
             content.truncate(boundary);
             break Ended::EventsEnded;
         }
-        put_piece(out, &content, exchange.request.http11);
+        put_piece(out, &content, takes_chunks::<W>(exchange));
         exchange.write(writer, out).await?;
         out.clear();
         content.clear();
@@ -138,17 +145,17 @@ where
             }
             () = &mut late, if told => return Err(Failure::Forced),
         };
-        match read {
-            Ok(0) if response.framing == Framing::UntilClose => break Ended::Complete,
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
-            Ok(_) => {}
+        if !goes_on(&read, response)? {
+            break Ended::Complete;
         }
     };
-    put_piece(out, &content, exchange.request.http11);
-    if exchange.request.http11 {
+    put_piece(out, &content, takes_chunks::<W>(exchange));
+    if takes_chunks::<W>(exchange) {
         out.extend_from_slice(LAST_CHUNK);
     }
+    writer.ends(body.trailers());
     exchange.write(writer, out).await?;
+    writer.end().map_err(|_| Failure::ClientGone)?;
     // The connection stays open: its client wasn't told that it would close, and may be sending the next request.
     Ok(ended)
 }
@@ -175,7 +182,7 @@ where
     A: AsyncRead + Unpin,
     W: Sink,
 {
-    let coding = Coding::of(response, exchange.request.http11);
+    let coding = Coding::of::<W>(response, exchange);
     let mut body = Body::new(response.framing);
     let mut told: Option<Instant> = None;
     let mut end = pin!(exchange.worker.shared.stream_end(backend));
@@ -183,9 +190,13 @@ where
     loop {
         let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
         buf.consume(n);
+        if body.is_done() {
+            writer.ends(body.trailers());
+        }
         exchange.write(writer, out).await?;
         out.clear();
         if body.is_done() {
+            writer.end().map_err(|_| Failure::ClientGone)?;
             return Ok(Ended::Complete);
         }
         let between = body.is_between_chunks();
@@ -201,20 +212,33 @@ where
                 continue;
             }
             () = &mut late, if told.is_some() => {
-                exchange.flow.close.set(true);
+                exchange.flow.breaks_off();
                 return if between { Ok(Ended::EventsEnded) } else { Err(Failure::Forced) };
             }
         };
-        match read {
-            Ok(0) if response.framing == Framing::UntilClose => break,
-            Ok(0) | Err(_) => return Err(Failure::AppGone { unanswered: false }),
-            Ok(_) => {}
+        if !goes_on(&read, response)? {
+            break;
         }
     }
+    last_chunk(exchange, writer, coding).await?;
+    Ok(Ended::Complete)
+}
+
+/// Whether a read brought more of the body; false if the end of the app's connection is that of the body.
+fn goes_on(read: &io::Result<usize>, response: &Response) -> Result<bool, Failure> {
+    match read {
+        Ok(0) if response.framing == Framing::UntilClose => Ok(false),
+        Ok(0) | Err(_) => Err(Failure::AppGone(Lost::Midway)),
+        Ok(_) => Ok(true),
+    }
+}
+
+/// The app's connection has ended, and the body with it.
+async fn last_chunk<W: Sink>(exchange: &Exchange<'_>, writer: &mut W, coding: Coding) -> Result<(), Failure> {
     if coding == Coding::Chunks {
         exchange.write(writer, LAST_CHUNK).await?;
     }
-    Ok(Ended::Complete)
+    writer.end().map_err(|_| Failure::ClientGone)
 }
 
 const LAST_CHUNK: &[u8] = b"0\r\n\r\n";

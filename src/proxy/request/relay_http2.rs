@@ -17,16 +17,15 @@ use bytes::Bytes;
 use http::header::{CONTENT_LOCATION, HeaderMap, HeaderValue, LINK, LOCATION, REFRESH};
 use http::{Request, Response};
 
-use super::exchange::Exchange;
-use super::failure::{self, Failure, MAX_INTERIM, Progress};
+use super::exchange::{After, Exchange, Upload};
+use super::failure::{self, Failure, Lost, MAX_INTERIM};
 use super::retry::{MAX_REPLAY, Tried, Tries};
 use crate::drain::ledger::Class;
 use crate::metrics::Ended;
 use crate::proxy::http1::head::{Field, Site};
-use crate::proxy::http2::app;
 use crate::proxy::http2::grpc::{self, Code};
-use crate::proxy::http2::head;
 use crate::proxy::http2::head::reason;
+use crate::proxy::http2::typed::TypedHead;
 use crate::upstream::{self, Lease};
 
 /// The client's side of the stream.
@@ -60,19 +59,15 @@ struct RequestBody {
 /// for the app.
 pub async fn relay(
     exchange: &Exchange<'_>,
-    head: Vec<u8>,
+    head: TypedHead,
     grpc: bool,
     body: RecvStream,
     respond: SendResponse<Bytes>,
 ) -> Ended {
     let back = Back { respond, answer: None };
     let mut client = ClientSide { body: RequestBody::new(body), back, reset: Cell::new(None), grpc };
-    let done = match app::request(&head) {
-        Some(request) => {
-            // A call may last long, so free the memory of the head before it.
-            drop(head);
-            forward(exchange, &request, &mut client).await
-        }
+    let done = match head.into_request() {
+        Some(request) => forward(exchange, &request, &mut client).await,
         None => Err(Failure::BadHead),
     };
     match done {
@@ -113,13 +108,9 @@ async fn attempt(
 ) -> Result<(), Failure> {
     let ClientSide { body, back, reset, grpc } = client;
     let (mut response, mut app) = lease.send(head.clone(), body.is_empty()).map_err(app_failed)?;
-    exchange.flow.progress.set(Progress::Sent);
-    exchange.flow.app_goes.set(lease.backend().habit.is_going());
-    let host = match (exchange.request.origin.host.is_empty(), head.uri().authority()) {
-        (false, Some(host)) => host.as_str().as_bytes(),
-        _ => b"",
-    };
-    let site = Site { https: exchange.request.origin.https, host, app: lease.backend().loopback() };
+    exchange.flow.reached_app();
+    exchange.flow.then(if lease.backend().habit.is_going() { After::AppGoes } else { After::Stays });
+    let site = exchange.site(head, lease.backend());
     let ended = {
         let mut upload = pin!(upload(exchange, body, &mut app, reset, *grpc));
         let mut answer = pin!(answer(exchange, site, &mut response, back, reset, *grpc));
@@ -149,15 +140,15 @@ async fn upload(
 ) -> Result<(), Failure> {
     let flow = &exchange.flow;
     if body.is_empty() {
-        flow.uploaded.set(true);
-        exchange.client_owes(&flow.reading, false);
+        flow.uploaded(Upload::Done);
+        exchange.waits_for_body(false);
         return Ok(());
     }
     loop {
         // A gRPC call may be silent until its own deadline, so no time limit applies to it here.
-        exchange.client_owes(&flow.reading, !grpc);
-        let next = body.next(flow.progress.get() < Progress::Answering).await;
-        exchange.client_owes(&flow.reading, false);
+        exchange.waits_for_body(!grpc);
+        let next = body.next(!flow.is_answering()).await;
+        exchange.waits_for_body(false);
         let next = next.map_err(|error| {
             reset.set(error.reason());
             Failure::ClientGone
@@ -165,7 +156,7 @@ async fn upload(
         let Some((chunk, fresh)) = next else { break };
         let (length, last) = (chunk.len(), body.is_whole());
         if fresh {
-            exchange.received(length);
+            flow.received(length);
         }
         if pass_on(chunk, app, last).await.is_err() {
             return Ok(());
@@ -174,13 +165,13 @@ async fn upload(
             body.took(length);
         }
         if last {
-            flow.uploaded.set(true);
+            flow.uploaded(Upload::Done);
             return Ok(());
         }
     }
     // A failure here also appears on the app's side, so ignore it.
     let _ = end(app, body.trailers.clone());
-    flow.uploaded.set(true);
+    flow.uploaded(Upload::Done);
     Ok(())
 }
 
@@ -200,8 +191,7 @@ async fn answer(
     }
     rename_app(&mut head.headers, site);
     let whole = body.is_end_stream();
-    flow.status.set(head.status.as_u16());
-    flow.progress.set(Progress::Answering);
+    flow.answers(head.status.as_u16(), false);
     let sent = back.respond.send_response(Response::from_parts(head, ()), whole);
     let client = back.answer.insert(sent.map_err(|_| Failure::ClientGone)?);
     if whole {
@@ -217,11 +207,11 @@ async fn answer(
         });
         let Some(chunk) = chunk.await.transpose()? else { break };
         let (length, last) = (chunk.len(), body.is_end_stream());
-        exchange.client_owes(&flow.writing, !grpc);
+        exchange.waits_for_room(!grpc);
         let passed = pass_on(chunk, client, last).await;
-        exchange.client_owes(&flow.writing, false);
+        exchange.waits_for_room(false);
         passed.map_err(|error| client_gone(Err(error), reset))?;
-        flow.sent.set(flow.sent.get() + length as u64);
+        flow.wrote(length);
         let _ = body.flow_control().release_capacity(length);
         if last {
             return Ok(());
@@ -304,7 +294,7 @@ fn end(to: &mut SendStream<Bytes>, trailers: Option<HeaderMap>) -> Result<(), ::
 /// Ends a failed request: with an answer if one is still possible, otherwise so that the client can tell that the
 /// answer was cut. A gRPC call can always get trailers, which tell the client that it may retry.
 fn fail(exchange: &Exchange<'_>, client: &mut ClientSide, failure: Failure) -> Ended {
-    let response = failure.response(exchange.flow.progress.get());
+    let response = failure.response(exchange.flow.progress());
     let ClientSide { back, grpc, .. } = client;
     let reset = match failure {
         Failure::ClientGone => return response.ended,
@@ -319,7 +309,7 @@ fn fail(exchange: &Exchange<'_>, client: &mut ClientSide, failure: Failure) -> E
         }
         (Some(answer), _) => answer.send_reset(reason),
         (None, Some(status)) if reset.is_none() => {
-            exchange.flow.status.set(status);
+            exchange.flow.answers(status, false);
             refuse(&mut back.respond, status, response.why, *grpc, exchange.request.head_only);
         }
         (None, _) => back.respond.send_reset(reason),
@@ -334,12 +324,13 @@ pub fn refuse(respond: &mut SendResponse<Bytes>, status: u16, why: &str, grpc: b
         let _ = respond.send_response(grpc::trailers_only(grpc::code_of(status), why), true);
         return;
     }
-    let answer = Bytes::from(failure::answer(status, why, head_only));
-    let Some(head) = head::response(&answer, head_only) else { return };
-    if let Ok(mut sent) = respond.send_response(head.response, head_only)
+    let mut head = TypedHead::default();
+    let text = failure::put_head(status, why, &mut head);
+    if let Some(head) = head.into_response()
+        && let Ok(mut sent) = respond.send_response(head, head_only)
         && !head_only
     {
-        let _ = sent.send_data(answer.slice(head.len..), true);
+        let _ = sent.send_data(text.into(), true);
     }
 }
 
@@ -421,7 +412,7 @@ fn app_failed(error: ::h2::Error) -> Failure {
         _ if upstream::was_unprocessed(&error) => Failure::Unprocessed(Reason::REFUSED_STREAM),
         Some(reason) if error.is_reset() && error.is_remote() => Failure::AppReset(reason),
         Some(_) => Failure::AppBroken("the app breaks the rules of HTTP/2"),
-        None => Failure::AppGone { unanswered: true },
+        None => Failure::AppGone(Lost::Closed),
     }
 }
 

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::exchange::Exchange;
-use super::failure::{Failure, Progress};
+use super::failure::{Failure, Lost, Progress};
 use crate::drain::machine::Phase;
 use crate::metrics::add;
 use crate::upstream::Backend;
@@ -53,35 +53,36 @@ impl Tries {
         rewind: impl FnOnce() -> bool,
     ) -> bool {
         self.failed += 1;
-        let progress = &exchange.flow.progress;
-        if unprocessed && !self.sent_before && progress.get() == Progress::Sent {
-            progress.set(Progress::Unsent);
+        if unprocessed && !self.sent_before {
+            exchange.flow.was_left_unread();
         }
         let unanswered = match failure {
-            Failure::AppGone { unanswered } => unanswered || unprocessed,
+            Failure::AppGone(lost) => lost != Lost::Midway || unprocessed,
             Failure::Unprocessed(_) => true,
             _ => false,
         };
-        if !unanswered || progress.get() == Progress::Answering || self.failed == MAX_TRIES {
+        if !unanswered || exchange.flow.is_answering() || self.failed == MAX_TRIES {
             return false;
         }
-        let unsent = unprocessed || progress.get() == Progress::Unsent;
-        let safe = unsent || (exchange.request.idempotent && self.cant_have_run(exchange, tried).await);
+        let unsent = unprocessed || exchange.flow.progress() == Progress::Unsent;
+        let reset = failure == Failure::AppGone(Lost::Reset);
+        let safe =
+            unsent || (exchange.request.idempotent && self.cant_have_run(exchange, reset, tried).await);
         if !safe || !rewind() {
             return false;
         }
-        self.sent_before |= progress.get() > Progress::Unsent;
+        self.sent_before |= exchange.flow.progress() > Progress::Unsent;
         add(&exchange.worker.shard.retries, 1);
         true
     }
 
-    async fn cant_have_run(&self, exchange: &Exchange<'_>, tried: Tried<'_>) -> bool {
+    async fn cant_have_run(&self, exchange: &Exchange<'_>, reset: bool, tried: Tried<'_>) -> bool {
         match tried {
             Tried::Reused => true,
             Tried::Shared { first } => !first || self.failed == 1,
             Tried::New(server) => {
                 let serving = exchange.worker.shared.phase() == Phase::Serving;
-                serving && exchange.flow.reset.get() && exchange.route.pool.has_left(server).await
+                serving && reset && exchange.route.pool.has_left(server).await
             }
         }
     }
@@ -90,7 +91,7 @@ impl Tries {
     /// that the app never had the request.
     pub fn unreached(&self, failure: Failure) -> Failure {
         match failure {
-            Failure::AppDown if self.sent_before => Failure::AppGone { unanswered: true },
+            Failure::AppDown if self.sent_before => Failure::AppGone(Lost::Closed),
             other => other,
         }
     }

@@ -4,6 +4,7 @@ use std::cmp::Ordering;
 use std::time::Duration;
 
 use super::message::{Reject, Sender, bad, list, starts_with};
+use super::room::USUAL_FIELDS;
 use crate::config::Forwarded;
 
 /// Fields that are interpreted; all others pass unchanged.
@@ -97,6 +98,20 @@ fn is_dashed<const N: usize>(name: &[u8], lower: &[u8; N]) -> bool {
     name.iter().zip(lower).all(|(byte, lower)| *lower == if *byte == b'_' { b'-' } else { byte | 0x20 })
 }
 
+/// Which fields those of a head are, by position, so that an ordinary head's names are compared once.
+pub(super) struct Known([Field; USUAL_FIELDS]);
+
+impl Known {
+    pub(super) fn new() -> Self {
+        Self([Field::Other; USUAL_FIELDS])
+    }
+
+    /// Returns which field the one of this name at this position is.
+    pub(super) fn of(&self, at: usize, name: &str) -> Field {
+        self.0.get(at).copied().unwrap_or_else(|| Field::of(name))
+    }
+}
+
 /// What a message's fields say together.
 #[derive(Default)]
 pub(in crate::proxy) struct ParsedFields<'b> {
@@ -126,10 +141,14 @@ pub(in crate::proxy) struct ParsedFields<'b> {
 }
 
 impl<'b> ParsedFields<'b> {
-    pub(super) fn read(fields: &[httparse::Header<'b>]) -> Result<Self, Reject> {
+    pub(super) fn read(fields: &[httparse::Header<'b>], known: &mut Known) -> Result<Self, Reject> {
         let mut parsed_fields = Self::default();
-        for field in fields {
-            parsed_fields.field(Field::of(field.name), field.value)?;
+        for (at, field) in fields.iter().enumerate() {
+            let of = Field::of(field.name);
+            if let Some(known) = known.0.get_mut(at) {
+                *known = of;
+            }
+            parsed_fields.field(of, field.value)?;
         }
         Ok(parsed_fields)
     }
@@ -204,13 +223,16 @@ impl<'b> ParsedFields<'b> {
 
 /// Returns the names in `Connection` besides its usual options, sorted, so that looking up many fields among many
 /// names stays cheap. Empty, without an allocation, for an ordinary head.
+#[inline]
 pub(super) fn named_in_connection<'b>(
     fields: &[httparse::Header<'b>],
     parsed_fields: &ParsedFields<'_>,
 ) -> Vec<&'b [u8]> {
-    if !parsed_fields.names_fields {
-        return Vec::new();
-    }
+    if parsed_fields.names_fields { sorted_names(fields) } else { Vec::new() }
+}
+
+#[cold]
+fn sorted_names<'b>(fields: &[httparse::Header<'b>]) -> Vec<&'b [u8]> {
     let connection = fields.iter().filter(|field| Field::of(field.name) == Field::Connection);
     let mut named: Vec<_> = connection.flat_map(|field| list(field.value)).collect();
     named.sort_unstable_by(|a, b| in_any_case(a, b));
@@ -229,7 +251,7 @@ fn in_any_case(a: &[u8], b: &[u8]) -> Ordering {
 }
 
 /// Parses digits only, so that no two readers differ; `None` for anything else, including lists and signs.
-pub(in crate::proxy) fn parse_length(value: &[u8]) -> Option<u64> {
+fn parse_length(value: &[u8]) -> Option<u64> {
     if value.is_empty() || value.len() > 19 || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }

@@ -1,13 +1,14 @@
 //! The forwarded fields: what the app is told about a request's sender.
 
 use super::fields::ParsedFields;
-use super::message::{Sender, put, put_field};
+use super::message::Sender;
+use super::out::HeadOut;
 use crate::config::Forwarded;
 
 /// Writes `X-Forwarded-For`, which lists the request's senders; the peer's address is added to the `last` of several
 /// such fields.
 pub(in crate::proxy) fn put_forwarded_for(
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
     name: &str,
     value: &[u8],
     last: bool,
@@ -15,23 +16,23 @@ pub(in crate::proxy) fn put_forwarded_for(
 ) {
     match sender.forwarded {
         Forwarded::Replace => {}
-        Forwarded::Append if last && value.is_empty() => put_field(out, name, sender.peer.as_bytes()),
+        Forwarded::Append if last && value.is_empty() => out.field(name, &[sender.peer.as_bytes()]),
         Forwarded::Append if last => {
-            put(out, &[name.as_bytes(), b": ", value, b", ", sender.peer.as_bytes(), b"\r\n"]);
+            out.field(name, &[value, b", ", sender.peer.as_bytes()]);
         }
-        _ => put_field(out, name, value),
+        _ => out.field(name, &[value]),
     }
 }
 
 /// Writes the forwarded fields that are missing or not trusted, and the client certificate's subject.
 pub(in crate::proxy) fn put_forwarded(
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
     parsed_fields: &ParsedFields<'_>,
     host: Option<&[u8]>,
     sender: Sender<'_>,
 ) {
     if let Some(subject) = sender.subject {
-        put_field(out, "X-Client-Cert-Subject", subject.as_bytes());
+        out.field("X-Client-Cert-Subject", &[subject.as_bytes()]);
     }
     // The first proxy's scheme, host and port belong together: our port beside another proxy's scheme would be wrong.
     let placed = parsed_fields.forwarded_proto.is_some()
@@ -44,17 +45,17 @@ pub(in crate::proxy) fn put_forwarded(
     }
     let replace = sender.forwarded == Forwarded::Replace;
     if replace || parsed_fields.forwarded_for == 0 {
-        put_field(out, "X-Forwarded-For", sender.peer.as_bytes());
+        out.field("X-Forwarded-For", &[sender.peer.as_bytes()]);
     }
     if replace || parsed_fields.forwarded_proto.is_none() {
-        put_field(out, "X-Forwarded-Proto", if sender.https { b"https" } else { b"http" });
+        out.field("X-Forwarded-Proto", &[if sender.https { b"https" } else { b"http" }]);
     }
     let Some(host) = host else { return };
     if replace || !parsed_fields.forwarded_host {
-        put_field(out, "X-Forwarded-Host", host);
+        out.field("X-Forwarded-Host", &[host]);
     }
     if replace || !placed {
-        put_field(out, "X-Forwarded-Port", port_of(host, sender.https));
+        out.field("X-Forwarded-Port", &[port_of(host, sender.https)]);
     }
 }
 

@@ -106,7 +106,7 @@ pub(super) fn within(buf: &[u8], part: &str) -> Range<usize> {
     start..start + part.len()
 }
 
-pub(in crate::proxy) fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
+pub(super) fn put(out: &mut Vec<u8>, parts: &[&[u8]]) {
     for part in parts {
         out.extend_from_slice(part);
     }

@@ -6,17 +6,18 @@
 mod fields;
 mod forwarded;
 mod message;
+mod out;
 mod own_urls;
 mod request;
 mod response;
 mod room;
 
-pub(in crate::proxy) use self::fields::{Field, ParsedFields, parse_length};
+pub(in crate::proxy) use self::fields::{Field, ParsedFields};
 pub(in crate::proxy) use self::forwarded::{put_forwarded, put_forwarded_for};
 pub use self::message::{Framing, Reject, Sender, Upgrade, ends_within};
-pub(in crate::proxy) use self::message::{TOO_MANY_FIELDS, URI_TOO_LONG, bad, put, put_field};
+pub(in crate::proxy) use self::message::{TOO_MANY_FIELDS, URI_TOO_LONG, bad, put_field};
+pub use self::out::HeadOut;
 pub use self::own_urls::Site;
 pub use self::request::{Origin, Request, request};
 pub(in crate::proxy) use self::request::{is_idempotent, put_connection};
 pub use self::response::{Answer, Response, response};
-pub(in crate::proxy) use self::room::Room;

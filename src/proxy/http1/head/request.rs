@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
-use super::fields::{Field, ParsedFields, is_named, named_in_connection};
+use super::fields::{Field, Known, ParsedFields, is_named, named_in_connection};
 use super::forwarded::{put_forwarded, put_forwarded_for};
-use super::message::{Framing, Reject, Sender, Upgrade, bad, put, put_field, unreadable, within};
+use super::message::{Framing, Reject, Sender, Upgrade, bad, unreadable, within};
+use super::out::HeadOut;
 use super::room::Room;
 use crate::config::Forwarded;
 use crate::proxy::http1::health_check::{Asked, is_health_check};
@@ -14,7 +15,7 @@ use crate::proxy::http1::health_check::{Asked, is_health_check};
 pub struct Request {
     /// Length of the head in the buffer it was read from, in bytes.
     pub len: usize,
-    /// Position of the method in that buffer.
+    /// Position of the method in that buffer; by HTTP/2, in the line that HTTP/1.1 would have.
     pub method: Range<usize>,
     /// Position of the target in that buffer.
     pub target: Range<usize>,
@@ -43,7 +44,7 @@ pub struct Request {
 pub struct Origin {
     /// `https:` rather than `http:`, according to what the app is told.
     pub https: bool,
-    /// Position of the `Host` in the head for the app; empty if the client sent none.
+    /// Position of the `Host` in the app's head, if that is text; empty if the client sent none.
     pub host: Range<usize>,
 }
 
@@ -56,7 +57,7 @@ pub fn request(
     buf: &[u8],
     max: usize,
     sender: Sender<'_>,
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
 ) -> Result<Option<Request>, Reject> {
     let mut room = Room::new();
     let Some((head, len)) = room.request(buf, max).map_err(unreadable)? else { return Ok(None) };
@@ -65,7 +66,8 @@ pub fn request(
     if !ends_lines_in_crlf(&buf[..len], head.headers) {
         return Err(bad("a line does not end in CRLF"));
     }
-    let parsed_fields = ParsedFields::read(head.headers)?;
+    let mut known = Known::new();
+    let parsed_fields = ParsedFields::read(head.headers, &mut known)?;
     let framing = request_framing(&parsed_fields, http11)?;
     let (authority, path) = split_target(method, target)?;
     if http11 && parsed_fields.host.is_none() {
@@ -91,7 +93,16 @@ pub fn request(
         lasts: reopens || upgrade != Upgrade::None,
     };
     let health_check = is_health_check(&asked, sender.health_checks);
-    let host = write_request(out, method, path, authority, head.headers, &parsed_fields, sender, upgrade);
+    let host = write_request(
+        out,
+        method,
+        path,
+        authority,
+        (buf, head.headers, &known),
+        &parsed_fields,
+        sender,
+        upgrade,
+    );
     Ok(Some(Request {
         len,
         method: within(buf, method),
@@ -157,26 +168,26 @@ fn split_target<'b>(method: &str, target: &'b str) -> Result<(Option<&'b str>, &
 /// Writes the head for the app and returns the position of the client's `Host` in `out`.
 #[expect(clippy::too_many_arguments, reason = "the parts of one head, written in one go")]
 fn write_request(
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
     method: &str,
     path: &str,
     authority: Option<&str>,
-    fields: &[httparse::Header<'_>],
+    (buf, fields, known): (&[u8], &[httparse::Header<'_>], &Known),
     parsed_fields: &ParsedFields<'_>,
     sender: Sender<'_>,
     upgrade: Upgrade,
 ) -> Range<usize> {
     // An absolute target may lack a path, or have only a query.
-    let slash: &[u8] = if path.starts_with(['/', '*']) { b"" } else { b"/" };
-    put(out, &[method.as_bytes(), b" ", slash, path.as_bytes(), b" HTTP/1.1\r\n"]);
+    let slash = if path.starts_with(['/', '*']) { "" } else { "/" };
+    out.request_line(method, [slash, path]);
     let replace = sender.forwarded == Forwarded::Replace;
     let named = named_in_connection(fields, parsed_fields);
     let (mut host, mut lists_left) = (0..0, parsed_fields.forwarded_for);
-    for field in fields {
-        match Field::of(field.name) {
+    for (at, field) in fields.iter().enumerate() {
+        match known.of(at, field.name) {
             Field::Connection | Field::KeepAlive | Field::ProxyConnection | Field::Te | Field::Upgrade => {}
             Field::Host if authority.is_some() => {}
-            Field::Host => host = put_host(out, field.name, field.value),
+            Field::Host => host = out.host(field.name, field.value),
             Field::ForwardedFor => {
                 lists_left -= 1;
                 put_forwarded_for(out, field.name, field.value, lists_left == 0, sender);
@@ -184,42 +195,38 @@ fn write_request(
             known if replace && known.is_forwarded() => {}
             Field::ClientCertSubject if sender.hide_subject => {}
             known if is_named(&named, field.name, known) => {}
-            _ => put_field(out, field.name, field.value),
+            _ => out.line(buf, field.name, field.value),
         }
     }
     match (authority, parsed_fields.host) {
-        (Some(authority), _) => host = put_host(out, "Host", authority.as_bytes()),
+        (Some(authority), _) => host = out.host("Host", authority.as_bytes()),
         // HTTP/1.0 has no Host, but HTTP/1.1 requires one (RFC 9112 §3.2), and apps build URLs from it.
-        (None, None) => put_field(out, "Host", sender.app.as_bytes()),
+        (None, None) => drop(out.host("Host", sender.app.as_bytes())),
         (None, Some(_)) => {}
     }
     put_forwarded(out, parsed_fields, authority.map(str::as_bytes).or(parsed_fields.host), sender);
     match parsed_fields.upgrade.filter(|_| upgrade != Upgrade::None) {
-        Some(protocol) => put(out, &[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]),
+        Some(protocol) => out.connection(&[b"Connection: Upgrade\r\nUpgrade: ", protocol, b"\r\n"]),
         None => put_connection(out, parsed_fields, sender),
     }
-    out.extend_from_slice(b"\r\n");
+    out.connection(&[b"\r\n"]);
     host
 }
 
 /// Writes the `Connection` field of a request without an upgrade.
 pub(in crate::proxy) fn put_connection(
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
     parsed_fields: &ParsedFields<'_>,
     sender: Sender<'_>,
 ) {
     match (parsed_fields.trailers, sender.ask_keep_alive) {
-        (true, _) => put(out, &[b"Connection: TE\r\nTE: trailers\r\n"]),
-        (false, true) => put(out, &[b"Connection: keep-alive\r\n"]),
+        (true, _) => {
+            out.connection(&[b"Connection: TE\r\n"]);
+            out.field("TE", &[b"trailers"]);
+        }
+        (false, true) => out.connection(&[b"Connection: keep-alive\r\n"]),
         (false, false) => {}
     }
-}
-
-/// Writes the field and returns the position of its value.
-fn put_host(out: &mut Vec<u8>, name: &str, value: &[u8]) -> Range<usize> {
-    put_field(out, name, value);
-    let end = out.len() - b"\r\n".len();
-    end - value.len()..end
 }
 
 /// Whether all lines end in CRLF. httparse accepts a bare LF, which other readers may not (RFC 9112 §2.2). A line

@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
-use super::fields::{Field, ParsedFields, is_named, named_in_connection};
-use super::message::{Framing, Reject, bad, put, put_field, unreadable};
+use super::fields::{Field, Known, ParsedFields, is_named, named_in_connection};
+use super::message::{Framing, Reject, bad, unreadable};
+use super::out::HeadOut;
 use super::own_urls::Site;
 use super::room::Room;
 
@@ -67,7 +68,7 @@ pub fn response(
     max: usize,
     head_only: bool,
     site: Site<'_>,
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
     finish: impl FnOnce(&Response) -> Answer,
 ) -> Result<Option<Response>, Reject> {
     let mut room = Room::new();
@@ -76,7 +77,8 @@ pub fn response(
     if !(100..=999).contains(&status) {
         return Err(bad("the status is not three digits"));
     }
-    let parsed_fields = ParsedFields::read(head.headers)?;
+    let mut known = Known::new();
+    let parsed_fields = ParsedFields::read(head.headers, &mut known)?;
     let framing = response_framing(&parsed_fields, status, head_only)?;
     let response = Response {
         len,
@@ -94,7 +96,8 @@ pub fn response(
     };
     let answer = finish(&response);
     let reason = reason(buf, head.reason.unwrap_or_default());
-    write_response(out, (status, reason), head.headers, &parsed_fields, framing, answer, site);
+    let fields = (buf, &*head.headers, &known);
+    write_response(out, (status, reason), fields, &parsed_fields, framing, answer, site);
     Ok(Some(response))
 }
 
@@ -128,19 +131,18 @@ fn response_framing(
 }
 
 fn write_response(
-    out: &mut Vec<u8>,
+    out: &mut impl HeadOut,
     (status, reason): (u16, &[u8]),
-    fields: &[httparse::Header<'_>],
+    (buf, fields, known): (&[u8], &[httparse::Header<'_>], &Known),
     parsed_fields: &ParsedFields<'_>,
     framing: Framing,
     answer: Answer,
     site: Site<'_>,
 ) {
-    let digits = [b'0' + (status / 100) as u8, b'0' + (status / 10 % 10) as u8, b'0' + (status % 10) as u8];
-    put(out, &[b"HTTP/1.1 ", &digits, b" ", reason, b"\r\n"]);
+    out.status_line(status, reason);
     let named = named_in_connection(fields, parsed_fields);
-    for field in fields {
-        match Field::of(field.name) {
+    for (at, field) in fields.iter().enumerate() {
+        match known.of(at, field.name) {
             Field::Connection | Field::KeepAlive | Field::ProxyConnection => {}
             Field::Upgrade if status != 101 && status != 426 => {}
             Field::ContentLength if parsed_fields.codings > 0 || status < 200 || status == 204 => {}
@@ -148,17 +150,15 @@ fn write_response(
             Field::TransferEncoding if !(answer.http11 && framing == Framing::None && answer.head_only) => {}
             known if is_named(&named, field.name, known) => {}
             known @ (Field::Location | Field::ContentLocation | Field::Refresh | Field::Link) => {
-                put(out, &[field.name.as_bytes(), b": "]);
-                if !site.put(known, field.value, out) {
-                    out.extend_from_slice(field.value);
-                }
-                out.extend_from_slice(b"\r\n");
+                let mut renamed = Vec::new();
+                let changed = site.put(known, field.value, &mut renamed);
+                out.field(field.name, &[if changed { &renamed } else { field.value }]);
             }
-            _ => put_field(out, field.name, field.value),
+            _ => out.line(buf, field.name, field.value),
         }
     }
     if answer.http11 && matches!(framing, Framing::Chunked | Framing::UntilClose) {
-        out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        out.connection(&[b"Transfer-Encoding: chunked\r\n"]);
     }
     let connection: &[u8] = match status {
         101 if answer.upgrade => b"Connection: Upgrade\r\n",
@@ -170,5 +170,5 @@ fn write_response(
         _ if !answer.http11 => b"Connection: keep-alive\r\n",
         _ => b"",
     };
-    put(out, &[connection, b"\r\n"]);
+    out.connection(&[connection, b"\r\n"]);
 }

@@ -3,23 +3,23 @@
 use std::mem::MaybeUninit;
 
 /// Fields of an ordinary head, for which there is space on the stack.
-const USUAL_FIELDS: usize = 96;
+pub(super) const USUAL_FIELDS: usize = 96;
 
 /// Space for the fields of one head.
-pub(in crate::proxy) struct Room<'b> {
+pub(super) struct Room<'b> {
     usual: [MaybeUninit<httparse::Header<'b>>; USUAL_FIELDS],
     more: Vec<MaybeUninit<httparse::Header<'b>>>,
 }
 
 impl<'b> Room<'b> {
     /// Enough space for an ordinary head; it grows for a larger one.
-    pub(in crate::proxy) fn new() -> Self {
+    pub(super) fn new() -> Self {
         Self { usual: [const { MaybeUninit::uninit() }; USUAL_FIELDS], more: Vec::new() }
     }
 
     /// Parses a request's head of at most `max` fields. Returns it and its length in bytes; `None` if it is
     /// incomplete.
-    pub(in crate::proxy) fn request<'r>(
+    pub(super) fn request<'r>(
         &'r mut self,
         buf: &'b [u8],
         max: usize,
@@ -35,7 +35,7 @@ impl<'b> Room<'b> {
     }
 
     /// The same for a response.
-    pub(in crate::proxy) fn response<'r>(
+    pub(super) fn response<'r>(
         &'r mut self,
         buf: &'b [u8],
         max: usize,
