@@ -10,7 +10,7 @@ use crate::pid1::Action;
 use crate::sys::{self, weak};
 use crate::{bind, pid1, word};
 
-/// Whether sockets are moved: not before [`begin`] knows.
+/// Whether sockets are moved: not before `begin` knows.
 static CAPTURES: AtomicBool = AtomicBool::new(false);
 
 /// Run by the loader.
