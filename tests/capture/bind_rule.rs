@@ -85,6 +85,7 @@ fn what_fails_fails_with_the_same_error() {
             "tcp4,0.0.0.0,3000,null",
             "tcp4,0.0.0.0,3000,unmapped",
             "tcp4,0.0.0.0,3000,edge,len=128",
+            "tcp4,0.0.0.0,3000,early",
             "tcp4,0.0.0.0,3000,len=0",
             "tcp4,0.0.0.0,3000,len=2",
             "tcp4,0.0.0.0,3000,len=15",

@@ -144,7 +144,7 @@ fn the_apps_own_handler_decides() {
 fn it_ends_after_all_the_others() {
     let app = "process.on('SIGTERM', () => setTimeout(() => { console.log('done'); process.exit(0) }, 200)); \
                setInterval(() => {}, 1000); console.log('ready')";
-    let Some(process) = with_shim(&["sh", "-c", "node -e \"$0\"; true", app]) else { return };
+    let Some(process) = with_shim(&["sh", "-c", "sleep 100 & node -e \"$0\"; true", app]) else { return };
     let (code, output) = ended(process);
     assert_eq!((code, output.contains("done")), (TERMINATED, true), "{output}");
 }

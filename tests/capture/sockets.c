@@ -2,7 +2,7 @@
  *
  * KIND,ADDRESS,PORT[,OPTION...]: KIND is tcp4, tcp6, udp4, udp6, mptcp or unix (ADDRESS is a path, PORT ignored).
  * Options: listen, reuseaddr, reuseport, v6only, freebind, device=NAME, len=N (the address's length), null, unmapped,
- * edge (the address ends where its page does), closed and pipe (what the descriptor is), fork (in a child),
+ * edge and early (the address ends where its page does, or begins before it), closed and pipe (what the descriptor is), fork (in a child),
  * exec (its descriptor is passed to a new program, which prints its name), connect=PORT (to 127.0.0.1, first).
  * `hold` as the last argument: waits for ever.
  */
@@ -89,16 +89,19 @@ static socklen_t fill(void *at, const char *kind, const char *address, int port)
 
 static void bind_it(const char *kind, const char *address, int port, const char *options) {
   long page = sysconf(_SC_PAGESIZE);
-  char *pages = mmap(NULL, 2 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  char *before = mmap(NULL, 3 * page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  char *pages = before + page;
   struct sockaddr_storage addr = {0};
   void *at = &addr;
   int fd = make(kind, options), result, error;
   char text[80], out[200];
   socklen_t len = fill(&addr, kind, address, port), size = len;
   const char *given = strstr(options, "len=");
+  munmap(before, page);
   munmap(pages + page, page);
   if (given) len = strtol(given + 4, NULL, 10);
   if (has(options, "edge")) memcpy(at = pages + page - size, &addr, size);
+  if (has(options, "early")) at = pages - 4;
   if (has(options, "unmapped")) at = pages + page;
   if (has(options, "null")) at = NULL;
   errno = UNTOUCHED;
