@@ -10,7 +10,7 @@ use crate::pid1::Action;
 use crate::sys::{self, weak};
 use crate::{bind, pid1, word};
 
-/// Whether sockets are moved: not before [`begin`] knows.
+/// Whether sockets are moved: not before `begin` knows.
 static CAPTURES: AtomicBool = AtomicBool::new(false);
 
 /// Run by the loader.
@@ -68,6 +68,48 @@ unsafe extern "C" fn signal(signal: i32, handler: usize) -> usize {
     // SAFETY: the caller's promise.
     unsafe { pid1::signal(signal, handler) }
 }
+
+// What the compiler may make of a copy or of zeros. As assembly, for whatever is written in Rust under these names
+// would be exported, and the app would find it.
+#[cfg(target_arch = "x86_64")]
+core::arch::global_asm!(
+    ".section .text.memcpy, \"ax\", @progbits",
+    ".globl memcpy",
+    "memcpy: mov rax, rdi",
+    "mov rcx, rdx",
+    "rep movsb",
+    "ret",
+    ".section .text.memset, \"ax\", @progbits",
+    ".globl memset",
+    "memset: mov r8, rdi",
+    "mov eax, esi",
+    "mov rcx, rdx",
+    "rep stosb",
+    "mov rax, r8",
+    "ret",
+    ".text",
+);
+#[cfg(target_arch = "aarch64")]
+core::arch::global_asm!(
+    ".section .text.memcpy, \"ax\", @progbits",
+    ".globl memcpy",
+    "memcpy: mov x3, x0",
+    "0: cbz x2, 1f",
+    "ldrb w4, [x1], #1",
+    "strb w4, [x3], #1",
+    "sub x2, x2, #1",
+    "b 0b",
+    "1: ret",
+    ".section .text.memset, \"ax\", @progbits",
+    ".globl memset",
+    "memset: mov x3, x0",
+    "2: cbz x2, 3f",
+    "strb w1, [x3], #1",
+    "sub x2, x2, #1",
+    "b 2b",
+    "3: ret",
+    ".text",
+);
 
 unsafe extern "C" {
     /// Nobody has it: the object does not link if anything in it could panic.

@@ -12,11 +12,11 @@
 //!
 //! | module | |
 //! |---|---|
-//! | [`bind`] | which address becomes which |
-//! | [`word`] | tells the sidecar that a socket listens, and waits for it |
-//! | [`pid1`] | SIGTERM ends a PID 1 that has no handler of its own |
-//! | [`environment`] | our variables, and Node's |
-//! | [`sys`] | system calls, and symbols of a libc that may be missing |
+//! | `bind` | which address becomes which |
+//! | `word` | tells the sidecar that a socket listens, and waits for it |
+//! | `pid1` | SIGTERM ends a PID 1 that has no handler of its own |
+//! | `environment` | our variables, and Node's |
+//! | `sys` | system calls, and symbols of a libc that may be missing |
 
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(

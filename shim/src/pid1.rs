@@ -175,8 +175,10 @@ pub unsafe fn signal(signal: i32, handler: usize) -> usize {
 
 /// SIGTERM where the app has no handler, or one for this signal only.
 extern "C" fn on_term(signal: i32, info: *mut c_void, context: *mut c_void) {
-    let one_shot = ONE_SHOT.swap(0, Relaxed);
+    // No exchange: for those, aarch64's compilers want a libc.
+    let one_shot = ONE_SHOT.load(Relaxed);
     if one_shot != 0 {
+        ONE_SHOT.store(0, Relaxed);
         // SAFETY: a handler of either type takes these (sigaction(2)); the simpler one ignores the last two.
         return unsafe {
             transmute::<usize, extern "C" fn(i32, *mut c_void, *mut c_void)>(one_shot)(signal, info, context);

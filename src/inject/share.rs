@@ -17,11 +17,10 @@ const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shim.so"));
 /// # Errors
 /// The directory can't be written, or this program can't be read.
 pub fn write(dir: &Path) -> io::Result<()> {
-    for (name, content) in [(SHIM, OBJECT), (PRELOAD, SCRIPT.as_bytes())] {
-        if !content.is_empty() && !is_there(&dir.join(name), content) {
-            put(dir, name, 0o644, &mut &*content)?;
-        }
+    if !OBJECT.is_empty() {
+        put_if_new(dir, SHIM, OBJECT)?;
     }
+    put_if_new(dir, PRELOAD, SCRIPT.as_bytes())?;
     put(dir, PROGRAM, 0o755, &mut File::open("/proc/self/exe")?)
 }
 
@@ -43,10 +42,13 @@ pub fn is_running(dir: &Path) -> bool {
     matches!(tried, Ok(Err(TryLockError::WouldBlock)))
 }
 
-/// Whether the file has this content, for every user.
-fn is_there(path: &Path, content: &[u8]) -> bool {
-    let mode = fs::symlink_metadata(path).map(|file| file.mode());
-    mode.is_ok_and(|mode| mode == libc::S_IFREG | 0o644) && fs::read(path).is_ok_and(|there| there == content)
+/// Puts a file in place unless it is there with the same content and mode.
+fn put_if_new(dir: &Path, name: &str, content: &[u8]) -> io::Result<()> {
+    let path = dir.join(name);
+    let mode = fs::symlink_metadata(&path).map(|file| file.mode());
+    let same = mode.is_ok_and(|mode| mode == libc::S_IFREG | 0o644)
+        && fs::read(path).is_ok_and(|there| there == content);
+    if same { Ok(()) } else { put(dir, name, 0o644, &mut &*content) }
 }
 
 fn put(dir: &Path, name: &str, mode: u32, from: &mut impl io::Read) -> io::Result<()> {
@@ -59,4 +61,36 @@ fn put(dir: &Path, name: &str, mode: u32, from: &mut impl io::Read) -> io::Resul
     // A program that is open for writing can't be executed (ETXTBSY).
     drop(file);
     fs::rename(new, dir.join(name))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn a_file_in_use_is_replaced_by_another_one_and_only_if_it_differs() {
+        let dir = std::env::temp_dir().join(format!("lameduck-share-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let path = dir.join(SHIM);
+        let write = |content: &[u8]| {
+            put_if_new(&dir, SHIM, content).unwrap();
+            fs::symlink_metadata(&path).unwrap().ino()
+        };
+        let first = write(b"one");
+        assert_eq!(write(b"one"), first);
+        // An app has the first one mapped.
+        let mapped = File::open(&path).unwrap();
+        assert_ne!(write(b"two"), first);
+        assert_eq!(io::read_to_string(mapped).unwrap(), "one");
+        fs::set_permissions(&path, Permissions::from_mode(0o600)).unwrap();
+        write(b"two");
+        fs::rename(&path, dir.join("elsewhere")).unwrap();
+        symlink("elsewhere", &path).unwrap();
+        write(b"two");
+        assert_eq!(fs::symlink_metadata(&path).unwrap().mode(), libc::S_IFREG | 0o644);
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 2, "nothing is left over");
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

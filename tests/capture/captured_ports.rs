@@ -2,8 +2,8 @@
 //! each connection's first bytes. What did not move is left alone.
 
 use crate::common;
+use crate::{POD, POD_V6, in_pod, preloaded};
 
-use std::fs;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::thread;
@@ -11,8 +11,7 @@ use std::time::Duration;
 
 use common::app::RawApp;
 use common::http::{Client, Fill};
-use common::netns::{Netns, POD_IPS};
-use common::process::{Lameduck, Process, temporary_directory};
+use common::process::{Lameduck, Process};
 use common::{MOMENT, wait_for};
 use serde_json::json;
 
@@ -38,7 +37,7 @@ fn moved(port: u16) -> RawApp {
 }
 
 fn pod(port: u16) -> SocketAddr {
-    SocketAddr::new(POD_IPS[0].parse::<IpAddr>().expect("an address"), port)
+    SocketAddr::new(POD.parse::<IpAddr>().expect("an address"), port)
 }
 
 /// A client's connection, once the port is captured.
@@ -48,189 +47,205 @@ fn connect(addr: SocketAddr) -> Client {
 
 #[test]
 fn it_listens_on_every_address_of_the_pod_and_http_is_http() {
-    let Some(_netns) = Netns::enter() else { return };
-    let proxy = proxy(&[]);
-    let app = moved(3000).answer_all(OK);
-    for ip in ["127.0.0.1", "::1", POD_IPS[0], POD_IPS[1]] {
-        let mut client = connect(SocketAddr::new(ip.parse().expect("an address"), 3000));
-        for _ in 0..2 {
-            client.get("/a");
-            assert_eq!(client.answer().text(), "ok", "by {ip}");
+    in_pod(|| {
+        let proxy = proxy(&[]);
+        let app = moved(3000).answer_all(OK);
+        for ip in ["127.0.0.1", "::1", POD, POD_V6] {
+            let mut client = connect(SocketAddr::new(ip.parse().expect("an address"), 3000));
+            for _ in 0..2 {
+                client.get("/a");
+                assert_eq!(client.answer().text(), "ok", "by {ip}");
+            }
         }
-    }
-    assert!(app.seen().contains("Host: "), "{}", app.seen());
-    wait_for("all requests counted", || {
-        (proxy.metric("lameduck_requests_total{code=\"2xx\"}") == 8.0).then_some(())
+        assert!(app.seen().contains("Host: "), "{}", app.seen());
+        wait_for("all requests counted", || {
+            (proxy.metric("lameduck_requests_total{code=\"2xx\"}") == 8.0).then_some(())
+        });
     });
 }
 
 #[test]
 fn other_protocols_pass_byte_for_byte_whoever_speaks_first() {
-    let Some(_netns) = Netns::enter() else { return };
-    let (redis, mysql) = (moved(6379), RawApp::greeting_at(SocketAddr::new(APP.into(), 3306), b"greeting"));
-    let proxy = proxy(&[]);
-    let mut client = connect(pod(6379));
-    // One byte at a time, as on a slow network.
-    for byte in b"*1\r\n$4\r\nPING\r\n\r\n" {
-        client.send([*byte]);
-    }
-    let mut at_app = redis.asked();
-    assert_eq!(at_app.head, "*1\r\n$4\r\nPING\r\n\r\n");
-    at_app.send("+PONG\r\n");
-    client.until("+PONG\r\n");
-    proxy.wait_in_flight(1);
+    in_pod(|| {
+        let (redis, mysql) =
+            (moved(6379), RawApp::greeting_at(SocketAddr::new(APP.into(), 3306), b"greeting"));
+        let proxy = proxy(&[]);
+        let mut client = connect(pod(6379));
+        // One byte at a time, as on a slow network.
+        for byte in b"*1\r\n$4\r\nPING\r\n\r\n" {
+            client.send([*byte]);
+        }
+        let mut at_app = redis.asked();
+        assert_eq!(at_app.head, "*1\r\n$4\r\nPING\r\n\r\n");
+        at_app.send("+PONG\r\n");
+        client.until("+PONG\r\n");
+        proxy.wait_in_flight(1);
 
-    // The second time the port is known: the app is connected at once.
-    for _ in 0..2 {
-        let mut client = connect(pod(3306));
-        client.until("greeting");
-        client.send("login\r\n\r\n");
-        assert_eq!(mysql.asked().head, "login\r\n\r\n");
-    }
+        // The second time the port is known: the app is connected at once.
+        for _ in 0..2 {
+            let mut client = connect(pod(3306));
+            client.until("greeting");
+            client.send("login\r\n\r\n");
+            assert_eq!(mysql.asked().head, "login\r\n\r\n");
+        }
+    });
 }
 
 #[test]
 fn a_client_that_is_silent_at_first_may_still_become_http() {
-    let Some(_netns) = Netns::enter() else { return };
-    let app = moved(3000);
-    let proxy = proxy(&[]);
-    let mut client = connect(pod(3000));
-    assert!(client.is_quiet_for(MOMENT));
-    client.get("/late");
-    let mut asked = app.asked();
-    assert!(asked.has_line("GET /late HTTP/1.1"), "{}", asked.head);
-    asked.send(OK);
-    assert_eq!(client.answer().text(), "ok");
-    proxy.wait_in_flight(0);
+    in_pod(|| {
+        let app = moved(3000);
+        let proxy = proxy(&[]);
+        let mut client = connect(pod(3000));
+        assert!(client.is_quiet_for(MOMENT));
+        client.get("/late");
+        let mut asked = app.asked();
+        assert!(asked.has_line("GET /late HTTP/1.1"), "{}", asked.head);
+        asked.send(OK);
+        assert_eq!(client.answer().text(), "ok");
+        proxy.wait_in_flight(0);
+    });
 }
 
 #[test]
 fn a_drain_ends_quiet_connections_and_waits_for_an_answer() {
-    let Some(_netns) = Netns::enter() else { return };
-    let app = moved(6379);
-    let mut proxy = proxy(&[]);
-    let connection = || {
-        let mut client = connect(pod(6379));
-        client.send("*1\r\n\r\n");
-        (client, app.asked())
-    };
-    let ((mut quiet, mut quiet_app), (mut busy, mut busy_app)) = (connection(), connection());
-    quiet_app.send("+OK");
-    quiet.take(3);
-    proxy.wait_in_flight(2);
-    proxy.terminate();
-    assert_eq!(quiet.read_to_end(), (vec![], Fill::Fin), "it was quiet, and the app owed nothing");
-    proxy.wait_in_flight(1);
-    // Longer than --tcp-quiet, but the app owes a response.
-    thread::sleep(Duration::from_secs(1));
-    busy_app.send("+OK");
-    assert_eq!(busy.take(3), b"+OK");
-    assert_eq!(busy.read_to_end(), (vec![], Fill::Fin));
-    proxy.expect_clean_exit();
+    in_pod(|| {
+        let app = moved(6379);
+        let mut proxy = proxy(&[]);
+        let connection = || {
+            let mut client = connect(pod(6379));
+            client.send("*1\r\n\r\n");
+            (client, app.asked())
+        };
+        let ((mut quiet, mut quiet_app), (mut busy, mut busy_app)) = (connection(), connection());
+        quiet_app.send("+OK");
+        quiet.take(3);
+        proxy.wait_in_flight(2);
+        proxy.terminate();
+        assert_eq!(quiet.read_to_end(), (vec![], Fill::Fin), "it was quiet, and the app owed nothing");
+        proxy.wait_in_flight(1);
+        // Longer than --tcp-quiet, but the app owes a response.
+        thread::sleep(Duration::from_secs(1));
+        busy_app.send("+OK");
+        assert_eq!(busy.take(3), b"+OK");
+        assert_eq!(busy.read_to_end(), (vec![], Fill::Fin));
+        proxy.expect_clean_exit();
+    });
 }
 
 #[test]
 fn running_requests_may_call_their_own_app_during_a_drain() {
-    let Some(_netns) = Netns::enter() else { return };
-    let app = moved(3000);
-    let mut proxy = proxy(&[]);
-    let mut outer = connect(pod(3000));
-    outer.get("/outer");
-    let mut outer_asked = app.asked();
-    proxy.terminate();
-    proxy.wait_phase("draining");
-    Client::wait_refused(pod(3000));
-    let mut inner = Client::connect(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 3000));
-    inner.get("/inner");
-    app.asked().send(OK);
-    assert_eq!(inner.answer().text(), "ok");
-    outer_asked.send(OK);
-    assert_eq!(outer.answer().text(), "ok");
-    proxy.expect_clean_exit();
+    in_pod(|| {
+        let app = moved(3000);
+        let mut proxy = proxy(&[]);
+        let mut outer = connect(pod(3000));
+        outer.get("/outer");
+        let mut outer_asked = app.asked();
+        proxy.terminate();
+        proxy.wait_phase("draining");
+        Client::wait_refused(pod(3000));
+        let mut inner = Client::connect(SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 3000));
+        inner.get("/inner");
+        app.asked().send(OK);
+        assert_eq!(inner.answer().text(), "ok");
+        outer_asked.send(OK);
+        assert_eq!(outer.answer().text(), "ok");
+        proxy.expect_clean_exit();
+    });
 }
 
 #[test]
 fn a_port_that_opens_later_is_captured_and_an_app_may_come_back() {
-    let Some(_netns) = Netns::enter() else { return };
-    let proxy = proxy(&[]);
-    proxy.wait_log("listening");
-    let mut node = node();
-    let mut client = connect(pod(3000));
-    client.get("/");
-    assert_eq!(client.answer().head.status, 200);
-    node.kill();
-    // The port stays ours: a request waits for the app.
-    client.get("/");
-    let _node = self::node();
-    assert_eq!(client.answer().head.status, 200);
+    in_pod(|| {
+        let proxy = proxy(&[]);
+        proxy.wait_log("listening");
+        let mut node = node();
+        let mut client = connect(pod(3000));
+        client.get("/");
+        assert_eq!(client.answer().head.status, 200);
+        node.kill();
+        // The port stays ours: a request waits for the app.
+        client.get("/");
+        let _node = self::node();
+        assert_eq!(client.answer().head.status, 200);
+    });
 }
 
 #[test]
 fn an_app_with_the_shim_is_reachable_as_soon_as_it_listens() {
-    let Some(_netns) = Netns::enter() else { return };
-    let shared = temporary_directory();
-    let proxy = proxy(&["--share-dir", shared.to_str().expect("UTF-8")]);
-    // By now the looks at the start are rare: it's the word that counts.
-    thread::sleep(Duration::from_millis(1500));
-    let script = "const s = require('http').createServer((_, res) => res.end('ok'));
+    in_pod(|| {
+        let proxy = proxy(&[]);
+        // By now the looks at the start are rare: it's the word that counts.
+        thread::sleep(Duration::from_millis(1500));
+        let script = "const s = require('http').createServer((_, res) => res.end('ok'));
         s.listen(3000, () => console.log('listens on port 3000', s.address().address));";
-    let mut app = Command::new("node");
-    app.args(["-e", script]).env("LD_PRELOAD", shared.join("shim.so"));
-    let app = Process::start("node", &mut app);
-    let line = app.wait_line("the app listens", |line| line.starts_with("listens").then(|| line.to_owned()));
-    let mut client = Client::connect(pod(3000));
-    client.get("/");
-    assert_eq!(client.answer().text(), "ok", "{line}");
-    wait_for("the request counted", || {
-        (proxy.metric("lameduck_requests_total{code=\"2xx\"}") == 1.0).then_some(())
+        let mut app = preloaded("node");
+        app.args(["-e", script]);
+        let app = Process::start("node", &mut app);
+        let line =
+            app.wait_line("the app listens", |line| line.starts_with("listens").then(|| line.to_owned()));
+        let mut client = Client::connect(pod(3000));
+        client.get("/");
+        assert_eq!(client.answer().text(), "ok", "{line}");
+        wait_for("the request counted", || {
+            (proxy.metric("lameduck_requests_total{code=\"2xx\"}") == 1.0).then_some(())
+        });
     });
-    let _ = fs::remove_dir_all(shared);
 }
 
 #[test]
 fn a_port_that_did_not_move_is_left_alone_and_reported() {
-    let Some(_netns) = Netns::enter() else { return };
-    let app = TcpListener::bind("0.0.0.0:3000").expect("the app's port");
-    let proxy = proxy(&[]);
-    let bypassed = proxy.process.wait_line("the bypassed port", |line| {
-        serde_json::from_str::<serde_json::Value>(line).ok().filter(|entry| entry["reason"] == "not-moved")
+    in_pod(|| {
+        let app = TcpListener::bind("0.0.0.0:3000").expect("the app's port");
+        let proxy = proxy(&[]);
+        let bypassed = proxy.process.wait_line("the bypassed port", |line| {
+            serde_json::from_str::<serde_json::Value>(line)
+                .ok()
+                .filter(|entry| entry["reason"] == "not-moved")
+        });
+        assert_eq!(bypassed["port"], 3000, "{bypassed}");
+        assert_eq!(proxy.metric("lameduck_port_bypassed{port=\"3000\",reason=\"not-moved\"}"), 1.0);
+        let status = proxy.status().expect("the status");
+        assert_eq!(
+            (&status["bypassed"][0]["reason"], &status["captured"]),
+            (&"not-moved".into(), &json!([]))
+        );
+        let shown = proxy.command_output(&["status"]).stdout;
+        assert!(
+            String::from_utf8_lossy(&shown)
+                .contains("bypassed     0.0.0.0:3000: the app listens there itself")
+        );
+        let mut client = Client::connect(pod(3000));
+        client.send("straight");
+        let mut at_app = Client::over(app.accept().expect("accepted").0.into()).expect("a socket");
+        assert_eq!(at_app.take(8), b"straight");
     });
-    assert_eq!(bypassed["port"], 3000, "{bypassed}");
-    assert_eq!(proxy.metric("lameduck_port_bypassed{port=\"3000\",reason=\"not-moved\"}"), 1.0);
-    let status = proxy.status().expect("the status");
-    assert_eq!((&status["bypassed"][0]["reason"], &status["captured"]), (&"not-moved".into(), &json!([])));
-    let shown = proxy.command_output(&["status"]).stdout;
-    assert!(
-        String::from_utf8_lossy(&shown).contains("bypassed     0.0.0.0:3000: the app listens there itself")
-    );
-    let mut client = Client::connect(pod(3000));
-    client.send("straight");
-    let mut at_app = Client::over(app.accept().expect("accepted").0.into()).expect("a socket");
-    assert_eq!(at_app.take(8), b"straight");
 }
 
 #[test]
 fn a_probe_of_a_port_asks_the_app_itself() {
-    let Some(_netns) = Netns::enter() else { return };
-    let proxy = proxy(&[]);
-    let probe = || Client::ask(proxy.probe, "/app-port/3000").head.status;
-    assert_eq!(probe(), 503, "nobody listens yet");
-    let mut node = node();
-    wait_for("the app's port to be found", || (probe() == 200).then_some(()));
-    node.kill();
-    wait_for("the app's port to be closed", || (probe() == 503).then_some(()));
-    assert!(Client::try_connect(pod(3000)).is_ok(), "our own socket still accepts");
+    in_pod(|| {
+        let proxy = proxy(&[]);
+        let probe = || Client::ask(proxy.probe, "/app-port/3000").head.status;
+        assert_eq!(probe(), 503, "nobody listens yet");
+        let mut node = node();
+        wait_for("the app's port to be found", || (probe() == 200).then_some(()));
+        node.kill();
+        wait_for("the app's port to be closed", || (probe() == 503).then_some(()));
+        assert!(Client::try_connect(pod(3000)).is_ok(), "our own socket still accepts");
+    });
 }
 
 #[test]
 fn rules_override_what_the_first_bytes_would_say() {
-    let Some(_netns) = Netns::enter() else { return };
-    let _proxy = proxy(&["--capture-port", "9000=tcp,7000=skip"]);
-    let (tcp, skipped) = (moved(9000), moved(7000));
-    let mut client = connect(pod(9000));
-    client.get("/");
-    // As HTTP it would have got X-Forwarded-For.
-    assert!(!tcp.asked().head.contains("X-Forwarded"));
-    assert!(Client::try_connect(pod(7000)).is_err(), "a skipped port is not ours");
-    drop(skipped);
+    in_pod(|| {
+        let _proxy = proxy(&["--capture-port", "9000=tcp,7000=skip"]);
+        let (tcp, skipped) = (moved(9000), moved(7000));
+        let mut client = connect(pod(9000));
+        client.get("/");
+        // As HTTP it would have got X-Forwarded-For.
+        assert!(!tcp.asked().head.contains("X-Forwarded"));
+        assert!(Client::try_connect(pod(7000)).is_err(), "a skipped port is not ours");
+        drop(skipped);
+    });
 }

@@ -7,7 +7,6 @@ pub mod app;
 pub mod grpc;
 pub mod http;
 pub mod http2;
-pub mod netns;
 pub mod pod;
 pub mod port;
 pub mod process;
