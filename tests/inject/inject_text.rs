@@ -105,13 +105,10 @@ fn replaced_values_come_back_as_they_were_written() {
 
 #[test]
 fn elements_may_begin_below_their_dash() {
-    for dash in
-        ["-\n       ", "- # the app\n       ", "- &web\n       ", "- !!map\n       ", "-\n\n  # it\n       "]
-    {
-        let before = deployment("", "").replace("- name: web", &format!("{dash} name: web"));
-        let (after, report) = done(&before, &task());
-        assert_eq!(report[0].outcome, Outcome::Changed, "{dash:?}: {}", told(&report));
-        assert_eq!(done(&after, &Task::Uninject).0, before);
+    for behind in ["", " # the first", " &a", " !!map", "\n\n  # it"] {
+        let list = format!("        env:\n        -{behind}\n          name: A\n          value: b\n");
+        let after = round_trip(&deployment("", &list));
+        assert!(after.contains("          value: b\n        - name: NODE_OPTIONS\n"), "{behind:?}: {after}");
     }
 }
 
