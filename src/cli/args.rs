@@ -89,18 +89,16 @@ pub(super) fn command(around: &Surroundings) -> Command {
 }
 
 /// The flags of `proxy` that an annotation of the same name sets, sorted.
-pub(super) fn annotated_flags() -> Vec<String> {
-    let proxy = ProxyArgs::augment_args(Command::new("proxy"));
-    let flags = proxy.get_arguments().filter_map(|arg| arg.get_long());
-    let mut flags: Vec<_> = flags.filter(|flag| !NOT_ANNOTATED.contains(flag)).map(str::to_owned).collect();
-    flags.sort_unstable();
-    flags
-}
-
-/// Whether an annotation of this name sets a flag of `proxy`.
-pub fn is_annotated_flag(name: &str) -> bool {
-    static FLAGS: LazyLock<Vec<String>> = LazyLock::new(annotated_flags);
-    FLAGS.iter().any(|flag| flag == name)
+pub fn annotated_flags() -> &'static [String] {
+    static FLAGS: LazyLock<Vec<String>> = LazyLock::new(|| {
+        let proxy = ProxyArgs::augment_args(Command::new("proxy"));
+        let flags = proxy.get_arguments().filter_map(|arg| arg.get_long());
+        let mut flags: Vec<_> =
+            flags.filter(|flag| !NOT_ANNOTATED.contains(flag)).map(str::to_owned).collect();
+        flags.sort_unstable();
+        flags
+    });
+    &FLAGS
 }
 
 #[derive(Debug, Subcommand)]

@@ -3,11 +3,17 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::{Map, json};
 
 use crate::inject::Services;
 use crate::inject::Settings;
 use crate::inject::command::{FileTask, Output};
+use crate::inject::diff::Pointer;
+use crate::inject::kinds;
 use crate::inject::manifest::Task;
+use crate::inject::names::PULL_POLICIES;
+use crate::inject::quantity;
+use crate::inject::resources::resources;
 
 /// The text after the help of `inject`: the annotations that a pod can have.
 pub(super) const ANNOTATIONS: &str = "\
@@ -26,7 +32,7 @@ Annotations of a pod (template), all lameduck.dev/NAME:
 
 Exit codes:
   0 = done; what can't be injected is left as it is, and the report on stderr says why
-  1 = with --check: something would change
+  1 = with --check: something would change; with --strict: something was skipped
   2 = the command line is wrong, or a file could not be read, written or understood";
 
 pub(super) const EXIT_CODES: &str = "\
@@ -51,6 +57,36 @@ pub(super) struct FileArgs {
     pub diff: bool,
 }
 
+/// Requests and limits of the sidecar, for `inject` and `webhook`.
+#[derive(Debug, Args)]
+pub(super) struct ResourceArgs {
+    /// CPU request of the sidecar [default: 10m]
+    #[arg(long, env = "LAMEDUCK_CPU_REQUEST", value_name = "QUANTITY", value_parser = quantity::parse)]
+    pub cpu_request: Option<String>,
+    /// Memory request of the sidecar [default: 24Mi]
+    #[arg(long, env = "LAMEDUCK_MEMORY_REQUEST", value_name = "QUANTITY", value_parser = quantity::parse)]
+    pub memory_request: Option<String>,
+    /// CPU limit of the sidecar, where a ResourceQuota demands one [default: none]
+    #[arg(long, env = "LAMEDUCK_CPU_LIMIT", value_name = "QUANTITY", value_parser = quantity::parse)]
+    pub cpu_limit: Option<String>,
+    /// Memory limit of the sidecar, where a ResourceQuota demands one [default: none]
+    #[arg(long, env = "LAMEDUCK_MEMORY_LIMIT", value_name = "QUANTITY", value_parser = quantity::parse)]
+    pub memory_limit: Option<String>,
+}
+
+impl ResourceArgs {
+    /// Requests and limits of CPU and memory.
+    ///
+    /// # Errors
+    /// A request is over its limit.
+    pub fn checked(self) -> Result<[Option<String>; 4], String> {
+        let all = [self.cpu_request, self.memory_request, self.cpu_limit, self.memory_limit];
+        // As in a pod that is not Guaranteed.
+        let pod = Map::from_iter([("containers".to_owned(), json!([{}]))]);
+        resources(&pod, &Default::default(), &all).map(|_| all)
+    }
+}
+
 #[derive(Debug, Args)]
 pub(super) struct InjectArgs {
     #[command(flatten)]
@@ -61,8 +97,10 @@ pub(super) struct InjectArgs {
     pub image: String,
     /// imagePullPolicy of the sidecar [default: left to Kubernetes]
     #[arg(long, env = "LAMEDUCK_IMAGE_PULL_POLICY", value_name = "POLICY",
-          value_parser = ["Always", "IfNotPresent", "Never"])]
+          value_parser = PULL_POLICIES)]
     pub image_pull_policy: Option<String>,
+    #[command(flatten)]
+    pub resources: ResourceArgs,
     /// Secret from which the /drain token of each workload is derived. The same seed gives the same manifests
     #[arg(
         long,
@@ -75,28 +113,37 @@ pub(super) struct InjectArgs {
     /// Namespace of objects that don't name one; give the namespace to which you apply them
     #[arg(long, short, value_name = "NAME", default_value = "default")]
     pub namespace: String,
+    /// A further kind of workload and the path of its pod template, as in Rollout=spec.template. Can be given several
+    /// times
+    #[arg(long = "kind", value_name = "KIND=PATH", value_parser = kinds::parse)]
+    pub kinds: Vec<(String, Pointer)>,
+    /// Exit with 1 if a workload was skipped, unless by lameduck.dev/inject: disabled
+    #[arg(long)]
+    pub strict: bool,
 }
 
 impl InjectArgs {
-    /// Makes the task. `check` validates the command line of a proxy, `is_flag` tells which annotations are flags.
+    /// Makes the task. `check` validates the command line of a proxy, `flags` are those that annotations set.
     ///
     /// # Errors
     /// The text for the user if the arguments contradict each other.
     pub fn request(
         self,
         check: fn(&[String]) -> Result<(), String>,
-        is_flag: fn(&str) -> bool,
+        flags: fn() -> &'static [String],
     ) -> Result<FileTask, String> {
         let settings = Settings {
             image: self.image,
             pull_policy: self.image_pull_policy,
+            resources: self.resources.checked()?,
             token: String::new(),
             services: Services::Seen,
             check,
-            is_flag,
+            flags,
         };
         let (settings, seed) = (Box::new(settings), self.token_seed);
-        self.files.request(Task::Inject { settings, seed, namespace: self.namespace })
+        let task = Task::Inject { settings, seed, namespace: self.namespace, kinds: self.kinds };
+        Ok(FileTask { strict: self.strict, ..self.files.request(task)? })
     }
 }
 
@@ -112,6 +159,6 @@ impl FileArgs {
             Self { check: true, .. } => Output::Nothing,
             Self { .. } => Output::Stdout,
         };
-        Ok(FileTask { inputs: self.inputs, task, output, check: self.check })
+        Ok(FileTask { inputs: self.inputs, task, output, check: self.check, strict: false })
     }
 }

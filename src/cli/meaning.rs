@@ -8,7 +8,7 @@ use clap::error::ErrorKind;
 use hyper::header::{HeaderName, HeaderValue};
 use rustls::pki_types::ServerName;
 
-use super::args::{Cli, CommonArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs, command, is_annotated_flag};
+use super::args::{Cli, CommonArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs, annotated_flags, command};
 use super::command::{AppCommand, Command, LogSettings, StatusView};
 use super::surroundings::Surroundings;
 use crate::config::{
@@ -106,7 +106,7 @@ fn to_command(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             };
             Command::Status { control: around.places(args.control.control), view }
         }
-        Sub::Inject(args) => Command::Inject(args.request(check_proxy, is_annotated_flag)?),
+        Sub::Inject(args) => Command::Inject(args.request(check_proxy, annotated_flags)?),
         Sub::Uninject(args) => Command::Inject(args.request(Task::Uninject)?),
         Sub::Webhook(args) => {
             let log = LogSettings { format: args.log.log_format, level: args.log.log_level };

@@ -18,7 +18,7 @@ mod webhook;
 #[cfg(test)]
 mod tests;
 
-pub use self::args::is_annotated_flag;
+pub use self::args::annotated_flags;
 pub use self::command::{AppCommand, Command, HoldLimits, LogSettings, StatusView};
 pub use self::log::LogFormat;
 pub use self::meaning::{check_proxy, parse};

@@ -6,9 +6,11 @@ use std::time::Duration;
 
 use clap::Args;
 
+use super::inject::ResourceArgs;
 use super::log::LineArgs;
 use crate::config::parse_listen;
 use crate::config::values::{self, OptionalListener};
+use crate::inject::names::PULL_POLICIES;
 
 pub(super) const AFTER_HELP: &str = "\
 Enable it with the label lameduck.dev/inject: enabled on a pod or on its namespace. Annotations of the pod set the
@@ -41,6 +43,8 @@ pub struct WebhookSettings {
     pub image: String,
     /// imagePullPolicy of the sidecars.
     pub pull_policy: Option<String>,
+    /// Requests of CPU and memory, and limits of both, of the sidecars.
+    pub resources: [Option<String>; 4],
     /// Time that new connections are still accepted after SIGTERM.
     pub lame_duck: Duration,
 }
@@ -89,8 +93,10 @@ pub(super) struct WebhookArgs {
     pub image: String,
     /// imagePullPolicy of the sidecars [default: left to Kubernetes]
     #[arg(long, value_name = "POLICY", help_heading = "Sidecar",
-          value_parser = ["Always", "IfNotPresent", "Never"])]
+          value_parser = PULL_POLICIES)]
     pub image_pull_policy: Option<String>,
+    #[command(flatten, next_help_heading = "Sidecar")]
+    pub resources: ResourceArgs,
     /// Time that new connections are still accepted after SIGTERM, because API servers don't know of it yet
     #[arg(long, value_name = "TIME", default_value = "5s",
           value_parser = values::time, help_heading = "Drain")]
@@ -127,6 +133,7 @@ impl WebhookArgs {
             cluster,
             image: self.image,
             pull_policy: self.image_pull_policy,
+            resources: self.resources.checked()?,
             lame_duck: self.lame_duck,
         })
     }

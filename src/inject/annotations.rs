@@ -5,31 +5,47 @@ use std::time::Duration;
 use serde_json::{Map, Value};
 
 use super::model::{Annotations, Pid1};
-use super::names::{PREFIX, PRELOAD, PROGRAM, SHARE_DIR};
+use super::names::{PREFIX, PRELOAD, PROGRAM, PULL_POLICIES, SHARE_DIR};
+use super::quantity;
 
-/// Parses the annotations of a pod. `is_flag` returns whether a name is a flag of the proxy.
+/// Annotations that are no flags of the proxy.
+pub const NAMES: [&str; 16] = [
+    "inject",
+    "container",
+    "port",
+    "app-port",
+    "app-socket",
+    "proxy-port",
+    "probe-port",
+    "sidecar",
+    "grace",
+    "pid1",
+    "image",
+    "image-pull-policy",
+    "cpu-request",
+    "memory-request",
+    "cpu-limit",
+    "memory-limit",
+];
+
+/// Parses the annotations of a pod. `flags` are the flags of the proxy that an annotation can set.
 ///
 /// # Errors
 /// Names the annotation whose value is invalid.
-pub fn read(written: &Map<String, Value>, is_flag: fn(&str) -> bool) -> Result<Annotations, String> {
+pub fn read(written: &Map<String, Value>, flags: &[String]) -> Result<Annotations, String> {
     let mut annotations = Annotations::default();
     for (key, value) in written {
         let Some(name) = key.strip_prefix(PREFIX) else { continue };
         let value = value.as_str().ok_or_else(|| format!("annotation {key} is no string"))?;
-        set(&mut annotations, name, value, is_flag).map_err(|why| format!("annotation {key}: {why}"))?;
+        set(&mut annotations, name, value, flags).map_err(|why| format!("annotation {key}: {why}"))?;
     }
     Ok(annotations)
 }
 
-fn set(
-    annotations: &mut Annotations,
-    name: &str,
-    value: &str,
-    is_flag: fn(&str) -> bool,
-) -> Result<(), String> {
+fn set(annotations: &mut Annotations, name: &str, value: &str, flags: &[String]) -> Result<(), String> {
     let text = || Some(value.to_owned());
     match name {
-        "inject" | "injected" => {}
+        "inject" | "injected" | "warnings" => {}
         "container" => annotations.container = text(),
         "port" => annotations.port = text(),
         "app-port" => annotations.app_port = Some(port(value)?),
@@ -52,13 +68,15 @@ fn set(
                 _ => return Err(format!("'{value}' is none of preload, share, leave")),
             }
         }
-        "image" => annotations.image = text(),
-        "image-pull-policy" => annotations.pull_policy = text(),
-        "cpu-request" => annotations.resources[0] = text(),
-        "memory-request" => annotations.resources[1] = text(),
-        "cpu-limit" => annotations.resources[2] = text(),
-        "memory-limit" => annotations.resources[3] = text(),
-        flag if is_flag(flag) => annotations.flags.push((name.to_owned(), value.to_owned())),
+        "image" => annotations.image = Some(image(value)?),
+        "image-pull-policy" => annotations.pull_policy = Some(pull_policy(value)?),
+        "cpu-request" => annotations.resources[0] = Some(quantity::parse(value)?),
+        "memory-request" => annotations.resources[1] = Some(quantity::parse(value)?),
+        "cpu-limit" => annotations.resources[2] = Some(quantity::parse(value)?),
+        "memory-limit" => annotations.resources[3] = Some(quantity::parse(value)?),
+        flag if flags.iter().any(|known| known == flag) => {
+            annotations.flags.push((name.to_owned(), value.to_owned()));
+        }
         _ => annotations.unknown.push(name.to_owned()),
     }
     Ok(())
@@ -66,6 +84,24 @@ fn set(
 
 fn port(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("'{text}' is not a port"))
+}
+
+/// An image's name, as far as the API server checks it.
+///
+/// # Errors
+/// The text for the user.
+pub fn image(text: &str) -> Result<String, String> {
+    match text.is_empty() || text.contains(char::is_whitespace) {
+        true => Err(format!("'{text}' is not an image")),
+        false => Ok(text.to_owned()),
+    }
+}
+
+fn pull_policy(text: &str) -> Result<String, String> {
+    match PULL_POLICIES.contains(&text) {
+        true => Ok(text.to_owned()),
+        false => Err(format!("'{text}' is none of {}", PULL_POLICIES.join(", "))),
+    }
 }
 
 /// The socket gets its own file in the directory that the app and the sidecar share.
@@ -96,7 +132,7 @@ mod tests {
     use super::*;
 
     fn read_json(value: Value) -> Result<Annotations, String> {
-        read(value.as_object().unwrap(), |name| name == "lame-duck")
+        read(value.as_object().unwrap(), &["lame-duck".to_owned()])
     }
 
     #[test]
@@ -124,6 +160,10 @@ mod tests {
             ("pid1", "on"),
             ("sidecar", "x"),
             ("grace", "10"),
+            ("image-pull-policy", "never"),
+            ("image", "lame duck"),
+            ("cpu-limit", "lots"),
+            ("memory-request", "64mb"),
         ] {
             let key = format!("{PREFIX}{key}");
             let error = read_json(json!({ &key: value })).unwrap_err();

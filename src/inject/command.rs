@@ -1,6 +1,6 @@
 //! `lameduck inject` and `uninject`: reads files, writes files or stdout, reports on stderr.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -8,6 +8,8 @@ use std::process::ExitCode;
 use similar::TextDiff;
 
 use super::manifest::{Manifest, Outcome, ReportLine, Task, transform};
+use super::names::DISABLED;
+use super::text::{is_all_json, split};
 
 /// Arguments of `inject` and `uninject`.
 #[derive(Clone, Debug)]
@@ -20,6 +22,15 @@ pub struct FileTask {
     pub output: Output,
     /// Exit with 1 if anything would change.
     pub check: bool,
+    /// Exit with 1 if anything was skipped that its owner has not disabled.
+    pub strict: bool,
+}
+
+impl FileTask {
+    /// Whether the manifests go somewhere.
+    fn writes(&self) -> bool {
+        matches!(self.output, Output::Stdout | Output::InPlace)
+    }
 }
 
 /// Where the manifests go.
@@ -35,11 +46,13 @@ pub enum Output {
     Nothing,
 }
 
-const CHANGED: u8 = 1;
+const FOUND: u8 = 1;
 const FAILED: u8 = 2;
+/// Limit on a manifest in bytes. Its tree takes some twenty times as much memory.
+const MAX_LEN: usize = 64 << 20;
 
-/// Runs the command. Exit code: 0 on success; 1 if `check` found something to change; 2 if a file could not be read,
-/// parsed or written.
+/// Runs the command. Exit code: 0 on success; 1 if `check` found something to change or `strict` something skipped; 2 if a
+/// file could not be read, parsed or written.
 pub fn run(request: &FileTask) -> ExitCode {
     match go(request) {
         Ok(code) => code.into(),
@@ -53,9 +66,9 @@ pub fn run(request: &FileTask) -> ExitCode {
 }
 
 fn go(request: &FileTask) -> io::Result<u8> {
-    let mut sources = Vec::new();
+    let (mut sources, mut unread) = (Vec::new(), String::new());
     for input in &request.inputs {
-        read(input, true, &mut sources)?;
+        read(input, &mut sources, &mut unread)?;
     }
     let (texts, report) = transform(&sources, &request.task);
     let changed: Vec<_> = sources.iter().zip(&texts).filter(|(source, text)| source.text != **text).collect();
@@ -75,43 +88,59 @@ fn go(request: &FileTask) -> io::Result<u8> {
         }
         Output::Nothing => {}
     }
-    io::stderr().write_all(told(&report, request).as_bytes())?;
-    let failed = report.iter().any(|line| matches!(line.outcome, Outcome::Failed(_)));
-    let found = request.check && !changed.is_empty();
-    Ok(if failed { FAILED } else { u8::from(found) * CHANGED })
+    io::stderr().write_all((told(&report, request) + &unread).as_bytes())?;
+    let failed = !unread.is_empty() || report.iter().any(|line| matches!(line.outcome, Outcome::Failed(_)));
+    let skipped = |line: &ReportLine| matches!(&line.outcome, Outcome::Skipped(why) if why != DISABLED);
+    let found = (request.check && !changed.is_empty()) || (request.strict && report.iter().any(skipped));
+    Ok(if failed { FAILED } else { u8::from(found) * FOUND })
 }
 
-/// Reads a file, or all manifests in a folder and its subfolders, sorted by name. Hidden files are skipped.
-fn read(path: &Path, named: bool, sources: &mut Vec<Manifest>) -> io::Result<()> {
-    let name = path.display().to_string();
-    if named && name == "-" {
-        let mut bytes = Vec::new();
-        io::stdin().read_to_end(&mut bytes)?;
-        return text(name, bytes).map(|source| sources.push(source));
+/// Reads an input: a file, all manifests in a folder and its subfolders, or stdin. A file of a folder that can't be read
+/// is added to `unread`, with the reason.
+///
+/// # Errors
+/// An input can't be read.
+pub fn read(input: &Path, sources: &mut Vec<Manifest>, unread: &mut String) -> io::Result<()> {
+    if input == Path::new("-") {
+        sources.push(manifest("-".to_owned(), io::stdin())?);
+    } else if input.is_dir() {
+        read_folder(input, sources, unread)?;
+    } else {
+        let name = input.display().to_string();
+        let file = File::open(input).map_err(|error| at(&name, &error))?;
+        sources.push(manifest(name, file)?);
     }
-    if path.is_dir() {
-        let entries: io::Result<Vec<_>> = fs::read_dir(path).map_err(|error| at(&name, &error))?.collect();
-        let mut entries = entries?;
-        entries.sort_by_key(fs::DirEntry::file_name);
-        for entry in entries.iter().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")) {
-            let path = entry.path();
-            let manifest =
-                path.extension().is_some_and(|ext| ["yaml", "yml", "json"].iter().any(|e| ext == *e));
-            // Symlinked folders are skipped because they could form a cycle.
-            if entry.file_type()?.is_dir() || (manifest && !path.is_dir()) {
-                read(&path, false, sources)?;
-            }
+    Ok(())
+}
+
+/// Reads a folder, sorted by name. Hidden files are skipped, and symlinked folders, which could form a cycle.
+fn read_folder(folder: &Path, sources: &mut Vec<Manifest>, unread: &mut String) -> io::Result<()> {
+    let name = folder.display().to_string();
+    let entries: io::Result<Vec<_>> = fs::read_dir(folder).map_err(|error| at(&name, &error))?.collect();
+    let mut entries = entries?;
+    entries.sort_by_key(fs::DirEntry::file_name);
+    for entry in entries.iter().filter(|entry| !entry.file_name().as_encoded_bytes().starts_with(b".")) {
+        let path = entry.path();
+        let manifest = path.extension().is_some_and(|ext| ["yaml", "yml", "json"].iter().any(|e| ext == *e));
+        if (entry.file_type()?.is_dir() || (manifest && !path.is_dir()))
+            && let Err(why) = read(&path, sources, unread)
+        {
+            *unread += &format!("{why}\n");
         }
-        return Ok(());
     }
-    let bytes = fs::read(path).map_err(|error| at(&name, &error))?;
-    text(name, bytes).map(|source| sources.push(source))
+    Ok(())
 }
 
-fn text(name: String, bytes: Vec<u8>) -> io::Result<Manifest> {
+fn manifest(name: String, from: impl Read) -> io::Result<Manifest> {
+    let mut bytes = Vec::new();
+    from.take(MAX_LEN as u64 + 1).read_to_end(&mut bytes).map_err(|error| at(&name, &error))?;
+    let told = |why: String| io::Error::new(io::ErrorKind::InvalidData, format!("{name}: {why}"));
+    if bytes.len() > MAX_LEN {
+        return Err(told(format!("left as it is: it has over {} MiB", MAX_LEN >> 20)));
+    }
     match String::from_utf8(bytes) {
         Ok(text) => Ok(Manifest { name, text }),
-        Err(_) => Err(at(&name, &io::Error::from(io::ErrorKind::InvalidData))),
+        Err(_) => Err(told("left as it is: it is not UTF-8".to_owned())),
     }
 }
 
@@ -121,12 +150,18 @@ fn at(name: &str, error: &io::Error) -> io::Error {
 
 /// One manifest, possibly with several documents.
 fn joined(texts: &[String]) -> String {
+    if let [one] = texts {
+        return one.clone();
+    }
+    // kubectl takes a stream for JSON if it begins with a brace, and knows no `---` then.
+    let parts =
+        texts.iter().flat_map(|text| if is_all_json(text) { split(text) } else { vec![text.as_str()] });
     let mut all = String::new();
-    for text in texts {
+    for text in parts.map(|part| part.trim_start_matches('\u{feff}')).filter(|part| !part.trim().is_empty()) {
         if !all.is_empty() && !all.ends_with('\n') {
             all.push('\n');
         }
-        if !all.is_empty() && !text.starts_with("---") {
+        if !text.starts_with("---") && (!all.is_empty() || is_all_json(text)) {
             all.push_str("---\n");
         }
         all.push_str(text);
@@ -136,9 +171,11 @@ fn joined(texts: &[String]) -> String {
 
 fn told(report: &[ReportLine], request: &FileTask) -> String {
     let mut text = String::new();
-    let (workload, service) = match request.task {
-        Task::Inject { .. } => ("injected", "leads to the port by its name"),
-        Task::Uninject => ("taken out", "leads to the port as before"),
+    let (workload, service) = match (&request.task, request.writes()) {
+        (Task::Inject { .. }, true) => ("injected", "leads to the port by its name"),
+        (Task::Inject { .. }, false) => ("would be injected", "would lead to the port by its name"),
+        (Task::Uninject, true) => ("taken out", "leads to the port as before"),
+        (Task::Uninject, false) => ("would be taken out", "would lead to the port as before"),
     };
     for line in report {
         let outcome = match &line.outcome {

@@ -48,6 +48,11 @@ impl Pointer {
         keys.push(key.to_string());
         Self(keys)
     }
+
+    /// Location of what is at `inner` within the value here.
+    pub fn append(&self, inner: &Self) -> Self {
+        Self([self.0.as_slice(), &inner.0].concat())
+    }
 }
 
 impl std::fmt::Display for Pointer {
@@ -73,10 +78,20 @@ pub fn diff(at: &Pointer, before: &Value, after: &Value) -> Vec<Op> {
 fn walk(at: &Pointer, before: &Value, after: &Value, ops: &mut Vec<Op>) {
     match (before, after) {
         _ if before == after => {}
+        _ if is_another_handler(at, before, after) => {
+            ops.push(Op::Replace { path: at.clone(), value: after.clone() });
+        }
         (Value::Object(before), Value::Object(after)) => objects(at, before, after, ops),
         (Value::Array(before), Value::Array(after)) => arrays(at, before, after, ops),
         _ => ops.push(Op::Replace { path: at.clone(), value: after.clone() }),
     }
+}
+
+/// Whether this is a preStop hook that becomes another one: it is replaced as a whole, so that it can be put back as it
+/// was. A longer command is still the same hook.
+fn is_another_handler(at: &Pointer, before: &Value, after: &Value) -> bool {
+    let commands = !before["exec"].is_null() && !after["exec"].is_null();
+    at.0.last().is_some_and(|key| key == "preStop") && !commands
 }
 
 /// Members are added before others are removed, so that a YAML block mapping is never empty in between.

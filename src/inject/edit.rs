@@ -7,18 +7,30 @@ use serde_json::Value;
 
 use super::diff::{Op, Pointer};
 use super::emit::{self, Style};
+use super::model::Written;
 use super::yaml::{self, Kind, Node};
 
 /// Returns `text` with the operations applied.
 ///
 /// # Errors
 /// The document can't be edited in place, or the result would not parse as `expected`.
-pub fn edit(text: &str, ops: &[Op], expected: &Value) -> Result<String, String> {
+pub fn edit(text: &str, ops: &[Op], written: &Written, expected: &Value) -> Result<String, String> {
+    let json = is_json(text);
+    match apply(text, ops, written, json, expected) {
+        // The owner has changed the text around it.
+        Err(_) if !written.is_empty() => apply(text, ops, &Written::new(), json, expected),
+        result => result,
+    }
+}
+
+fn apply(text: &str, ops: &[Op], written: &Written, json: bool, expected: &Value) -> Result<String, String> {
     let mut edited = text.to_owned();
     for op in ops {
         let root = parse(&edited)?;
-        let style = style_of(&edited, &root);
-        let splice = splice(&edited, &root, op, style).map_err(|why| format!("{}: {why}", op.path()))?;
+        let style = style_of(&edited, &root, json);
+        let place = op.path().to_string();
+        let source = written.get(&place).map(String::as_str).filter(|source| says(source, op));
+        let splice = splice(&edited, &root, op, source, style).map_err(|why| format!("{place}: {why}"))?;
         edited.replace_range(splice.0, &splice.1);
     }
     // An edit to an anchored node changes every alias, and a merged key has no text of its own: this check catches
@@ -29,20 +41,53 @@ pub fn edit(text: &str, ops: &[Op], expected: &Value) -> Result<String, String> 
     }
 }
 
+/// Whether this source text, alone or with its key, still has the operation's value.
+fn says(source: &str, op: &Op) -> bool {
+    let Op::Replace { path, value } = op else { return false };
+    let read = yaml::parse(source).ok().map(|root| root.map_or(Ok(Value::Null), |root| root.to_json()));
+    let key = path.0.last().map_or("", String::as_str);
+    // A tag before it may have made a number of quoted text.
+    let tagged = |read: &Value| read.as_str().is_some_and(|text| yaml::plain(text) == *value);
+    matches!(read, Some(Ok(read)) if read == *value || read.get(key) == Some(value) || tagged(&read))
+}
+
+/// Source text of the values that these operations replace, unless it is the text that an edit would write.
+pub fn written(text: &str, root: &Node, ops: &[Op]) -> Written {
+    let style = style_of(text, root, is_json(text));
+    let source = |op: &Op| {
+        let Op::Replace { path, value } = op else { return None };
+        let (last, above) = path.0.split_last()?;
+        let parent = find(root, above).ok()?;
+        let old = child(parent, last).ok()?.to_json().ok()?;
+        let (place, _) = replace(text, parent, last, value, None, style).ok()?;
+        // A null's text is written behind the lines that replace it, so it has none of its own.
+        let (_, usual) = replace(text, parent, last, &old, None, style).ok()?;
+        let source = &text[place];
+        (source != usual).then(|| (path.to_string(), source.to_owned()))
+    };
+    ops.iter().filter_map(source).collect()
+}
+
+/// Whether the text is JSON: what is written into it must be JSON as well.
+pub fn is_json(text: &str) -> bool {
+    let start = text.trim_start_matches(['\u{feff}', ' ', '\t', '\r', '\n']);
+    start.starts_with('{') && serde_json::from_str::<serde::de::IgnoredAny>(start).is_ok()
+}
+
 type Splice = (Range<usize>, String);
 
 fn parse(text: &str) -> Result<Node, String> {
     yaml::parse(text)?.ok_or_else(|| "nothing is left of it".to_owned())
 }
 
-fn splice(text: &str, root: &Node, op: &Op, style: Style) -> Result<Splice, String> {
+fn splice(text: &str, root: &Node, op: &Op, source: Option<&str>, style: Style) -> Result<Splice, String> {
     let Pointer(path) = op.path();
     let (last, above) = path.split_last().ok_or("the whole document can't be replaced")?;
     let parent = find(root, above)?;
     match (op, &parent.kind) {
         (Op::Add { value, .. }, Kind::Map(..)) => add_member(text, parent, last, value, style),
         (Op::Add { value, .. }, Kind::Seq(..)) => add_element(text, parent, index(last)?, value, style),
-        (Op::Replace { value, .. }, _) => replace(child(parent, last)?, value),
+        (Op::Replace { value, .. }, _) => replace(text, parent, last, value, source, style),
         (Op::Remove { .. }, Kind::Map(entries, flow)) => {
             let (n, key, value) = parent.entry(last).ok_or("it is merged in from elsewhere")?;
             let next = entries.get(n + 1).map(|(key, _)| key.span.start);
@@ -64,7 +109,11 @@ fn splice(text: &str, root: &Node, op: &Op, style: Style) -> Result<Splice, Stri
     }
 }
 
-fn find<'a>(root: &'a Node, path: &[String]) -> Result<&'a Node, String> {
+/// The node at this location.
+///
+/// # Errors
+/// It has no text of its own.
+pub fn find<'a>(root: &'a Node, path: &[String]) -> Result<&'a Node, String> {
     path.iter().try_fold(root, |node, key| child(node, key))
 }
 
@@ -140,18 +189,53 @@ fn after_line(text: &str, place: usize, new: String, style: Style) -> Splice {
     (end..end, new)
 }
 
-fn replace(node: &Node, value: &Value) -> Result<Splice, String> {
-    match &node.kind {
+/// Replaces a member or an element by the value, or by its source text. A block collection, and a null that becomes
+/// one, is replaced with its key up to the end of its last line.
+fn replace(
+    text: &str,
+    parent: &Node,
+    key: &str,
+    value: &Value,
+    source: Option<&str>,
+    style: Style,
+) -> Result<Splice, String> {
+    let node = child(parent, key)?;
+    let block = match &node.kind {
         Kind::Scalar(_, ScalarStyle::Literal | ScalarStyle::Folded) => {
-            Err("it is a block scalar: write it on one line".to_owned())
+            return Err("it is a block scalar: write it on one line".to_owned());
         }
-        Kind::Map(_, StructureStyle::Block) | Kind::Seq(_, StructureStyle::Block) => {
-            Err("a block can't be replaced at once".to_owned())
+        Kind::Alias(_) => return Err("it is an alias".to_owned()),
+        Kind::Map(_, style) | Kind::Seq(_, style) => *style == StructureStyle::Block,
+        Kind::Scalar(..) => {
+            let within = matches!(&parent.kind, Kind::Map(_, StructureStyle::Block));
+            within && node.is_nothing() && is_collection(value)
         }
-        Kind::Alias(_) => Err("it is an alias".to_owned()),
-        _ if node.span.is_empty() => Ok((node.span.clone(), format!(" {}", emit::inline(value)))),
-        _ => Ok((node.span.clone(), emit::inline(value))),
+    };
+    if block && let Some((_, name, _)) = parent.entry(key) {
+        let end =
+            if text[..node.span.end].ends_with('\n') { node.span.end } else { line_end(text, node.span.end) };
+        let end = text[..end].trim_end_matches(['\r', '\n']).len();
+        let column = column(text, name.span.start);
+        let usual = || emit::member(key, value, column, style).trim().to_owned();
+        return Ok((name.span.start..end, source.map_or_else(usual, str::to_owned)));
     }
+    let usual = if style.json { emit::json(value) } else { emit::inline(value) };
+    let new = source.map_or(usual, str::to_owned);
+    match (node.is_nothing(), new.is_empty()) {
+        _ if block => Err("a block can't be replaced at once".to_owned()),
+        (true, false) => Ok((node.span.clone(), format!(" {new}"))),
+        // The space before it was not there either.
+        (false, true) => {
+            let space = usize::from(text[..node.span.start].ends_with(' '));
+            Ok((node.span.start - space..node.span.end, new))
+        }
+        _ => Ok((node.span.clone(), new)),
+    }
+}
+
+fn is_collection(value: &Value) -> bool {
+    value.as_array().is_some_and(|items| !items.is_empty())
+        || value.as_object().is_some_and(|members| !members.is_empty())
 }
 
 /// Removes `span`: in flow style with one adjacent comma, in block style with its lines.
@@ -185,16 +269,26 @@ fn remove(
     Ok((cut, String::new()))
 }
 
-/// Offset of the dash of this block element.
+/// Offset of the dash of this block element. Between the two are only spaces, line ends, comments, a tag and an anchor.
 fn dash(text: &str, item: &Node) -> Result<usize, String> {
-    let before = text[..item.span.start].trim_end_matches([' ', '\t']);
-    match before.strip_suffix('-') {
-        Some(rest) => Ok(rest.len()),
-        None => Err("an element that doesn't begin on the line of its dash".to_owned()),
+    let mut before = text[..item.span.start].trim_end();
+    loop {
+        let line = line_start(before, before.len());
+        let comment = before[line..].match_indices('#').map(|(at, _)| line + at);
+        let comment = comment.into_iter().find(|at| *at == line || before[..*at].ends_with([' ', '\t']));
+        let word = before.rfind([' ', '\t', '\n']).map_or(0, |at| at + 1);
+        let cut = match (comment, before.strip_suffix('-')) {
+            (Some(at), _) => at,
+            (None, Some(rest)) => return Ok(rest.len()),
+            (None, None) if before[word..].starts_with(['&', '!']) => word,
+            (None, None) => return Err("an element whose dash can't be found".to_owned()),
+        };
+        before = before[..cut].trim_end();
     }
 }
 
-fn column(text: &str, at: usize) -> usize {
+/// Column of this offset, in characters.
+pub fn column(text: &str, at: usize) -> usize {
     text[line_start(text, at)..at].chars().count()
 }
 
@@ -203,13 +297,13 @@ fn line_start(text: &str, at: usize) -> usize {
 }
 
 /// Offset just past the line's newline, or the end of the text.
-fn line_end(text: &str, at: usize) -> usize {
+pub fn line_end(text: &str, at: usize) -> usize {
     text[at..].find('\n').map_or(text.len(), |n| at + n + 1)
 }
 
-fn style_of(text: &str, root: &Node) -> Style {
+fn style_of(text: &str, root: &Node, json: bool) -> Style {
     let newline = if text.contains("\r\n") { "\r\n" } else { "\n" };
-    Style { dash: dash_indent(text, root).unwrap_or(0), newline }
+    Style { dash: dash_indent(text, root).unwrap_or(0), newline, json }
 }
 
 /// Indentation of the document's first list relative to its key.
@@ -241,7 +335,7 @@ mod tests {
         let before = parse(text).unwrap().to_json().unwrap();
         let mut after = before.clone();
         change(&mut after);
-        edit(text, &diff(&Pointer::default(), &before, &after), &after)
+        edit(text, &diff(&Pointer::default(), &before, &after), &Written::new(), &after)
     }
 
     #[test]
@@ -270,9 +364,10 @@ mod tests {
         after["a"].as_array_mut().unwrap().insert(1, json!({"name": "new"}));
         after["c"]["e"] = json!("n");
         after["z"] = json!([1]);
-        let there = edit(text, &diff(&Pointer::default(), &before, &after), &after).unwrap();
+        let there = edit(text, &diff(&Pointer::default(), &before, &after), &Written::new(), &after).unwrap();
         assert!(!there.replace("\r\n", "").contains('\n'));
-        let back = edit(&there, &diff(&Pointer::default(), &after, &before), &before).unwrap();
+        let back =
+            edit(&there, &diff(&Pointer::default(), &after, &before), &Written::new(), &before).unwrap();
         assert_eq!(back, text);
     }
 

@@ -16,6 +16,8 @@ pub struct Style {
     pub dash: usize,
     /// Line terminator.
     pub newline: &'static str,
+    /// Whether the text is JSON.
+    pub json: bool,
 }
 
 /// One member as lines indented by `column`, each with its terminator.
@@ -153,7 +155,9 @@ mod tests {
             "x #y",
         ];
         let value = json!({"name": "x", "strings": strings, "nested": [{"b": [[], {}, [1]], "a": {"on": null}}, true, 1.5]});
-        for style in [Style { dash: 0, newline: "\n" }, Style { dash: 2, newline: "\r\n" }] {
+        for style in
+            [Style { dash: 0, newline: "\n", json: false }, Style { dash: 2, newline: "\r\n", json: false }]
+        {
             for text in [member("on", &value, 4, style), format!("{{{}: {}}}", quoted("on"), json(&value))] {
                 let root = yaml::parse(&text).unwrap().unwrap_or_else(|| panic!("{text}"));
                 assert_eq!(root.to_json().unwrap(), json!({"on": value}), "{text}");

@@ -34,7 +34,7 @@ pub fn warning(own: Option<&OwnHook>, annotations: &Annotations) -> Option<Strin
         OwnHook::Exec(_) => "exec",
     };
     let text = format!(
-        "its own preStop {kind} runs after the drain and has {OWN_HOOK_RESERVE} together with its SIGTERM"
+        "its own preStop {kind} runs after the drain and has {OWN_HOOK_RESERVE}s together with its SIGTERM"
     );
     annotations.flag("reserve").is_none().then(|| text + " (lameduck.dev/reserve)")
 }

@@ -7,6 +7,11 @@ pub fn ports(container: &Map<String, Value>) -> impl Iterator<Item = &Value> {
     container.get("ports").and_then(Value::as_array).into_iter().flatten().filter(|port| port.is_object())
 }
 
+/// Whether a container port is a TCP port, which is the default.
+pub fn is_tcp(port: &Map<String, Value>) -> bool {
+    port.get("protocol").is_none_or(|protocol| protocol.is_null() || protocol == "TCP")
+}
+
 /// Entry of an environment variable of a container.
 pub fn env<'a>(container: &'a Map<String, Value>, name: &str) -> Option<&'a Value> {
     container.get("env")?.as_array()?.iter().rfind(|var| var["name"] == name)

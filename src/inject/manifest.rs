@@ -2,14 +2,14 @@
 
 use serde_json::{Map, Value};
 
-use super::diff::{Pointer, diff};
-use super::edit::edit;
-use super::model::{Plan, Settings};
-use super::names::INJECT;
+use super::diff::Pointer;
+use super::hints;
+use super::kinds::{Kinds, Role, role};
+use super::model::{Plan, Settings, Written};
 use super::patch::patch;
 use super::restore;
 use super::service;
-use super::yaml;
+use super::text::{self, Edit, split};
 
 /// A manifest's text.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Task {
         seed: String,
         /// Namespace of objects that have none.
         namespace: String,
+        /// Further kinds of workloads.
+        kinds: Kinds,
     },
     /// Remove the sidecar.
     Uninject,
@@ -47,6 +49,8 @@ pub struct ReportLine {
     pub outcome: Outcome,
     /// Warnings for the owner.
     pub warnings: Vec<String>,
+    /// Whether a Service among the manifests selects its pods.
+    pub served: bool,
 }
 
 /// Result for one object or document.
@@ -73,14 +77,17 @@ pub fn transform(sources: &[Manifest], task: &Task) -> (Vec<String>, Vec<ReportL
         documents.iter().enumerate().flat_map(|(n, document)| document.objects(n, task)).collect();
     let workloads: Vec<usize> = (0..objects.len()).filter(|n| objects[*n].template.is_some()).collect();
     for n in &workloads {
-        change_workload(&mut objects[*n], task);
+        change_workload(&mut objects[*n], task, &documents);
     }
-    change_services(&mut objects, &workloads, task);
+    change_services(&mut objects, &workloads, task, &documents);
     let mut texts = vec![String::new(); sources.len()];
     let mut report = Vec::new();
+    let mut left = objects.as_mut_slice();
     for (n, document) in documents.iter().enumerate() {
-        let own = objects.iter_mut().filter(|object| object.document == n);
-        let (text, lines) = document.finish(own.collect(), sources);
+        let own = left.iter().take_while(|object| object.document == n).count();
+        let (own, others) = left.split_at_mut(own);
+        left = others;
+        let (text, lines) = document.finish(own, &sources[document.source].name);
         texts[document.source].push_str(&text);
         report.extend(lines);
     }
@@ -92,119 +99,99 @@ struct Document<'a> {
     /// Counted from 1.
     number: usize,
     text: &'a str,
-    value: Result<Option<Value>, String>,
+    parsed: Result<Option<text::Document<'a>>, String>,
 }
 
-/// A workload or a Service in a document.
+/// A workload, a Service, or another object that has a pod template, in a document.
 struct Object {
     document: usize,
-    at: String,
+    at: Pointer,
     what: String,
     namespace: String,
     name: String,
     kind: String,
-    /// Location of its pod template, if it has one.
-    template: Option<&'static str>,
+    /// Location of its pod template, if it is a workload.
+    template: Option<Pointer>,
     before: Value,
     after: Value,
+    edit: Option<Edit>,
     plan: Option<Plan>,
     outcome: Outcome,
     warnings: Vec<String>,
-}
-
-/// A document begins at a `---` line; comments and directives (`%YAML`) before that line belong to it.
-fn split(text: &str) -> Vec<&str> {
-    let (mut documents, mut start, mut at, mut content) = (Vec::new(), 0, 0, false);
-    for line in text.split_inclusive('\n') {
-        let marker = line
-            .strip_prefix("---")
-            .is_some_and(|rest| rest.is_empty() || rest.starts_with([' ', '\t', '\r', '\n']));
-        if marker && content {
-            documents.push(&text[start..at]);
-            start = at;
-        }
-        content |= marker || !(line.trim().is_empty() || line.starts_with(['#', '%', '\u{feff}']));
-        at += line.len();
-    }
-    documents.push(&text[start..]);
-    documents
+    served: bool,
 }
 
 impl<'a> Document<'a> {
     fn new(source: usize, n: usize, text: &'a str) -> Self {
-        let value = yaml::parse(text).and_then(|root| root.map(|root| root.to_json()).transpose());
-        Self { source, number: n + 1, text, value }
+        Self { source, number: n + 1, text, parsed: text::Document::parse(text) }
     }
 
     /// Its workloads and Services, on their own or in a List.
     fn objects(&self, n: usize, task: &Task) -> Vec<Object> {
-        let Ok(Some(root)) = &self.value else { return vec![] };
+        let Ok(Some(text::Document { value: root, .. })) = &self.parsed else { return vec![] };
+        let at = Pointer::default();
         let list = root["kind"].as_str().is_some_and(|kind| kind.ends_with("List"));
         match root["items"].as_array().filter(|_| list) {
             Some(items) => {
                 let all = items.iter().enumerate();
-                all.filter_map(|(m, item)| Object::new(n, format!("/items/{m}"), item, task)).collect()
+                all.filter_map(|(m, item)| Object::new(n, at.join("items").join(m), item, task)).collect()
             }
-            None => Object::new(n, String::new(), root, task).into_iter().collect(),
+            None => Object::new(n, at, root, task).into_iter().collect(),
         }
     }
 
     /// Its new text, and its report lines.
-    fn finish(&self, mut objects: Vec<&mut Object>, sources: &[Manifest]) -> (String, Vec<ReportLine>) {
-        let source = sources[self.source].name.clone();
-        let failed = |why: &String| {
-            let (what, outcome) = (format!("document {}", self.number), Outcome::Failed(why.clone()));
-            vec![ReportLine { source: source.clone(), what, outcome, warnings: vec![] }]
-        };
-        let before = match &self.value {
-            Err(why) => return (self.text.to_owned(), failed(why)),
+    fn finish(&self, objects: &mut [Object], source: &str) -> (String, Vec<ReportLine>) {
+        let parsed = match &self.parsed {
+            Err(why) => {
+                let (what, outcome) = (format!("document {}", self.number), Outcome::Failed(why.clone()));
+                let source = source.to_owned();
+                let line = ReportLine { source, what, outcome, warnings: vec![], served: false };
+                return (self.text.to_owned(), vec![line]);
+            }
             Ok(None) => return (self.text.to_owned(), vec![]),
-            Ok(Some(value)) => value,
+            Ok(Some(parsed)) => parsed,
         };
-        let mut after = before.clone();
-        for object in &objects {
-            if let Some(place) = after.pointer_mut(&object.at) {
+        let edits: Vec<Edit> = objects.iter_mut().filter_map(|object| object.edit.take()).collect();
+        let mut after = parsed.value.clone();
+        for object in objects.iter().filter(|object| object.after != object.before) {
+            if let Some(place) = after.pointer_mut(&object.at.to_string()) {
                 *place = object.after.clone();
             }
         }
-        let ops = diff(&Pointer::default(), before, &after);
-        let edited = if ops.is_empty() { Ok(self.text.to_owned()) } else { edit(self.text, &ops, &after) };
+        let edited = if edits.is_empty() { Ok(self.text.to_owned()) } else { parsed.with(&edits, &after) };
         let text = edited.unwrap_or_else(|why| {
             for object in objects.iter_mut().filter(|object| object.outcome == Outcome::Changed) {
-                object.outcome = Outcome::Skipped(format!("its YAML can't be changed in place: {why}"));
-                object.warnings.clear();
+                object.skip(why.clone());
             }
             self.text.to_owned()
         });
-        let lines = objects.into_iter().map(|object| ReportLine {
-            source: source.clone(),
+        let lines = objects.iter_mut().map(|object| ReportLine {
+            source: source.to_owned(),
             what: object.what.clone(),
             outcome: object.outcome.clone(),
             warnings: std::mem::take(&mut object.warnings),
+            served: object.served,
         });
         (text, lines.collect())
     }
 }
 
 impl Object {
-    fn new(document: usize, at: String, value: &Value, task: &Task) -> Option<Self> {
-        let kind = value["kind"].as_str()?;
-        let group = value["apiVersion"].as_str()?.rsplit_once('/').map_or("", |(group, _)| group);
-        let template = match (group, kind) {
-            ("", "Service") => None,
-            ("", "Pod") => Some(""),
-            ("", "ReplicationController")
-            | ("apps" | "extensions", "Deployment" | "StatefulSet" | "DaemonSet" | "ReplicaSet")
-            | ("batch", "Job") => Some("/spec/template"),
-            ("batch", "CronJob") => Some("/spec/jobTemplate/spec/template"),
-            _ => return None,
+    fn new(document: usize, at: Pointer, value: &Value, task: &Task) -> Option<Self> {
+        let (default, kinds) = match task {
+            Task::Inject { namespace, kinds, .. } => (namespace.as_str(), Some(kinds)),
+            Task::Uninject => ("", None),
         };
+        let (template, outcome) = match role(value, kinds) {
+            Role::Other => return None,
+            Role::Service => (None, Outcome::Unchanged),
+            Role::Workload(template) => (Some(template), Outcome::Unchanged),
+            Role::Refused(why) => (None, Outcome::Skipped(why)),
+        };
+        let kind = value["kind"].as_str()?;
         let metadata = &value["metadata"];
         let name = metadata["name"].as_str().or(metadata["generateName"].as_str()).unwrap_or_default();
-        let default = match task {
-            Task::Inject { namespace, .. } => namespace,
-            Task::Uninject => "",
-        };
         Some(Self {
             document,
             at,
@@ -215,65 +202,95 @@ impl Object {
             template,
             before: value.clone(),
             after: value.clone(),
+            edit: None,
             plan: None,
-            outcome: Outcome::Unchanged,
+            outcome,
             warnings: vec![],
+            served: false,
         })
     }
 
     fn pod(&self) -> Option<&Value> {
-        self.before.pointer(self.template?)
+        self.before.pointer(&self.template.as_ref()?.to_string())
     }
 
     fn labels(&self) -> Map<String, Value> {
         self.pod().and_then(|pod| pod["metadata"]["labels"].as_object()).cloned().unwrap_or_default()
     }
 
-    fn set(&mut self, after: Value) {
-        self.outcome = if after == self.before { Outcome::Unchanged } else { Outcome::Changed };
-        self.after = after;
+    fn is_service(&self) -> bool {
+        self.template.is_none() && self.outcome == Outcome::Unchanged
+    }
+
+    /// Edits its text as well, or leaves it as it is.
+    fn set(&mut self, after: Value, sources: &Written, documents: &[Document]) {
+        if after == self.before {
+            return;
+        }
+        let Ok(Some(document)) = &documents[self.document].parsed else { return };
+        match document.edit(&self.at, &after, sources) {
+            Ok(edit) => {
+                (self.outcome, self.after, self.edit) = (Outcome::Changed, after, Some(edit));
+            }
+            Err(why) => self.skip(why),
+        }
+    }
+
+    fn skip(&mut self, why: String) {
+        self.outcome = Outcome::Skipped(format!("its YAML can't be changed in place: {why}"));
+        self.after = self.before.clone();
+        self.plan = None;
+        self.warnings.clear();
     }
 }
 
-fn change_workload(object: &mut Object, task: &Task) {
-    let Some((pod, place)) = object.pod().cloned().zip(object.template) else {
+fn change_workload(object: &mut Object, task: &Task, documents: &[Document]) {
+    let Some((pod, place)) = object.pod().cloned().zip(object.template.clone()) else {
         object.outcome = Outcome::Skipped("it has no pod template".to_owned());
         return;
     };
-    let disabled =
-        |key: &str| object.before["metadata"][key][INJECT].as_str().is_some_and(|value| value == "disabled");
-    let changed = match task {
-        Task::Uninject => restore::restored(&pod).map(|pod| (Value::Object(pod), None)),
-        Task::Inject { .. } if disabled("annotations") || disabled("labels") => {
-            Err(format!("{INJECT} is disabled"))
-        }
-        Task::Inject { settings, seed, .. } => {
+    let opted_out = hints::opted_out(&object.before["metadata"]);
+    let changed = match (task, opted_out) {
+        (Task::Uninject, _) => restore::restored(&pod).map(|pod| (Value::Object(pod), None)),
+        (Task::Inject { .. }, Some(why)) => Err(why),
+        (Task::Inject { settings, seed, .. }, None) => {
             let token = token(seed, &[&object.namespace, &object.kind, &object.name]);
             let settings = Settings { token, ..Settings::clone(settings) };
             let patched = patch(&pod, &settings).map_err(|skip| skip.0);
             patched.map(|patch| {
                 object.warnings = patch.warnings;
+                if !place.0.is_empty() {
+                    object.warnings.extend(hints::of_workload(&object.before["metadata"]));
+                }
                 (patch.pod, Some(patch.plan))
             })
         }
     };
-    match changed {
-        Err(why) => object.outcome = Outcome::Skipped(why),
-        Ok((pod, plan)) => {
-            object.plan = plan;
-            let mut after = object.before.clone();
-            if let Some(place) = after.pointer_mut(place) {
-                *place = pod;
-            }
-            object.set(after);
+    let (mut new, plan) = match changed {
+        Ok(changed) => changed,
+        Err(why) => return object.outcome = Outcome::Skipped(why),
+    };
+    object.plan = plan;
+    let mut sources = Written::new();
+    match (task, &documents[object.document].parsed) {
+        (Task::Uninject, _) => sources = restore::sources(&pod),
+        (Task::Inject { .. }, Ok(Some(document))) if !restore::is_injected(&pod) => {
+            let sources = document.sources(&object.at.append(&place), &new);
+            restore::keep_sources(&mut new, sources);
         }
+        _ => {}
     }
+    let mut after = object.before.clone();
+    if let Some(at) = after.pointer_mut(&place.to_string()) {
+        *at = new;
+    }
+    let sources = sources.into_iter().map(|(at, text)| (format!("{place}{at}"), text)).collect();
+    object.set(after, &sources, documents);
 }
 
-fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task) {
-    let mut found = vec![false; objects.len()];
+fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task, documents: &[Document]) {
     for n in 0..objects.len() {
-        if objects[n].template.is_some() {
+        if !objects[n].is_service() {
             continue;
         }
         let mut new = match service::restored(&objects[n].before) {
@@ -290,9 +307,11 @@ fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task) {
                 objects[*m].namespace == objects[n].namespace && service::selects(&new, &objects[*m].labels())
             })
             .collect();
+        for m in &selected {
+            objects[*m].served = true;
+        }
         if matches!(task, Task::Inject { .. }) {
             for m in &selected {
-                found[*m] = true;
                 match follow(&new, &objects[*m], &selected, objects) {
                     Ok(Some(changed)) => new = changed,
                     Ok(None) => {}
@@ -300,12 +319,12 @@ fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task) {
                 }
             }
         }
-        objects[n].set(new);
+        objects[n].set(new, &Written::new(), documents);
     }
     for n in workloads {
         let object = &mut objects[*n];
         if let Some(Plan { moved: true, was, name: Some(name), .. }) = &object.plan
-            && !found[*n]
+            && !object.served
         {
             let text = "no Service that selects it is among these files; one whose targetPort is the number";
             object.warnings.push(format!("{text} {was} goes past the proxy: give it the name '{name}'"));

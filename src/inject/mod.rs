@@ -3,9 +3,9 @@
 //!
 //! ```text
 //! command   reads files, writes files or stdout, reports
-//! manifest    documents, Lists, workloads, Services
-//! patch         the desired pod              ← annotations, hooks, ports, resources, sidecar; restore undoes it
-//! edit          that change in the text      ← diff, yaml, emit
+//! manifest    documents, Lists, workloads, Services     ← kinds
+//! patch         the desired pod              ← annotations, hints, hooks, ports, resources, sidecar; restore undoes it
+//! text          that change in the text      ← edit, diff, yaml, emit
 //! model, names  data and names that the modules above share; json reads and changes a pod
 //! share         files that the running sidecar shares with the app's container
 //! ```
@@ -15,18 +15,22 @@ pub mod command;
 pub mod diff;
 pub mod edit;
 pub mod emit;
+pub mod hints;
 pub mod hooks;
 pub mod json;
+pub mod kinds;
 pub mod manifest;
 pub mod model;
 pub mod names;
 pub mod patch;
 pub mod ports;
+pub mod quantity;
 pub mod resources;
 pub mod restore;
 pub mod service;
 pub mod share;
 pub mod sidecar;
+pub mod text;
 pub mod yaml;
 
 pub use self::model::{Services, Settings};

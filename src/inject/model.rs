@@ -1,6 +1,11 @@
 //! Plain data that the modules of `inject` exchange.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Value, json};
+
+/// Source text of values, by their location: it is put back instead of the value's usual text.
+pub type Written = BTreeMap<String, String>;
 
 /// Settings of one injection; all but the token are the same for every pod.
 #[derive(Clone, Debug)]
@@ -9,14 +14,16 @@ pub struct Settings {
     pub image: String,
     /// The sidecar's imagePullPolicy; none leaves it to Kubernetes.
     pub pull_policy: Option<String>,
+    /// The sidecar's `cpu-request`, `memory-request`, `cpu-limit` and `memory-limit`, for a pod without that annotation.
+    pub resources: [Option<String>; 4],
     /// Token that the hooks send to the probe port.
     pub token: String,
     /// Whether the pod's Services are changed too.
     pub services: Services,
     /// Checks a proxy's command line (without the program's name); the error says what is wrong.
     pub check: fn(&[String]) -> Result<(), String>,
-    /// Whether an annotation of this name sets a flag of the proxy.
-    pub is_flag: fn(&str) -> bool,
+    /// Flags of the proxy that an annotation of the same name sets.
+    pub flags: fn() -> &'static [String],
 }
 
 /// Parsed annotations of a pod.

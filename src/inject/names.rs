@@ -4,8 +4,15 @@
 pub const PREFIX: &str = "lameduck.dev/";
 /// `enabled` or `disabled`: a label for the webhook's selectors; the CLI also reads it as an annotation.
 pub const INJECT: &str = "lameduck.dev/inject";
+/// Reason for leaving a pod as it is that its owner has given.
+pub const DISABLED: &str = "lameduck.dev/inject is disabled";
 /// Record of what the injection changed, for the next injection and for `uninject`.
 pub const INJECTED: &str = "lameduck.dev/injected";
+
+/// Warnings for the owner of a pod that the webhook has changed, one a line.
+pub const WARNINGS: &str = "lameduck.dev/warnings";
+/// Values of imagePullPolicy.
+pub const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
 
 /// Name of the sidecar container and of its volume.
 pub const SIDECAR: &str = "lameduck";
@@ -30,8 +37,8 @@ pub const PROBE_PORT: u16 = 4881;
 /// Default address for control over TCP, for this pod only: the proxy's default in a pod.
 pub const CONTROL_ADDR: &str = "127.0.0.1:4882";
 
-/// `--reserve` if the app has its own preStop hook: ten seconds more than the default.
-pub const OWN_HOOK_RESERVE: &str = "15s";
+/// `--reserve` in seconds if the app has its own preStop hook: ten seconds more than the default.
+pub const OWN_HOOK_RESERVE: u64 = 15;
 
 /// Text that is appended to `NODE_OPTIONS`. Node 8 accepts the path after a space only, not after `=`.
 pub fn preload_option() -> String {

@@ -4,10 +4,11 @@ use serde_json::{Map, Value, json};
 
 use super::annotations;
 use super::diff::{Op, Pointer, diff};
+use super::hints;
 use super::hooks;
-use super::json::{env, list, object, ports as ports_of, probes};
-use super::model::{Annotations, AppAddr, Parts, Pid1, Plan, Settings};
-use super::names::{INJECT, INJECTED, SHARE_DIR, SIDECAR, preload_option};
+use super::json::{env, is_tcp, list, object, ports as ports_of, probes};
+use super::model::{Annotations, AppAddr, Parts, Pid1, Plan, Services, Settings};
+use super::names::{INJECTED, SHARE_DIR, SIDECAR, WARNINGS, preload_option};
 use super::ports;
 use super::ports::not_taken;
 use super::resources::resources;
@@ -55,11 +56,10 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
         found.and_then(Value::as_object).cloned().unwrap_or_default()
     };
     let (written, labels) = (strings("annotations"), strings("labels"));
-    let disabled = |of: &Map<String, Value>| of.get(INJECT).is_some_and(|value| value == "disabled");
-    if disabled(&written) || disabled(&labels) {
-        return Err(format!("{INJECT} is disabled"));
+    if let Some(why) = new.get("metadata").and_then(hints::opted_out) {
+        return Err(why);
     }
-    let annotations = annotations::read(&written, settings.is_flag)?;
+    let annotations = annotations::read(&written, (settings.flags)())?;
     let spec = new.get("spec").and_then(Value::as_object).ok_or("it has no spec")?;
     refuse(spec, &written, &annotations)?;
     let (n, app) = app_container(spec, &annotations, &written)?;
@@ -69,12 +69,13 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
         not_taken(&ours, ports_of(other))?;
     }
     let mut warnings: Vec<String> = plan.warning.iter().cloned().collect();
-    warn(spec, &annotations, &plan, &mut warnings);
+    warnings.extend(hints::of_pod(&labels, &written));
+    warn(spec, &annotations, settings, &plan, &mut warnings);
     let own = hooks::own(app, &plan)?;
     warnings.extend(hooks::warning(own.as_ref(), &annotations));
     let preload = preload(spec, app, &annotations, &mut warnings);
     let user = if annotations.app_socket.is_some() { user(spec, app)? } else { sidecar::USER };
-    let (resources, warning) = resources(spec, &annotations.resources);
+    let (resources, warning) = resources(spec, &annotations.resources, &settings.resources)?;
     warnings.extend(warning);
     let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
     let parts = Parts {
@@ -87,7 +88,8 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
         user,
         resources,
     };
-    let mut record = Undo::of(app, &plan, grace);
+    warnings.extend(sidecar::grace_warnings(&parts, grace.unwrap_or(GRACE.0)));
+    let mut record = Undo { written: restore::sources(pod), ..Undo::of(&new, app, &plan) };
     let mut changed = app.clone();
     let app_probes = change_app(&mut changed, &parts, &mut record, &mut warnings)?;
     let args = sidecar::arguments(&parts, &app_probes);
@@ -106,7 +108,12 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
         record.shared = (was != Some(json!(true))).then_some(was.is_some());
     }
     let record = serde_json::to_string(&record).map_err(|error| error.to_string())?;
-    object(object(&mut new, "metadata")?, "annotations")?.insert(INJECTED.to_owned(), json!(record));
+    let annotated = object(object(&mut new, "metadata")?, "annotations")?;
+    annotated.insert(INJECTED.to_owned(), json!(record));
+    // The CLI's user reads the report; nobody reads a controller's warnings.
+    if settings.services == Services::Unseen && !warnings.is_empty() {
+        annotated.insert(WARNINGS.to_owned(), json!(warnings.join("\n")));
+    }
     let new = Value::Object(new);
     let ops = diff(&Pointer::default(), pod, &new);
     Ok(Patch { ops, pod: new, plan, warnings })
@@ -165,30 +172,35 @@ fn app_container<'a>(
     {
         return Err("its containers are not well-formed".to_owned());
     }
-    match (&annotations.container, all.as_slice()) {
+    let n = match (&annotations.container, all.as_slice()) {
         (Some(wanted), _) => {
             let found = all.iter().position(|c| c.get("name").is_some_and(|name| name == wanted.as_str()));
-            let n =
-                found.ok_or_else(|| format!("annotation lameduck.dev/container: there is no '{wanted}'"))?;
-            Ok((n, all[n]))
+            found.ok_or_else(|| format!("annotation lameduck.dev/container: there is no '{wanted}'"))?
         }
-        (None, [only]) => Ok((0, only)),
-        (None, []) => Err("it has no containers".to_owned()),
+        (None, [_]) => 0,
+        (None, []) => return Err("it has no containers".to_owned()),
         (None, _) => {
             let default = written.get(DEFAULT_CONTAINER);
             let found = all.iter().position(|c| default.is_some() && c.get("name") == default);
-            if let Some(n) = found {
-                return Ok((n, all[n]));
-            }
-            Err("it has several containers: say which is the app by lameduck.dev/container".to_owned())
+            found.ok_or("it has several containers: say which is the app by lameduck.dev/container")?
         }
+    };
+    if !all[n].get("image").is_some_and(Value::is_string) {
+        return Err("its container has no image: a fragment (of kustomize?) is no whole workload".to_owned());
     }
+    Ok((n, all[n]))
 }
 
-fn warn(spec: &Map<String, Value>, annotations: &Annotations, plan: &Plan, warnings: &mut Vec<String>) {
-    for name in &annotations.unknown {
-        warnings.push(format!("annotation lameduck.dev/{name} means nothing"));
-    }
+fn warn(
+    spec: &Map<String, Value>,
+    annotations: &Annotations,
+    settings: &Settings,
+    plan: &Plan,
+    warnings: &mut Vec<String>,
+) {
+    let flags = (settings.flags)().iter().map(String::as_str);
+    let names: Vec<&str> = annotations::NAMES.into_iter().chain(flags).collect();
+    warnings.extend(annotations.unknown.iter().map(|name| hints::unknown(name, &names)));
     if containers(spec).count() > 1 {
         warnings.push("its other containers get SIGTERM at once, while the app still works".to_owned());
     }
@@ -293,7 +305,7 @@ fn change_app(
     object(app, "lifecycle")?.insert("preStop".to_owned(), hook);
     if plan.moved {
         let all = list(app, "ports")?.iter_mut().filter_map(Value::as_object_mut);
-        for port in all.filter(|port| port.get("containerPort") == Some(&json!(plan.was))) {
+        for port in all.filter(|port| port.get("containerPort") == Some(&json!(plan.was)) && is_tcp(port)) {
             port.insert("containerPort".to_owned(), json!(plan.listen));
         }
     } else {

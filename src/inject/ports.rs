@@ -2,12 +2,14 @@
 
 use serde_json::{Map, Value};
 
-use super::json::{env, ports};
+use super::json::{env, is_tcp, ports};
 use super::model::{Annotations, AppAddr, Plan, Services};
 use super::names::{CONTROL_ADDR, PROBE_PORT, PROXY_PORT};
 use crate::config::{TcpRoute, parse_listen};
 
 const HELP: &str = "see lameduck.dev/proxy-port, probe-port, control-listen, tcp and app-port";
+/// Reason for leaving a pod as it is that serves nothing.
+pub const NO_PORT: &str = "the app has no TCP containerPort to stand in front of";
 /// Value of the app's `PORT` when the proxy takes its port.
 const SHIFTED: u16 = 4883;
 
@@ -55,7 +57,7 @@ pub fn plan(app: &Map<String, Value>, annotations: &Annotations, services: Servi
 
 /// TCP port of the app: the annotated one, or the only one.
 fn choose(app: &Map<String, Value>, annotations: &Annotations) -> Result<(u16, Option<String>), String> {
-    let tcp: Vec<_> = ports(app).filter(|port| protocol(port) == "TCP").collect();
+    let tcp: Vec<_> = ports(app).filter(|port| port.as_object().is_some_and(is_tcp)).collect();
     let named = |port: &&&Value, wanted: &str| {
         port["name"].as_str() == Some(wanted) || wanted.parse().is_ok_and(|n: u64| port["containerPort"] == n)
     };
@@ -65,7 +67,7 @@ fn choose(app: &Map<String, Value>, annotations: &Annotations) -> Result<(u16, O
             .find(|port| named(port, wanted))
             .ok_or_else(|| format!("annotation lameduck.dev/port: the app has no TCP port '{wanted}'"))?,
         (None, [only]) => only,
-        (None, []) => return Err("the app has no TCP containerPort to stand in front of".to_owned()),
+        (None, []) => return Err(NO_PORT.to_owned()),
         (None, _) => return Err("the app has several ports: say which by lameduck.dev/port".to_owned()),
     };
     let number = port["containerPort"].as_u64().and_then(|n| u16::try_from(n).ok()).filter(|n| *n != 0);
@@ -111,15 +113,11 @@ pub fn ours(plan: &Plan, annotations: &Annotations) -> Vec<(&'static str, u16)> 
 /// # Errors
 /// Names the port.
 pub fn not_taken<'a>(ours: &[(&str, u16)], ports: impl Iterator<Item = &'a Value>) -> Result<(), String> {
-    for port in ports.filter(|port| protocol(port) == "TCP").filter_map(|port| port["containerPort"].as_u64())
-    {
+    let tcp = ports.filter(|port| port.as_object().is_some_and(is_tcp));
+    for port in tcp.filter_map(|port| port["containerPort"].as_u64()) {
         if ours.iter().any(|(_, ours)| u64::from(*ours) == port) {
             return Err(format!("port {port}, which lameduck needs, is another one's already: {HELP}"));
         }
     }
     Ok(())
-}
-
-fn protocol(port: &Value) -> &str {
-    port["protocol"].as_str().unwrap_or("TCP")
 }

@@ -6,9 +6,9 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::hooks;
-use super::json::{env, object, probes};
-use super::model::Plan;
-use super::names::{INJECTED, SIDECAR, preload_option};
+use super::json::{env, is_tcp, object, probes};
+use super::model::{Plan, Written};
+use super::names::{INJECTED, SIDECAR, WARNINGS, preload_option};
 
 /// Record of the values that an injection changed, stored in the pod's `lameduck.dev/injected` annotation.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -42,11 +42,18 @@ pub struct Undo {
     /// Set if shareProcessNamespace was switched on: whether it was present before, as false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shared: Option<bool>,
+    /// Values that were null or empty and got members, by their key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub empty: BTreeMap<String, Value>,
+    /// Source text of the replaced values, by their location in the pod, if it was a manifest.
+    #[serde(default, skip_serializing_if = "Written::is_empty")]
+    pub written: Written,
 }
 
 impl Undo {
     /// Record for an app that has not been changed yet.
-    pub fn of(app: &Map<String, Value>, plan: &Plan, grace: Option<u64>) -> Self {
+    pub fn of(pod: &Map<String, Value>, app: &Map<String, Value>, plan: &Plan) -> Self {
+        let grace = pod.get("spec").and_then(|spec| spec["terminationGracePeriodSeconds"].as_u64());
         let pre_stop = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
         Self {
             container: app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
@@ -58,8 +65,78 @@ impl Undo {
             app: plan.app.port().unwrap_or(plan.probe),
             pre_stop: pre_stop.filter(|hook| !hook.is_null()).cloned(),
             grace,
+            empty: empties(pod, app),
             ..Self::default()
         }
+    }
+}
+
+/// Null and empty values to which an injection adds.
+fn empties(pod: &Map<String, Value>, app: &Map<String, Value>) -> BTreeMap<String, Value> {
+    let inner = |of: &Map<String, Value>, key: &str| of.get(key).and_then(Value::as_object).cloned();
+    let (spec, lifecycle) = (inner(pod, "spec"), inner(app, "lifecycle"));
+    let metadata = inner(pod, "metadata");
+    let of = |map: Option<&Map<String, Value>>, keys: &[&str]| -> Vec<(String, Value)> {
+        let found = keys.iter().filter_map(|key| Some((*key, map?.get(*key)?)));
+        found
+            .filter(|(_, value)| is_empty(value))
+            .map(|(key, value)| (key.to_owned(), value.clone()))
+            .collect()
+    };
+    [
+        of(Some(pod), &["metadata"]),
+        of(metadata.as_ref(), &["annotations"]),
+        of(spec.as_ref(), &SPEC),
+        of(Some(app), &APP),
+        of(lifecycle.as_ref(), &["preStop"]),
+    ]
+    .concat()
+    .into_iter()
+    .collect()
+}
+
+const SPEC: [&str; 4] =
+    ["initContainers", "volumes", "terminationGracePeriodSeconds", "shareProcessNamespace"];
+const APP: [&str; 3] = ["lifecycle", "env", "volumeMounts"];
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null()
+        || value.as_array().is_some_and(Vec::is_empty)
+        || value.as_object().is_some_and(Map::is_empty)
+}
+
+impl Undo {
+    /// Puts null and empty values back, where nothing stands in their place.
+    fn put_empties_back(&self, parent: &mut Map<String, Value>, keys: &[&str]) {
+        for key in keys {
+            if let Some(was) = self.empty.get(*key)
+                && parent.get(*key).is_none_or(is_empty)
+            {
+                parent.insert((*key).to_owned(), was.clone());
+            }
+        }
+    }
+}
+
+/// Whether the pod has the record of an injection.
+pub fn is_injected(pod: &Value) -> bool {
+    pod["metadata"]["annotations"][INJECTED].is_string()
+}
+
+/// Source texts in the pod's record.
+pub fn sources(pod: &Value) -> Written {
+    let text = pod["metadata"]["annotations"][INJECTED].as_str();
+    let record: Option<Undo> = text.and_then(|text| serde_json::from_str(text).ok());
+    record.map(|record| record.written).unwrap_or_default()
+}
+
+/// Adds source texts to the pod's record.
+pub fn keep_sources(pod: &mut Value, sources: Written) {
+    let text = pod["metadata"]["annotations"][INJECTED].as_str();
+    let Some(mut record) = text.and_then(|text| serde_json::from_str::<Undo>(text).ok()) else { return };
+    record.written = sources;
+    if let Ok(text) = serde_json::to_string(&record) {
+        pod["metadata"]["annotations"][INJECTED] = json!(text);
     }
 }
 
@@ -76,6 +153,7 @@ pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
     if new.get("metadata") == Some(&json!({})) {
         new.remove("metadata");
     }
+    record.put_empties_back(&mut new, &["metadata"]);
     let spec = object(&mut new, "spec")?;
     let set = sidecar_grace(spec);
     for key in ["initContainers", "containers", "volumes"] {
@@ -87,6 +165,7 @@ pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
     if let Some(written) = record.shared {
         put_back(spec, "shareProcessNamespace", written.then_some(Value::Bool(false)));
     }
+    record.put_empties_back(spec, &SPEC);
     let all = spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten();
     let app = all.filter_map(Value::as_object_mut).find(|c| c.get("name") == Some(&json!(record.container)));
     if let Some(app) = app {
@@ -107,20 +186,23 @@ fn sidecar_grace(spec: &Map<String, Value>) -> Option<u64> {
 fn annotations(metadata: &mut Map<String, Value>, record: &Undo) -> Result<(), String> {
     let annotations = object(metadata, "annotations")?;
     annotations.remove(INJECTED);
+    annotations.remove(WARNINGS);
     for (key, was) in &record.annotations {
         put_back(annotations, key, was.as_ref().map(|was| json!(was)));
     }
     if annotations.is_empty() {
         metadata.remove("annotations");
     }
+    record.put_empties_back(metadata, &["annotations"]);
     Ok(())
 }
 
 fn restore_app(app: &mut Map<String, Value>, record: &Undo) {
     if let Some((was, now)) = record.moved {
         let ports = app.get_mut("ports").and_then(Value::as_array_mut).into_iter().flatten();
-        for port in
-            ports.filter_map(Value::as_object_mut).filter(|p| p.get("containerPort") == Some(&json!(now)))
+        for port in ports
+            .filter_map(Value::as_object_mut)
+            .filter(|p| p.get("containerPort") == Some(&json!(now)) && is_tcp(p))
         {
             port.insert("containerPort".to_owned(), json!(was));
         }
@@ -141,6 +223,7 @@ fn restore_app(app: &mut Map<String, Value>, record: &Undo) {
     if let Some(lifecycle) = app.get_mut("lifecycle").and_then(Value::as_object_mut) {
         if lifecycle.get("preStop").is_some_and(hooks::is_ours) {
             put_back(lifecycle, "preStop", record.pre_stop.clone());
+            record.put_empties_back(lifecycle, &["preStop"]);
         }
         if lifecycle.is_empty() {
             app.remove("lifecycle");
@@ -148,6 +231,7 @@ fn restore_app(app: &mut Map<String, Value>, record: &Undo) {
     }
     take_out(app, "volumeMounts", |mount| mount["name"] == SIDECAR);
     restore_env(app, record);
+    record.put_empties_back(app, &APP);
 }
 
 fn restore_env(app: &mut Map<String, Value>, record: &Undo) {

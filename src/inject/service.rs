@@ -8,6 +8,9 @@ use serde_json::{Map, Value, json};
 use super::json::object;
 use super::names::INJECTED;
 
+/// Key of the record for annotations that were null or empty; the other keys are ports.
+const EMPTY: &str = "annotations";
+
 /// The Service as it was before an injection.
 ///
 /// # Errors
@@ -30,8 +33,10 @@ pub fn restored(service: &Value) -> Result<Value, String> {
     if let Some(metadata) = new.get_mut("metadata").and_then(Value::as_object_mut) {
         let annotations = object(metadata, "annotations")?;
         annotations.remove(INJECTED);
-        if annotations.is_empty() {
-            metadata.remove("annotations");
+        match record.get(EMPTY) {
+            _ if !annotations.is_empty() => {}
+            Some(was) => drop(metadata.insert("annotations".to_owned(), was.clone())),
+            None => drop(metadata.remove("annotations")),
         }
     }
     Ok(new)
@@ -58,6 +63,9 @@ pub fn retargeted(service: &Value, number: u16, name: &str) -> Result<Value, Str
         record.insert(key(port), was.unwrap_or(Value::Null));
     }
     let metadata = object(new.as_object_mut().ok_or("it is not an object")?, "metadata")?;
+    if let Some(empty) = metadata.get("annotations").filter(|all| all.is_null() || **all == json!({})) {
+        record.insert(EMPTY.to_owned(), empty.clone());
+    }
     let record = serde_json::to_string(&record).map_err(|error| error.to_string())?;
     object(metadata, "annotations")?.insert(INJECTED.to_owned(), json!(record));
     Ok(new)

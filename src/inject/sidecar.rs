@@ -1,5 +1,7 @@
 //! The sidecar's container and its hooks, as JSON. Pure.
 
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
 use super::hooks;
@@ -10,6 +12,35 @@ use super::names::{AFTER_DRAIN_HEADER_ENV, OWN_HOOK_RESERVE, SHARE_DIR, SIDECAR,
 pub const USER: u64 = 65532;
 /// The proxy's default for `--lame-duck` in a pod, in seconds.
 const LAME_DUCK: u64 = 5;
+/// The proxy's default for `--reserve`, in seconds.
+const RESERVE: u64 = 5;
+
+/// Warnings about the grace period: one that the pod's own is above, and one that leaves a drain no time. The proxy gives
+/// the lame duck at most a third of what the reserve leaves, but never less than its minimum.
+pub fn grace_warnings(parts: &Parts, own: u64) -> Vec<String> {
+    let mut warnings = Vec::new();
+    if let Some(asked) = parts.annotations.grace.filter(|asked| *asked < own) {
+        warnings
+            .push(format!("annotation lameduck.dev/grace: {asked}s changes nothing, as the pod has {own}s"));
+    }
+    let time = |flag: &str| humantime::parse_duration(parts.annotations.flag(flag)?).ok();
+    let (lame_duck, reserve) = match &parts.own {
+        Some(OwnHook::Sleep(seconds)) => (LAME_DUCK.max(*seconds), RESERVE),
+        Some(OwnHook::Get { .. } | OwnHook::Exec(_)) => (LAME_DUCK, OWN_HOOK_RESERVE),
+        None => (LAME_DUCK, RESERVE),
+    };
+    let lame_duck = time("lame-duck").unwrap_or(Duration::from_secs(lame_duck));
+    let reserve = time("reserve").unwrap_or(Duration::from_secs(reserve));
+    let drain = Duration::from_secs(parts.grace).saturating_sub(reserve);
+    if lame_duck > drain / 3 {
+        let (lame_duck, drain) = (humantime::format_duration(lame_duck), humantime::format_duration(drain));
+        warnings.push(format!(
+            "its lame duck of {lame_duck} is over a third of the {drain} for the whole drain: see lameduck.dev/grace"
+        ));
+    }
+    warnings
+}
+
 /// The proxy's command line.
 pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
     let Parts { annotations, plan, .. } = parts;
@@ -28,7 +59,7 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
             args.push(format!("--lame-duck={seconds}s"));
         }
         Some(OwnHook::Get { .. } | OwnHook::Exec(_)) if annotations.flag("reserve").is_none() => {
-            args.push(format!("--reserve={OWN_HOOK_RESERVE}"));
+            args.push(format!("--reserve={OWN_HOOK_RESERVE}s"));
         }
         _ => {}
     }

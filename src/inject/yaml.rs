@@ -8,8 +8,11 @@ use serde_json::{Map, Number, Value};
 
 /// Maximum nesting depth. Kubernetes objects stay far below it; it bounds the parser's stack.
 const MAX_DEPTH: usize = 100;
-/// Maximum number of nodes. Aliases of aliases can expand without end (the "billion laughs" attack).
+/// Maximum number of nodes, each with some 150 bytes. Aliases of aliases can expand without end (the "billion laughs"
+/// attack).
 const MAX_NODES: usize = 1_000_000;
+
+const TOO_LARGE: &str = "it is too large: over 1,000,000 values, aliases included";
 
 /// A node and its location.
 #[derive(Debug)]
@@ -43,7 +46,8 @@ pub enum Kind {
 pub fn parse(text: &str) -> Result<Option<Node>, String> {
     let mut options = Options::default();
     options.emit_comments = false;
-    let mut builder = Builder { text, events: Parser::new_from_str_with_options(text, options) };
+    let mut builder =
+        Builder { text, events: Parser::new_from_str_with_options(text, options), left: MAX_NODES };
     let mut root = None;
     while let Some((event, span)) = builder.next()? {
         match event {
@@ -58,6 +62,7 @@ pub fn parse(text: &str) -> Result<Option<Node>, String> {
 struct Builder<'a> {
     text: &'a str,
     events: Parser<'a, granit_parser::StrInput<'a>>,
+    left: usize,
 }
 
 impl<'a> Builder<'a> {
@@ -88,6 +93,7 @@ impl<'a> Builder<'a> {
         if depth > MAX_DEPTH {
             return Err(format!("nested over {MAX_DEPTH} deep"));
         }
+        self.left = self.left.checked_sub(1).ok_or(TOO_LARGE)?;
         match event {
             Event::Alias(anchor) => Ok(Node { span, kind: Kind::Alias(anchor), tag: None, anchor: 0 }),
             Event::Scalar(text, style, anchor, tag) => {
@@ -162,6 +168,11 @@ impl Node {
         self.span.is_empty() && matches!(&self.kind, Kind::Scalar(_, ScalarStyle::Plain))
     }
 
+    /// Whether aliases can refer to it.
+    pub fn is_anchored(&self) -> bool {
+        self.anchor != 0
+    }
+
     /// The value as `kubectl` reads it: scalars by YAML 1.1, aliases and merge keys resolved.
     ///
     /// # Errors
@@ -194,7 +205,7 @@ struct Resolver<'a> {
 
 impl<'a> Resolver<'a> {
     fn value(&mut self, node: &'a Node, depth: usize) -> Result<Value, String> {
-        self.left = self.left.checked_sub(1).ok_or("its aliases make it too large")?;
+        self.left = self.left.checked_sub(1).ok_or(TOO_LARGE)?;
         if depth > 2 * MAX_DEPTH {
             return Err("an alias that refers to itself".to_owned());
         }
@@ -241,8 +252,9 @@ fn as_object(value: Value) -> Option<Map<String, Value>> {
 }
 
 fn scalar(text: &str, style: ScalarStyle, node: &Node) -> Value {
-    let as_string = node.tag.as_deref().is_some_and(|tag| tag.ends_with(":str") || tag.ends_with("!str"));
-    if style != ScalarStyle::Plain || as_string {
+    let tag = node.tag.as_deref().and_then(|tag| tag.rsplit([':', '!']).next());
+    let as_written = style == ScalarStyle::Plain && tag != Some("str");
+    if !as_written && !tag.is_some_and(|tag| ["int", "float", "bool", "null"].contains(&tag)) {
         return Value::String(text.to_owned());
     }
     if node.is_nothing() {
@@ -298,10 +310,10 @@ mod tests {
 
     #[test]
     fn yaml_1_1_is_read_as_kubectl_reads_it() {
-        let text = "a: on\nb: n\nc: 0777\nd: 'on'\ne: 1_000\nf: 0x1F\ng: 1e3\nh: .5\ni: ~\nj:\nk: !!str 1\nl: 1.2.3\nm: -\u{e9}\n";
+        let text = "a: on\nb: n\nc: 0777\nd: 'on'\ne: 1_000\nf: 0x1F\ng: 1e3\nh: .5\ni: ~\nj:\nk: !!str 1\nl: 1.2.3\nm: -\u{e9}\nn: !!int \"8080\"\n";
         let json = parse(text).unwrap().unwrap().to_json().unwrap();
         let expected = json!({"a": true, "b": false, "c": 511, "d": "on", "e": 1000, "f": 31, "g": 1000.0,
-            "h": 0.5, "i": null, "j": null, "k": "1", "l": "1.2.3", "m": "-\u{e9}"});
+            "h": 0.5, "i": null, "j": null, "k": "1", "l": "1.2.3", "m": "-\u{e9}", "n": 8080});
         assert_eq!(json, expected);
     }
 

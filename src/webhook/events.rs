@@ -13,6 +13,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use super::kube::Api;
 use super::metrics::Metrics;
 use super::review::{Outcome, Reviewed};
+use crate::inject::ports::NO_PORT;
 
 /// Minimum time between two equal Events.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(600);
@@ -40,13 +41,15 @@ impl Events {
         Self { queue, said: Mutex::default(), metrics }
     }
 
-    /// Queues an Event for a skipped pod, unless it is a dry run or the same was sent recently.
+    /// Queues the Events for a skipped pod, unless it is a dry run or the same was sent recently.
     pub fn tell(&self, reviewed: &Reviewed) {
-        let Some(event) = event(reviewed) else { return };
-        let about = &event["regarding"];
-        let key = format!("{}/{}/{}: {}", about["namespace"], about["kind"], about["name"], event["note"]);
-        if self.is_new(key) && self.queue.try_send(event).is_err() {
-            self.metrics.events_dropped.fetch_add(1, Ordering::Relaxed);
+        for event in events(reviewed) {
+            let about = &event["regarding"];
+            let key =
+                format!("{}/{}/{}: {}", about["namespace"], about["kind"], about["name"], event["note"]);
+            if self.is_new(key) && self.queue.try_send(event).is_err() {
+                self.metrics.events_dropped.fetch_add(1, Ordering::Relaxed);
+            }
         }
     }
 
@@ -64,23 +67,34 @@ impl Events {
     }
 }
 
-/// Event for a skipped pod; its subject is the pod's controller, or the pod itself if it has none.
-fn event(reviewed: &Reviewed) -> Option<Value> {
-    let (Outcome::Skipped(why) | Outcome::Failed(why)) = &reviewed.outcome else { return None };
-    if reviewed.dry_run || reviewed.name.is_empty() {
-        return None;
+/// Events for a skipped pod. The subject is the pod's controller, or the pod itself if it has none. A ReplicaSet is
+/// replaced with each rollout, so its Deployment gets an Event as well.
+pub fn events(reviewed: &Reviewed) -> Vec<Value> {
+    let (Outcome::Skipped(why) | Outcome::Failed(why)) = &reviewed.outcome else { return vec![] };
+    let owner = reviewed.owner.as_ref();
+    // A batch job serves nothing, and every run of a CronJob would say so.
+    let batch = why == NO_PORT && owner.is_some_and(|owner| owner["kind"] == "Job");
+    if reviewed.dry_run || reviewed.name.is_empty() || batch {
+        return vec![];
     }
     let namespace = &reviewed.namespace;
-    let regarding = match &reviewed.owner {
+    let regarding = match owner {
         Some(owner) => json!({
             "apiVersion": owner["apiVersion"], "kind": owner["kind"], "name": owner["name"], "uid": owner["uid"],
             "namespace": namespace,
         }),
         None => json!({ "apiVersion": "v1", "kind": "Pod", "name": reviewed.name, "namespace": namespace }),
     };
+    let deployment = reviewed.deployment.as_ref().map(
+        |name| json!({ "apiVersion": "apps/v1", "kind": "Deployment", "name": name, "namespace": namespace }),
+    );
+    deployment.into_iter().chain([regarding]).map(|about| event(&about, namespace, why)).collect()
+}
+
+fn event(regarding: &Value, namespace: &str, why: &str) -> Value {
     let mut note = format!("lameduck left a pod unchanged: {why}");
     note.truncate(note.floor_char_boundary(MAX_NOTE));
-    Some(json!({
+    json!({
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
         "metadata": { "generateName": "lameduck-", "namespace": namespace },
@@ -92,7 +106,7 @@ fn event(reviewed: &Reviewed) -> Option<Value> {
         "regarding": regarding,
         "note": note,
         "type": "Warning",
-    }))
+    })
 }
 
 async fn send(api: Api, mut waiting: Receiver<Value>, metrics: Arc<Metrics>) {

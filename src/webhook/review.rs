@@ -44,6 +44,10 @@ pub struct Reviewed {
     pub name: String,
     /// Controller of the pod (from `ownerReferences`), if it has one.
     pub owner: Option<Value>,
+    /// Name of the Deployment behind a controller that is its ReplicaSet.
+    pub deployment: Option<String>,
+    /// Warnings for the owner.
+    pub warnings: Vec<String>,
     /// Dry run: no side effects are allowed.
     pub dry_run: bool,
 }
@@ -144,14 +148,24 @@ fn reviewed(
         text.unwrap_or_default().to_owned()
     };
     let owners = metadata["ownerReferences"].as_array();
+    let owner = owners.and_then(|owners| owners.iter().find(|owner| owner["controller"] == true)).cloned();
     Reviewed {
         answer: json!({ "apiVersion": VERSION, "kind": "AdmissionReview", "response": response }),
         outcome,
         namespace: first([&request["namespace"], &metadata["namespace"], &Value::Null]),
         name: first([&request["name"], &metadata["name"], &metadata["generateName"]]),
-        owner: owners.and_then(|owners| owners.iter().find(|owner| owner["controller"] == true)).cloned(),
+        deployment: owner.as_ref().and_then(|owner| deployment(owner, &metadata["labels"])),
+        owner,
+        warnings,
         dry_run: request["dryRun"] == true,
     }
+}
+
+/// A Deployment names its ReplicaSets by itself and the hash of the pod template, which is a label of their pods.
+fn deployment(owner: &Value, labels: &Value) -> Option<String> {
+    let name = owner["name"].as_str().filter(|_| owner["kind"] == "ReplicaSet")?;
+    let hash = labels["pod-template-hash"].as_str()?;
+    Some(name.strip_suffix(hash)?.strip_suffix('-')?.to_owned())
 }
 
 /// A warning ends up in an HTTP header (`Warning`, RFC 7234 §5.5): one line of limited length.

@@ -188,7 +188,7 @@ fn reviewed(body: &[u8], webhook: &Webhook) -> Result<Reviewed, String> {
 }
 
 fn log(reviewed: &Reviewed) {
-    let Reviewed { outcome, namespace, name, dry_run, .. } = reviewed;
+    let Reviewed { outcome, namespace, name, dry_run, warnings, .. } = reviewed;
     let result = outcome.name();
     match outcome {
         Outcome::Failed(reason) => tracing::error!(namespace, pod = name, outcome = result, reason, "review"),
@@ -196,7 +196,8 @@ fn log(reviewed: &Reviewed) {
             tracing::info!(namespace, pod = name, outcome = result, reason, dry_run, "review");
         }
         Outcome::Injected | Outcome::Unchanged => {
-            tracing::info!(namespace, pod = name, outcome = result, dry_run, "review");
+            let warnings = (!warnings.is_empty()).then(|| warnings.join("; "));
+            tracing::info!(namespace, pod = name, outcome = result, warnings, dry_run, "review");
         }
     }
 }

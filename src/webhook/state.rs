@@ -12,7 +12,7 @@ use super::events::Events;
 use super::kube::Api;
 use super::metrics::Metrics;
 use super::x509::{Seconds, Served, now, provider};
-use crate::cli::{WebhookSettings, check_proxy, is_annotated_flag};
+use crate::cli::{WebhookSettings, annotated_flags, check_proxy};
 use crate::inject::{self, Services};
 
 /// Limit on the total bytes of all large bodies that are being read; further ones wait.
@@ -77,10 +77,11 @@ impl Webhook {
             settings: inject::Settings {
                 image: settings.image.clone(),
                 pull_policy: settings.pull_policy.clone(),
+                resources: settings.resources.clone(),
                 token: String::new(),
                 services: Services::Unseen,
                 check: check_proxy,
-                is_flag: is_annotated_flag,
+                flags: annotated_flags,
             },
             tls: Arc::new(tls),
             certificate,

@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a failed helper is a failed test")]
 
-use lameduck::cli::{check_proxy, is_annotated_flag};
+use lameduck::cli::{annotated_flags, check_proxy};
 use lameduck::inject::Services;
 use lameduck::inject::{Patch, Settings, Skip, patch, restore};
 use serde_json::{Value, json};
@@ -13,10 +13,11 @@ pub fn settings(services: Services) -> Settings {
     Settings {
         image,
         pull_policy: Some("Never".to_owned()),
+        resources: Default::default(),
         token: "t0ken".to_owned(),
         services,
         check: check_proxy,
-        is_flag: is_annotated_flag,
+        flags: annotated_flags,
     }
 }
 

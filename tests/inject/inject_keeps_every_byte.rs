@@ -6,26 +6,32 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
-use lameduck::cli::{check_proxy, is_annotated_flag};
+use lameduck::cli::{annotated_flags, check_proxy};
 use lameduck::inject::Services;
 use lameduck::inject::manifest::{Manifest, Outcome, ReportLine, Task, transform};
 use lameduck::inject::{Settings, yaml};
 
 const SLOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/slow/deployment.yaml");
 
-fn task() -> Task {
+pub fn task() -> Task {
     let settings = Settings {
         image: "lameduck:test".to_owned(),
         pull_policy: None,
+        resources: Default::default(),
         token: String::new(),
         services: Services::Seen,
         check: check_proxy,
-        is_flag: is_annotated_flag,
+        flags: annotated_flags,
     };
-    Task::Inject { settings: Box::new(settings), seed: "seed".to_owned(), namespace: "default".to_owned() }
+    Task::Inject {
+        settings: Box::new(settings),
+        seed: "seed".to_owned(),
+        namespace: "default".to_owned(),
+        kinds: vec![],
+    }
 }
 
-fn done(text: &str, task: &Task) -> (String, Vec<ReportLine>) {
+pub fn done(text: &str, task: &Task) -> (String, Vec<ReportLine>) {
     let source = Manifest { name: "-".to_owned(), text: text.to_owned() };
     let (mut texts, report) = transform(&[source], task);
     (texts.remove(0), report)
@@ -45,7 +51,7 @@ fn compare(name: &str, text: &str) {
     assert!(expected == text, "{name} differs; expected content:\n{text}");
 }
 
-fn told(report: &[ReportLine]) -> String {
+pub fn told(report: &[ReportLine]) -> String {
     let line = |line: &ReportLine| {
         let warnings = line.warnings.iter().map(|warning| format!("  warning: {warning}\n"));
         format!("{}: {:?}\n{}", line.what, line.outcome, warnings.collect::<String>())
@@ -175,6 +181,7 @@ fn arbitrary_yaml_never_panics_and_loses_nothing() {
         if touched {
             changed += 1;
             assert_eq!(done(&after, &task()).0, after, "seed {seed}: twice\n{before}");
+            assert_eq!(done(&after, &Task::Uninject).0, before, "seed {seed}: uninject\n{after}");
             kept(&before, &after, seed);
         }
     }
@@ -216,7 +223,7 @@ fn kept(before: &str, after: &str, seed: u64) {
     }
 }
 
-fn lameduck(args: &[&str], stdin: &str) -> Output {
+pub fn lameduck(args: &[&str], stdin: &str) -> Output {
     use std::io::Write;
     let mut child = Command::new(env!("CARGO_BIN_EXE_lameduck"))
         .args(args)
@@ -229,7 +236,7 @@ fn lameduck(args: &[&str], stdin: &str) -> Output {
     child.wait_with_output().unwrap()
 }
 
-fn text(bytes: &[u8]) -> String {
+pub fn text(bytes: &[u8]) -> String {
     String::from_utf8(bytes.to_vec()).unwrap()
 }
 

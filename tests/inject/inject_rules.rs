@@ -223,7 +223,10 @@ fn flags_come_from_annotations_and_are_checked_as_the_proxy_would() {
     assert!(
         has(&done, "--lame-duck=9s") && has(&done, "--access-log") && has(&done, "--warm-up=GET /,GET /x")
     );
-    assert_eq!(done.warnings, ["annotation lameduck.dev/grcae means nothing"]);
+    assert_eq!(
+        done.warnings,
+        ["annotation lameduck.dev/grcae means nothing: do you mean lameduck.dev/grace?"]
+    );
     for (key, value, told) in [
         ("reserve", "10", "has no unit"),
         ("reserve", "58s", "leaves no time for running work"),

@@ -5,6 +5,9 @@ mod common;
 
 mod inject_hooks;
 mod inject_keeps_every_byte;
+mod inject_kinds;
 mod inject_preload;
 mod inject_rules;
+mod inject_says;
+mod inject_text;
 mod manifests;

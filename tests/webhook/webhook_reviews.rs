@@ -3,10 +3,11 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use lameduck::cli::{check_proxy, is_annotated_flag};
+use lameduck::cli::{annotated_flags, check_proxy};
 use lameduck::inject::Services;
 use lameduck::inject::sidecar::token_of;
 use lameduck::inject::{self, Settings};
+use lameduck::webhook::events::events;
 use lameduck::webhook::review::{Outcome, Reviewed, allowed_anyway, review};
 use serde_json::{Value, json};
 
@@ -17,10 +18,11 @@ fn settings() -> Settings {
     Settings {
         image: "lameduck:1".to_owned(),
         pull_policy: None,
+        resources: Default::default(),
         token: String::new(),
         services: Services::Unseen,
         check: check_proxy,
-        is_flag: is_annotated_flag,
+        flags: annotated_flags,
     }
 }
 
@@ -322,4 +324,35 @@ fn any_input_is_answered_or_refused_without_a_panic() {
         }
     }
     assert!(kinds.iter().all(|kind| *kind > 100), "one kind is too rare: {kinds:?}");
+}
+
+#[test]
+fn a_skip_is_an_event_of_the_deployment_too_and_none_of_a_batch_job_without_a_port() {
+    let subjects = |asked: &Value| -> Vec<(String, String)> {
+        let told = events(&ask(asked));
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        assert!(told.iter().all(|event| event["note"] == told[0]["note"]), "{told:?}");
+        told.iter()
+            .map(|event| &event["regarding"])
+            .map(|about| (text(&about["kind"]), text(&about["name"])))
+            .collect()
+    };
+    let pair = |kind: &str, name: &str| (kind.to_owned(), name.to_owned());
+    let mut asked = deployment();
+    assert_eq!(subjects(&asked), [], "it is injected");
+    asked["request"]["object"]["spec"]["hostNetwork"] = json!(true);
+    let both = [pair("Deployment", "slow"), pair("ReplicaSet", "slow-6c8d5f7b9c")];
+    assert_eq!(subjects(&asked), both);
+    // Not made by a Deployment.
+    asked["request"]["object"]["metadata"]["ownerReferences"][0]["name"] = json!("other");
+    assert_eq!(subjects(&asked), [pair("ReplicaSet", "other")]);
+    asked["request"]["object"]["metadata"]["ownerReferences"][0]["kind"] = json!("Job");
+    assert_eq!(subjects(&asked), [pair("Job", "other")]);
+    let spec = &mut asked["request"]["object"]["spec"];
+    spec["hostNetwork"] = json!(false);
+    spec["containers"][0]["ports"] = json!([]);
+    assert_eq!(subjects(&asked), []);
+    assert!(matches!(ask(&asked).outcome, Outcome::Skipped(_)));
+    asked["request"]["object"]["metadata"]["ownerReferences"][0]["kind"] = json!("ReplicaSet");
+    assert_eq!(subjects(&asked), [pair("ReplicaSet", "other")]);
 }

@@ -93,6 +93,7 @@ fn warnings(cluster: Cluster, tls_dir: Option<&Path>) -> Vec<String> {
         cluster: Some(cluster),
         image: "x".to_owned(),
         pull_policy: None,
+        resources: Default::default(),
         lame_duck: Duration::ZERO,
     };
     let log = Log::default();
