@@ -37,6 +37,14 @@ pub fn is_http(bytes: &[u8]) -> Option<bool> {
     }
 }
 
+/// Whether a server that speaks before its client speaks HTTP: HTTP/2 begins with a SETTINGS frame of stream 0 (RFC 9113
+/// §3.4, §6.5), which gRPC servers send at once, and HTTP/1 says 408 to a client that was silent for too long.
+pub fn is_http_server(bytes: &[u8]) -> bool {
+    const SETTINGS: u8 = 4;
+    let settings = matches!(bytes, [_, _, _, SETTINGS, _, 0, 0, 0, 0, ..]);
+    settings || bytes.starts_with(b"HTTP/")
+}
+
 /// Whether a target begins here: a path, a URL, `*`, or after CONNECT an authority (RFC 9112 §3.2).
 fn is_target(method: &[u8], rest: &[u8]) -> Option<bool> {
     let begins = |word: &[u8]| {
@@ -100,6 +108,15 @@ mod tests {
             b"ABCDEFGHIJKLMNOPQRSTUVWXYZ /",
         ] {
             assert_eq!(is_http(bytes), Some(false), "{}", bytes.escape_ascii());
+        }
+    }
+
+    #[test]
+    fn a_server_that_speaks_first_may_speak_http() {
+        assert!(is_http_server(b"\0\0\x06\x04\0\0\0\0\0\0\x05\0\0\x40\0"));
+        assert!(is_http_server(b"HTTP/1.1 408 Request Timeout\r\n"));
+        for greeting in [&b"\x4a\0\0\0\x0a8.4.0\0"[..], b"220 mail ESMTP\r\n", b"SSH-2.0-OpenSSH\r\n", b""] {
+            assert!(!is_http_server(greeting), "{}", greeting.escape_ascii());
         }
     }
 

@@ -108,6 +108,18 @@ fn a_client_that_is_silent_at_first_may_still_become_http() {
 }
 
 #[test]
+fn a_grpc_server_that_sends_its_settings_first_is_no_server_of_another_protocol() {
+    in_pod(|| {
+        let app = RawApp::greeting_at(SocketAddr::new(APP.into(), 3000), b"\0\0\0\x04\0\0\0\0\0");
+        let _proxy = proxy(&[]);
+        let mut client = connect(pod(3000));
+        assert!(client.is_quiet_for(MOMENT), "the settings are for whoever speaks HTTP/2 to it");
+        client.get("/");
+        assert!(app.asked().head.contains("X-Forwarded-For"), "it is HTTP");
+    });
+}
+
+#[test]
 fn a_drain_ends_quiet_connections_and_waits_for_an_answer() {
     in_pod(|| {
         let app = moved(6379);

@@ -6,6 +6,7 @@ use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use crate::proxy::captured::Speaks;
+use crate::proxy::first_bytes::is_http_server;
 use crate::proxy::route::Route;
 use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::socket::has_unread;
@@ -22,7 +23,7 @@ pub enum FirstSpeaker {
     Client,
     /// The app, on this connection; without one, the port is known not to be HTTP.
     App(Option<Connection>),
-    /// Nobody, and the drain closes idle connections.
+    /// Nobody, and idle connections have to close.
     Nobody,
 }
 
@@ -47,18 +48,22 @@ pub async fn first_speaker(
     let Ok(mut app) = route.pool.connect().await else { return FirstSpeaker::Client };
     let entry = worker.ledger.enter(peer);
     let speaker = {
-        let (mut client_speaks, app_reader) = (pin!(tcp.readable()), app.split().0);
-        let mut app_speaks = pin!(readable(&app_reader));
+        let mut client_speaks = pin!(tcp.readable());
+        let mut app_speaks = pin!(greets(app.split().0));
         poll_fn(|cx| {
             entry.register(cx);
-            let closing = worker.shared.closing_idle() && since.elapsed() >= FIRST_REQUEST_TIMEOUT;
+            let (shared, age) = (&worker.shared, since.elapsed());
+            let closing = shared.closing_idle() && age >= FIRST_REQUEST_TIMEOUT;
             if client_speaks.as_mut().poll(cx).is_ready() || port.speaks() == Speaks::Http {
                 return Poll::Ready(FirstSpeaker::Client);
             }
-            if app_speaks.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(FirstSpeaker::App(None));
+            match app_speaks.as_mut().poll(cx) {
+                Poll::Ready(true) => return Poll::Ready(FirstSpeaker::App(None)),
+                // It closed, or it speaks HTTP: the client is to speak.
+                Poll::Ready(false) => return Poll::Ready(FirstSpeaker::Client),
+                Poll::Pending => {}
             }
-            if closing || worker.shared.forced() {
+            if closing || shared.forced() || age >= shared.idle_timeout() {
                 return Poll::Ready(FirstSpeaker::Nobody);
             }
             entry.set_deadline(worker.deadline(FIRST_REQUEST_TIMEOUT));
@@ -75,18 +80,20 @@ pub async fn first_speaker(
             port.learn(Speaks::Opaque);
             FirstSpeaker::App(Some(app))
         }
-        FirstSpeaker::Client => {
-            route.pool.put(app, None);
-            FirstSpeaker::Client
-        }
-        FirstSpeaker::Nobody => FirstSpeaker::Nobody,
+        // The app's connection is not kept: an app may have spoken on it.
+        other => other,
     }
 }
 
-async fn readable(app: &Reader<'_>) {
-    let _ = match app {
-        Reader::Tcp(half) => half.readable().await,
-        Reader::Tls(half) => half.tcp().readable().await,
-        Reader::Unix(half) => half.readable().await,
-    };
+/// Waits for the app's first bytes. Whether they are a greeting that isn't HTTP.
+async fn greets(app: Reader<'_>) -> bool {
+    // A frame's head of HTTP/2.
+    let mut first = [0; 9];
+    match app {
+        Reader::Tcp(mut half) => {
+            half.peek(&mut first).await.is_ok_and(|n| n > 0 && !is_http_server(&first[..n]))
+        }
+        // Captured apps are reached by TCP only.
+        Reader::Tls(_) | Reader::Unix(_) => false,
+    }
 }
