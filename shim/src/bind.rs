@@ -143,7 +143,7 @@ pub unsafe fn bind(fd: i32, addr: *const c_void, len: u32) -> isize {
     }
     let (moved, len) = asked.moved();
     match sys::bind(fd, moved.as_ptr(), len) {
-        // No loopback interface.
+        // The loopback interface has a narrower network.
         sys::EADDRNOTAVAIL => as_asked(),
         // Two addresses of the pod with one port are no conflict: the second one stays where it is.
         sys::EADDRINUSE if !asked.is_wildcard() => as_asked(),
