@@ -9,7 +9,6 @@ use crate::proxy::captured::Speaks;
 use crate::proxy::first_bytes::is_http_server;
 use crate::proxy::route::Route;
 use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
-use crate::proxy::socket::has_unread;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
 use crate::upstream::{Connection, Reader};
@@ -42,13 +41,15 @@ pub async fn first_speaker(
         Speaks::Unknown => {}
     }
     let (tcp, since) = (client.tcp(), Instant::now());
-    if has_unread(tcp) || tokio::time::timeout(CLIENT_FIRST, tcp.readable()).await.is_ok() {
+    // Not `readable`, which may be ready for no reason.
+    let mut first = [0];
+    if tokio::time::timeout(CLIENT_FIRST, tcp.peek(&mut first)).await.is_ok() {
         return FirstSpeaker::Client;
     }
     let Ok(mut app) = route.pool.connect().await else { return FirstSpeaker::Client };
     let entry = worker.ledger.enter(peer);
     let speaker = {
-        let mut client_speaks = pin!(tcp.readable());
+        let mut client_speaks = pin!(tcp.peek(&mut first));
         let mut app_speaks = pin!(greets(app.split().0));
         poll_fn(|cx| {
             entry.register(cx);
