@@ -22,7 +22,7 @@ use subtle::ConstantTimeEq;
 pub use self::sockets::{Bound, bind};
 use crate::answer::{Answer, answer, text, wrong_method};
 use crate::config::UpstreamAddr;
-use crate::control::handle::{Control, HoldAnswer, Outcome, Status};
+use crate::control::handle::{Control, DrainOutcome, HoldAnswer, Status};
 use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Trigger;
 use crate::proxy::captured::{BypassedPort, CapturedPorts};
@@ -326,11 +326,11 @@ fn parameters<'a, const N: usize>(ask: &'a Ask, names: [&str; N]) -> Result<[Opt
     Ok(values)
 }
 
-fn ended(outcome: Outcome) -> Answer {
+fn ended(outcome: DrainOutcome) -> Answer {
     let body = match outcome {
-        Outcome::Drained { verdict } => json!({ "outcome": "drained", "verdict": verdict.to_string() }),
-        Outcome::AppMayStop => json!({ "outcome": "app-may-stop" }),
-        Outcome::Resumed => json!({ "outcome": "resumed" }),
+        DrainOutcome::Drained { verdict } => json!({ "outcome": "drained", "verdict": verdict.to_string() }),
+        DrainOutcome::AppMayStop => json!({ "outcome": "app-may-stop" }),
+        DrainOutcome::Resumed => json!({ "outcome": "resumed" }),
     };
     json(StatusCode::OK, &body)
 }

@@ -28,11 +28,11 @@ pub struct Allocator;
 struct Kept {
     /// Bytes that may still be added.
     room: Cell<usize>,
-    classes: [Class; CLASSES],
+    classes: [SizeClass; CLASSES],
 }
 
 /// The free blocks of one size: each begins with the address of the next one.
-struct Class {
+struct SizeClass {
     first: Cell<*mut u8>,
     blocks: Cell<usize>,
     /// The lowest number of blocks since [`give_back`].
@@ -41,7 +41,7 @@ struct Class {
 
 thread_local! {
     // No destructor: neither running nor registering one is possible without allocating.
-    static KEPT: Kept = const { Kept { room: Cell::new(0), classes: [const { Class::new() }; CLASSES] } };
+    static KEPT: Kept = const { Kept { room: Cell::new(0), classes: [const { SizeClass::new() }; CLASSES] } };
 }
 
 /// From now on this thread caches freed blocks. For threads that live as long as the process: the cache is not freed
@@ -63,7 +63,7 @@ pub fn give_back() {
     });
 }
 
-impl Class {
+impl SizeClass {
     const fn new() -> Self {
         Self { first: Cell::new(null_mut()), blocks: Cell::new(0), spare: Cell::new(0) }
     }

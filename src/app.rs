@@ -19,7 +19,7 @@ use crate::capture::watch::Capture;
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
 use crate::control::data_plane::DataPlane;
-use crate::control::handle::{Control, Outcome};
+use crate::control::handle::{Control, DrainOutcome};
 use crate::control::runner::control;
 use crate::control::switch;
 use crate::descriptors;
@@ -261,9 +261,9 @@ async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
     loop {
         tokio::select! {
             outcome = &mut drained => match outcome {
-                Outcome::Drained { verdict } => return code(verdict.is_clean()),
+                DrainOutcome::Drained { verdict } => return code(verdict.is_clean()),
                 // An operator resumed: the next signal begins a new drain.
-                Outcome::Resumed | Outcome::AppMayStop => {
+                DrainOutcome::Resumed | DrainOutcome::AppMayStop => {
                     signals.next().await;
                     drained.set(control.drain(Trigger::Signal));
                 }
@@ -275,7 +275,7 @@ async fn drain_now(control: &Control, signals: &mut Signals) -> u8 {
             () = control.exit() => {
                 // No verdict in time: the work in flight at the signal may have been cut.
                 return match tokio::time::timeout(FAILURE_TIMEOUT, &mut drained).await {
-                    Ok(Outcome::Drained { verdict }) => code(verdict.is_clean()),
+                    Ok(DrainOutcome::Drained { verdict }) => code(verdict.is_clean()),
                     _ => code(idle),
                 };
             }

@@ -22,7 +22,7 @@ pub use self::capture::{APP_IP, CaptureProtocol, CaptureRule, CaptureSettings};
 pub use self::control::{ControlAddr, ControlPlaces, MAX_SOCKETS};
 pub use self::health_check::HealthCheck;
 pub use self::limits::Limits;
-pub use self::long_poll::{LongPoll, LongPollAnswer, LongPolls};
+pub use self::long_poll::{LongPollAnswer, LongPollRoute, LongPolls};
 use self::target::is_target;
 
 /// Everything a running proxy needs to know, checked once at start-up.

@@ -31,7 +31,7 @@ pub(super) struct ProxyState {
     #[serde(default)]
     captured: Vec<u16>,
     #[serde(default)]
-    bypassed: Vec<BypassedPort>,
+    bypassed: Vec<BypassedReply>,
     pub(super) ready: bool,
     reasons: Vec<String>,
 }
@@ -61,7 +61,7 @@ struct Server {
 
 /// A port that clients reach past the proxy.
 #[derive(Deserialize)]
-struct BypassedPort {
+struct BypassedReply {
     address: SocketAddr,
     advice: String,
 }
@@ -120,7 +120,7 @@ pub(super) fn table(state: &ProxyState, mut rows: Vec<Row>) -> String {
         let ports: Vec<_> = state.captured.iter().map(u16::to_string).collect();
         let _ = writeln!(text, "captured     {}", ports.join(", "));
     }
-    for BypassedPort { address, advice } in &state.bypassed {
+    for BypassedReply { address, advice } in &state.bypassed {
         let _ = writeln!(text, "bypassed     {address}: {advice}");
     }
     if let Some(upstream) = &state.upstream {

@@ -14,7 +14,7 @@ pub struct LongPolls {
     /// commas. One that is still waiting when streams end is answered by --long-poll-answer. socket.io needs no entry:
     /// its session is closed
     #[arg(long = "long-poll", value_name = "[METHOD ]/PATH", value_delimiter = ',')]
-    pub routes: Vec<LongPoll>,
+    pub routes: Vec<LongPollRoute>,
     /// Answer to a --long-poll that must end: a status, optionally with a Content-Type and a body, as in
     /// '200 application/json []' [default: 204]
     #[arg(
@@ -29,14 +29,14 @@ pub struct LongPolls {
 
 /// One `--long-poll`: a method and a path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct LongPoll {
+pub struct LongPollRoute {
     method: String,
     path: String,
     /// Match every path that begins with `path`.
     below: bool,
 }
 
-impl LongPoll {
+impl LongPollRoute {
     /// Whether a request with this method and target is a long poll. The query is ignored.
     pub fn is(&self, method: &[u8], target: &[u8]) -> bool {
         let path = target.split(|byte| *byte == b'?').next().unwrap_or_default();
@@ -48,7 +48,7 @@ impl LongPoll {
     }
 }
 
-impl FromStr for LongPoll {
+impl FromStr for LongPollRoute {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -108,7 +108,7 @@ mod tests {
     #[test]
     fn a_route_is_a_method_and_a_path() {
         let is = |route: &str, method: &str, target: &str| {
-            route.parse::<LongPoll>().unwrap().is(method.as_bytes(), target.as_bytes())
+            route.parse::<LongPollRoute>().unwrap().is(method.as_bytes(), target.as_bytes())
         };
         assert!(is("/poll", "GET", "/poll") && is("/poll", "GET", "/poll?since=7"));
         assert!(
@@ -117,7 +117,7 @@ mod tests {
         assert!(is("/rooms/*", "GET", "/rooms/7") && !is("/rooms/*", "GET", "/rooms"));
         assert!(is("POST /connect", "POST", "/connect") && !is("POST /connect", "GET", "/connect"));
         for bad in ["", "poll", "get /poll", "GET", "/a?b", "/a*b", "/a b", " /a"] {
-            assert!(bad.parse::<LongPoll>().is_err(), "{bad}");
+            assert!(bad.parse::<LongPollRoute>().is_err(), "{bad}");
         }
     }
 

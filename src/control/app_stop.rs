@@ -11,7 +11,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use super::clock::now;
 use super::data_plane::DataPlane;
-use super::handle::{Order, Outcome};
+use super::handle::{DrainOutcome, Order};
 use crate::config::AfterDrain;
 use crate::drain::machine::{Event, Trigger};
 use crate::inject::share;
@@ -33,7 +33,7 @@ const WHY_OUTLIVED: &str = "as PID 1 a program without a handler doesn't hear it
     share, an init in the image, or `lameduck run`), and a handler may wait for what never ends";
 
 /// A caller that began or joined a drain: its trigger, and where to send the outcome.
-pub(super) type Waiting = (Trigger, oneshot::Sender<Outcome>);
+pub(super) type WaitingCaller = (Trigger, oneshot::Sender<DrainOutcome>);
 
 /// What is known about the end of the app in this round.
 #[derive(Default)]
@@ -70,8 +70,8 @@ impl AppStop {
         &self,
         plane: &Arc<dyn DataPlane>,
         events: &mpsc::UnboundedSender<Order>,
-        waiting: Vec<Waiting>,
-        outcome: &Outcome,
+        waiting: Vec<WaitingCaller>,
+        outcome: &DrainOutcome,
     ) {
         let stops_app = waiting.iter().any(|(trigger, _)| stops_app(*trigger));
         let sent = outcome.clone();
@@ -150,15 +150,15 @@ async fn own_exec(plane: &dyn DataPlane, within: Duration) {
     let _ = tokio::time::timeout(within, ended).await;
 }
 
-async fn warn_if_it_lives_on(plane: &dyn DataPlane, outcome: &Outcome, gone: &AtomicBool) {
+async fn warn_if_it_lives_on(plane: &dyn DataPlane, outcome: &DrainOutcome, gone: &AtomicBool) {
     let heard = SIGTERM_TIMEOUT.min(plane.settings().drain.reserve / 2);
     tokio::time::sleep(heard).await;
     let restarted = match outcome {
-        Outcome::Drained { .. } => false,
+        DrainOutcome::Drained { .. } => false,
         // Once requests are no longer held, the restart is over.
-        Outcome::AppMayStop => gone.load(Ordering::Relaxed) || !plane.gate().holding(),
+        DrainOutcome::AppMayStop => gone.load(Ordering::Relaxed) || !plane.gate().holding(),
         // Nothing watched whether the app has exited.
-        Outcome::Resumed => true,
+        DrainOutcome::Resumed => true,
     };
     if !restarted && upstream::connect(&plane.upstream().addr()).await.is_ok() {
         let seconds = heard.as_secs_f64();

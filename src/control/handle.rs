@@ -18,7 +18,7 @@ use crate::upstream::Backend;
 
 /// How a drain ended for a caller that waited for it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum DrainOutcome {
     /// Nothing is in flight any more.
     Drained {
         /// What was lost.
@@ -118,7 +118,7 @@ pub struct Published {
 }
 
 pub(super) enum Order {
-    Begin(Trigger, oneshot::Sender<Outcome>),
+    Begin(Trigger, oneshot::Sender<DrainOutcome>),
     Hold {
         max: Duration,
         keep_streams: bool,
@@ -141,10 +141,10 @@ pub struct Control {
 
 impl Control {
     /// Begins a drain, or joins the current one, and waits for its end.
-    pub async fn drain(&self, trigger: Trigger) -> Outcome {
+    pub async fn drain(&self, trigger: Trigger) -> DrainOutcome {
         let (done, outcome) = oneshot::channel();
         let _ = self.commands.send(Order::Begin(trigger, done));
-        outcome.await.unwrap_or(Outcome::Drained { verdict: Verdict::Unknown })
+        outcome.await.unwrap_or(DrainOutcome::Drained { verdict: Verdict::Unknown })
     }
 
     /// Holds new requests for up to `max`. With `wait`, returns only once nothing is running any more. With

@@ -7,10 +7,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
-use super::app_stop::{AppStop, Waiting};
+use super::app_stop::{AppStop, WaitingCaller};
 use super::clock::now;
 use super::data_plane::{DataPlane, Listeners};
-use super::handle::{Control, HoldAnswer, Order, Outcome, Published, trigger_name};
+use super::handle::{Control, DrainOutcome, HoldAnswer, Order, Published, trigger_name};
 use super::verdict::Verdict;
 use crate::config::UpstreamAddr;
 use crate::drain::ledger::{LedgerRow, lock};
@@ -47,7 +47,7 @@ pub struct Runner {
     events: mpsc::UnboundedSender<Order>,
     published: Arc<Mutex<Published>>,
     exit: watch::Sender<bool>,
-    waiting: Vec<Waiting>,
+    waiting: Vec<WaitingCaller>,
     stop: AppStop,
     /// Handle of the task that watches a restarting app.
     watch: Option<AbortHandle>,
@@ -222,7 +222,7 @@ impl Runner {
                 let running = gate.in_flight().saturating_sub(gate.held());
                 tracing::info!(running, "the app may stop");
                 self.hook_released = true;
-                self.answer(&Outcome::AppMayStop);
+                self.answer(&DrainOutcome::AppMayStop);
             }
             Effect::StopListening => self.listeners.close(),
             Effect::Listen => self.listeners.listen(),
@@ -249,7 +249,7 @@ impl Runner {
                 self.hook_released = false;
                 lock(&self.published).verdict = None;
                 self.plane.set_phase(phase);
-                self.answer(&Outcome::Resumed);
+                self.answer(&DrainOutcome::Resumed);
                 self.stop = AppStop::default();
                 return;
             }
@@ -304,7 +304,7 @@ impl Runner {
         published.verdict = Some(verdict.clone());
         drop(published);
         self.still = None;
-        self.answer(&Outcome::Drained { verdict });
+        self.answer(&DrainOutcome::Drained { verdict });
     }
 
     /// Writes the termination log, which the kubelet shows as the container's termination message. The kubelet creates
@@ -318,7 +318,7 @@ impl Runner {
         }
     }
 
-    fn answer(&mut self, outcome: &Outcome) {
+    fn answer(&mut self, outcome: &DrainOutcome) {
         let waiting = std::mem::take(&mut self.waiting);
         self.stop.answer(&self.plane, &self.events, waiting, outcome);
     }
@@ -333,9 +333,9 @@ impl Runner {
     fn answer_late_callers(&mut self) {
         if self.machine.phase() == Phase::Drained {
             let verdict = lock(&self.published).verdict.clone().unwrap_or(Verdict::Clean);
-            self.answer(&Outcome::Drained { verdict });
+            self.answer(&DrainOutcome::Drained { verdict });
         } else if self.hook_released && self.machine.restarting() {
-            self.answer(&Outcome::AppMayStop);
+            self.answer(&DrainOutcome::AppMayStop);
         }
     }
 

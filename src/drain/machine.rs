@@ -153,14 +153,14 @@ const FORCING_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct Machine {
     settings: DrainSettings,
     sidecar: Sidecar,
-    state: State,
+    state: MachineState,
     round: u32,
     /// The latest time seen, so that time never runs backwards inside the machine.
     latest: Option<Instant>,
 }
 
 #[derive(Debug)]
-enum State {
+enum MachineState {
     Serving,
     Restart(Restart),
     Hold(Hold),
@@ -212,7 +212,7 @@ struct Drain {
 impl Machine {
     /// Creates a machine in `Serving`. `sidecar` decides what a signal and the app's hook mean.
     pub fn new(settings: DrainSettings, sidecar: Sidecar) -> Self {
-        Self { settings, sidecar, state: State::Serving, round: 0, latest: None }
+        Self { settings, sidecar, state: MachineState::Serving, round: 0, latest: None }
     }
 
     /// The current phase. It is `Serving` during a restart of the app or a hold.
@@ -242,7 +242,7 @@ impl Machine {
 
     /// Whether requests are held because only the app restarts.
     pub fn restarting(&self) -> bool {
-        matches!(&self.state, State::Restart(restart) if restart.holding)
+        matches!(&self.state, MachineState::Restart(restart) if restart.holding)
     }
 
     /// When an operator's hold ends at the latest; `None` without one.
@@ -257,12 +257,12 @@ impl Machine {
 
     /// Whether the app has reacted to the SIGTERM of its restart, that is, its port has closed since.
     pub fn app_stopped(&self) -> bool {
-        matches!(&self.state, State::Restart(restart) if restart.stops && restart.gone)
+        matches!(&self.state, MachineState::Restart(restart) if restart.stops && restart.gone)
     }
 
     /// Whether there is no drain, no restart and no hold.
     pub fn is_inactive(&self) -> bool {
-        matches!(self.state, State::Serving)
+        matches!(self.state, MachineState::Serving)
     }
 
     /// Processes one event and returns the effects to carry out, in order. A `now` before an earlier one counts as the
@@ -292,18 +292,18 @@ impl Machine {
             Event::Tick => {}
         }
         match &mut self.state {
-            State::Serving => {}
-            State::Restart(restart) => {
+            MachineState::Serving => {}
+            MachineState::Restart(restart) => {
                 if restart.advance(now, counts, &self.settings, &mut effects) {
-                    self.state = State::Serving;
+                    self.state = MachineState::Serving;
                 }
             }
-            State::Hold(hold) => {
+            MachineState::Hold(hold) => {
                 if hold.advance(now, counts, &mut effects) {
-                    self.state = State::Serving;
+                    self.state = MachineState::Serving;
                 }
             }
-            State::Drain(drain) => drain.advance(now, counts, &self.settings, &mut effects),
+            MachineState::Drain(drain) => drain.advance(now, counts, &self.settings, &mut effects),
         }
         effects
     }
@@ -311,24 +311,24 @@ impl Machine {
     /// When the next `Tick` is due, which may be at once; `None` if only events and counts matter.
     pub fn wake_at(&self, counts: &Counts) -> Option<Instant> {
         match &self.state {
-            State::Serving => None,
-            State::Restart(restart) => restart.wake_at(self.latest, counts, &self.settings),
-            State::Hold(hold) => hold.wake_at(self.latest, counts),
-            State::Drain(drain) => drain.wake_at(counts, &self.settings),
+            MachineState::Serving => None,
+            MachineState::Restart(restart) => restart.wake_at(self.latest, counts, &self.settings),
+            MachineState::Hold(hold) => hold.wake_at(self.latest, counts),
+            MachineState::Drain(drain) => drain.wake_at(counts, &self.settings),
         }
     }
 
     fn drain(&self) -> Option<&Drain> {
         match &self.state {
-            State::Drain(drain) => Some(drain),
-            State::Serving | State::Restart(_) | State::Hold(_) => None,
+            MachineState::Drain(drain) => Some(drain),
+            MachineState::Serving | MachineState::Restart(_) | MachineState::Hold(_) => None,
         }
     }
 
     fn hold(&self) -> Option<&Hold> {
         match &self.state {
-            State::Hold(hold) => Some(hold),
-            State::Serving | State::Restart(_) | State::Drain(_) => None,
+            MachineState::Hold(hold) => Some(hold),
+            MachineState::Serving | MachineState::Restart(_) | MachineState::Drain(_) => None,
         }
     }
 
@@ -338,17 +338,17 @@ impl Machine {
         let trigger = if alone { Trigger::Hook } else { trigger };
         let deletion = !matches!(trigger, Trigger::Operator { .. });
         match &mut self.state {
-            State::Drain(drain) => drain.again(now, trigger, &self.settings, effects),
-            State::Serving | State::Hold(_) if trigger == Trigger::AppHook => {
+            MachineState::Drain(drain) => drain.again(now, trigger, &self.settings, effects),
+            MachineState::Serving | MachineState::Hold(_) if trigger == Trigger::AppHook => {
                 self.release(effects);
-                self.state = State::Restart(Restart::new(now, quiet_window(counts, &self.settings)));
+                self.state = MachineState::Restart(Restart::new(now, quiet_window(counts, &self.settings)));
             }
-            State::Restart(_) if trigger == Trigger::AppHook => {}
-            State::Restart(Restart { holding: false, arrived, window, .. }) if deletion => {
+            MachineState::Restart(_) if trigger == Trigger::AppHook => {}
+            MachineState::Restart(Restart { holding: false, arrived, window, .. }) if deletion => {
                 let (arrived, window) = (*arrived, *window);
                 self.start(arrived, Trigger::AppHook, window, effects);
             }
-            State::Serving | State::Restart(_) | State::Hold(_) => {
+            MachineState::Serving | MachineState::Restart(_) | MachineState::Hold(_) => {
                 self.start(now, trigger, quiet_window(counts, &self.settings), effects);
             }
         }
@@ -357,12 +357,12 @@ impl Machine {
     /// Begins or restarts an operator's hold; ignored during a drain or a restart.
     fn hold_requests(&mut self, until: Instant, keep_streams: bool, effects: &mut Vec<Effect>) {
         match &mut self.state {
-            State::Serving => {
-                self.state = State::Hold(Hold { until, keep_streams, idle: false });
+            MachineState::Serving => {
+                self.state = MachineState::Hold(Hold { until, keep_streams, idle: false });
                 effects.push(Effect::Hold);
             }
-            State::Hold(hold) => *hold = Hold { until, keep_streams, idle: false },
-            State::Restart(_) | State::Drain(_) => return,
+            MachineState::Hold(hold) => *hold = Hold { until, keep_streams, idle: false },
+            MachineState::Restart(_) | MachineState::Drain(_) => return,
         }
         // No spread is needed: the clients are held when they reconnect, and released one after the other.
         effects.extend((!keep_streams).then_some(Effect::EndStreams { spread: Duration::ZERO }));
@@ -379,14 +379,14 @@ impl Machine {
         self.release(effects);
         let mut drain = Drain::new(began, trigger, window, &self.settings);
         drain.enter(Phase::LameDuck, effects);
-        self.state = State::Drain(drain);
+        self.state = MachineState::Drain(drain);
     }
 
     fn force(&mut self, now: Instant, counts: &Counts, effects: &mut Vec<Effect>) {
         if self.drain().is_none() {
             self.start(now, Trigger::Signal, quiet_window(counts, &self.settings), effects);
         }
-        if let State::Drain(drain) = &mut self.state {
+        if let MachineState::Drain(drain) = &mut self.state {
             drain.force(now, effects);
         }
     }
@@ -397,9 +397,9 @@ impl Machine {
         self.release(effects);
         if self.drain().is_none() {
             let window = quiet_window(counts, &self.settings);
-            self.state = State::Drain(Drain::new(now, Trigger::Signal, window, &self.settings));
+            self.state = MachineState::Drain(Drain::new(now, Trigger::Signal, window, &self.settings));
         }
-        if let State::Drain(drain) = &mut self.state
+        if let MachineState::Drain(drain) = &mut self.state
             && drain.phase < Phase::Forcing
         {
             drain.forced = Some(now);
@@ -410,40 +410,40 @@ impl Machine {
 
     fn resume(&mut self, effects: &mut Vec<Effect>) {
         match &self.state {
-            State::Drain(drain) => {
+            MachineState::Drain(drain) => {
                 effects.push(Effect::Enter(Phase::Serving));
                 effects.extend(drain.stopped.then_some(Effect::Listen));
                 self.round += 1;
             }
-            State::Restart(restart) if restart.holding => {
+            MachineState::Restart(restart) if restart.holding => {
                 effects.push(Effect::Release);
                 // Nothing else would answer the hook's callers.
                 effects.extend(restart.hook_released.is_none().then_some(Effect::ReleaseHook));
             }
-            State::Hold(_) => effects.push(Effect::Release),
-            State::Serving | State::Restart(_) => return,
+            MachineState::Hold(_) => effects.push(Effect::Release),
+            MachineState::Serving | MachineState::Restart(_) => return,
         }
-        self.state = State::Serving;
+        self.state = MachineState::Serving;
     }
 
     fn app_gone(&mut self) {
-        if let State::Restart(restart) = &mut self.state {
+        if let MachineState::Restart(restart) = &mut self.state {
             restart.gone = true;
         }
     }
 
     fn app_stops(&mut self) {
-        if let State::Restart(restart) = &mut self.state {
+        if let MachineState::Restart(restart) = &mut self.state {
             restart.stops = restart.hook_released.is_some();
         }
     }
 
     /// The kubelet stops the app only after its hooks have ended, so a port that closed briefly before was no restart.
     fn app_back(&mut self, effects: &mut Vec<Effect>) {
-        let State::Restart(restart) = &mut self.state else { return };
+        let MachineState::Restart(restart) = &mut self.state else { return };
         if restart.gone && restart.stops {
             effects.push(Effect::Release);
-            self.state = State::Serving;
+            self.state = MachineState::Serving;
         } else {
             restart.gone = false;
         }

@@ -9,10 +9,10 @@ use crate::drain::gate::Gate;
 
 /// The queue. It releases its requests one by one, so that they reach the app in order.
 #[derive(Debug, Default)]
-pub struct HoldQueue(Mutex<Waiting>);
+pub struct HoldQueue(Mutex<HeldRequest>);
 
 #[derive(Debug, Default)]
-struct Waiting {
+struct HeldRequest {
     /// The wakers, by ticket number.
     wakers: BTreeMap<u64, Option<Waker>>,
     next: u64,
@@ -67,12 +67,12 @@ impl HoldQueue {
         true
     }
 
-    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+    fn waiting(&self) -> MutexGuard<'_, HeldRequest> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl Waiting {
+impl HeldRequest {
     fn move_on(&self, gate: &Gate) {
         match self.wakers.first_key_value() {
             Some((_, Some(first))) => first.wake_by_ref(),

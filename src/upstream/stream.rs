@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to the app.
 #[derive(Debug)]
-pub enum Stream {
+pub enum AppSocket {
     /// Plain TCP.
     Tcp(TcpStream),
     /// TLS over TCP.
@@ -34,7 +34,7 @@ pub enum Stream {
 
 /// The half that reads from the app.
 #[derive(Debug)]
-pub enum Reader<'s> {
+pub enum AppReader<'s> {
     /// Plain TCP.
     Tcp(tcp::ReadHalf<'s>),
     /// TLS over TCP.
@@ -45,7 +45,7 @@ pub enum Reader<'s> {
 
 /// The half that writes to the app.
 #[derive(Debug)]
-pub enum Writer<'s> {
+pub enum AppWriter<'s> {
     /// Plain TCP.
     Tcp(tcp::WriteHalf<'s>),
     /// TLS over TCP.
@@ -54,21 +54,21 @@ pub enum Writer<'s> {
     Unix(unix::WriteHalf<'s>),
 }
 
-impl Stream {
+impl AppSocket {
     /// Returns both halves, which can be used concurrently.
-    pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
+    pub fn split(&mut self) -> (AppReader<'_>, AppWriter<'_>) {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.split();
-                (Reader::Tcp(reader), Writer::Tcp(writer))
+                (AppReader::Tcp(reader), AppWriter::Tcp(writer))
             }
             Self::Tls(stream) => {
                 let (reader, writer) = stream.split();
-                (Reader::Tls(reader), Writer::Tls(writer))
+                (AppReader::Tls(reader), AppWriter::Tls(writer))
             }
             Self::Unix(stream) => {
                 let (reader, writer) = stream.split();
-                (Reader::Unix(reader), Writer::Unix(writer))
+                (AppReader::Unix(reader), AppWriter::Unix(writer))
             }
         }
     }
@@ -87,7 +87,7 @@ impl Stream {
         Pin::new(&mut self.split().0).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
     }
 
-    /// Like [`Stream::is_alive`], but asks the kernel: the runtime limits the number of streams that a task may poll
+    /// Like [`AppSocket::is_alive`], but asks the kernel: the runtime limits the number of streams that a task may poll
     /// in one go.
     pub fn is_quiet(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
@@ -105,7 +105,7 @@ impl Stream {
     }
 }
 
-impl AsyncRead for Reader<'_> {
+impl AsyncRead for AppReader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(cx, buf),
@@ -115,7 +115,7 @@ impl AsyncRead for Reader<'_> {
     }
 }
 
-impl AsyncWrite for Writer<'_> {
+impl AsyncWrite for AppWriter<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write(cx, buf),
@@ -137,13 +137,13 @@ impl AsyncWrite for Writer<'_> {
     }
 }
 
-impl AsyncRead for Stream {
+impl AsyncRead for AppSocket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().split().0).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for Stream {
+impl AsyncWrite for AppSocket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().split().1).poll_write(cx, buf)
     }
@@ -181,13 +181,13 @@ impl AsyncWrite for Stream {
 ///
 /// # Errors
 /// Those of connect(2); `NotFound` if the name has no address.
-pub async fn connect(addr: &UpstreamAddr) -> io::Result<Stream> {
+pub async fn connect(addr: &UpstreamAddr) -> io::Result<AppSocket> {
     let attempt = async {
         match addr {
-            UpstreamAddr::Unix(path) => Stream::unix(path).await,
-            UpstreamAddr::Tcp { host, port } => by_name(host, *port).await.map(Stream::Tcp),
+            UpstreamAddr::Unix(path) => AppSocket::unix(path).await,
+            UpstreamAddr::Tcp { host, port } => by_name(host, *port).await.map(AppSocket::Tcp),
             UpstreamAddr::Tls { host, port, name } => {
-                handshake(by_name(host, *port).await?, name, HTTP1).await.map(Stream::Tls)
+                handshake(by_name(host, *port).await?, name, HTTP1).await.map(AppSocket::Tls)
             }
         }
     };
@@ -258,7 +258,7 @@ mod tests {
     #[tokio::test]
     async fn an_end_that_the_runtime_has_not_heard_of_is_known_to_the_kernel() {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let mut stream = Stream::Tcp(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let mut stream = AppSocket::Tcp(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
         let (app, _) = listener.accept().unwrap();
         assert!(stream.is_alive() && stream.is_quiet());
         drop(app);

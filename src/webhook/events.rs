@@ -12,7 +12,7 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 
 use super::kube::Api;
 use super::metrics::Metrics;
-use super::review::{Outcome, Reviewed};
+use super::review::{ReviewOutcome, Reviewed};
 use crate::inject::ports::NO_PORT;
 
 /// Minimum time between two equal Events.
@@ -27,13 +27,13 @@ const SEND_INTERVAL: Duration = Duration::from_millis(100);
 const MAX_NOTE: usize = 1000;
 
 /// Queue of Events to send.
-pub struct Events {
+pub struct EventQueue {
     queue: Sender<Value>,
     said: Mutex<HashMap<String, Instant>>,
     metrics: Arc<Metrics>,
 }
 
-impl Events {
+impl EventQueue {
     /// Creates the queue and spawns the task that sends the Events.
     pub fn start(api: Api, metrics: Arc<Metrics>) -> Self {
         let (queue, waiting) = channel(QUEUE_LEN);
@@ -70,7 +70,7 @@ impl Events {
 /// Events for a skipped pod. The subject is the pod's controller, or the pod itself if it has none. A ReplicaSet is
 /// replaced with each rollout, so its Deployment gets an Event as well.
 pub fn events(reviewed: &Reviewed) -> Vec<Value> {
-    let (Outcome::Skipped(why) | Outcome::Failed(why)) = &reviewed.outcome else { return vec![] };
+    let (ReviewOutcome::Skipped(why) | ReviewOutcome::Failed(why)) = &reviewed.outcome else { return vec![] };
     let owner = reviewed.owner.as_ref();
     // A batch job serves nothing, and every run of a CronJob would say so.
     let batch = why == NO_PORT && owner.is_some_and(|owner| owner["kind"] == "Job");

@@ -3,14 +3,14 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use super::review::Outcome;
+use super::review::ReviewOutcome;
 use crate::metrics::{counters, gauge, histogram, text};
 
 /// Upper bounds of the duration histogram, in milliseconds.
 const BOUNDS_MS: [u64; 9] = [1, 2, 5, 10, 25, 100, 500, 1_000, 10_000];
 const OUTCOMES: [&str; 4] = ["injected", "unchanged", "skipped", "failed"];
 
-impl Outcome {
+impl ReviewOutcome {
     /// Value in the log and in the label `outcome`.
     pub fn name(&self) -> &'static str {
         OUTCOMES[self.number()]
@@ -38,7 +38,7 @@ pub struct Metrics {
 
 impl Metrics {
     /// Counts a review.
-    pub fn review(&self, outcome: &Outcome, took: Duration) {
+    pub fn review(&self, outcome: &ReviewOutcome, took: Duration) {
         self.outcomes[outcome.number()].fetch_add(1, Ordering::Relaxed);
         let ms = took.as_millis() as u64;
         let bucket = BOUNDS_MS.iter().position(|bound| ms < *bound).unwrap_or(BOUNDS_MS.len());

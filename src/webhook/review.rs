@@ -20,7 +20,7 @@ const MAX_WARNINGS: usize = 10;
 
 /// Result for a pod.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
+pub enum ReviewOutcome {
     /// Gets the sidecar.
     Injected,
     /// Nothing to do: it already has the sidecar, its owner doesn't want it, or this is not the creation of a pod.
@@ -37,7 +37,7 @@ pub struct Reviewed {
     /// AdmissionReview to send back.
     pub answer: Value,
     /// Result for the pod.
-    pub outcome: Outcome,
+    pub outcome: ReviewOutcome,
     /// Namespace of the pod.
     pub namespace: String,
     /// Name of the pod, or its generateName prefix.
@@ -63,11 +63,11 @@ pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String)
         && request["operation"] == "CREATE"
         && request.get("subResource").is_none_or(|sub| sub == "");
     if !new_pod {
-        return Ok(reviewed(&uid, &request, Outcome::Unchanged, Vec::new(), None));
+        return Ok(reviewed(&uid, &request, ReviewOutcome::Unchanged, Vec::new(), None));
     }
     let pod = &request["object"];
     if disabled(pod) {
-        return Ok(reviewed(&uid, &request, Outcome::Unchanged, Vec::new(), None));
+        return Ok(reviewed(&uid, &request, ReviewOutcome::Unchanged, Vec::new(), None));
     }
     let had = token_of(pod);
     let token = had.map_or_else(token, str::to_owned);
@@ -75,19 +75,19 @@ pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String)
     Ok(match patch {
         Err(skip) if had.is_some() => {
             let warning = format!("the sidecar stays unchanged: {}", skip.0);
-            reviewed(&uid, &request, Outcome::Unchanged, vec![warning], None)
+            reviewed(&uid, &request, ReviewOutcome::Unchanged, vec![warning], None)
         }
         Err(skip) => {
             let warning = format!("not injected: {}", skip.0);
-            reviewed(&uid, &request, Outcome::Skipped(skip.0), vec![warning], None)
+            reviewed(&uid, &request, ReviewOutcome::Skipped(skip.0), vec![warning], None)
         }
         // In a repeated call, the pod has Kubernetes' defaults filled in: these are no reason to change it.
         Ok(patch) if within(&patch.pod, pod) => {
-            reviewed(&uid, &request, Outcome::Unchanged, Vec::new(), None)
+            reviewed(&uid, &request, ReviewOutcome::Unchanged, Vec::new(), None)
         }
         Ok(patch) => {
             let ops = json!(patch.ops).to_string();
-            reviewed(&uid, &request, Outcome::Injected, patch.warnings, Some(ops))
+            reviewed(&uid, &request, ReviewOutcome::Injected, patch.warnings, Some(ops))
         }
     })
 }
@@ -100,7 +100,7 @@ pub fn allowed_anyway(bytes: &[u8]) -> Result<Reviewed, String> {
     let (uid, request) = request(bytes)?;
     let why = "internal error of lameduck; see its log".to_owned();
     let warning = format!("not injected: {why}");
-    Ok(reviewed(&uid, &request, Outcome::Failed(why), vec![warning], None))
+    Ok(reviewed(&uid, &request, ReviewOutcome::Failed(why), vec![warning], None))
 }
 
 fn request(bytes: &[u8]) -> Result<(String, Value), String> {
@@ -128,7 +128,7 @@ fn disabled(pod: &Value) -> bool {
 fn reviewed(
     uid: &str,
     request: &Value,
-    outcome: Outcome,
+    outcome: ReviewOutcome,
     warnings: Vec<String>,
     ops: Option<String>,
 ) -> Reviewed {

@@ -18,7 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
-use super::review::{Outcome, Reviewed, allowed_anyway, review};
+use super::review::{ReviewOutcome, Reviewed, allowed_anyway, review};
 use super::state::{Webhook, random_token};
 use crate::answer::{Answer, answer, text, wrong_method};
 use crate::proxy::accept::syn_drain::handshakes_end;
@@ -155,7 +155,7 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
             answer(StatusCode::OK, "application/json", reviewed.answer.to_string().into())
         }
         Err(why) => {
-            webhook.metrics.review(&Outcome::Failed(String::new()), began.elapsed());
+            webhook.metrics.review(&ReviewOutcome::Failed(String::new()), began.elapsed());
             tracing::warn!("refused a request to /mutate: {why}");
             text(StatusCode::BAD_REQUEST, &why)
         }
@@ -191,11 +191,13 @@ fn log(reviewed: &Reviewed) {
     let Reviewed { outcome, namespace, name, dry_run, warnings, .. } = reviewed;
     let result = outcome.name();
     match outcome {
-        Outcome::Failed(reason) => tracing::error!(namespace, pod = name, outcome = result, reason, "review"),
-        Outcome::Skipped(reason) => {
+        ReviewOutcome::Failed(reason) => {
+            tracing::error!(namespace, pod = name, outcome = result, reason, "review")
+        }
+        ReviewOutcome::Skipped(reason) => {
             tracing::info!(namespace, pod = name, outcome = result, reason, dry_run, "review");
         }
-        Outcome::Injected | Outcome::Unchanged => {
+        ReviewOutcome::Injected | ReviewOutcome::Unchanged => {
             let warnings = (!warnings.is_empty()).then(|| warnings.join("; "));
             tracing::info!(namespace, pod = name, outcome = result, warnings, dry_run, "review");
         }

@@ -8,7 +8,7 @@ use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use tokio::sync::Semaphore;
 
-use super::events::Events;
+use super::events::EventQueue;
 use super::kube::Api;
 use super::metrics::Metrics;
 use super::x509::{Seconds, Served, now, provider};
@@ -30,7 +30,7 @@ pub struct Webhook {
     /// Counters of reviews.
     pub metrics: Arc<Metrics>,
     /// Queue of Events about skipped pods.
-    pub events: Option<Events>,
+    pub events: Option<EventQueue>,
     /// One permit per byte of a large body that is being read.
     pub body_room: Semaphore,
     standing: Mutex<Standing>,
@@ -85,7 +85,7 @@ impl Webhook {
             },
             tls: Arc::new(tls),
             certificate,
-            events: api.map(|api| Events::start(api, Arc::clone(&metrics))),
+            events: api.map(|api| EventQueue::start(api, Arc::clone(&metrics))),
             metrics,
             body_room: Semaphore::new(MAX_BODIES),
             standing: Mutex::default(),

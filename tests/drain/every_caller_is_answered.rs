@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lameduck::control::data_plane::Listeners;
-use lameduck::control::handle::{HoldAnswer, Outcome};
+use lameduck::control::handle::{DrainOutcome, HoldAnswer};
 use lameduck::control::verdict::Verdict;
 use lameduck::drain::ledger::lock;
 use lameduck::drain::machine::{Phase, Trigger};
@@ -29,16 +29,16 @@ fn world(line: &str) -> World {
     World::new(settings(line), REOPENING)
 }
 
-fn clean() -> Outcome {
-    Outcome::Drained { verdict: Verdict::Clean }
+fn clean() -> DrainOutcome {
+    DrainOutcome::Drained { verdict: Verdict::Clean }
 }
 
-fn cut(n: u64) -> Outcome {
-    Outcome::Drained { verdict: Verdict::Lost(vec![(Ended::Cut, n)]) }
+fn cut(n: u64) -> DrainOutcome {
+    DrainOutcome::Drained { verdict: Verdict::Lost(vec![(Ended::Cut, n)]) }
 }
 
 /// The answer, which came at this second or up to 100 ms later.
-async fn answer(caller: JoinHandle<(Outcome, Duration)>, second: u64) -> Outcome {
+async fn answer(caller: JoinHandle<(DrainOutcome, Duration)>, second: u64) -> DrainOutcome {
     let (outcome, at) = caller.await.expect("an answer");
     assert!(
         at >= secs(second) && at <= secs(second) + Duration::from_millis(100),
@@ -126,8 +126,8 @@ async fn the_drain_ends_a_second_after_its_deadline_whatever_stays_in_flight() {
     let hook = world.caller(Trigger::Hook).await;
     sleep(secs(20)).await;
     let operator = world.caller(Trigger::Operator { timeout: Some(secs(10)) }).await;
-    assert!(matches!(answer(hook, 31).await, Outcome::Drained { .. }));
-    assert!(matches!(answer(operator, 31).await, Outcome::Drained { .. }));
+    assert!(matches!(answer(hook, 31).await, DrainOutcome::Drained { .. }));
+    assert!(matches!(answer(operator, 31).await, DrainOutcome::Drained { .. }));
     assert_eq!((world.plane.gate.in_flight(), phase(&world)), (9, Phase::Drained));
 }
 
@@ -153,7 +153,7 @@ async fn a_resume_answers_everyone_and_returns_once_all_listeners_are_open() {
     world.control.resume().await;
     assert!(world.sockets.is_listening(), "back");
     for hook in hooks {
-        assert_eq!(answer(hook, 10).await, Outcome::Resumed);
+        assert_eq!(answer(hook, 10).await, DrainOutcome::Resumed);
     }
     let status = world.control.status();
     assert_eq!((status.phase, status.round, status.age_ms), ("serving", 1, None));
@@ -215,10 +215,10 @@ async fn the_apps_hook_returns_with_its_last_request_and_the_hold_ends_if_nobody
     let hook = world.caller(Trigger::AppHook).await;
     sleep(secs(3)).await;
     let held = world.plane.request(Work::Plain, secs(1));
-    assert_eq!(answer(hook, 6).await, Outcome::AppMayStop);
+    assert_eq!(answer(hook, 6).await, DrainOutcome::AppMayStop);
     sleep(secs(1)).await;
     // The kubelet may call twice.
-    assert_eq!(answer(world.caller(Trigger::AppHook).await, 7).await, Outcome::AppMayStop);
+    assert_eq!(answer(world.caller(Trigger::AppHook).await, 7).await, DrainOutcome::AppMayStop);
     assert_eq!(held.await.expect("its end"), Some(Ended::Complete));
     assert_eq!(world.time().as_secs(), 6 + 30 + 1, "the grace from the answer on, then the request itself");
     assert_eq!((phase(&world), world.control.published().restarting), (Phase::Serving, false));
@@ -229,7 +229,7 @@ async fn held_requests_go_on_when_the_app_has_restarted() {
     let mut app = App::start(true, STEP);
     let world = world(&format!("--upstream {} --sidecar native --grace 300s", app.address()));
     let hook = world.caller(Trigger::AppHook).await;
-    assert_eq!(answer(hook, 2).await, Outcome::AppMayStop);
+    assert_eq!(answer(hook, 2).await, DrainOutcome::AppMayStop);
     let held = world.plane.request(Work::Plain, secs(1));
     sleep(secs(3)).await;
     app.stop();
@@ -244,7 +244,7 @@ async fn held_requests_go_on_when_the_app_has_restarted() {
 async fn no_request_waits_for_ever_for_an_app_that_never_comes_back() {
     let world = world(&format!("{MINUTE} --upstream-wait 7s"));
     let hook = world.caller(Trigger::AppHook).await;
-    assert_eq!(answer(hook, 2).await, Outcome::AppMayStop);
+    assert_eq!(answer(hook, 2).await, DrainOutcome::AppMayStop);
     let began = world.time();
     let held = world.plane.request(Work::Plain, secs(1));
     assert_eq!(held.await.expect("its end"), Some(Ended::Unsent));

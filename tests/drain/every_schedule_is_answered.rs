@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use lameduck::config::{DrainSettings, Settings, Sidecar};
 use lameduck::control::data_plane::Listeners;
-use lameduck::control::handle::{HoldAnswer, Outcome};
+use lameduck::control::handle::{DrainOutcome, HoldAnswer};
 use lameduck::control::verdict::Verdict;
 use lameduck::drain::machine::{Phase, Trigger};
 use lameduck::metrics::Ended;
@@ -53,7 +53,7 @@ impl Random {
 #[derive(Debug)]
 enum Answer {
     /// And how many requests had been lost by then.
-    Drain(Outcome, u64),
+    Drain(DrainOutcome, u64),
     Hold(HoldAnswer),
     Resumed,
 }
@@ -335,15 +335,15 @@ impl Sim {
                 "resumed".to_owned()
             }
             Answer::Hold(held) => format!("{held:?}"),
-            Answer::Drain(Outcome::Resumed, _) => {
+            Answer::Drain(DrainOutcome::Resumed, _) => {
                 self.promise(self.resumes > 0, "nobody resumed");
                 "drain resumed".to_owned()
             }
-            Answer::Drain(Outcome::AppMayStop, _) => {
+            Answer::Drain(DrainOutcome::AppMayStop, _) => {
                 self.promise(trigger == Some(Trigger::AppHook), "only the app's hook lets the app stop");
                 "app may stop".to_owned()
             }
-            Answer::Drain(Outcome::Drained { verdict }, lost) => {
+            Answer::Drain(DrainOutcome::Drained { verdict }, lost) => {
                 let told: u64 = match &verdict {
                     Verdict::Clean => 0,
                     Verdict::Lost(lost) => lost.iter().map(|(_, n)| n).sum(),

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use lameduck::cli::{self, Command};
 use lameduck::config::{Settings, UpstreamAddr};
 use lameduck::control::data_plane::{DataPlane, Listeners};
-use lameduck::control::handle::{Control, HoldAnswer, Outcome};
+use lameduck::control::handle::{Control, DrainOutcome, HoldAnswer};
 use lameduck::control::runner::control;
 use lameduck::drain::gate::Gate;
 use lameduck::drain::ledger::{LedgerRow, lock};
@@ -271,7 +271,7 @@ impl World {
     }
 
     /// Begins or joins a drain. The caller's task returns its answer, and when that came.
-    pub async fn caller(&self, trigger: Trigger) -> JoinHandle<(Outcome, Duration)> {
+    pub async fn caller(&self, trigger: Trigger) -> JoinHandle<(DrainOutcome, Duration)> {
         let world = self.clone();
         let caller = tokio::spawn(async move { (answer(world.control.drain(trigger)).await, world.time()) });
         tokio::task::yield_now().await;

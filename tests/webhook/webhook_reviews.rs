@@ -8,7 +8,7 @@ use lameduck::inject::Services;
 use lameduck::inject::sidecar::token_of;
 use lameduck::inject::{self, Settings};
 use lameduck::webhook::events::events;
-use lameduck::webhook::review::{Outcome, Reviewed, allowed_anyway, review};
+use lameduck::webhook::review::{ReviewOutcome, Reviewed, allowed_anyway, review};
 use serde_json::{Value, json};
 
 const DEPLOYMENT: &str = include_str!("deployment.json");
@@ -113,7 +113,7 @@ fn with_defaults(pod: &mut Value) {
 fn a_deployments_pod_gets_exactly_what_inject_gives() {
     let asked = deployment();
     let reviewed = ask(&asked);
-    assert_eq!(reviewed.outcome, Outcome::Injected);
+    assert_eq!(reviewed.outcome, ReviewOutcome::Injected);
     let pod = &asked["request"]["object"];
     let expected =
         inject::patch(pod, &Settings { token: "a-new-token".to_owned(), ..settings() }).expect("a patch");
@@ -139,7 +139,7 @@ fn called_again_the_token_stays_and_nothing_changes() {
     asked["request"]["object"] = patched(&asked, &ask(&asked));
     for _ in 0..2 {
         let again = ask_with(&asked, "another-token");
-        assert_eq!(again.outcome, Outcome::Unchanged);
+        assert_eq!(again.outcome, ReviewOutcome::Unchanged);
         assert_eq!(again.answer["response"].get("patch"), None);
         assert_eq!(token_of(&asked["request"]["object"]), Some("a-new-token"));
         // The API server calls again with its own defaults in the injected container.
@@ -155,12 +155,12 @@ fn a_pod_that_another_webhook_changed_is_corrected_with_its_old_token() {
     asked["request"]["object"]["spec"]["terminationGracePeriodSeconds"] = json!(20);
     asked["request"]["object"]["spec"]["containers"][0]["lifecycle"] = json!({});
     let again = ask_with(&asked, "another-token");
-    assert_eq!(again.outcome, Outcome::Injected);
+    assert_eq!(again.outcome, ReviewOutcome::Injected);
     let pod = patched(&asked, &again);
     assert_eq!(token_of(&pod), Some("a-new-token"));
     assert!(pod["spec"]["containers"][0]["lifecycle"]["preStop"]["httpGet"]["path"].is_string());
     asked["request"]["object"] = pod;
-    assert_eq!(ask(&asked).outcome, Outcome::Unchanged);
+    assert_eq!(ask(&asked).outcome, ReviewOutcome::Unchanged);
 }
 
 #[test]
@@ -169,7 +169,7 @@ fn an_injected_pod_that_is_not_understood_any_more_keeps_its_sidecar() {
     asked["request"]["object"] = patched(&asked, &ask(&asked));
     asked["request"]["object"]["spec"]["hostNetwork"] = json!(true);
     let again = ask(&asked);
-    assert_eq!((&again.outcome, again.answer["response"].get("patch")), (&Outcome::Unchanged, None));
+    assert_eq!((&again.outcome, again.answer["response"].get("patch")), (&ReviewOutcome::Unchanged, None));
     assert!(warnings(&again)[0].contains("stays unchanged: hostNetwork"), "{:?}", warnings(&again));
 }
 
@@ -178,7 +178,7 @@ fn a_pod_that_is_not_understood_is_allowed_with_a_warning_that_says_why() {
     let mut asked = deployment();
     asked["request"]["object"]["spec"]["hostNetwork"] = json!(true);
     let reviewed = ask(&asked);
-    assert!(matches!(&reviewed.outcome, Outcome::Skipped(why) if why.contains("hostNetwork")));
+    assert!(matches!(&reviewed.outcome, ReviewOutcome::Skipped(why) if why.contains("hostNetwork")));
     assert_eq!(
         warnings(&reviewed),
         ["lameduck: not injected: hostNetwork: the proxy's ports would be the node's"]
@@ -192,7 +192,7 @@ fn a_disabled_pod_is_allowed_without_a_warning() {
         let mut asked = deployment();
         asked["request"]["object"]["metadata"][place] = json!({ INJECT: "disabled" });
         let reviewed = ask(&asked);
-        assert_eq!((&reviewed.outcome, warnings(&reviewed).len()), (&Outcome::Unchanged, 0));
+        assert_eq!((&reviewed.outcome, warnings(&reviewed).len()), (&ReviewOutcome::Unchanged, 0));
     }
 }
 
@@ -214,7 +214,7 @@ fn anything_but_a_new_pod_is_allowed_untouched() {
         let reviewed = ask(&asked);
         assert_eq!(
             (&reviewed.outcome, warnings(&reviewed).len()),
-            (&Outcome::Unchanged, 0),
+            (&ReviewOutcome::Unchanged, 0),
             "{place} {value}"
         );
     }
@@ -247,7 +247,7 @@ fn after_an_error_of_ours_the_pod_goes_on_as_it_is() {
     let reviewed = allowed_anyway(DEPLOYMENT.as_bytes()).expect("an answer");
     let response = &reviewed.answer["response"];
     assert_eq!((&response["allowed"], response.get("patch")), (&json!(true), None));
-    assert!(matches!(reviewed.outcome, Outcome::Failed(_)) && warnings(&reviewed).len() == 1);
+    assert!(matches!(reviewed.outcome, ReviewOutcome::Failed(_)) && warnings(&reviewed).len() == 1);
 }
 
 /// A small generator with a seed (Knuth's MMIX constants).
@@ -314,7 +314,7 @@ fn any_input_is_answered_or_refused_without_a_panic() {
             Ok(reviewed) => {
                 kinds[0] += 1;
                 assert_eq!(reviewed.answer["response"]["allowed"], true, "seed {seed}");
-                if reviewed.outcome == Outcome::Injected
+                if reviewed.outcome == ReviewOutcome::Injected
                     && let Ok(asked) = serde_json::from_slice(&bytes)
                 {
                     let _ = patched(&asked, &reviewed);
@@ -352,7 +352,7 @@ fn a_skip_is_an_event_of_the_deployment_too_and_none_of_a_batch_job_without_a_po
     spec["hostNetwork"] = json!(false);
     spec["containers"][0]["ports"] = json!([]);
     assert_eq!(subjects(&asked), []);
-    assert!(matches!(ask(&asked).outcome, Outcome::Skipped(_)));
+    assert!(matches!(ask(&asked).outcome, ReviewOutcome::Skipped(_)));
     asked["request"]["object"]["metadata"]["ownerReferences"][0]["kind"] = json!("ReplicaSet");
     assert_eq!(subjects(&asked), [pair("ReplicaSet", "other")]);
 }

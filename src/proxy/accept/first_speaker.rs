@@ -11,7 +11,7 @@ use crate::proxy::route::Route;
 use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
-use crate::upstream::{Connection, Reader};
+use crate::upstream::{AppReader, Connection};
 
 /// Time for a client to send its first byte before the app gets the chance to speak first.
 const CLIENT_FIRST: Duration = Duration::from_millis(20);
@@ -87,14 +87,14 @@ pub async fn first_speaker(
 }
 
 /// Waits for the app's first bytes. Whether they are a greeting that isn't HTTP.
-async fn greets(app: Reader<'_>) -> bool {
+async fn greets(app: AppReader<'_>) -> bool {
     // A frame's head of HTTP/2.
     let mut first = [0; 9];
     match app {
-        Reader::Tcp(mut half) => {
+        AppReader::Tcp(mut half) => {
             half.peek(&mut first).await.is_ok_and(|n| n > 0 && !is_http_server(&first[..n]))
         }
         // Captured apps are reached by TCP only.
-        Reader::Tls(_) | Reader::Unix(_) => false,
+        AppReader::Tls(_) | AppReader::Unix(_) => false,
     }
 }

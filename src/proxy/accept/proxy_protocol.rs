@@ -27,19 +27,19 @@ pub struct Header {
 
 /// Why these bytes begin no header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Broken(pub &'static str);
+pub struct BadHeader(pub &'static str);
 
 /// Parses the header at the start of a connection; `None` if `bytes` are an incomplete one.
 ///
 /// # Errors
 /// If they begin no header, or one that is too long.
-pub fn header(bytes: &[u8]) -> Result<Option<Header>, Broken> {
+pub fn header(bytes: &[u8]) -> Result<Option<Header>, BadHeader> {
     if begins(bytes, START_V2) {
         version_2(bytes)
     } else if begins(bytes, START_V1) {
         version_1(bytes)
     } else {
-        Err(Broken("it does not begin with a PROXY protocol header"))
+        Err(BadHeader("it does not begin with a PROXY protocol header"))
     }
 }
 
@@ -50,14 +50,14 @@ fn begins(bytes: &[u8], start: &[u8]) -> bool {
 }
 
 /// Parses one line: `PROXY TCP4 client proxy port port`.
-fn version_1(bytes: &[u8]) -> Result<Option<Header>, Broken> {
-    const BAD: Broken = Broken("its PROXY protocol line is invalid");
+fn version_1(bytes: &[u8]) -> Result<Option<Header>, BadHeader> {
+    const BAD: BadHeader = BadHeader("its PROXY protocol line is invalid");
     let within = &bytes[..bytes.len().min(MAX_V1)];
     let Some(end) = within.windows(2).position(|two| two == b"\r\n") else {
         return if bytes.len() < MAX_V1 {
             Ok(None)
         } else {
-            Err(Broken("its PROXY protocol line is too long"))
+            Err(BadHeader("its PROXY protocol line is too long"))
         };
     };
     let (line, len) = (&within[..end], end + 2);
@@ -94,17 +94,17 @@ fn port_number(text: &str) -> Option<u16> {
 }
 
 /// Parses the binary header: the fixed part, the addresses, additional fields.
-fn version_2(bytes: &[u8]) -> Result<Option<Header>, Broken> {
+fn version_2(bytes: &[u8]) -> Result<Option<Header>, BadHeader> {
     let Some((fixed, rest)) = bytes.split_at_checked(FIXED_V2) else { return Ok(None) };
     let len = FIXED_V2 + usize::from(u16::from_be_bytes([fixed[14], fixed[15]]));
     let (version, command) = (fixed[12] >> 4, fixed[12] & 0xf);
     let (family, protocol) = (fixed[13] >> 4, fixed[13] & 0xf);
     // Unassigned values must be refused (§2.2).
     if version != 2 || command > 1 || family > 3 || protocol > 2 {
-        return Err(Broken("its PROXY protocol header has an unknown version, command or family"));
+        return Err(BadHeader("its PROXY protocol header has an unknown version, command or family"));
     }
     if len > MAX_V2 {
-        return Err(Broken("its PROXY protocol header is too long"));
+        return Err(BadHeader("its PROXY protocol header is too long"));
     }
     let Some(body) = rest.get(..len - FIXED_V2) else { return Ok(None) };
     // LOCAL: the peer connects for itself, whatever the rest says.
@@ -117,11 +117,11 @@ fn version_2(bytes: &[u8]) -> Result<Option<Header>, Broken> {
 }
 
 /// Parses the client's address of `N` bytes; the proxy's address and both ports follow it.
-fn address<const N: usize>(body: &[u8]) -> Result<SocketAddr, Broken>
+fn address<const N: usize>(body: &[u8]) -> Result<SocketAddr, BadHeader>
 where
     IpAddr: From<[u8; N]>,
 {
-    let short = Broken("its PROXY protocol header is too short for its addresses");
+    let short = BadHeader("its PROXY protocol header is too short for its addresses");
     let (ip, rest) = body.split_first_chunk::<N>().ok_or(short)?;
     let (_, ports) = rest.split_first_chunk::<N>().ok_or(short)?;
     let (ports, _) = ports.split_first_chunk::<4>().ok_or(short)?;
@@ -137,7 +137,7 @@ mod tests {
         [START_V2, &[command, family], &len, body].concat()
     }
 
-    fn client(bytes: &[u8]) -> Result<Option<String>, Broken> {
+    fn client(bytes: &[u8]) -> Result<Option<String>, BadHeader> {
         let header = header(bytes)?.unwrap();
         assert_eq!(header.len, bytes.len());
         Ok(header.client.map(|client| client.to_string()))
