@@ -40,10 +40,12 @@ pub(super) struct Cli {
 
 /// The flags of `proxy` that no annotation sets: the injection sets them itself, has an annotation of another name for
 /// them, or does not mount the files that they need.
-const NOT_ANNOTATED: [&str; 22] = [
+const NOT_ANNOTATED: [&str; 24] = [
     "after-drain",
     "after-drain-header",
     "app-probe",
+    "capture",
+    "capture-port",
     "control",
     "grace",
     "help",

@@ -19,6 +19,11 @@ use crate::inject::resources::resources;
 pub(super) const ANNOTATIONS: &str = "\
 Annotations of a pod (template), all lameduck.dev/NAME:
   inject: disabled              don't add the sidecar
+  capture: loopback             serve every port of every app container, which all keep their numbers, names and Services
+  capture: port-name | port-env how the proxy gets one port instead: its name moves, or PORT is another number. By
+                                default what fits
+  ports: 8080=http 9000=tcp 7000=skip
+                                what captured ports are served as, instead of what their first bytes say
   container, port               container and port of the app, if there are several
   app-port                      port on which the app listens; the proxy takes the container port
   app-socket                    the same with a unix socket: /run/lameduck/app.sock, which is then the app's PORT

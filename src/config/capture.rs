@@ -1,5 +1,6 @@
 //! `--capture`: which of the app's ports are captured, and as what.
 
+use std::fmt;
 use std::net::Ipv4Addr;
 use std::str::FromStr;
 use std::time::Duration;
@@ -48,6 +49,17 @@ pub enum CaptureProtocol {
     Tcp,
     /// Not at all.
     Skip,
+}
+
+impl fmt::Display for CaptureRule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let protocol = match self.protocol {
+            CaptureProtocol::Http => "http",
+            CaptureProtocol::Tcp => "tcp",
+            CaptureProtocol::Skip => "skip",
+        };
+        write!(f, "{}={protocol}", self.port)
+    }
 }
 
 impl FromStr for CaptureRule {

@@ -4,13 +4,16 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::model::{Annotations, Pid1};
+use super::model::{Annotations, Capture, Pid1};
 use super::names::{PREFIX, PRELOAD, PROGRAM, PULL_POLICIES, SHARE_DIR};
 use super::quantity;
+use crate::config::CaptureRule;
 
 /// Annotations that are no flags of the proxy.
-pub const NAMES: [&str; 16] = [
+pub const NAMES: [&str; 18] = [
     "inject",
+    "capture",
+    "ports",
     "container",
     "port",
     "app-port",
@@ -28,12 +31,15 @@ pub const NAMES: [&str; 16] = [
     "memory-limit",
 ];
 
+/// What a pod gets that doesn't say how.
+const DEFAULT_CAPTURE: Option<Capture> = None;
+
 /// Parses the annotations of a pod. `flags` are the flags of the proxy that an annotation can set.
 ///
 /// # Errors
 /// Names the annotation whose value is invalid.
 pub fn read(written: &Map<String, Value>, flags: &[String]) -> Result<Annotations, String> {
-    let mut annotations = Annotations::default();
+    let mut annotations = Annotations { capture: DEFAULT_CAPTURE, ..Annotations::default() };
     for (key, value) in written {
         let Some(name) = key.strip_prefix(PREFIX) else { continue };
         let value = value.as_str().ok_or_else(|| format!("annotation {key} is no string"))?;
@@ -46,6 +52,15 @@ fn set(annotations: &mut Annotations, name: &str, value: &str, flags: &[String])
     let text = || Some(value.to_owned());
     match name {
         "inject" | "injected" | "warnings" => {}
+        "capture" => {
+            annotations.capture = Some(match value {
+                "loopback" => Capture::Loopback,
+                "port-name" => Capture::PortName,
+                "port-env" => Capture::PortEnv,
+                _ => return Err(format!("'{value}' is none of loopback, port-name, port-env")),
+            });
+        }
+        "ports" => annotations.ports = rules(value)?,
         "container" => annotations.container = text(),
         "port" => annotations.port = text(),
         "app-port" => annotations.app_port = Some(port(value)?),
@@ -84,6 +99,19 @@ fn set(annotations: &mut Annotations, name: &str, value: &str, flags: &[String])
 
 fn port(text: &str) -> Result<u16, String> {
     text.parse().ok().filter(|port| *port != 0).ok_or_else(|| format!("'{text}' is not a port"))
+}
+
+/// `8080=http 9000=tcp`: each port once, separated by spaces or commas.
+fn rules(text: &str) -> Result<Vec<CaptureRule>, String> {
+    let mut rules: Vec<CaptureRule> = Vec::new();
+    for word in text.split([' ', ',', '\n']).filter(|word| !word.is_empty()) {
+        let rule: CaptureRule = word.parse()?;
+        if rules.iter().any(|other| other.port == rule.port) {
+            return Err(format!("'{text}' has port {} twice", rule.port));
+        }
+        rules.push(rule);
+    }
+    Ok(rules)
 }
 
 /// An image's name, as far as the API server checks it.
@@ -159,6 +187,9 @@ mod tests {
             ("grace", "1.5s"),
             ("pid1", "on"),
             ("sidecar", "x"),
+            ("capture", "on"),
+            ("ports", "8080"),
+            ("ports", "8080=http 8080=tcp"),
             ("grace", "10"),
             ("image-pull-policy", "never"),
             ("image", "lame duck"),

@@ -3,6 +3,8 @@
 use serde::Serialize;
 use serde_json::{Map, Value};
 
+use super::names::PROBES;
+
 /// One operation. Operations are applied in order.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(tag = "op", rename_all = "lowercase")]
@@ -87,11 +89,15 @@ fn walk(at: &Pointer, before: &Value, after: &Value, ops: &mut Vec<Op>) {
     }
 }
 
-/// Whether this is a preStop hook that becomes another one: it is replaced as a whole, so that it can be put back as it
-/// was. A longer command is still the same hook.
+/// Whether this is a preStop hook or a probe that becomes another one: it is replaced as a whole, so that it can be put
+/// back as it was. A longer command is still the same hook.
 fn is_another_handler(at: &Pointer, before: &Value, after: &Value) -> bool {
-    let commands = !before["exec"].is_null() && !after["exec"].is_null();
-    at.0.last().is_some_and(|key| key == "preStop") && !commands
+    let both = |kind: &str| !before[kind].is_null() && !after[kind].is_null();
+    match at.0.last().map(String::as_str) {
+        Some("preStop") => !both("exec"),
+        Some(key) if PROBES.contains(&key) => before["tcpSocket"].is_null() != after["tcpSocket"].is_null(),
+        _ => false,
+    }
 }
 
 /// Members are added before others are removed, so that a YAML block mapping is never empty in between.

@@ -5,12 +5,13 @@ use serde_json::{Map, Value, json};
 use super::json::ports;
 use super::model::{Annotations, OwnHook, Plan, Settings};
 use super::names::{CONTROL_ADDR, OWN_HOOK_RESERVE, PROGRAM, SHARE_DIR};
+use crate::config::APP_IP;
 
 /// Reads the user's own hook; none if the container has none.
 ///
 /// # Errors
 /// Says why the hook can't be kept.
-pub fn own(app: &Map<String, Value>, plan: &Plan) -> Result<Option<OwnHook>, String> {
+pub fn own(app: &Map<String, Value>, plan: Option<&Plan>) -> Result<Option<OwnHook>, String> {
     let hook = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
     let Some(hook) = hook.filter(|hook| !hook.is_null()) else { return Ok(None) };
     if let Some(seconds) = hook["sleep"]["seconds"].as_u64() {
@@ -26,9 +27,29 @@ pub fn own(app: &Map<String, Value>, plan: &Plan) -> Result<Option<OwnHook>, Str
     Ok(Some(sleep(&words).map_or(OwnHook::Exec(words), OwnHook::Sleep)))
 }
 
-/// Warning for the owner, if any.
-pub fn warning(own: Option<&OwnHook>, annotations: &Annotations) -> Option<String> {
-    let kind = match own? {
+/// The hooks of all containers as one list.
+///
+/// # Errors
+/// The proxy could not run them all.
+pub fn together(owns: &[Option<OwnHook>]) -> Result<Vec<OwnHook>, String> {
+    let all: Vec<OwnHook> = owns.iter().flatten().cloned().collect();
+    match all.iter().filter(|own| matches!(own, OwnHook::Get { .. })).count() {
+        0 | 1 => Ok(all),
+        _ => Err("several of its containers have a preStop httpGet, and the proxy sends only one: make the others an \
+                  exec, or choose a container by lameduck.dev/container"
+            .to_owned()),
+    }
+}
+
+/// Warnings for the owner, each once.
+pub fn warnings(own: &[OwnHook], annotations: &Annotations) -> Vec<String> {
+    let mut all: Vec<_> = own.iter().filter_map(|own| warning(own, annotations)).collect();
+    all.dedup();
+    all
+}
+
+fn warning(own: &OwnHook, annotations: &Annotations) -> Option<String> {
+    let kind = match own {
         OwnHook::Sleep(_) => return None,
         OwnHook::Get { .. } => "httpGet",
         OwnHook::Exec(_) => "exec",
@@ -40,9 +61,17 @@ pub fn warning(own: Option<&OwnHook>, annotations: &Annotations) -> Option<Strin
 }
 
 /// Header fields of the user's hook as flags, for the command line check only: the sidecar gets them from a variable.
-pub fn header_flags(own: Option<&OwnHook>) -> Vec<String> {
-    let Some(OwnHook::Get { headers, .. }) = own else { return Vec::new() };
-    headers.iter().map(|header| format!("--after-drain-header={header}")).collect()
+pub fn header_flags(own: &[OwnHook]) -> Vec<String> {
+    headers(own).map(|header| format!("--after-drain-header={header}")).collect()
+}
+
+/// Header fields of the user's httpGet hook.
+pub fn headers(own: &[OwnHook]) -> impl Iterator<Item = &str> {
+    let headers = own.iter().filter_map(|own| match own {
+        OwnHook::Get { headers, .. } => Some(headers),
+        OwnHook::Sleep(_) | OwnHook::Exec(_) => None,
+    });
+    headers.flatten().map(String::as_str)
 }
 
 /// Seconds of a `sleep 5`, run directly or by a shell.
@@ -64,8 +93,8 @@ fn base(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-/// The kubelet sends the hook to the pod's IP; the proxy sends it to loopback.
-fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook, String> {
+/// The kubelet sends the hook to the pod's IP; the proxy sends it to the app's loopback address.
+fn own_get(get: &Value, app: &Map<String, Value>, plan: Option<&Plan>) -> Result<OwnHook, String> {
     if get["host"].as_str().is_some_and(|host| !host.is_empty()) {
         return Err("names a host, which may be another one when the pod asks instead of the node".to_owned());
     }
@@ -81,7 +110,12 @@ fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook
     let port =
         port.and_then(Value::as_u64).ok_or_else(|| format!("asks port {}, which it hasn't", get["port"]))?;
     let path = format!("/{}", get["path"].as_str().unwrap_or_default().trim_start_matches('/'));
-    let url = if port == u64::from(plan.was) { path } else { format!("http://127.0.0.1:{port}{path}") };
+    let url = match plan {
+        Some(plan) if port == u64::from(plan.was) => path,
+        Some(_) => format!("http://127.0.0.1:{port}{path}"),
+        // An app that listens on all addresses, because it has not moved, listens on this one too.
+        None => format!("http://{APP_IP}:{port}{path}"),
+    };
     let headers = get["httpHeaders"].as_array().into_iter().flatten();
     let header = |header: &Value| {
         let name = header["name"].as_str().ok_or("has a header without a name")?;
@@ -97,10 +131,10 @@ fn own_get(get: &Value, app: &Map<String, Value>, plan: &Plan) -> Result<OwnHook
 }
 
 /// The blocking hook. Uses the port number, since a port name is only resolved within the hook's own container.
-pub fn blocking(whose: &str, plan: &Plan, settings: &Settings) -> Value {
+pub fn blocking(whose: &str, annotations: &Annotations, settings: &Settings) -> Value {
     json!({ "httpGet": {
         "path": format!("/drain?hook={whose}"),
-        "port": plan.probe,
+        "port": annotations.probe(),
         "httpHeaders": [{ "name": "Lameduck-Token", "value": settings.token }],
     }})
 }
@@ -112,11 +146,10 @@ pub fn blocking(whose: &str, plan: &Plan, settings: &Settings) -> Value {
 /// The program would have no way to reach the proxy.
 pub fn of_app(
     own: Option<&OwnHook>,
-    plan: &Plan,
     annotations: &Annotations,
     settings: &Settings,
 ) -> Result<Value, String> {
-    let Some(OwnHook::Exec(words)) = own else { return Ok(blocking("app", plan, settings)) };
+    let Some(OwnHook::Exec(words)) = own else { return Ok(blocking("app", annotations, settings)) };
     let control = annotations.flag("control-listen").unwrap_or(CONTROL_ADDR);
     if control == "off" {
         return Err("its own preStop exec waits for the drain by control-listen, which is off".to_owned());
@@ -141,14 +174,14 @@ pub fn is_ours(handler: &Value) -> bool {
 ///
 /// # Errors
 /// The probe is not an HTTP GET of a path.
-pub fn to_app_probe(place: &str, handler: &mut Map<String, Value>, plan: &Plan) -> Result<String, String> {
+pub fn to_app_probe(place: &str, handler: &mut Map<String, Value>, probe: u16) -> Result<String, String> {
     let text = |key: &str| handler.get(key).and_then(Value::as_str).unwrap_or_default();
     if !place.ends_with(".httpGet") || !matches!(text("scheme"), "" | "HTTP") || !text("host").is_empty() {
         return Err(format!("its {place} can't ask an app on a unix socket: only a plain httpGet can"));
     }
     let target = format!("/{}", text("path").trim_start_matches('/'));
     handler.insert("path".to_owned(), json!(format!("/app-probe{target}")));
-    handler.insert("port".to_owned(), json!(plan.probe));
+    handler.insert("port".to_owned(), json!(probe));
     Ok(target)
 }
 

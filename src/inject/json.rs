@@ -1,6 +1,21 @@
 //! Accessors for a pod's JSON.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
+
+use super::names::{PROBES, SHARE_DIR};
+
+/// Containers of a pod.
+pub fn containers(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Value>> {
+    spec.get("containers").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object)
+}
+
+/// Whether the container already has a mount at our directory.
+pub fn mounted(container: &Map<String, Value>) -> bool {
+    let mounts = container.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();
+    mounts.into_iter().any(|mount| mount["mountPath"] == SHARE_DIR)
+}
 
 /// Ports of a container.
 pub fn ports(container: &Map<String, Value>) -> impl Iterator<Item = &Value> {
@@ -34,7 +49,7 @@ pub fn probes(app: &mut Map<String, Value>) -> Vec<(String, &mut Map<String, Val
     let mut found = Vec::new();
     for (key, value) in app {
         let handlers = match key.as_str() {
-            "livenessProbe" | "readinessProbe" | "startupProbe" => value.as_object_mut(),
+            key if PROBES.contains(&key) => value.as_object_mut(),
             "lifecycle" => value.get_mut("postStart").and_then(Value::as_object_mut),
             _ => continue,
         };
@@ -60,4 +75,45 @@ pub fn object<'a>(
         *value = json!({});
     }
     value.as_object_mut().ok_or_else(|| format!("its {key} is not an object"))
+}
+
+fn is_empty(value: &Value) -> bool {
+    value.is_null()
+        || value.as_array().is_some_and(Vec::is_empty)
+        || value.as_object().is_some_and(Map::is_empty)
+}
+
+/// Those of these members that are null or empty.
+pub fn empties(parent: Option<&Map<String, Value>>, keys: &[&str]) -> BTreeMap<String, Value> {
+    let found = keys.iter().filter_map(|key| Some((*key, parent?.get(*key)?)));
+    found.filter(|(_, value)| is_empty(value)).map(|(key, value)| (key.to_owned(), value.clone())).collect()
+}
+
+/// Puts null and empty values back, where nothing stands in their place.
+pub fn put_empties_back(parent: &mut Map<String, Value>, keys: &[&str], empty: &BTreeMap<String, Value>) {
+    for key in keys {
+        if let Some(was) = empty.get(*key)
+            && parent.get(*key).is_none_or(is_empty)
+        {
+            parent.insert((*key).to_owned(), was.clone());
+        }
+    }
+}
+
+/// Removes elements of a list, and the list if that was all.
+pub fn take_out(parent: &mut Map<String, Value>, key: &str, ours: impl Fn(&Value) -> bool) {
+    let Some(items) = parent.get_mut(key).and_then(Value::as_array_mut) else { return };
+    let before = items.len();
+    items.retain(|item| !ours(item));
+    if items.is_empty() && before > 0 {
+        parent.remove(key);
+    }
+}
+
+/// Sets a member, or removes it.
+pub fn put_back(parent: &mut Map<String, Value>, key: &str, was: Option<Value>) {
+    match was {
+        Some(was) => drop(parent.insert(key.to_owned(), was)),
+        None => drop(parent.remove(key)),
+    }
 }

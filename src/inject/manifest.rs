@@ -262,7 +262,7 @@ fn change_workload(object: &mut Object, task: &Task, documents: &[Document]) {
                 if !place.0.is_empty() {
                     object.warnings.extend(hints::of_workload(&object.before["metadata"]));
                 }
-                (patch.pod, Some(patch.plan))
+                (patch.pod, patch.plan)
             })
         }
     };

@@ -4,13 +4,14 @@
 //! ```text
 //! command   reads files, writes files or stdout, reports
 //! manifest    documents, Lists, workloads, Services     ← kinds
-//! patch         the desired pod              ← annotations, hints, hooks, ports, resources, sidecar; restore undoes it
+//! patch         the desired pod              ← annotations, capture, hints, hooks, ports, resources, sidecar; restore undoes it
 //! text          that change in the text      ← edit, diff, yaml, emit
 //! model, names  data and names that the modules above share; json reads and changes a pod
 //! share         files that the running sidecar shares with the app's container
 //! ```
 
 pub mod annotations;
+pub mod capture;
 pub mod command;
 pub mod diff;
 pub mod edit;

@@ -4,6 +4,9 @@ use std::collections::BTreeMap;
 
 use serde_json::{Value, json};
 
+use super::names::PROBE_PORT;
+use crate::config::CaptureRule;
+
 /// Source text of values, by their location: it is put back instead of the value's usual text.
 pub type Written = BTreeMap<String, String>;
 
@@ -31,6 +34,10 @@ pub struct Settings {
 pub struct Annotations {
     /// `container`: name of the app's container, if the pod has several.
     pub container: Option<String>,
+    /// `capture`: how the proxy gets the app's traffic; none chooses between the ways other than loopback.
+    pub capture: Option<Capture>,
+    /// `ports`: what captured ports are served as.
+    pub ports: Vec<CaptureRule>,
     /// `port`: name or number of the container port, if there are several.
     pub port: Option<String>,
     /// `app-port`: port on which the app listens; the proxy takes the container port.
@@ -60,10 +67,46 @@ pub struct Annotations {
 }
 
 impl Annotations {
+    /// Whether the app's ports are captured.
+    pub fn captures(&self) -> bool {
+        self.capture == Some(Capture::Loopback)
+    }
+
+    /// Annotations that mean nothing beside the way in which the proxy gets the app's traffic, each with when.
+    pub fn idle(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let with = "with lameduck.dev/capture: loopback";
+        let others = [
+            ("port", self.port.is_some()),
+            ("app-port", self.app_port.is_some()),
+            ("app-socket", self.app_socket.is_some()),
+            ("proxy-port", self.proxy_port.is_some()),
+        ];
+        let others = others.into_iter().filter(|(_, there)| *there && self.captures());
+        let ports = !self.ports.is_empty() && !self.captures();
+        let ports = ports.then_some(("ports", "without lameduck.dev/capture: loopback"));
+        others.map(move |(name, _)| (name, with)).chain(ports)
+    }
+
+    /// Port for the kubelet's probes and hooks.
+    pub fn probe(&self) -> u16 {
+        self.probe_port.unwrap_or(PROBE_PORT)
+    }
+
     /// Value of a proxy flag, if the pod has an annotation for it.
     pub fn flag(&self, name: &str) -> Option<&str> {
         self.flags.iter().find(|(flag, _)| flag == name).map(|(_, value)| value.as_str())
     }
+}
+
+/// How the proxy gets the app's traffic.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Capture {
+    /// The app moves to another loopback address, and the proxy takes all its ports.
+    Loopback,
+    /// The name of the app's port moves to the proxy's port.
+    PortName,
+    /// The proxy takes the app's port, and `PORT` gets another one.
+    PortEnv,
 }
 
 /// How SIGTERM reaches an app that runs as PID 1 without a handler.
@@ -127,8 +170,6 @@ impl AppAddr {
 pub struct Plan {
     /// Port on which the proxy listens.
     pub listen: u16,
-    /// Port for the kubelet's probes and hooks.
-    pub probe: u16,
     /// Address on which the app listens.
     pub app: AppAddr,
     /// Number of the container port before the injection.
@@ -164,12 +205,12 @@ pub struct Parts<'a> {
     pub settings: &'a Settings,
     /// Parsed annotations.
     pub annotations: &'a Annotations,
-    /// Ports.
-    pub plan: &'a Plan,
+    /// Ports that the proxy takes; none if it captures those that the app opens.
+    pub plan: Option<&'a Plan>,
     /// terminationGracePeriodSeconds of the pod.
     pub grace: u64,
-    /// The user's own preStop hook.
-    pub own: Option<OwnHook>,
+    /// The user's own preStop hooks.
+    pub own: Vec<OwnHook>,
     /// Whether Node loads the preload.
     pub preload: bool,
     /// runAsUser of the sidecar.
@@ -181,6 +222,6 @@ pub struct Parts<'a> {
 impl Parts<'_> {
     /// Whether the app's container mounts the shared directory.
     pub fn shares(&self) -> bool {
-        self.preload || matches!(self.own, Some(OwnHook::Exec(_)))
+        self.plan.is_none() || self.preload || self.own.iter().any(|own| matches!(own, OwnHook::Exec(_)))
     }
 }

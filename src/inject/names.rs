@@ -16,6 +16,8 @@ pub const PULL_POLICIES: [&str; 3] = ["Always", "IfNotPresent", "Never"];
 
 /// Name of the sidecar container and of its volume.
 pub const SIDECAR: &str = "lameduck";
+/// A container's probes.
+pub const PROBES: [&str; 3] = ["livenessProbe", "readinessProbe", "startupProbe"];
 /// Directory that the sidecar shares with the app: the control socket, the preload and the program.
 pub const SHARE_DIR: &str = "/run/lameduck";
 /// File name of the shim in [`SHARE_DIR`]: moves the app's sockets to another loopback address.
@@ -40,7 +42,17 @@ pub const CONTROL_ADDR: &str = "127.0.0.1:4882";
 /// `--reserve` in seconds if the app has its own preStop hook: ten seconds more than the default.
 pub const OWN_HOOK_RESERVE: u64 = 15;
 
+/// Path of the shim in the app's containers.
+pub fn shim() -> String {
+    format!("{SHARE_DIR}/{SHIM}")
+}
+
+/// Path of the Node preload in the app's containers.
+pub fn preload_file() -> String {
+    format!("{SHARE_DIR}/{PRELOAD}")
+}
+
 /// Text that is appended to `NODE_OPTIONS`. Node 8 accepts the path after a space only, not after `=`.
 pub fn preload_option() -> String {
-    format!("--require {SHARE_DIR}/{PRELOAD}")
+    format!("--require {}", preload_file())
 }

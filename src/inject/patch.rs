@@ -3,11 +3,12 @@
 use serde_json::{Map, Value, json};
 
 use super::annotations;
+use super::capture;
 use super::diff::{Op, Pointer, diff};
 use super::hints;
 use super::hooks;
-use super::json::{env, is_tcp, list, object, ports as ports_of, probes};
-use super::model::{Annotations, AppAddr, Parts, Pid1, Plan, Services, Settings};
+use super::json::{containers, env, is_tcp, list, mounted, object, ports as ports_of, probes};
+use super::model::{Annotations, AppAddr, OwnHook, Parts, Pid1, Plan, Services, Settings};
 use super::names::{INJECTED, SHARE_DIR, SIDECAR, WARNINGS, preload_option};
 use super::ports;
 use super::ports::not_taken;
@@ -20,7 +21,12 @@ const GRACE: (u64, u64) = (30, 60);
 /// Exclude our probe port from a mesh's capture: the kubelet's probes and hooks come from outside the mesh.
 const MESH: [&str; 2] =
     ["traffic.sidecar.istio.io/excludeInboundPorts", "config.linkerd.io/skip-inbound-ports"];
+/// Without it an emptyDir keeps the cluster autoscaler from removing the node.
+const AUTOSCALER: &str = "cluster-autoscaler.kubernetes.io/safe-to-evict-local-volumes";
 const DEFAULT_CONTAINER: &str = "kubectl.kubernetes.io/default-container";
+
+/// The app's containers with their indexes.
+type Apps = Vec<(usize, Map<String, Value>)>;
 
 /// Change of a pod.
 #[derive(Clone, Debug)]
@@ -29,8 +35,8 @@ pub struct Patch {
     pub ops: Vec<Op>,
     /// The desired pod.
     pub pod: Value,
-    /// Ports.
-    pub plan: Plan,
+    /// Ports that the proxy takes; none if it captures those that the app opens.
+    pub plan: Option<Plan>,
     /// Warnings for the owner.
     pub warnings: Vec<String>,
 }
@@ -62,26 +68,28 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     let annotations = annotations::read(&written, (settings.flags)())?;
     let spec = new.get("spec").and_then(Value::as_object).ok_or("it has no spec")?;
     refuse(spec, &written, &annotations)?;
-    let (n, app) = app_container(spec, &annotations, &written)?;
-    let plan = ports::plan(app, &annotations, settings.services)?;
-    let ours = ports::ours(&plan, &annotations);
-    for (_, other) in containers(spec).enumerate().filter(|(m, _)| *m != n) {
-        not_taken(&ours, ports_of(other))?;
-    }
-    let mut warnings: Vec<String> = plan.warning.iter().cloned().collect();
+    let (apps, plan) = apps(spec, &annotations, settings, &written)?;
+    let mut warnings: Vec<String> = plan.iter().flat_map(|plan| plan.warning.clone()).collect();
     warnings.extend(hints::of_pod(&labels, &written));
-    warn(spec, &annotations, settings, &plan, &mut warnings);
-    let own = hooks::own(app, &plan)?;
-    warnings.extend(hooks::warning(own.as_ref(), &annotations));
-    let preload = preload(spec, app, &annotations, &mut warnings);
-    let user = if annotations.app_socket.is_some() { user(spec, app)? } else { sidecar::USER };
+    warn(spec, &annotations, settings, (plan.as_ref(), apps.len()), &mut warnings);
+    let owns: Result<Vec<_>, _> = apps.iter().map(|(_, app)| hooks::own(app, plan.as_ref())).collect();
+    let owns = owns?;
+    let own = hooks::together(&owns)?;
+    warnings.extend(hooks::warnings(&own, &annotations));
+    let preload = match &plan {
+        Some(_) => preload(spec, &apps[0].1, &annotations, &mut warnings),
+        // The shim sees for itself whether it is loaded by Node, and what Node's permissions forbid.
+        None => annotations.pid1 == Pid1::Preload,
+    };
+    let of_app = annotations.app_socket.is_some() && plan.is_some();
+    let user = if of_app { user(spec, &apps[0].1)? } else { sidecar::USER };
     let (resources, warning) = resources(spec, &annotations.resources, &settings.resources)?;
     warnings.extend(warning);
     let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
     let parts = Parts {
         settings,
         annotations: &annotations,
-        plan: &plan,
+        plan: plan.as_ref(),
         grace: grace.unwrap_or(GRACE.0).max(annotations.grace.unwrap_or(GRACE.1)),
         own,
         preload,
@@ -89,24 +97,14 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
         resources,
     };
     warnings.extend(sidecar::grace_warnings(&parts, grace.unwrap_or(GRACE.0)));
-    let mut record = Undo { written: restore::sources(pod), ..Undo::of(&new, app, &plan) };
-    let mut changed = app.clone();
-    let app_probes = change_app(&mut changed, &parts, &mut record, &mut warnings)?;
+    let mut record = Undo { written: restore::sources(pod), ..Undo::of(&new) };
+    let default = apps[0].1.get("name").cloned();
+    let (changed, app_probes) = change_apps(apps, &owns, &parts, &mut record, &mut warnings)?;
     let args = sidecar::arguments(&parts, &app_probes);
-    (settings.check)(&[args.as_slice(), &hooks::header_flags(parts.own.as_ref())].concat())?;
+    (settings.check)(&[args.as_slice(), &hooks::header_flags(&parts.own)].concat())?;
 
-    let sidecar = sidecar::container(&parts, &args);
-    record.annotations = annotate(object(&mut new, "metadata")?, &plan, &record.container)?;
-    let spec = object(&mut new, "spec")?;
-    *list(spec, "containers")?.get_mut(n).ok_or("it has no app")? = Value::Object(changed);
-    let containers = if annotations.ordinary { "containers" } else { "initContainers" };
-    list(spec, containers)?.push(sidecar);
-    list(spec, "volumes")?.push(json!({ "name": SIDECAR, "emptyDir": {} }));
-    spec.insert("terminationGracePeriodSeconds".to_owned(), json!(parts.grace));
-    if annotations.pid1 == Pid1::Share {
-        let was = spec.insert("shareProcessNamespace".to_owned(), json!(true));
-        record.shared = (was != Some(json!(true))).then_some(was.is_some());
-    }
+    record.annotations = annotate(object(&mut new, "metadata")?, &annotations, default)?;
+    change_spec(object(&mut new, "spec")?, changed, &args, &parts, &mut record)?;
     let record = serde_json::to_string(&record).map_err(|error| error.to_string())?;
     let annotated = object(object(&mut new, "metadata")?, "annotations")?;
     annotated.insert(INJECTED.to_owned(), json!(record));
@@ -119,6 +117,31 @@ fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
     Ok(Patch { ops, pod: new, plan, warnings })
 }
 
+/// Changes the pod's spec: the app's containers, the sidecar, its volume.
+fn change_spec(
+    spec: &mut Map<String, Value>,
+    apps: Apps,
+    args: &[String],
+    parts: &Parts,
+    record: &mut Undo,
+) -> Result<(), String> {
+    for (n, app) in apps {
+        *list(spec, "containers")?.get_mut(n).ok_or("it has no app")? = Value::Object(app);
+    }
+    if let Some(captured) = &mut record.captured {
+        captured.sysctl = capture::allow_low_ports(spec)?;
+    }
+    let containers = if parts.annotations.ordinary { "containers" } else { "initContainers" };
+    list(spec, containers)?.push(sidecar::container(parts, args));
+    list(spec, "volumes")?.push(json!({ "name": SIDECAR, "emptyDir": {} }));
+    spec.insert("terminationGracePeriodSeconds".to_owned(), json!(parts.grace));
+    if parts.annotations.pid1 == Pid1::Share {
+        let was = spec.insert("shareProcessNamespace".to_owned(), json!(true));
+        record.shared = (was != Some(json!(true))).then_some(was.is_some());
+    }
+    Ok(())
+}
+
 /// Refuses pods in which a sidecar could not work.
 fn refuse(
     spec: &Map<String, Value>,
@@ -126,7 +149,8 @@ fn refuse(
     annotations: &Annotations,
 ) -> Result<(), String> {
     if spec.get("hostNetwork") == Some(&Value::Bool(true)) {
-        return Err("hostNetwork: the proxy's ports would be the node's".to_owned());
+        let instead = if annotations.captures() { ": start the app by `lameduck run` instead" } else { "" };
+        return Err(format!("hostNetwork: the proxy's ports would be the node's{instead}"));
     }
     let selected = spec.get("nodeSelector").map(|selector| &selector["kubernetes.io/os"]);
     if spec.get("os").is_some_and(|os| os["name"] == "windows") || selected.is_some_and(|os| os == "windows")
@@ -155,24 +179,46 @@ fn refuse(
     Ok(())
 }
 
-fn containers(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Value>> {
-    spec.get("containers").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object)
+/// Containers of the app with their indexes, and the ports that the proxy takes of it unless they are captured.
+fn apps(
+    spec: &Map<String, Value>,
+    annotations: &Annotations,
+    settings: &Settings,
+    written: &Map<String, Value>,
+) -> Result<(Apps, Option<Plan>), String> {
+    let all = well_formed(spec)?;
+    if annotations.captures() {
+        ports::captured(spec, annotations)?;
+        let apps = capture::apps(spec, annotations)?.into_iter();
+        return Ok((apps.map(|n| (n, all[n].clone())).collect(), None));
+    }
+    let n = app_container(&all, annotations, written)?;
+    let plan = ports::plan(all[n], annotations, settings.services)?;
+    let ours = ports::ours(Some(&plan), annotations);
+    for (_, other) in all.iter().enumerate().filter(|(m, _)| *m != n) {
+        not_taken(&ours, ports_of(other))?;
+    }
+    Ok((vec![(n, all[n].clone())], Some(plan)))
 }
 
-/// The app's container with its index: the annotated one, or the only one, or the one that kubectl uses by default. A
-/// mesh injected earlier added its own container and sets that default for the app's.
-fn app_container<'a>(
-    spec: &'a Map<String, Value>,
-    annotations: &Annotations,
-    written: &Map<String, Value>,
-) -> Result<(usize, &'a Map<String, Value>), String> {
+/// All containers.
+fn well_formed(spec: &Map<String, Value>) -> Result<Vec<&Map<String, Value>>, String> {
     let all: Vec<_> = containers(spec).collect();
     let listed = spec.get("containers").and_then(Value::as_array).map_or(0, Vec::len);
-    if listed != all.len() || all.iter().any(|container| !container.get("name").is_some_and(Value::is_string))
-    {
-        return Err("its containers are not well-formed".to_owned());
+    match listed != all.len() || all.iter().any(|c| !c.get("name").is_some_and(Value::is_string)) {
+        true => Err("its containers are not well-formed".to_owned()),
+        false => Ok(all),
     }
-    let n = match (&annotations.container, all.as_slice()) {
+}
+
+/// Index of the app's container: the annotated one, or the only one, or the one that kubectl uses by default. A
+/// mesh injected earlier added its own container and sets that default for the app's.
+fn app_container(
+    all: &[&Map<String, Value>],
+    annotations: &Annotations,
+    written: &Map<String, Value>,
+) -> Result<usize, String> {
+    let n = match (&annotations.container, all) {
         (Some(wanted), _) => {
             let found = all.iter().position(|c| c.get("name").is_some_and(|name| name == wanted.as_str()));
             found.ok_or_else(|| format!("annotation lameduck.dev/container: there is no '{wanted}'"))?
@@ -188,24 +234,26 @@ fn app_container<'a>(
     if !all[n].get("image").is_some_and(Value::is_string) {
         return Err("its container has no image: a fragment (of kustomize?) is no whole workload".to_owned());
     }
-    Ok((n, all[n]))
+    Ok(n)
 }
 
 fn warn(
     spec: &Map<String, Value>,
     annotations: &Annotations,
     settings: &Settings,
-    plan: &Plan,
+    (plan, apps): (Option<&Plan>, usize),
     warnings: &mut Vec<String>,
 ) {
     let flags = (settings.flags)().iter().map(String::as_str);
     let names: Vec<&str> = annotations::NAMES.into_iter().chain(flags).collect();
     warnings.extend(annotations.unknown.iter().map(|name| hints::unknown(name, &names)));
-    if containers(spec).count() > 1 {
+    warnings.extend(
+        annotations.idle().map(|(name, why)| format!("annotation lameduck.dev/{name} means nothing {why}")),
+    );
+    if containers(spec).count() > apps {
         warnings.push("its other containers get SIGTERM at once, while the app still works".to_owned());
     }
-    if plan.listen < 1024 {
-        let port = plan.listen;
+    if let Some(port) = plan.map(|plan| plan.listen).filter(|port| *port < 1024) {
         warnings.push(format!("the proxy listens on port {port} without being root, which old nodes refuse"));
     }
 }
@@ -245,12 +293,6 @@ fn preload(
     false
 }
 
-/// Whether the container already has a mount at our directory.
-fn mounted(app: &Map<String, Value>) -> bool {
-    let mounts = app.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();
-    mounts.into_iter().any(|mount| mount["mountPath"] == SHARE_DIR)
-}
-
 /// User of the app's container. Connecting to a unix socket takes write permission, which only its owner has.
 fn user(spec: &Map<String, Value>, app: &Map<String, Value>) -> Result<u64, String> {
     let of = |parent: &Map<String, Value>| parent.get("securityContext")?.get("runAsUser")?.as_u64();
@@ -268,40 +310,67 @@ fn user(spec: &Map<String, Value>, app: &Map<String, Value>) -> Result<u64, Stri
 /// Adds our annotations; returns the previous values.
 fn annotate(
     metadata: &mut Map<String, Value>,
-    plan: &Plan,
-    app: &str,
+    wanted: &Annotations,
+    app: Option<Value>,
 ) -> Result<Vec<(String, Option<String>)>, String> {
     let annotations = object(metadata, "annotations")?;
-    let probe = plan.probe.to_string();
+    let probe = wanted.probe().to_string();
+    let mut lists = MESH.map(|key| (key, probe.as_str())).to_vec();
+    if wanted.captures() {
+        lists.push((AUTOSCALER, SIDECAR));
+    }
     let mut before = Vec::new();
-    for key in MESH {
+    for (key, ours) in lists {
         let was = annotations.get(key).and_then(Value::as_str).map(str::to_owned);
-        let ports = match was.as_deref().map(str::trim).unwrap_or_default() {
-            "" => probe.clone(),
-            ports if ports == "*" || ports.split(',').any(|port| port.trim() == probe) => continue,
-            ports => format!("{ports},{probe}"),
+        let all = match was.as_deref().map(str::trim).unwrap_or_default() {
+            "" => ours.to_owned(),
+            all if all == "*" || all.split(',').any(|one| one.trim() == ours) => continue,
+            all => format!("{all},{ours}"),
         };
-        annotations.insert(key.to_owned(), json!(ports));
+        annotations.insert(key.to_owned(), json!(all));
         before.push((key.to_owned(), was));
     }
-    if !annotations.contains_key(DEFAULT_CONTAINER) {
-        annotations.insert(DEFAULT_CONTAINER.to_owned(), json!(app));
+    if let Some(app) = app.filter(|_| !annotations.contains_key(DEFAULT_CONTAINER)) {
+        annotations.insert(DEFAULT_CONTAINER.to_owned(), app);
         before.push((DEFAULT_CONTAINER.to_owned(), None));
     }
     Ok(before)
+}
+
+/// Changes the app's containers. Returns them, and the requests that the proxy sends to the app for the kubelet.
+fn change_apps(
+    mut apps: Apps,
+    owns: &[Option<OwnHook>],
+    parts: &Parts,
+    record: &mut Undo,
+    warnings: &mut Vec<String>,
+) -> Result<(Apps, Vec<String>), String> {
+    let mut app_probes = Vec::new();
+    if let (Some(plan), [(_, app)]) = (parts.plan, apps.as_mut_slice()) {
+        *record = std::mem::take(record).with(app, plan, parts.annotations.probe());
+        app_probes = change_app(app, plan, parts, record, warnings)?;
+    } else {
+        let mut undo = capture::Undo::default();
+        for ((_, app), own) in apps.iter_mut().zip(owns) {
+            let (name, own) = (app["name"].as_str().unwrap_or_default().to_owned(), own.as_ref());
+            undo.containers.insert(name, capture::change(app, own, parts, warnings)?);
+        }
+        record.captured = Some(undo);
+    }
+    Ok((apps, app_probes))
 }
 
 /// Changes ports, probes, hook and environment of the app's container. Returns the requests that the proxy sends to the
 /// app for the kubelet.
 fn change_app(
     app: &mut Map<String, Value>,
+    plan: &Plan,
     parts: &Parts,
     record: &mut Undo,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<String>, String> {
-    let plan = parts.plan;
-    let app_probes = change_probes(app, parts, record, warnings)?;
-    let hook = hooks::of_app(parts.own.as_ref(), plan, parts.annotations, parts.settings)?;
+    let app_probes = change_probes(app, plan, parts.annotations, record, warnings)?;
+    let hook = hooks::of_app(parts.own.first(), parts.annotations, parts.settings)?;
     object(app, "lifecycle")?.insert("preStop".to_owned(), hook);
     if plan.moved {
         let all = list(app, "ports")?.iter_mut().filter_map(Value::as_object_mut);
@@ -333,11 +402,11 @@ fn change_app(
 
 fn change_probes(
     app: &mut Map<String, Value>,
-    parts: &Parts,
+    plan: &Plan,
+    annotations: &Annotations,
     record: &mut Undo,
     warnings: &mut Vec<String>,
 ) -> Result<Vec<String>, String> {
-    let plan = parts.plan;
     let mut app_probes = Vec::new();
     for (place, handler) in probes(app) {
         let port = handler.get("port").unwrap_or(&Value::Null);
@@ -353,9 +422,9 @@ fn change_probes(
                 }
             }
             AppAddr::Socket(_) => {
-                let target = hooks::to_app_probe(&place, handler, plan)?;
+                let target = hooks::to_app_probe(&place, handler, annotations.probe())?;
                 if place.starts_with("lifecycle.") {
-                    warnings.push(hooks::post_start(&place, parts.annotations)?);
+                    warnings.push(hooks::post_start(&place, annotations)?);
                 }
                 if !app_probes.contains(&target) {
                     app_probes.push(target);

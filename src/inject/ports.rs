@@ -2,9 +2,9 @@
 
 use serde_json::{Map, Value};
 
-use super::json::{env, is_tcp, ports};
-use super::model::{Annotations, AppAddr, Plan, Services};
-use super::names::{CONTROL_ADDR, PROBE_PORT, PROXY_PORT};
+use super::json::{containers, env, is_tcp, ports};
+use super::model::{Annotations, AppAddr, Capture, Plan, Services};
+use super::names::{CONTROL_ADDR, PROXY_PORT};
 use crate::config::{TcpRoute, parse_listen};
 
 const HELP: &str = "see lameduck.dev/proxy-port, probe-port, control-listen, tcp and app-port";
@@ -21,12 +21,10 @@ pub fn plan(app: &Map<String, Value>, annotations: &Annotations, services: Servi
     let (was, name) = choose(app, annotations)?;
     let literal = env(app, "PORT").and_then(|var| var.get("value")).and_then(Value::as_str);
     let has_port = literal.is_some_and(|value| value.parse() == Ok(was));
-    let probe = annotations.probe_port.unwrap_or(PROBE_PORT);
     let proxy = annotations.proxy_port.unwrap_or(PROXY_PORT);
-    let taken = |app| Plan { listen: was, probe, app, was, name: name.clone(), moved: false, warning: None };
+    let taken = |app| Plan { listen: was, app, was, name: name.clone(), moved: false, warning: None };
     let moved = |warning| Plan {
         listen: proxy,
-        probe,
         app: AppAddr::Port(was),
         was,
         name: name.clone(),
@@ -37,14 +35,25 @@ pub fn plan(app: &Map<String, Value>, annotations: &Annotations, services: Servi
         (Some(_), Some(_)) => return Err("lameduck.dev/app-port and app-socket are both there".to_owned()),
         (port, socket) => port.map(AppAddr::Port).or_else(|| socket.clone().map(AppAddr::Socket)),
     };
-    let plan = match (asked, &name, has_port, services) {
-        (Some(app), ..) => taken(app),
-        (None, Some(_), _, Services::Seen) => moved(None),
-        (None, _, true, _) => taken(AppAddr::Port(SHIFTED)),
-        (None, Some(name), false, Services::Unseen) => moved(Some(format!(
+    let (by_name, by_env) = match annotations.capture {
+        Some(Capture::PortName) if asked.is_some() => {
+            return Err(
+                "lameduck.dev/capture: port-name leaves the app its port: take app-port and app-socket away"
+                    .to_owned(),
+            );
+        }
+        Some(Capture::PortName) => (true, false),
+        Some(Capture::PortEnv) => (false, true),
+        Some(Capture::Loopback) | None => (services == Services::Seen, has_port),
+    };
+    let plan = match (asked, &name) {
+        (Some(app), _) => taken(app),
+        (None, Some(_)) if by_name && services == Services::Seen => moved(None),
+        (None, _) if by_env => taken(AppAddr::Port(SHIFTED)),
+        (None, Some(name)) => moved(Some(format!(
             "a Service whose targetPort is the number {was} goes past the proxy: give it the name '{name}'"
         ))),
-        (None, None, false, _) => {
+        (None, None) => {
             return Err(format!(
                 "port {was} has no name, so no Service could find the proxy: name it (and roll that out first), or set \
                  the app's PORT to {was}, or annotate lameduck.dev/app-port"
@@ -75,19 +84,39 @@ fn choose(app: &Map<String, Value>, annotations: &Annotations) -> Result<(u16, O
     Ok((number, port["name"].as_str().map(str::to_owned)))
 }
 
+/// Checks that a pod has none of our ports if the app's are captured.
+///
+/// # Errors
+/// Names the port that would be used twice.
+pub fn captured(spec: &Map<String, Value>, annotations: &Annotations) -> Result<(), String> {
+    let ours = ours(None, annotations);
+    once(&ours)?;
+    let named: Vec<u64> = routes(annotations).map(u64::from).collect();
+    let all = containers(spec).flat_map(ports);
+    not_taken(
+        &ours,
+        all.filter(|port| port["containerPort"].as_u64().is_none_or(|port| !named.contains(&port))),
+    )
+}
+
 /// A pod's containers share one network namespace, so a port can be used only once.
 fn distinct(plan: &Plan, annotations: &Annotations, app: &Map<String, Value>) -> Result<(), String> {
-    let ours = ours(plan, annotations);
-    for (n, (what, port)) in ours.iter().enumerate() {
-        if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| earlier == port) {
-            return Err(format!("port {port} would be both {other}'s and {what}'s: {HELP}"));
-        }
-    }
+    let ours = ours(Some(plan), annotations);
+    once(&ours)?;
     // A port of ours that a Service should find by name must be declared in the sidecar's own container.
     let named: Vec<u64> = routes(annotations).map(u64::from).chain([plan.was.into()]).collect();
     let others =
         ports(app).filter(|port| port["containerPort"].as_u64().is_none_or(|port| !named.contains(&port)));
     not_taken(&ours, others)
+}
+
+fn once(ours: &[(&str, u16)]) -> Result<(), String> {
+    for (n, (what, port)) in ours.iter().enumerate() {
+        if let Some((other, _)) = ours[..n].iter().find(|(_, earlier)| earlier == port) {
+            return Err(format!("port {port} would be both {other}'s and {what}'s: {HELP}"));
+        }
+    }
+    Ok(())
 }
 
 /// Ports of `--tcp`.
@@ -98,13 +127,14 @@ fn routes(annotations: &Annotations) -> impl Iterator<Item = u16> {
 
 /// Ports of the sidecar and of the app, each with its purpose. An invalid flag value is reported by the check of the
 /// command line.
-pub fn ours(plan: &Plan, annotations: &Annotations) -> Vec<(&'static str, u16)> {
-    let mut ours = vec![("the proxy", plan.listen), ("the probes", plan.probe)];
+pub fn ours(plan: Option<&Plan>, annotations: &Annotations) -> Vec<(&'static str, u16)> {
+    let mut ours: Vec<_> = plan.map(|plan| ("the proxy", plan.listen)).into_iter().collect();
+    ours.push(("the probes", annotations.probe()));
     // None for `off`.
     let control = parse_listen(annotations.flag("control-listen").unwrap_or(CONTROL_ADDR));
     ours.extend(control.map(|addr| ("control", addr.port())));
     ours.extend(routes(annotations).map(|port| ("tcp", port)));
-    ours.extend(plan.app.port().map(|port| ("the app", port)));
+    ours.extend(plan.and_then(|plan| plan.app.port()).map(|port| ("the app", port)));
     ours
 }
 

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::capture;
 use super::hooks;
-use super::json::{env, is_tcp, object, probes};
+use super::json::{empties, env, is_tcp, object, probes, put_back, put_empties_back, take_out};
 use super::model::{Plan, Written};
 use super::names::{INJECTED, SIDECAR, WARNINGS, preload_option};
 
@@ -14,7 +15,11 @@ use super::names::{INJECTED, SIDECAR, WARNINGS, preload_option};
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Undo {
+    /// What a capture changed, instead of the values of the one container whose port was taken.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub captured: Option<capture::Undo>,
     /// Name of the app's container.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
     pub container: String,
     /// If the app's port name was moved to the proxy: the app's port number, and the proxy's.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -28,7 +33,8 @@ pub struct Undo {
     /// Original ports of the probes that changed; with the path, if that changed too.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub probes: BTreeMap<String, Value>,
-    /// New port of the probes.
+    /// New port of the probes; 0 if they keep theirs.
+    #[serde(default, skip_serializing_if = "is_zero")]
     pub app: u16,
     /// Original preStop hook, if there was one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -51,71 +57,41 @@ pub struct Undo {
 }
 
 impl Undo {
-    /// Record for an app that has not been changed yet.
-    pub fn of(pod: &Map<String, Value>, app: &Map<String, Value>, plan: &Plan) -> Self {
-        let grace = pod.get("spec").and_then(|spec| spec["terminationGracePeriodSeconds"].as_u64());
-        let pre_stop = app.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
-        Self {
-            container: app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned(),
-            moved: plan.moved.then_some((plan.was, plan.listen)),
-            options: env(app, "NODE_OPTIONS")
-                .filter(|var| var["value"].as_str().is_none_or(str::is_empty))
-                .cloned(),
-            port: (!plan.moved).then(|| (plan.app.variable(), env(app, "PORT").cloned())),
-            app: plan.app.port().unwrap_or(plan.probe),
-            pre_stop: pre_stop.filter(|hook| !hook.is_null()).cloned(),
-            grace,
-            empty: empties(pod, app),
-            ..Self::default()
-        }
+    /// Record for a pod that has not been changed yet.
+    pub fn of(pod: &Map<String, Value>) -> Self {
+        let spec = pod.get("spec").and_then(Value::as_object);
+        let metadata = pod.get("metadata").and_then(Value::as_object);
+        let mut empty = empties(Some(pod), &["metadata"]);
+        empty.extend(empties(metadata, &["annotations"]));
+        empty.extend(empties(spec, &SPEC));
+        let grace = spec.and_then(|spec| spec.get("terminationGracePeriodSeconds")?.as_u64());
+        Self { grace, empty, ..Self::default() }
+    }
+
+    /// The same with its app, whose port the proxy takes.
+    pub fn with(mut self, app: &Map<String, Value>, plan: &Plan, probe: u16) -> Self {
+        let lifecycle = app.get("lifecycle").and_then(Value::as_object);
+        self.container = app.get("name").and_then(Value::as_str).unwrap_or_default().to_owned();
+        self.moved = plan.moved.then_some((plan.was, plan.listen));
+        let options = env(app, "NODE_OPTIONS");
+        self.options = options.filter(|var| var["value"].as_str().is_none_or(str::is_empty)).cloned();
+        self.port = (!plan.moved).then(|| (plan.app.variable(), env(app, "PORT").cloned()));
+        self.app = plan.app.port().unwrap_or(probe);
+        let pre_stop = lifecycle.and_then(|lifecycle| lifecycle.get("preStop"));
+        self.pre_stop = pre_stop.filter(|hook| !hook.is_null()).cloned();
+        self.empty.extend(empties(Some(app), &APP));
+        self.empty.extend(empties(lifecycle, &["preStop"]));
+        self
     }
 }
 
-/// Null and empty values to which an injection adds.
-fn empties(pod: &Map<String, Value>, app: &Map<String, Value>) -> BTreeMap<String, Value> {
-    let inner = |of: &Map<String, Value>, key: &str| of.get(key).and_then(Value::as_object).cloned();
-    let (spec, lifecycle) = (inner(pod, "spec"), inner(app, "lifecycle"));
-    let metadata = inner(pod, "metadata");
-    let of = |map: Option<&Map<String, Value>>, keys: &[&str]| -> Vec<(String, Value)> {
-        let found = keys.iter().filter_map(|key| Some((*key, map?.get(*key)?)));
-        found
-            .filter(|(_, value)| is_empty(value))
-            .map(|(key, value)| (key.to_owned(), value.clone()))
-            .collect()
-    };
-    [
-        of(Some(pod), &["metadata"]),
-        of(metadata.as_ref(), &["annotations"]),
-        of(spec.as_ref(), &SPEC),
-        of(Some(app), &APP),
-        of(lifecycle.as_ref(), &["preStop"]),
-    ]
-    .concat()
-    .into_iter()
-    .collect()
-}
-
+/// Members that an injection adds to, or creates.
 const SPEC: [&str; 4] =
     ["initContainers", "volumes", "terminationGracePeriodSeconds", "shareProcessNamespace"];
 const APP: [&str; 3] = ["lifecycle", "env", "volumeMounts"];
 
-fn is_empty(value: &Value) -> bool {
-    value.is_null()
-        || value.as_array().is_some_and(Vec::is_empty)
-        || value.as_object().is_some_and(Map::is_empty)
-}
-
-impl Undo {
-    /// Puts null and empty values back, where nothing stands in their place.
-    fn put_empties_back(&self, parent: &mut Map<String, Value>, keys: &[&str]) {
-        for key in keys {
-            if let Some(was) = self.empty.get(*key)
-                && parent.get(*key).is_none_or(is_empty)
-            {
-                parent.insert((*key).to_owned(), was.clone());
-            }
-        }
-    }
+fn is_zero(port: &u16) -> bool {
+    *port == 0
 }
 
 /// Whether the pod has the record of an injection.
@@ -153,7 +129,7 @@ pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
     if new.get("metadata") == Some(&json!({})) {
         new.remove("metadata");
     }
-    record.put_empties_back(&mut new, &["metadata"]);
+    put_empties_back(&mut new, &["metadata"], &record.empty);
     let spec = object(&mut new, "spec")?;
     let set = sidecar_grace(spec);
     for key in ["initContainers", "containers", "volumes"] {
@@ -165,7 +141,10 @@ pub fn restored(pod: &Value) -> Result<Map<String, Value>, String> {
     if let Some(written) = record.shared {
         put_back(spec, "shareProcessNamespace", written.then_some(Value::Bool(false)));
     }
-    record.put_empties_back(spec, &SPEC);
+    put_empties_back(spec, &SPEC, &record.empty);
+    if let Some(captured) = &record.captured {
+        capture::restore(spec, captured);
+    }
     let all = spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten();
     let app = all.filter_map(Value::as_object_mut).find(|c| c.get("name") == Some(&json!(record.container)));
     if let Some(app) = app {
@@ -193,7 +172,7 @@ fn annotations(metadata: &mut Map<String, Value>, record: &Undo) -> Result<(), S
     if annotations.is_empty() {
         metadata.remove("annotations");
     }
-    record.put_empties_back(metadata, &["annotations"]);
+    put_empties_back(metadata, &["annotations"], &record.empty);
     Ok(())
 }
 
@@ -223,7 +202,7 @@ fn restore_app(app: &mut Map<String, Value>, record: &Undo) {
     if let Some(lifecycle) = app.get_mut("lifecycle").and_then(Value::as_object_mut) {
         if lifecycle.get("preStop").is_some_and(hooks::is_ours) {
             put_back(lifecycle, "preStop", record.pre_stop.clone());
-            record.put_empties_back(lifecycle, &["preStop"]);
+            put_empties_back(lifecycle, &["preStop"], &record.empty);
         }
         if lifecycle.is_empty() {
             app.remove("lifecycle");
@@ -231,7 +210,7 @@ fn restore_app(app: &mut Map<String, Value>, record: &Undo) {
     }
     take_out(app, "volumeMounts", |mount| mount["name"] == SIDECAR);
     restore_env(app, record);
-    record.put_empties_back(app, &APP);
+    put_empties_back(app, &APP, &record.empty);
 }
 
 fn restore_env(app: &mut Map<String, Value>, record: &Undo) {
@@ -261,21 +240,5 @@ fn restore_env(app: &mut Map<String, Value>, record: &Undo) {
     }
     if vars.is_empty() {
         app.remove("env");
-    }
-}
-
-fn take_out(parent: &mut Map<String, Value>, key: &str, ours: impl Fn(&Value) -> bool) {
-    let Some(items) = parent.get_mut(key).and_then(Value::as_array_mut) else { return };
-    let before = items.len();
-    items.retain(|item| !ours(item));
-    if items.is_empty() && before > 0 {
-        parent.remove(key);
-    }
-}
-
-fn put_back(parent: &mut Map<String, Value>, key: &str, was: Option<Value>) {
-    match was {
-        Some(was) => drop(parent.insert(key.to_owned(), was)),
-        None => drop(parent.remove(key)),
     }
 }

@@ -24,13 +24,9 @@ pub fn grace_warnings(parts: &Parts, own: u64) -> Vec<String> {
             .push(format!("annotation lameduck.dev/grace: {asked}s changes nothing, as the pod has {own}s"));
     }
     let time = |flag: &str| humantime::parse_duration(parts.annotations.flag(flag)?).ok();
-    let (lame_duck, reserve) = match &parts.own {
-        Some(OwnHook::Sleep(seconds)) => (LAME_DUCK.max(*seconds), RESERVE),
-        Some(OwnHook::Get { .. } | OwnHook::Exec(_)) => (LAME_DUCK, OWN_HOOK_RESERVE),
-        None => (LAME_DUCK, RESERVE),
-    };
-    let lame_duck = time("lame-duck").unwrap_or(Duration::from_secs(lame_duck));
-    let reserve = time("reserve").unwrap_or(Duration::from_secs(reserve));
+    let own_reserve = if runs_after_drain(&parts.own) { OWN_HOOK_RESERVE } else { RESERVE };
+    let lame_duck = time("lame-duck").unwrap_or(Duration::from_secs(sleep(&parts.own).max(LAME_DUCK)));
+    let reserve = time("reserve").unwrap_or(Duration::from_secs(own_reserve));
     let drain = Duration::from_secs(parts.grace).saturating_sub(reserve);
     if lame_duck > drain / 3 {
         let (lame_duck, drain) = (humantime::format_duration(lame_duck), humantime::format_duration(drain));
@@ -41,30 +37,46 @@ pub fn grace_warnings(parts: &Parts, own: u64) -> Vec<String> {
     warnings
 }
 
+/// Seconds that the user's own hooks sleep.
+fn sleep(own: &[OwnHook]) -> u64 {
+    let seconds = own.iter().map(|own| if let OwnHook::Sleep(seconds) = own { *seconds } else { 0 });
+    seconds.max().unwrap_or(0)
+}
+
+/// Whether one of the user's own hooks has something to do between the drain and SIGTERM.
+fn runs_after_drain(own: &[OwnHook]) -> bool {
+    own.iter().any(|own| !matches!(own, OwnHook::Sleep(_)))
+}
+
 /// The proxy's command line.
 pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
     let Parts { annotations, plan, .. } = parts;
     let mode = if annotations.ordinary { "ordinary" } else { "native" };
-    let mut args = vec![
-        "proxy".to_owned(),
-        format!("--sidecar={mode}"),
-        format!("--listen=:{}", plan.listen),
-        format!("--upstream={}", plan.app.upstream()),
-        format!("--probe-listen=:{}", plan.probe),
-        format!("--grace={}s", parts.grace),
-    ];
-    match &parts.own {
-        // A shorter sleep does not shorten the lame-duck phase.
-        Some(OwnHook::Sleep(seconds)) if *seconds >= LAME_DUCK && annotations.flag("lame-duck").is_none() => {
-            args.push(format!("--lame-duck={seconds}s"));
+    let mut args = vec!["proxy".to_owned(), format!("--sidecar={mode}")];
+    match plan {
+        Some(plan) => {
+            args.push(format!("--listen=:{}", plan.listen));
+            args.push(format!("--upstream={}", plan.app.upstream()));
         }
-        Some(OwnHook::Get { .. } | OwnHook::Exec(_)) if annotations.flag("reserve").is_none() => {
-            args.push(format!("--reserve={OWN_HOOK_RESERVE}s"));
+        None => {
+            args.push("--capture".to_owned());
+            args.extend(annotations.ports.iter().map(|rule| format!("--capture-port={rule}")));
         }
-        _ => {}
     }
-    if let Some(OwnHook::Get { url, .. }) = &parts.own {
-        args.push(format!("--after-drain={url}"));
+    args.push(format!("--probe-listen=:{}", annotations.probe()));
+    args.push(format!("--grace={}s", parts.grace));
+    // A shorter sleep does not shorten the lame-duck phase.
+    let seconds = sleep(&parts.own);
+    if seconds >= LAME_DUCK && annotations.flag("lame-duck").is_none() {
+        args.push(format!("--lame-duck={seconds}s"));
+    }
+    if runs_after_drain(&parts.own) && annotations.flag("reserve").is_none() {
+        args.push(format!("--reserve={OWN_HOOK_RESERVE}s"));
+    }
+    for own in &parts.own {
+        if let OwnHook::Get { url, .. } = own {
+            args.push(format!("--after-drain={url}"));
+        }
     }
     args.extend(app_probes.iter().map(|target| format!("--app-probe={target}")));
     for (flag, value) in &annotations.flags {
@@ -87,11 +99,10 @@ fn literal(text: &str) -> String {
 
 /// The sidecar's container.
 pub fn container(parts: &Parts, args: &[String]) -> Value {
-    let Parts { settings, annotations, plan, .. } = parts;
+    let Parts { settings, annotations, .. } = parts;
     let mut env = vec![json!({ "name": TOKEN_ENV, "value": settings.token })];
-    if let Some(OwnHook::Get { headers, .. }) = &parts.own
-        && !headers.is_empty()
-    {
+    let headers: Vec<&str> = hooks::headers(&parts.own).collect();
+    if !headers.is_empty() {
         env.push(json!({ "name": AFTER_DRAIN_HEADER_ENV, "value": literal(&headers.join("\n")) }));
     }
     let mut container = json!({
@@ -99,17 +110,17 @@ pub fn container(parts: &Parts, args: &[String]) -> Value {
         "image": annotations.image.as_ref().unwrap_or(&settings.image),
         "args": args,
         "env": env,
-        "ports": [{ "name": "lameduck-probe", "containerPort": plan.probe }],
+        "ports": [{ "name": "lameduck-probe", "containerPort": annotations.probe() }],
         // Never /readyz: the app starts only after this probe has passed.
         "startupProbe": {
-            "httpGet": { "path": "/livez", "port": plan.probe },
+            "httpGet": { "path": "/livez", "port": annotations.probe() },
             "periodSeconds": 1, "failureThreshold": 60,
         },
         "readinessProbe": {
-            "httpGet": { "path": "/readyz", "port": plan.probe },
+            "httpGet": { "path": "/readyz", "port": annotations.probe() },
             "periodSeconds": 2, "timeoutSeconds": 2, "failureThreshold": 2,
         },
-        "lifecycle": { "preStop": hooks::blocking("sidecar", plan, settings) },
+        "lifecycle": { "preStop": hooks::blocking("sidecar", annotations, settings) },
         "resources": parts.resources,
         "securityContext": {
             "allowPrivilegeEscalation": false,

@@ -235,7 +235,7 @@ fn a_unix_socket_that_could_not_work_is_reported() {
 }
 
 /// Kubernetes, "Pod Security Standards", Baseline and Restricted: every field that they name.
-fn restricted(pod: &Value) -> Result<(), String> {
+pub fn restricted(pod: &Value) -> Result<(), String> {
     let spec = &pod["spec"];
     for key in ["hostNetwork", "hostPID", "hostIPC"] {
         if spec[key] == true {
@@ -245,6 +245,11 @@ fn restricted(pod: &Value) -> Result<(), String> {
     let volumes = spec["volumes"].as_array().into_iter().flatten();
     if volumes.clone().any(|volume| volume["emptyDir"].is_null()) {
         return Err("a volume".to_owned());
+    }
+    let safe = "net.ipv4.ip_unprivileged_port_start";
+    let mut sysctls = spec["securityContext"]["sysctls"].as_array().into_iter().flatten();
+    if sysctls.any(|sysctl| sysctl["name"] != safe) {
+        return Err("a sysctl".to_owned());
     }
     let lists = [&spec["containers"], &spec["initContainers"]];
     for container in lists.into_iter().filter_map(Value::as_array).flatten() {

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod inject_captures;
 mod inject_hooks;
 mod inject_keeps_every_byte;
 mod inject_kinds;

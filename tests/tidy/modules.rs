@@ -42,6 +42,7 @@ const LAYERS: &[&[&str]] = &[
     &["inject::text"],
     &["inject::edit", "inject::patch", "inject::service"],
     &["inject::emit", "inject::restore", "inject::sidecar"],
+    &["inject::capture"],
     &[
         "inject::annotations",
         "inject::hints",

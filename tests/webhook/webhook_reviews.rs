@@ -148,6 +148,29 @@ fn called_again_the_token_stays_and_nothing_changes() {
 }
 
 #[test]
+fn called_again_a_captured_pod_stays_the_same() {
+    let mut asked = deployment();
+    let pod = &mut asked["request"]["object"];
+    pod["metadata"]["annotations"]["lameduck.dev/capture"] = json!("loopback");
+    pod["spec"]["securityContext"] = json!({});
+    let app = &mut pod["spec"]["containers"][0];
+    app["readinessProbe"] = json!({ "tcpSocket": { "port": 3000 }, "successThreshold": 1 });
+    let beside =
+        json!({ "name": "beside", "image": "x", "env": [{ "name": "LD_PRELOAD", "value": "/a.so" }] });
+    pod["spec"]["containers"].as_array_mut().expect("a list").push(beside);
+    let reviewed = ask(&asked);
+    assert_eq!((&reviewed.outcome, warnings(&reviewed)), (&Outcome::Injected, vec![]));
+    asked["request"]["object"] = patched(&asked, &reviewed);
+    let probe = &asked["request"]["object"]["spec"]["containers"][0]["readinessProbe"];
+    assert_eq!(probe["httpGet"]["path"], "/app-port/3000");
+    for _ in 0..2 {
+        let again = ask_with(&asked, "another-token");
+        assert_eq!((again.outcome, again.answer["response"].get("patch")), (Outcome::Unchanged, None));
+        with_defaults(&mut asked["request"]["object"]);
+    }
+}
+
+#[test]
 fn a_pod_that_another_webhook_changed_is_corrected_with_its_old_token() {
     let mut asked = deployment();
     asked["request"]["object"] = patched(&asked, &ask(&asked));
