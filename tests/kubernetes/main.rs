@@ -9,6 +9,7 @@
 //! threads; a case that removes a node or the webhook runs alone.
 
 mod calls;
+mod captured;
 mod cluster;
 mod come_and_go;
 mod deploy;

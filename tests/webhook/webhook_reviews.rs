@@ -159,13 +159,13 @@ fn called_again_a_captured_pod_stays_the_same() {
         json!({ "name": "beside", "image": "x", "env": [{ "name": "LD_PRELOAD", "value": "/a.so" }] });
     pod["spec"]["containers"].as_array_mut().expect("a list").push(beside);
     let reviewed = ask(&asked);
-    assert_eq!((&reviewed.outcome, warnings(&reviewed)), (&Outcome::Injected, vec![]));
+    assert_eq!((&reviewed.outcome, warnings(&reviewed)), (&ReviewOutcome::Injected, vec![]));
     asked["request"]["object"] = patched(&asked, &reviewed);
     let probe = &asked["request"]["object"]["spec"]["containers"][0]["readinessProbe"];
     assert_eq!(probe["httpGet"]["path"], "/app-port/3000");
     for _ in 0..2 {
         let again = ask_with(&asked, "another-token");
-        assert_eq!((again.outcome, again.answer["response"].get("patch")), (Outcome::Unchanged, None));
+        assert_eq!((again.outcome, again.answer["response"].get("patch")), (ReviewOutcome::Unchanged, None));
         with_defaults(&mut asked["request"]["object"]);
     }
 }
