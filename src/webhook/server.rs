@@ -192,7 +192,7 @@ fn log(reviewed: &Reviewed) {
     let result = outcome.name();
     match outcome {
         ReviewOutcome::Failed(reason) => {
-            tracing::error!(namespace, pod = name, outcome = result, reason, "review")
+            tracing::error!(namespace, pod = name, outcome = result, reason, "review");
         }
         ReviewOutcome::Skipped(reason) => {
             tracing::info!(namespace, pod = name, outcome = result, reason, dry_run, "review");
