@@ -161,21 +161,47 @@ pub struct Now {
 
 /// All metrics in Prometheus text format, version 0.0.4.
 pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
-    let sum = |pick: &dyn Fn(&Shard) -> &AtomicU64| -> u64 {
+    let sum = |pick: fn(&Shard) -> &AtomicU64| -> u64 {
         shards.iter().map(|shard| pick(shard).load(Ordering::Relaxed)).sum()
     };
+    let drains = [(Some(("verdict", "clean")), now.drains[0]), (Some(("verdict", "cut")), now.drains[1])];
+    let mut families = requests(shards);
+    families.extend([
+        counter(
+            "lameduck_received_bytes_total",
+            "Bytes received from clients.",
+            sum(|shard| &shard.received),
+        ),
+        counter("lameduck_sent_bytes_total", "Bytes sent to clients.", sum(|shard| &shard.sent)),
+        counter("lameduck_connections_total", "Client connections accepted.", sum(|shard| &shard.accepted)),
+        counter(
+            "lameduck_upstream_connects_total",
+            "Connections made to the app.",
+            sum(|shard| &shard.connects),
+        ),
+        counter(
+            "lameduck_upstream_retries_total",
+            "Requests to the app that were sent again.",
+            sum(|shard| &shard.retries),
+        ),
+        counters("lameduck_drains_total", "Completed drains by verdict.", &drains),
+        counter("lameduck_access_log_dropped_total", "Access log lines dropped.", now.log_dropped),
+    ]);
+    families.extend(gauges(now));
+    text(&families)
+}
+
+/// Requests by status, ending and duration.
+fn requests(shards: &[std::sync::Arc<Shard>]) -> Vec<MetricFamily> {
+    let of_status = |n: usize| shards.iter().map(|shard| shard.statuses[n].load(Ordering::Relaxed)).sum();
     let codes = ["none", "1xx", "2xx", "3xx", "4xx", "5xx"];
-    let by_code: Vec<_> = codes
-        .iter()
-        .enumerate()
-        .map(|(n, code)| (Some(("code", *code)), sum(&|shard| &shard.statuses[n])))
-        .collect();
+    let by_code: Vec<_> =
+        codes.iter().enumerate().map(|(n, code)| (Some(("code", *code)), of_status(n))).collect();
     let (work, checks) = (ended(shards), by_way(shards, |shard| &shard.health_checks));
     let by_end = |count: &dyn Fn(usize) -> u64| -> Vec<_> {
         Ended::ALL.iter().map(|way| (Some(("ended", way.name())), count(*way as usize))).collect()
     };
-    let drains = [(Some(("verdict", "clean")), now.drains[0]), (Some(("verdict", "cut")), now.drains[1])];
-    let mut families = vec![
+    vec![
         counters(
             "lameduck_requests_total",
             "Requests by status class of the response, without --tcp connections.",
@@ -192,25 +218,11 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
             &by_end(&|way| checks[way]),
         ),
         durations(shards),
-        counter(
-            "lameduck_received_bytes_total",
-            "Bytes received from clients.",
-            sum(&|shard| &shard.received),
-        ),
-        counter("lameduck_sent_bytes_total", "Bytes sent to clients.", sum(&|shard| &shard.sent)),
-        counter("lameduck_connections_total", "Client connections accepted.", sum(&|shard| &shard.accepted)),
-        counter(
-            "lameduck_upstream_connects_total",
-            "Connections made to the app.",
-            sum(&|shard| &shard.connects),
-        ),
-        counter(
-            "lameduck_upstream_retries_total",
-            "Requests to the app that were sent again.",
-            sum(&|shard| &shard.retries),
-        ),
-        counters("lameduck_drains_total", "Completed drains by verdict.", &drains),
-        counter("lameduck_access_log_dropped_total", "Access log lines dropped.", now.log_dropped),
+    ]
+}
+
+fn gauges(now: &Now) -> Vec<MetricFamily> {
+    let mut families = vec![
         gauge(
             "lameduck_in_flight",
             "Requests, tunnels and --tcp connections in flight.",
@@ -235,7 +247,7 @@ pub fn render(shards: &[std::sync::Arc<Shard>], now: &Now) -> String {
     if let Some(seconds) = now.last_drain {
         families.push(gauge("lameduck_last_drain_seconds", "Duration of the last drain.", seconds));
     }
-    text(&families)
+    families
 }
 
 /// Metric families in Prometheus text format, version 0.0.4.

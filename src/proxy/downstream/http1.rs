@@ -25,7 +25,7 @@ use crate::proxy::request::forward::{Finish, forward};
 use crate::proxy::request::long_poll::LongPoll;
 use crate::proxy::request_log::{RequestLog, Totals};
 use crate::proxy::route::Route;
-use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
+use crate::proxy::shared::{FIRST_REQUEST_TIMEOUT, Shared};
 use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Reader, Stream, Writer};
 use crate::proxy::worker::Worker;
@@ -350,21 +350,33 @@ where
         if looked >= limits.max_head {
             return Err(too_large(client.buf.unread(), limits).into());
         }
-        let Client { reader, buf, .. } = client;
-        let read = poll_fn(|cx| match buf.poll_fill(cx, reader) {
-            Poll::Ready(read) => Poll::Ready(Ok(read)),
-            Poll::Pending if entry.expired() => {
-                Poll::Ready(Err(Reject { status: 408, why: "the request's head came too slowly" }))
-            }
-            Poll::Pending if shared.forced() => {
-                Poll::Ready(Err(Reject { status: 503, why: "shutting down; the request was not complete" }))
-            }
-            Poll::Pending => Poll::Pending,
-        });
-        match read.await? {
-            Ok(0) | Err(_) => return Err(NoHead::Gone),
-            Ok(_) => {}
+        read_more(client, shared, entry).await?;
+    }
+}
+
+/// Reads more of a head.
+async fn read_more<R, W>(
+    client: &mut Client<R, W>,
+    shared: &Shared,
+    entry: &LedgerEntry,
+) -> Result<(), NoHead>
+where
+    R: AsyncRead + Unpin,
+{
+    let Client { reader, buf, .. } = client;
+    let read = poll_fn(|cx| match buf.poll_fill(cx, reader) {
+        Poll::Ready(read) => Poll::Ready(Ok(read)),
+        Poll::Pending if entry.expired() => {
+            Poll::Ready(Err(Reject { status: 408, why: "the request's head came too slowly" }))
         }
+        Poll::Pending if shared.forced() => {
+            Poll::Ready(Err(Reject { status: 503, why: "shutting down; the request was not complete" }))
+        }
+        Poll::Pending => Poll::Pending,
+    });
+    match read.await? {
+        Ok(0) | Err(_) => Err(NoHead::Gone),
+        Ok(_) => Ok(()),
     }
 }
 

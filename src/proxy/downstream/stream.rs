@@ -57,16 +57,7 @@ pub async fn serve(
     let settings = &worker.shared.settings;
     let http2 = worker.speaks_http2(&connection.route, true);
     let mut head = AppHead::new(call || http2);
-    let read = read_head(&connection, &parts, &body, &mut head).and_then(|request| {
-        // A call needs trailers and both directions at once.
-        let refused = call && settings.upstream_protocol == UpstreamProtocol::Http1;
-        match request.target.len() > settings.limits.max_uri {
-            true => Err(URI_TOO_LONG),
-            false if refused => Err(NO_GRPC),
-            false => Ok(request),
-        }
-    });
-    let mut request = match read {
+    let mut request = match read_head(&connection, &parts, &body, call, &mut head) {
         Ok(request) => request,
         Err(reject) => {
             let head_only = parts.method == http::Method::HEAD;
@@ -103,10 +94,12 @@ pub async fn serve(
     connection.ended(id, ending);
 }
 
+/// Writes the app's version of a request's head to `head`; `call` if it is a gRPC call.
 fn read_head(
     connection: &Http2Connection,
     parts: &Parts,
     body: &RecvStream,
+    call: bool,
     head: &mut AppHead,
 ) -> Result<Request, Reject> {
     let shared = &connection.worker.shared;
@@ -117,9 +110,16 @@ fn read_head(
         connection.route.pool.keep_alive.is_asked(),
     );
     let (max, ended) = (shared.settings.limits.max_fields, body.is_end_stream());
-    match head {
+    let request = match head {
         AppHead::Http1(out) => head::request(parts, max, ended, sender, out),
         AppHead::Http2(out) => head::request(parts, max, ended, sender, &mut **out),
+    }?;
+    // A call needs trailers and both directions at once.
+    let refused = call && shared.settings.upstream_protocol == UpstreamProtocol::Http1;
+    match request.target.len() > shared.settings.limits.max_uri {
+        true => Err(URI_TOO_LONG),
+        false if refused => Err(NO_GRPC),
+        false => Ok(request),
     }
 }
 

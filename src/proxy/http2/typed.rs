@@ -100,7 +100,7 @@ impl HeadOut for TypedHead {
 mod tests {
     use super::*;
     use crate::config::Forwarded;
-    use crate::proxy::http1::head::{Sender, request};
+    use crate::proxy::http1::head::{Answer, Sender, Site, request, response};
 
     fn converted(bytes: &[u8]) -> Option<Request<()>> {
         let sender = Sender { forwarded: Forwarded::Keep, ..Sender::default() };
@@ -123,6 +123,25 @@ mod tests {
         let fields: Vec<_> =
             request.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
         assert_eq!(fields, [("x-a", &b"1"[..]), ("x-a", b"2"), ("te", b"trailers")]);
+    }
+
+    #[test]
+    fn an_answer_loses_what_belongs_to_a_connection() {
+        let bytes = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nConnection: close, X-Hop\r\n\
+                      Keep-Alive: timeout=5\r\nProxy-Connection: close\r\nX-Hop: 1\r\nUpgrade: h2c\r\nX-A: 2\r\n\r\n";
+        let side = Answer { http11: true, head_only: false, upgrade: false, close: true };
+        let site = Site { https: false, host: b"", app: &[] };
+        for side in [side, Answer { head_only: true, ..side }] {
+            let mut head = TypedHead::default();
+            response(bytes, 9, side.head_only, site, &mut head, |_| side).unwrap().unwrap();
+            let response = head.into_response().unwrap();
+            let fields: Vec<_> =
+                response.headers().iter().map(|(name, value)| (name.as_str(), value.as_bytes())).collect();
+            assert_eq!(
+                (response.status(), &fields[..]),
+                (StatusCode::OK, &[("x-a", &b"1"[..]), ("x-a", b"2")][..])
+            );
+        }
     }
 
     #[test]
