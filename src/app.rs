@@ -383,7 +383,7 @@ fn url(listener: &TcpListener, service: &Service) -> Option<String> {
     let scheme = match service {
         Service::Http => "http",
         Service::Https => "https",
-        Service::Tcp(_) | Service::Captured(_) => return None,
+        Service::Tcp(_) | Service::Captured { .. } => return None,
     };
     let addr = listener.local_addr().ok()?;
     Some(match addr.ip().to_canonical() {

@@ -11,8 +11,8 @@ use crate::upstream;
 
 /// Prefix of the path: `/app-port/3000` connects to the app's port 3000.
 pub(super) const PREFIX: &str = "/app-port/";
-/// Time limit for a connect: longer than any reasonable timeoutSeconds.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(60);
+/// Time limit for a connect: an app whose accept queue is full for so long is not well.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Admin {
     /// Returns 200 if the app itself accepts a connection on this port, else 503. Only ports that the app has opened are

@@ -1,6 +1,6 @@
 //! `--capture`: finds the ports that the app opens, and serves them under their own numbers.
 //!
-//! It is the kernel that is asked which ports these are: a word of the shim only makes us ask. A port that did not move is
+//! We ask the kernel which ports these are: a word of the shim only makes us ask. A port that did not move is
 //! left alone and reported, so that capture never breaks an app.
 
 use std::collections::BTreeSet;
@@ -24,6 +24,12 @@ use crate::proxy::shared::Shared;
 /// When to look without a word, in seconds after the start: an app that doesn't load the shim says nothing. After the
 /// last one only words count.
 const LOOKS: [u64; 8] = [0, 1, 2, 5, 10, 20, 40, 60];
+
+/// Limit on captured ports: each costs a listening socket per address, and remains until the process ends, as its app
+/// may come back.
+const MAX_PORTS: usize = 256;
+/// Shortest time between two looks at words.
+const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Captures ports for the lifetime of the process.
 pub struct Capture {
@@ -68,11 +74,17 @@ impl Capture {
                     looks.next();
                     self.look();
                 }
-                Ok(said) = word => {
-                    self.look();
-                    if let Some(words) = &words {
-                        said.iter().for_each(|word| words.answer(word));
+                said = word => {
+                    match (said, &words) {
+                        (Ok(said), Some(words)) => {
+                            self.look();
+                            said.iter().for_each(|word| words.answer(word));
+                        }
+                        (Err(error), _) => tracing::warn!(%error, "can't read what the app says of its ports"),
+                        (Ok(_), None) => {}
                     }
+                    // Any process of the pod can send words.
+                    tokio::time::sleep(LOOK_INTERVAL).await;
                 }
             }
         }
@@ -93,6 +105,7 @@ impl Capture {
                 self.capture(*port, &addresses);
             }
         }
+        self.shared.captured.forget_unless(|address| ports.bypassed.contains(&address));
         let skipped = |port| ports.moved.contains(&port) || self.rule(port) == Some(CaptureProtocol::Skip);
         for addr in ports.bypassed.iter().filter(|addr| !skipped(addr.port())) {
             self.bypassed(*addr, Bypass::NotMoved);
@@ -116,7 +129,11 @@ impl Capture {
             Some(CaptureProtocol::Tcp) => Speaks::Opaque,
             Some(CaptureProtocol::Skip) | None => Speaks::Unknown,
         };
-        let first = self.shared.captured.all().is_empty();
+        let captured = self.shared.captured.all();
+        if captured.len() >= MAX_PORTS && captured.iter().all(|known| known.number != port) {
+            return self.bypassed(SocketAddr::new(APP_IP.into(), port), Bypass::TooMany);
+        }
+        let first = captured.is_empty();
         self.shared.captured.add(port, speaks, self.shared.ledgers.len());
         if first {
             // The port that readiness and restarts are judged by.
@@ -127,7 +144,8 @@ impl Capture {
             match bind(addr, false) {
                 Ok(listener) => {
                     self.open.insert(addr);
-                    let (service, stays) = (Service::Captured(port), addr.ip().is_loopback());
+                    let stays = addr.ip().is_loopback();
+                    let service = Service::Captured { port, local: stays };
                     self.listeners.add(NewListener { listener, service, stays });
                 }
                 Err(error) => failed = failed.or(why(&error).map(|reason| (addr, reason))),
@@ -150,7 +168,7 @@ impl Capture {
     }
 }
 
-/// Returns why a port is bypassed; `None` for an address that has just gone, which concerns nobody.
+/// Returns why a port is bypassed; `None` for an address that was just removed: there is nothing to report.
 fn why(error: &io::Error) -> Option<Bypass> {
     match error.kind() {
         ErrorKind::AddrNotAvailable => None,

@@ -25,8 +25,9 @@ pub struct CaptureSettings {
     /// default is to tell by the first bytes of each connection
     #[arg(long, value_name = "PORT=PROTOCOL", value_delimiter = ',', requires = "capture")]
     pub capture_port: Vec<CaptureRule>,
-    /// In a drain, how long a connection to a captured port that isn't HTTP must have been silent before it is closed,
-    /// unless the app still owes it a response
+    /// In a drain, how long a connection to a captured port that isn't HTTP must have been silent before it is closed. One
+    /// on which the client spoke last is not closed, as the app may be working for it. A pause of the app in the middle of
+    /// a response can't be told from its end: make this longer than such pauses
     #[arg(long, value_name = "TIME", default_value = "5s", value_parser = values::time)]
     pub tcp_quiet: Duration,
 }

@@ -292,6 +292,7 @@ impl Runner {
             complete = count(Ended::Complete),
             streams_ended =
                 [Ended::EventsEnded, Ended::PollEnded, Ended::WebSocketEnded].map(count).iter().sum::<u64>(),
+            quiet_ended = count(Ended::QuietEnded),
             unsent = count(Ended::Unsent),
             unanswered = count(Ended::Unanswered),
             cut = count(Ended::Cut),

@@ -34,6 +34,11 @@ pub async fn switch(
     timeout: Duration,
 ) -> Result<Left, String> {
     let settings = plane.settings();
+    if settings.capture.capture {
+        return Err(
+            "with --capture every port of the app is its own upstream: there is nothing to switch".to_owned()
+        );
+    }
     let back = to.is_none();
     let to = to.unwrap_or_else(|| plane.upstream().own());
     let addrs = once_ready(plane, &to, timeout).await?;

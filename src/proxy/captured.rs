@@ -17,7 +17,7 @@ use crate::upstream::Upstream;
 pub enum Speaks {
     /// Not known yet: the first bytes of a connection decide, and the app may speak first.
     Unknown,
-    /// A client has begun with HTTP here, so a silent client is an idle one.
+    /// The app has answered by HTTP here, so a silent client is an idle one.
     Http,
     /// The app speaks first here, or the port was declared not to be HTTP.
     Opaque,
@@ -43,9 +43,11 @@ impl CapturedPort {
         }
     }
 
-    /// Notes what a connection was. The first one decides; a connection that is different costs only its 20 ms.
+    /// Notes what the app speaks. It is asked for each response, so it only writes once.
     pub fn learn(&self, speaks: Speaks) {
-        let _ = self.speaks.compare_exchange(0, speaks as u8, Ordering::Relaxed, Ordering::Relaxed);
+        if self.speaks() == Speaks::Unknown {
+            self.speaks.store(speaks as u8, Ordering::Relaxed);
+        }
     }
 }
 
@@ -53,7 +55,7 @@ impl CapturedPort {
 #[derive(Debug, Default)]
 pub struct CapturedPorts {
     ports: Mutex<BTreeMap<u16, Arc<CapturedPort>>>,
-    bypassed: Mutex<BTreeMap<u16, BypassedPort>>,
+    bypassed: Mutex<BTreeMap<SocketAddr, BypassedPort>>,
 }
 
 /// A port that the app opened and that capture does not protect: clients reach the app past us.
@@ -77,6 +79,8 @@ pub enum Bypass {
     Taken,
     /// The app has moved, but this process may not use ports below 1024.
     NotPermitted,
+    /// The app has opened more ports than are captured.
+    TooMany,
 }
 
 impl Bypass {
@@ -86,6 +90,7 @@ impl Bypass {
             Self::NotMoved => "not-moved",
             Self::Taken => "taken",
             Self::NotPermitted => "not-permitted",
+            Self::TooMany => "too-many",
         }
     }
 
@@ -97,6 +102,7 @@ impl Bypass {
                  not drained. Give it a port by PORT with lameduck.dev/capture: port-env, or let it listen on 127.77.0.1"
             }
             Self::Taken => "another program listens on the pod's address: give one of them another port",
+            Self::TooMany => "the app has opened more than 256 ports: let --capture-port skip some",
             Self::NotPermitted => {
                 "ports below 1024 need the sysctl net.ipv4.ip_unprivileged_port_start=0 in the pod"
             }
@@ -129,12 +135,17 @@ impl CapturedPorts {
     /// Notes that somebody listens at `address` and that we can't take its place. Returns whether that is new.
     pub fn bypass(&self, address: SocketAddr, reason: Bypass) -> bool {
         let port = BypassedPort { address, reason, advice: reason.advice() };
-        lock(&self.bypassed).insert(address.port(), port) != Some(port)
+        lock(&self.bypassed).insert(address, port) != Some(port)
     }
 
     /// Notes that a port is not bypassed.
     pub fn protect(&self, port: u16) {
-        lock(&self.bypassed).remove(&port);
+        lock(&self.bypassed).retain(|address, _| address.port() != port);
+    }
+
+    /// Forgets the ports that have not moved and on which nobody listens any more.
+    pub fn forget_unless(&self, listens: impl Fn(SocketAddr) -> bool) {
+        lock(&self.bypassed).retain(|address, port| port.reason != Bypass::NotMoved || listens(*address));
     }
 
     /// Returns the bypassed ports, in order.
@@ -147,7 +158,7 @@ impl CapturedPorts {
         if self.get(port).is_some() {
             return Some((APP_IP, port).into());
         }
-        let bypassed = lock(&self.bypassed).get(&port).map(|port| port.address)?;
+        let bypassed = lock(&self.bypassed).keys().find(|address| address.port() == port).copied()?;
         let local = || SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         Some(if bypassed.ip().is_unspecified() { local() } else { bypassed })
     }

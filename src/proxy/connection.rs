@@ -99,8 +99,8 @@ pub enum TunnelKind {
     WebSocket,
     /// Another upgrade, or a `--tcp` connection: a drain lets it run until the deadline.
     Raw,
-    /// A connection to a captured port: a drain ends it once it is quiet.
-    Captured,
+    /// A connection to a captured port that isn't HTTP: a drain ends it once it is quiet.
+    Opaque,
 }
 
 /// The state of a tunnel besides its two connections.
@@ -146,7 +146,7 @@ impl TunnelState {
             || match self.kind {
                 TunnelKind::Raw => false,
                 TunnelKind::WebSocket => shared.ends_streams(to),
-                TunnelKind::Captured => {
+                TunnelKind::Opaque => {
                     shared.ends_streams(to)
                         && !self.app_owes
                         && now_ms.saturating_sub(self.moved_at) >= quiet_ms

@@ -22,7 +22,6 @@ use super::shared::Shared;
 use super::stream;
 use crate::drain::gate::Connected;
 use crate::drain::ledger::Ledger;
-use crate::drain::machine::Phase;
 
 /// Idle time after which a connection is parked; busy ones never are.
 pub const PARK_AFTER: Duration = Duration::from_secs(1);
@@ -126,7 +125,7 @@ impl Parking {
     /// Removes the tunnels that were idle for `--tunnel-timeout`, or quiet for long enough in a drain, so that they end.
     pub fn expire_tunnels(&self, shared: &Shared, ledger: &Ledger, start: impl FnMut(Unparked)) {
         let (max, now) = (shared.settings.limits.tunnel_timeout, ledger.now_ms());
-        if max.is_zero() && shared.phase() == Phase::Serving {
+        if max.is_zero() && !shared.ends_all_streams() {
             return;
         }
         let over = |tunnel: &ParkedTunnel| {

@@ -12,13 +12,8 @@ pub struct Route {
     pub pool: Pool,
     /// The `Host` for a request without one.
     pub host: String,
+    /// Its clients are in this pod: a captured port by loopback.
+    pub local: bool,
     /// The captured port; `None` for `--upstream` and `--tcp`.
     pub captured: Option<Arc<CapturedPort>>,
-}
-
-impl Route {
-    /// Whether a connection's first bytes decide how it is served.
-    pub fn is_captured(&self) -> bool {
-        self.captured.is_some()
-    }
 }

@@ -32,6 +32,8 @@ pub struct Shared {
     pub settings: Settings,
     /// Admission and counts.
     pub gate: Arc<Gate>,
+    /// Counts connections to captured ports by loopback: they come from this pod, and no drain waits for them.
+    pub local: Arc<Gate>,
     /// The app's upstream.
     pub upstream: Arc<Upstream>,
     /// The ports that capture has found.
@@ -86,6 +88,7 @@ impl Shared {
             hold_queue: HoldQueue::default(),
             settings,
             gate: Arc::new(Gate::new(on_idle)),
+            local: Arc::new(Gate::new(|| {})),
             ledgers: (0..threads).map(|_| Arc::default()).collect(),
             shards: (0..threads).map(|_| Arc::default()).collect(),
             parkings: (0..threads).map(|_| Arc::default()).collect(),
@@ -160,6 +163,11 @@ impl Shared {
         (ms != NO_STREAM_END).then(|| Duration::from_millis(ms)).or_else(|| from.streams_end())
     }
 
+    /// Whether streams have to end, whichever server they come from.
+    pub fn ends_all_streams(&self) -> bool {
+        self.stream_spread_ms.load(Ordering::Acquire) != NO_STREAM_END
+    }
+
     /// Whether streams from this server have to end.
     pub fn ends_streams(&self, from: &Backend) -> bool {
         self.streams_end(from).is_some()
@@ -214,7 +222,7 @@ impl Shared {
     }
 
     fn open_clients(&self) -> u64 {
-        self.gate.connections() + self.lingering.load(Ordering::Relaxed)
+        self.gate.connections() + self.local.connections() + self.lingering.load(Ordering::Relaxed)
     }
 
     /// Returns how long a connection may be idle now: much shorter while others wait for its place.

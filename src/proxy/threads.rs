@@ -136,15 +136,15 @@ async fn serve_accepted(accepted: Accepted<tokio::net::TcpStream>, worker: Rc<Wo
     let route = match service {
         Service::Http | Service::Https => worker.app.clone(),
         Service::Tcp(number) => worker.tcp[number].clone(),
-        Service::Captured(port) => match worker.shared.captured.get(port) {
-            Some(port) => worker.captured(&port),
+        Service::Captured { port, local } => match worker.shared.captured.get(port) {
+            Some(port) => worker.captured(&port, local),
             None => return,
         },
     };
     let speaker = match service {
         Service::Http | Service::Https => FirstSpeaker::Client,
         Service::Tcp(_) => FirstSpeaker::App(None),
-        Service::Captured(_) => Box::pin(first_speaker(&stream, peer, &route, &worker)).await,
+        Service::Captured { .. } => Box::pin(first_speaker(&stream, peer, &route, &worker)).await,
     };
     let next = match speaker {
         FirstSpeaker::Client => http1::serve(stream, peer, connected, route, Some(accepted), &worker).await,

@@ -38,7 +38,7 @@ pub struct Worker {
     /// The routes of each `--tcp`; they keep no idle connections.
     pub tcp: Vec<Rc<Route>>,
     /// The routes of the captured ports that this thread has served.
-    captured: RefCell<BTreeMap<u16, Rc<Route>>>,
+    captured: RefCell<BTreeMap<(u16, bool), Rc<Route>>>,
     number: usize,
 }
 
@@ -55,10 +55,10 @@ impl Worker {
         Ok(Self { shared, ledger, shard, parking, app, tcp, captured: RefCell::default(), number })
     }
 
-    /// Returns this thread's route to a captured port.
-    pub fn captured(&self, port: &Arc<CapturedPort>) -> Rc<Route> {
-        let new = || route(&self.shared, &port.upstream, Some(port), self.number);
-        self.captured.borrow_mut().entry(port.number).or_insert_with(new).clone()
+    /// Returns this thread's route to a captured port, for clients of this pod if `local`.
+    pub fn captured(&self, port: &Arc<CapturedPort>, local: bool) -> Rc<Route> {
+        let new = || route(&self.shared, &port.upstream, Some((port, local)), self.number);
+        self.captured.borrow_mut().entry((port.number, local)).or_insert_with(new).clone()
     }
 
     /// Closes the idle connections to the app that have to be closed: all of them once a drain is over.
@@ -76,14 +76,21 @@ impl Worker {
     }
 
     /// Counts a request whose head was read; `first` if it is its connection's first. A health check counts neither
-    /// as work nor as an arrival, within the limit.
-    pub fn take_in(&self, request: &mut Request, in_flight: &mut InFlight<'_>, now: Instant, first: bool) {
+    /// as work nor as an arrival, within the limit. A client of this pod is no arrival: it may be the app itself.
+    pub fn take_in(
+        &self,
+        request: &mut Request,
+        route: &Route,
+        in_flight: &mut InFlight<'_>,
+        now: Instant,
+        first: bool,
+    ) {
         if request.health_check {
             let max = self.shared.settings.limits.max_in_flight;
             let max = if max == 0 { MAX_HEALTH_CHECKS } else { max.min(MAX_HEALTH_CHECKS) };
             request.health_check = in_flight.become_health_check(max);
         }
-        if !request.health_check {
+        if !request.health_check && !route.local {
             self.arrival(now, first);
         }
     }
@@ -114,9 +121,11 @@ impl Worker {
 fn route(
     shared: &Shared,
     upstream: &Arc<Upstream>,
-    captured: Option<&Arc<CapturedPort>>,
+    captured: Option<(&Arc<CapturedPort>, bool)>,
     number: usize,
 ) -> Rc<Route> {
     let pool = Pool::new(upstream.clone(), number, shared.settings.limits.max_head);
-    Rc::new(Route { pool, host: upstream.own().http_host(), captured: captured.cloned() })
+    let local = captured.is_some_and(|(_, local)| local);
+    let captured = captured.map(|(port, _)| port.clone());
+    Rc::new(Route { pool, host: upstream.own().http_host(), local, captured })
 }

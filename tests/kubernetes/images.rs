@@ -30,8 +30,8 @@ pub fn lameduck() -> &'static Path {
 /// Builds everything and loads the images onto the nodes.
 pub fn put(engine: &Path) {
     run(cargo().args(["build", "--example", "load"]));
-    let ours = format!("{}:/usr/local/bin/lameduck", text(lameduck()));
-    image(engine, LAMEDUCK, &["--file", &ours, "--entrypoint", r#"["lameduck"]"#]);
+    let ours = format!("{}:/lameduck", text(lameduck()));
+    image(engine, LAMEDUCK, &["--file", &ours, "--entrypoint", r#"["/lameduck"]"#]);
 
     let node = Command::new("node").args(["-p", "process.execPath"]).output().expect("node");
     let node = format!("{}:/usr/local/bin/node", String::from_utf8_lossy(&node.stdout).trim());

@@ -5,8 +5,10 @@ use std::pin::pin;
 use std::task::Poll;
 use std::time::{Duration, Instant};
 
+use crate::metrics::add;
 use crate::proxy::captured::Speaks;
 use crate::proxy::first_bytes::is_http_server;
+use crate::proxy::request::exchange::reach;
 use crate::proxy::route::Route;
 use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::stream::Stream;
@@ -46,7 +48,13 @@ pub async fn first_speaker(
     if tokio::time::timeout(CLIENT_FIRST, tcp.peek(&mut first)).await.is_ok() {
         return FirstSpeaker::Client;
     }
-    let Ok(mut app) = route.pool.connect().await else { return FirstSpeaker::Client };
+    // A client that speaks is not kept waiting for an app that restarts.
+    let connected = tokio::select! {
+        app = reach(worker, async || route.pool.connect().await) => app,
+        _ = tcp.peek(&mut first) => return FirstSpeaker::Client,
+    };
+    let Ok(mut app) = connected else { return FirstSpeaker::Client };
+    add(&worker.shard.connects, 1);
     let entry = worker.ledger.enter(peer);
     let speaker = {
         let mut client_speaks = pin!(tcp.peek(&mut first));
@@ -59,9 +67,15 @@ pub async fn first_speaker(
                 return Poll::Ready(FirstSpeaker::Client);
             }
             match app_speaks.as_mut().poll(cx) {
-                Poll::Ready(true) => return Poll::Ready(FirstSpeaker::App(None)),
+                Poll::Ready(Some(whole)) => {
+                    // Less than a frame's head could still be HTTP/2 on the next connection.
+                    if whole {
+                        port.learn(Speaks::Opaque);
+                    }
+                    return Poll::Ready(FirstSpeaker::App(None));
+                }
                 // It closed, or it speaks HTTP: the client is to speak.
-                Poll::Ready(false) => return Poll::Ready(FirstSpeaker::Client),
+                Poll::Ready(None) => return Poll::Ready(FirstSpeaker::Client),
                 Poll::Pending => {}
             }
             if closing || shared.forced() || age >= shared.idle_timeout() {
@@ -77,24 +91,23 @@ pub async fn first_speaker(
         worker.ledger.assign();
     }
     match speaker {
-        FirstSpeaker::App(_) => {
-            port.learn(Speaks::Opaque);
-            FirstSpeaker::App(Some(app))
-        }
+        FirstSpeaker::App(_) => FirstSpeaker::App(Some(app)),
         // The app's connection is not kept: an app may have spoken on it.
         other => other,
     }
 }
 
-/// Waits for the app's first bytes. Whether they are a greeting that isn't HTTP.
-async fn greets(app: AppReader<'_>) -> bool {
+/// Waits for the app's first bytes. Returns whether there are enough to be sure of all connections, if they are a greeting
+/// that isn't HTTP.
+async fn greets(app: AppReader<'_>) -> Option<bool> {
     // A frame's head of HTTP/2.
     let mut first = [0; 9];
     match app {
         AppReader::Tcp(mut half) => {
-            half.peek(&mut first).await.is_ok_and(|n| n > 0 && !is_http_server(&first[..n]))
+            let n = half.peek(&mut first).await.ok().filter(|n| *n > 0)?;
+            (!is_http_server(&first[..n])).then_some(n == first.len())
         }
         // Captured apps are reached by TCP only.
-        AppReader::Tls(_) | AppReader::Unix(_) => false,
+        AppReader::Tls(_) | AppReader::Unix(_) => None,
     }
 }

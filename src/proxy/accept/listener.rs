@@ -169,7 +169,9 @@ impl Acceptor {
                 if let Err(error) = closed {
                     tracing::error!(%error, "a listening socket failed");
                 }
-                self.switch.closed.send_modify(|closed| *closed += 1);
+                if !stays {
+                    self.switch.closed.send_modify(|closed| *closed += 1);
+                }
                 on_closed();
             }
             if on.wait_for(|on| *on).await.is_err() {
@@ -178,7 +180,9 @@ impl Acceptor {
             let shared = self.shared.settings.reuse_port;
             match addr.as_ref().map(|addr| bind(*addr, shared)) {
                 Ok(Ok(again)) => {
-                    self.switch.closed.send_modify(|closed| *closed -= 1);
+                    if !stays {
+                        self.switch.closed.send_modify(|closed| *closed -= 1);
+                    }
                     listener = Some(again);
                 }
                 failed => {
@@ -273,7 +277,9 @@ impl Acceptor {
             return; // it has been reset already
         }
         let assigned = ledgers[fewest].assigned();
-        let accepted = Accepted { stream, peer, service, connected: self.shared.gate.connect() };
+        let local = matches!(service, Service::Captured { local: true, .. });
+        let connected = if local { self.shared.local.connect() } else { self.shared.gate.connect() };
+        let accepted = Accepted { stream, peer, service, connected };
         self.shared.share_files();
         match fewest.checked_sub(1) {
             None => {

@@ -27,8 +27,13 @@ pub enum Service {
     Https,
     /// `--tcp`, by its index.
     Tcp(usize),
-    /// A captured port, by its number.
-    Captured(u16),
+    /// A captured port.
+    Captured {
+        /// Its number.
+        port: u16,
+        /// Reached by loopback, from this pod.
+        local: bool,
+    },
 }
 
 /// An accepted connection. It counts from the accept, so that no drain ends while it is on its way to its thread.

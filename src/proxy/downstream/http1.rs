@@ -14,7 +14,6 @@ use crate::drain::gate::{Connected, InFlight, InFlightOwned, InFlightTunnel};
 use crate::drain::ledger::{Class, LedgerEntry};
 use crate::metrics::Ended;
 use crate::proxy::buffer::Buffer;
-use crate::proxy::captured::Speaks;
 use crate::proxy::connection::{Http2, Idle, Next, Opaque, Tunnel, TunnelKind, TunnelState};
 use crate::proxy::first_bytes::{PREFACE, begins_http2, is_http};
 use crate::proxy::http1::head::{self, Reject, Request, URI_TOO_LONG, Upgrade};
@@ -30,6 +29,9 @@ use crate::proxy::socket::keep_alive;
 use crate::proxy::stream::{Reader, Stream, Writer};
 use crate::proxy::worker::Worker;
 use crate::upstream::Connection;
+
+/// Time for the bytes that tell what a connection to a captured port speaks; without them it isn't HTTP.
+const UNDECIDED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What happens to a connection that serves no further request here.
 enum Close {
@@ -255,7 +257,7 @@ async fn one_request(
             return Some(refuse(client, reject.status, reject.why, false).await);
         }
     };
-    worker.take_in(&mut request, &mut in_flight, since, first);
+    worker.take_in(&mut request, route, &mut in_flight, since, first);
     let unread = client.buf.unread();
     let (method, target) = (&unread[request.method.clone()], &unread[request.target.clone()]);
     entry.begin(method, target, since);
@@ -313,12 +315,12 @@ where
     // Only the first bytes of a connection to a captured port tell what it speaks.
     let mut undecided = route.captured.as_ref().filter(|_| first);
     loop {
-        if let Some(port) = undecided {
+        if undecided.is_some() {
             match is_http(client.buf.unread()) {
                 Some(false) => return Err(NoHead::Opaque),
                 Some(true) => {
-                    port.learn(Speaks::Http);
                     undecided = None;
+                    entry.set_deadline(worker.deadline(limits.head_timeout));
                 }
                 None => {}
             }
@@ -344,13 +346,19 @@ where
             }
         }
         if looked == 0 {
-            entry.set_deadline(worker.deadline(limits.head_timeout));
+            let limit = if undecided.is_some() { UNDECIDED_TIMEOUT } else { limits.head_timeout };
+            entry.set_deadline(worker.deadline(limit));
         }
         looked = client.buf.unread().len();
         if looked >= limits.max_head {
             return Err(too_large(client.buf.unread(), limits).into());
         }
-        read_more(client, shared, entry).await?;
+        match read_more(client, shared, entry).await {
+            Err(NoHead::Refused(reject)) if undecided.is_some() && reject.status == 408 => {
+                return Err(NoHead::Opaque);
+            }
+            read => read?,
+        }
     }
 }
 

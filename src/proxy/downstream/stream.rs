@@ -68,7 +68,7 @@ pub async fn serve(
             return connection.ended(id, ending);
         }
     };
-    worker.take_in(&mut request, &mut in_flight, since, id == 1);
+    worker.take_in(&mut request, &connection.route, &mut in_flight, since, id == 1);
     let in_flight = in_flight.into_owned(gate);
     let path = parts.uri.path_and_query().map_or("", |path| path.as_str());
     let (method, target) = (parts.method.as_str().as_bytes(), path.as_bytes());

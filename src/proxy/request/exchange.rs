@@ -16,6 +16,7 @@ use crate::drain::ledger::LedgerEntry;
 use crate::drain::machine::Phase;
 use crate::metrics::add;
 use crate::proxy::buffer::{self, Buffer};
+use crate::proxy::captured::Speaks;
 use crate::proxy::http1::head::{Answer, Framing, Origin, Request, Response, Site, Upgrade};
 use crate::proxy::http2::typed::TypedHead;
 use crate::proxy::route::Route;
@@ -191,6 +192,14 @@ impl Exchange<'_> {
         let lease = self.reach(async || self.route.pool.lease().await).await?;
         add(&self.worker.shard.connects, u64::from(lease.is_first()));
         Ok(lease)
+    }
+
+    /// The app's response begins to go to the client. `events` if it is an event stream that the client can reopen.
+    pub fn answers(&self, status: u16, events: bool) {
+        self.flow.answers(status, events);
+        if let Some(port) = &self.route.captured {
+            port.learn(Speaks::Http);
+        }
     }
 
     /// Writes the request's head and the part of its body that came with it.

@@ -354,7 +354,7 @@ where
     let events = response.events
         && request.reopens
         && matches!(response.framing, Framing::Chunked | Framing::UntilClose);
-    exchange.flow.answers(response.status, events);
+    exchange.answers(response.status, events);
     if response.status == 101 {
         exchange.write(writer, &out).await?;
         return Ok(Answered::Upgraded);

@@ -191,7 +191,7 @@ async fn answer(
     }
     rename_app(&mut head.headers, site);
     let whole = body.is_end_stream();
-    flow.answers(head.status.as_u16(), false);
+    exchange.answers(head.status.as_u16(), false);
     let sent = back.respond.send_response(Response::from_parts(head, ()), whole);
     let client = back.answer.insert(sent.map_err(|_| Failure::ClientGone)?);
     if whole {

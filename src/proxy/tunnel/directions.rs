@@ -21,6 +21,8 @@ pub struct Direction {
     pub moved: Cell<u64>,
     /// It is waiting for a message's first byte.
     pub rests: Cell<bool>,
+    /// Its sink has not yet taken everything that was read.
+    writing: Cell<bool>,
     /// A message has begun and not ended yet.
     inside: Cell<bool>,
     /// Its source has sent a Close.
@@ -112,6 +114,11 @@ impl Ends {
         self.up.rests.get() && self.down.rests.get() && !self.close_requested.get()
     }
 
+    /// Whether bytes that were read are still to be written.
+    pub fn is_writing(&self) -> bool {
+        self.up.writing.get() || self.down.writing.get()
+    }
+
     /// Moves a direction to its next stage.
     fn advance(&self, direction: &Direction, to: Stage) {
         if !direction.is(to) {
@@ -194,7 +201,9 @@ where
             }
             own.inside.set(n > 0);
         }
+        own.writing.set(n > 0);
         sink.write_all(unread).await.map_err(|_| Failed::Sink)?;
+        own.writing.set(false);
         own.inside.set(!frames.at_boundary());
         let filled = n > 0 && n == buf.capacity();
         buf.consume(n);

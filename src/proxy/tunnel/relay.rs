@@ -1,6 +1,6 @@
-//! Tunnels: relays an upgraded connection or one of `--tcp` both ways until both sides have ended. A WebSocket is
-//! ended with a Close frame between two messages; any other tunnel runs until the deadline. A reset of one side is
-//! passed on to the other.
+//! Tunnels: relays an upgraded connection, one of `--tcp` or one of a captured port both ways until both sides have
+//! ended. A drain ends a WebSocket with a Close frame between two messages, and a connection to a captured port where
+//! it is quiet; any other tunnel runs until the deadline. A reset of one side is passed on to the other.
 
 use std::future::{Future, pending, poll_fn};
 use std::pin::pin;
@@ -54,7 +54,7 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
                 };
             }
             let to_end = state.is_to_end(&worker.shared, &backend, worker.ledger.now_ms());
-            if to_end && state.kind == TunnelKind::Captured {
+            if to_end && state.kind == TunnelKind::Opaque && !ends.is_writing() {
                 return Poll::Ready(Some(Ended::QuietEnded));
             }
             if state.entry.expired() && ends.rest() && !to_end {

@@ -45,9 +45,9 @@ pub async fn serve(opaque: Box<Opaque>, worker: &Worker) -> Next {
     match (reached, admitted) {
         (Ok(app), Ok(in_flight)) => {
             let state = TunnelState {
-                kind: if route.captured.is_some() { TunnelKind::Captured } else { TunnelKind::Raw },
+                kind: if route.captured.is_some() { TunnelKind::Opaque } else { TunnelKind::Raw },
                 app_owes: false,
-                unheard: true,
+                unheard: !route.local,
                 in_flight: in_flight.into_tunnel(),
                 log,
                 totals: Totals::default(),
