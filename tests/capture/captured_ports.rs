@@ -6,6 +6,7 @@ use crate::{POD, POD_V6, in_pod, preloaded};
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use common::{MOMENT, wait_for};
 use serde_json::json;
 
 const APP: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
+/// More than all sockets on the way hold, in bytes.
+const SIZE: usize = 32 << 20;
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 fn proxy(args: &[&str]) -> Lameduck {
@@ -262,5 +265,114 @@ fn rules_override_what_the_first_bytes_would_say() {
         assert!(!tcp.asked().head.contains("X-Forwarded"));
         assert!(Client::try_connect(pod(7000)).is_err(), "a skipped port is not ours");
         drop(skipped);
+    });
+}
+
+#[test]
+fn a_drain_does_not_truncate_what_a_slow_client_is_still_to_read() {
+    in_pod(|| {
+        let app = moved(6379);
+        let mut proxy = proxy(&[]);
+        let mut client = connect(pod(6379));
+        client.send("*1\r\n\r\n");
+        let mut asked = app.asked();
+        let sending = thread::spawn(move || {
+            asked.send(vec![7; SIZE]);
+            asked.close();
+        });
+        proxy.wait_in_flight(1);
+        proxy.terminate();
+        proxy.wait_phase("draining");
+        // Several times --tcp-quiet, in which the client reads nothing.
+        thread::sleep(Duration::from_secs(2));
+        let (bytes, end) = client.read_to_end();
+        assert_eq!((bytes.len(), end), (SIZE, Fill::Fin));
+        sending.join().expect("sent");
+        proxy.expect_clean_exit();
+    });
+}
+
+#[test]
+fn one_stray_http_client_does_not_make_http_of_a_server_that_speaks_first() {
+    in_pod(|| {
+        let _app = RawApp::greeting_at(SocketAddr::new(APP.into(), 3306), b"J\0\0\0\n8.4.0\0");
+        let _proxy = proxy(&[]);
+        let mut stray = connect(pod(3306));
+        stray.get("/");
+        stray.read_to_end();
+        let mut client = connect(pod(3306));
+        client.until("8.4.0");
+    });
+}
+
+#[test]
+fn a_hold_is_idle_once_recently_used_connections_are_quiet() {
+    in_pod(|| {
+        let app = moved(6379);
+        let proxy = proxy(&[]);
+        let mut client = connect(pod(6379));
+        client.send("*1\r\n\r\n");
+        let mut asked = app.asked();
+        asked.send("+OK");
+        client.take(3);
+        let held = proxy.command_output(&["hold", "--until-idle", "--max", "15s"]);
+        assert!(held.status.success(), "{held:?}");
+        assert_eq!(client.read_to_end(), (vec![], Fill::Fin));
+    });
+}
+
+#[test]
+fn clients_of_the_same_pod_do_not_prolong_a_drain() {
+    in_pod(|| {
+        let _app = moved(3000).answer_all(OK);
+        let mut proxy = proxy(&["--grace", "30s", "--reserve", "1s"]);
+        let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 3000);
+        connect(local);
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                while !stop.load(Ordering::Relaxed) {
+                    // Refused once the proxy has gone.
+                    let silent = Client::try_connect(local);
+                    let answer = Client::try_connect(local).ok().and_then(|client| client.try_ask("/", &[]));
+                    thread::sleep(Duration::from_millis(50));
+                    drop((silent, answer));
+                }
+            });
+            proxy.terminate();
+            proxy.expect_clean_exit();
+            stop.store(true, Ordering::Relaxed);
+        });
+        let seconds = proxy.wait_log("drained")["seconds"].as_f64().expect("a number");
+        assert!(seconds < 6.0, "the lame duck's maximum is 9.7 s: {seconds}");
+    });
+}
+
+#[test]
+fn a_word_without_an_end_is_not_kept_waiting_for_one() {
+    in_pod(|| {
+        let app = TcpListener::bind((APP, 3000)).expect("the app's port");
+        let _proxy = proxy(&[]);
+        let mut client = connect(pod(3000));
+        client.send("HELLO");
+        app.set_nonblocking(false).expect("a mode");
+        let mut passed = vec![];
+        while passed.is_empty() {
+            // The proxy's readiness checks send nothing.
+            let mut at_app = Client::over(app.accept().expect("accepted").0.into()).expect("a socket");
+            passed = if let Some(Fill::Data) = at_app.fill(MOMENT) { at_app.take(5) } else { vec![] };
+        }
+        assert_eq!(passed, b"HELLO");
+    });
+}
+
+#[test]
+fn there_is_nothing_to_switch_to() {
+    in_pod(|| {
+        let proxy = proxy(&[]);
+        let said = proxy.command_output(&["switch", "127.0.0.1:4000"]);
+        assert!(
+            !said.status.success() && String::from_utf8_lossy(&said.stderr).contains("nothing to switch")
+        );
     });
 }
