@@ -52,6 +52,8 @@ pub struct Plane {
     asked: watch::Sender<Asked>,
     arrived: Mutex<(Arrivals, Option<Instant>)>,
     ended: [AtomicU64; Ended::ALL.len()],
+    /// When the ledger was asked for, as for each line of the log that says what a drain waits for.
+    asked_ledger: Mutex<Vec<Instant>>,
 }
 
 impl Plane {
@@ -177,6 +179,7 @@ impl DataPlane for Plane {
     }
 
     fn ledger(&self) -> Vec<LedgerRow> {
+        lock(&self.asked_ledger).push(now());
         Vec::new()
     }
 }
@@ -258,6 +261,7 @@ impl World {
             asked: watch::Sender::default(),
             arrived: Mutex::default(),
             ended: std::array::from_fn(|_| AtomicU64::new(0)),
+            asked_ledger: Mutex::default(),
         });
         let sockets = Sockets {
             wanted: watch::Sender::new(true),
@@ -285,6 +289,11 @@ impl World {
         let holder = tokio::spawn(held);
         tokio::task::yield_now().await;
         holder
+    }
+
+    /// Returns when the ledger was asked for, since the start.
+    pub fn ledger_times(&self) -> Vec<Duration> {
+        lock(&self.plane.asked_ledger).iter().map(|at| at.duration_since(self.began)).collect()
     }
 
     /// Returns the simulated time since the start.
