@@ -293,7 +293,8 @@ fn an_earlier_injection_is_undone_first() {
         |text: &str| text.replace("        a: b\n", "        a: b\n        lameduck.dev/capture: loopback\n");
     let (old, _) = done(&before, &task());
     assert!(old.contains("containerPort: 4880") && old.contains("targetPort: http"), "{old}");
-    let (migrated, _) = done(&annotate(&old), &task());
+    let (migrated, report) = done(&annotate(&old), &task());
+    assert_eq!(report[0].outcome, Outcome::Restored, "{}", told(&report));
     assert!(migrated.starts_with(service), "{migrated}");
     assert!(migrated.contains("containerPort: 8080") && !migrated.contains("4880"), "{migrated}");
     assert_eq!(done(&migrated, &task()).0, migrated, "twice");
