@@ -235,7 +235,8 @@ fn a_captured_pod_still_meets_the_restricted_standard() {
 #[test]
 fn what_cannot_be_captured_is_skipped_and_says_what_to_do() {
     type Change<'a> = &'a dyn Fn(&mut Value);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 10] = [
+        (&|pod| app(pod)["name"] = json!("istio-proxy"), "name it by lameduck.dev/container"),
         (&|pod| pod["spec"]["hostNetwork"] = json!(true), "start the app by `lameduck run` instead"),
         (&|pod| pod["spec"]["os"] = json!({"name": "windows"}), "Windows"),
         (&annotated("sidecar", "ordinary"), "use the native one"),
