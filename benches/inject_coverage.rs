@@ -10,8 +10,11 @@ use std::{env, fs};
 
 use lameduck::cli::{annotated_flags, check_proxy};
 use lameduck::inject::command::read;
+use lameduck::inject::diff::Pointer;
+use lameduck::inject::kinds::{Role, role};
 use lameduck::inject::manifest::{Manifest, Outcome, ReportLine, Task, transform};
-use lameduck::inject::text::{is_all_json, split};
+use lameduck::inject::model::Written;
+use lameduck::inject::text::{Document, is_all_json, split};
 use lameduck::inject::{Services, Settings, yaml};
 use serde_json::{Value, json};
 
@@ -35,11 +38,12 @@ struct Totals {
 }
 
 fn main() -> Result<(), Box<dyn Error>> {
-    let (mut folders, mut report) = (Vec::new(), None);
+    let (mut folders, mut report, mut capture) = (Vec::new(), None, None);
     let mut args = env::args().skip(1).filter(|arg| arg != "--bench");
     while let Some(arg) = args.next() {
         match arg.as_str() {
             "--json" => report = args.next(),
+            "--capture" => capture = args.next(),
             _ => folders.push(PathBuf::from(arg)),
         }
     }
@@ -51,7 +55,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         let mut repositories: Vec<_> = fs::read_dir(folder)?.collect::<Result<_, _>>()?;
         repositories.sort_by_key(fs::DirEntry::file_name);
         for repository in repositories.iter().map(fs::DirEntry::path).filter(|path| path.is_dir()) {
-            totals.add(&repository)?;
+            totals.add(&repository, capture.as_deref())?;
         }
     }
     print!("{}", totals.table());
@@ -75,11 +79,44 @@ fn task() -> Task {
     Task::Inject { settings: Box::new(settings), seed, namespace, kinds: vec![] }
 }
 
+/// The text with `lameduck.dev/capture` on every pod template that can be edited.
+fn annotated(text: &str, capture: &str) -> String {
+    split(text)
+        .into_iter()
+        .map(|part| with_capture(part, capture).unwrap_or_else(|| part.to_owned()))
+        .collect()
+}
+
+fn with_capture(text: &str, capture: &str) -> Option<String> {
+    let document = Document::parse(text).ok()??;
+    let (mut edits, mut after) = (Vec::new(), document.value.clone());
+    let items = document.value["items"].as_array().map_or(0, Vec::len);
+    let places = (0..items).map(|n| Pointer::default().join("items").join(n)).chain([Pointer::default()]);
+    for at in places {
+        let mut object = document.value.pointer(&at.to_string())?.clone();
+        let Role::Workload(template) = role(&object, Some(&vec![])) else { continue };
+        let Some(pod) = object.pointer_mut(&template.to_string()).filter(|pod| pod.is_object()) else {
+            continue;
+        };
+        let fits = |value: &Value| value.is_null() || value.is_object();
+        if !fits(&pod["metadata"]) || !fits(&pod["metadata"]["annotations"]) {
+            continue;
+        }
+        pod["metadata"]["annotations"]["lameduck.dev/capture"] = json!(capture);
+        edits.push(document.edit(&at, &object, &Written::new()).ok()?);
+        *after.pointer_mut(&at.to_string())? = object;
+    }
+    document.with(&edits, &after).ok()
+}
+
 impl Totals {
     /// Injects one repository as its user would: the whole folder.
-    fn add(&mut self, repository: &Path) -> Result<(), Box<dyn Error>> {
+    fn add(&mut self, repository: &Path, capture: Option<&str>) -> Result<(), Box<dyn Error>> {
         let (mut sources, mut unread) = (Vec::new(), String::new());
         read(repository, &mut sources, &mut unread)?;
+        if let Some(capture) = capture {
+            sources.iter_mut().for_each(|source| source.text = annotated(&source.text, capture));
+        }
         let began = Instant::now();
         let (texts, report) = transform(&sources, &task());
         let took = began.elapsed();

@@ -96,6 +96,10 @@ pub fn apps(spec: &Map<String, Value>, annotations: &Annotations) -> Result<Vec<
     match (apps.is_empty(), &annotations.container) {
         (false, _) => Ok(apps),
         (true, Some(wanted)) => Err(format!("annotation lameduck.dev/container: there is no '{wanted}'")),
+        (true, None) if containers(spec).count() > 0 => {
+            Err("it has no container but a mesh's proxy: name it by lameduck.dev/container if it is the app"
+                .to_owned())
+        }
         (true, None) => Err("it has no containers".to_owned()),
     }
 }

@@ -171,16 +171,21 @@ fn joined(texts: &[String]) -> String {
 
 fn told(report: &[ReportLine], request: &FileTask) -> String {
     let mut text = String::new();
+    let restored = match request.writes() {
+        true => "leads to the port as before",
+        false => "would lead to the port as before",
+    };
     let (workload, service) = match (&request.task, request.writes()) {
         (Task::Inject { .. }, true) => ("injected", "leads to the port by its name"),
         (Task::Inject { .. }, false) => ("would be injected", "would lead to the port by its name"),
-        (Task::Uninject, true) => ("taken out", "leads to the port as before"),
-        (Task::Uninject, false) => ("would be taken out", "would lead to the port as before"),
+        (Task::Uninject, true) => ("taken out", restored),
+        (Task::Uninject, false) => ("would be taken out", restored),
     };
     for line in report {
         let outcome = match &line.outcome {
             Outcome::Changed if line.what.starts_with("service/") => service.to_owned(),
             Outcome::Changed => workload.to_owned(),
+            Outcome::Restored => restored.to_owned(),
             Outcome::Unchanged => "nothing to change".to_owned(),
             Outcome::Skipped(why) => format!("skipped: {why}"),
             Outcome::Failed(why) => format!("not understood, left as it is: {why}"),

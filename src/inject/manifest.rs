@@ -58,6 +58,8 @@ pub struct ReportLine {
 pub enum Outcome {
     /// Changed.
     Changed,
+    /// A Service, changed back to what its owner wrote, because its port is captured now.
+    Restored,
     /// Already as desired.
     Unchanged,
     /// Skipped, with the reason.
@@ -161,7 +163,7 @@ impl<'a> Document<'a> {
         }
         let edited = if edits.is_empty() { Ok(self.text.to_owned()) } else { parsed.with(&edits, &after) };
         let text = edited.unwrap_or_else(|why| {
-            for object in objects.iter_mut().filter(|object| object.outcome == Outcome::Changed) {
+            for object in objects.iter_mut().filter(|object| object.after != object.before) {
                 object.skip(why.clone());
             }
             self.text.to_owned()
@@ -319,7 +321,11 @@ fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task, doc
                 }
             }
         }
+        let own = matches!(task, Task::Inject { .. }) && !service::is_changed(&new);
         objects[n].set(new, &Written::new(), documents);
+        if own && objects[n].outcome == Outcome::Changed {
+            objects[n].outcome = Outcome::Restored;
+        }
     }
     for n in workloads {
         let object = &mut objects[*n];

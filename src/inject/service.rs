@@ -42,6 +42,11 @@ pub fn restored(service: &Value) -> Result<Value, String> {
     Ok(new)
 }
 
+/// Whether an injection has changed the Service.
+pub fn is_changed(service: &Value) -> bool {
+    service["metadata"]["annotations"][INJECTED].is_string()
+}
+
 /// Numeric target ports of the Service.
 pub fn numbers(service: &Value) -> Vec<u16> {
     let ports = service["spec"]["ports"].as_array().into_iter().flatten();

@@ -235,7 +235,8 @@ fn a_captured_pod_still_meets_the_restricted_standard() {
 #[test]
 fn what_cannot_be_captured_is_skipped_and_says_what_to_do() {
     type Change<'a> = &'a dyn Fn(&mut Value);
-    let cases: [(Change, &str); 9] = [
+    let cases: [(Change, &str); 10] = [
+        (&|pod| app(pod)["name"] = json!("istio-proxy"), "name it by lameduck.dev/container"),
         (&|pod| pod["spec"]["hostNetwork"] = json!(true), "start the app by `lameduck run` instead"),
         (&|pod| pod["spec"]["os"] = json!({"name": "windows"}), "Windows"),
         (&annotated("sidecar", "ordinary"), "use the native one"),
@@ -293,7 +294,8 @@ fn an_earlier_injection_is_undone_first() {
         |text: &str| text.replace("        a: b\n", "        a: b\n        lameduck.dev/capture: loopback\n");
     let (old, _) = done(&before, &task());
     assert!(old.contains("containerPort: 4880") && old.contains("targetPort: http"), "{old}");
-    let (migrated, _) = done(&annotate(&old), &task());
+    let (migrated, report) = done(&annotate(&old), &task());
+    assert_eq!(report[0].outcome, Outcome::Restored, "{}", told(&report));
     assert!(migrated.starts_with(service), "{migrated}");
     assert!(migrated.contains("containerPort: 8080") && !migrated.contains("4880"), "{migrated}");
     assert_eq!(done(&migrated, &task()).0, migrated, "twice");
