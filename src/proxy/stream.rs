@@ -8,6 +8,7 @@ use std::rc::Rc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use http::HeaderMap;
 use socket2::SockRef;
 use tokio::io::{AsyncRead, AsyncWrite, Interest, ReadBuf};
 use tokio::net::{TcpStream, tcp};
@@ -48,7 +49,7 @@ pub trait Sink: AsyncWrite + Unpin {
     /// `InvalidData` if the client's protocol can't express the head; any other if the client has gone.
     fn begin(&mut self, head: Self::Head, framing: Framing) -> io::Result<Vec<u8>>;
     /// The body ends with the bytes that are written next, and with these trailers.
-    fn ends(&mut self, trailers: &[u8]);
+    fn ends(&mut self, trailers: Option<HeaderMap>);
     /// Ends the body, if its last bytes have not done so.
     ///
     /// # Errors
@@ -251,7 +252,7 @@ impl Sink for Writer<'_> {
         Ok(head)
     }
 
-    fn ends(&mut self, _: &[u8]) {}
+    fn ends(&mut self, _: Option<HeaderMap>) {}
 
     fn end(&mut self) -> io::Result<()> {
         Ok(())

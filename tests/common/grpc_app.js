@@ -82,6 +82,7 @@ server.on('stream', (stream, fields) => {
       return stream.on('close', () => clearInterval(events));
     }
     if (path === '/empty') return stream.respond({ ':status': 204 }, { endStream: true });
+    if (path === '/nothing') return stream.respond({ ':status': 200 }, { endStream: true });
     stream.respond({ 'content-type': 'application/json' }, { waitForTrailers: true });
     stream.on('wantTrailers', () => stream.sendTrailers({ 'x-calls': String(calls) }));
     return stream.end(JSON.stringify({ fields, trailers, body: Buffer.concat(parts).toString() }));

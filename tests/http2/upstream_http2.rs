@@ -38,6 +38,7 @@ fn a_chunked_request_arrives_with_its_trailers_and_the_answers_trailers_come_bac
     assert_eq!((&fields["x-a"], &fields["x-forwarded-for"]), (&"1, 2".into(), &"127.0.0.1".into()));
     assert!(fields["connection"].is_null() && fields["transfer-encoding"].is_null(), "{fields}");
     assert!(answer.head.has("transfer-encoding", "chunked"), "{:?}", answer.head);
+    assert!(answer.trailers.iter().any(|(name, _)| name == "x-calls"), "{:?}", answer.trailers);
     // The connection stays open.
     client.get("/again");
     assert_eq!(self::seen(&client.answer())["fields"][":path"], "/again");
@@ -62,6 +63,9 @@ fn answers_without_a_body_and_old_clients_get_what_they_understand() {
     client.get("/empty");
     let head = client.head();
     assert!(head.status == 204 && head.header("transfer-encoding").is_none(), "{head:?}");
+    client.get("/nothing");
+    let head = client.head();
+    assert!(head.status == 200 && head.has("content-length", "0"), "{head:?}");
     let mut old = proxy.client();
     old.send("GET /old HTTP/1.0\r\n\r\n");
     let answer = old.answer();

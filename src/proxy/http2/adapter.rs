@@ -39,7 +39,7 @@ pub struct Reader<'s>(&'s Adapter);
 /// The half that writes the response.
 pub struct Writer<'s>(&'s Adapter);
 
-/// A body received in frames, read as HTTP/1.1.
+/// A body received in frames, read as content or, if `chunked`, as HTTP/1.1.
 pub struct Upload {
     body: RecvStream,
     chunked: bool,
@@ -51,6 +51,7 @@ pub struct Upload {
     owed: usize,
     /// The CRLF that ends a chunk.
     tail: &'static [u8],
+    trailers: Option<HeaderMap>,
     ended: bool,
 }
 
@@ -69,7 +70,7 @@ impl Adapter {
     /// A stream for a request with this framing.
     pub fn new(framing: Framing, head_only: bool, body: RecvStream, respond: SendResponse<Bytes>) -> Self {
         Self {
-            upload: RefCell::new(Upload::new(body, framing == Framing::Chunked, vec![])),
+            upload: RefCell::new(Upload::new(body, framing == Framing::Chunked)),
             answer: RefCell::new(Answer { respond, stream: None, ends: false, trailers: None, whole: false }),
             head_only,
             failed: Cell::new(false),
@@ -153,9 +154,9 @@ impl Sink for Writer<'_> {
         Ok(Vec::new())
     }
 
-    fn ends(&mut self, trailers: &[u8]) {
+    fn ends(&mut self, trailers: Option<HeaderMap>) {
         let mut answer = self.0.answer.borrow_mut();
-        (answer.ends, answer.trailers) = (true, head::trailers(trailers));
+        (answer.ends, answer.trailers) = (true, trailers);
     }
 
     fn end(&mut self) -> io::Result<()> {
@@ -186,15 +187,35 @@ impl AsyncRead for Reader<'_> {
 }
 
 impl Upload {
-    /// A stream's body; `lead` is read before it.
-    pub fn new(body: RecvStream, chunked: bool, lead: Vec<u8>) -> Self {
+    /// A stream's body.
+    pub fn new(body: RecvStream, chunked: bool) -> Self {
         let ended = body.is_end_stream();
-        Self { body, chunked, lead, led: 0, piece: Bytes::new(), owed: 0, tail: b"", ended }
+        Self {
+            body,
+            chunked,
+            lead: vec![],
+            led: 0,
+            piece: Bytes::new(),
+            owed: 0,
+            tail: b"",
+            trailers: None,
+            ended,
+        }
     }
 
     /// Whether nothing more will arrive.
     pub fn is_ended(&self) -> bool {
         self.ended || self.body.is_end_stream()
+    }
+
+    /// Returns the trailers once nothing more will arrive.
+    pub fn take_trailers(&mut self) -> Option<HeaderMap> {
+        self.trailers.take()
+    }
+
+    /// Whether everything has been read.
+    pub fn is_drained(&self) -> bool {
+        self.is_ended() && self.piece.is_empty()
     }
 
     /// Waits for the end, before which only trailers can come.
@@ -256,9 +277,9 @@ impl Upload {
                 }
             }
             None => {
-                let trailers = ready!(self.body.poll_trailers(cx))?;
+                self.trailers = ready!(self.body.poll_trailers(cx))?;
                 if self.chunked {
-                    head::last_chunk(trailers.as_ref(), &mut self.lead);
+                    head::last_chunk(self.trailers.as_ref(), &mut self.lead);
                 }
                 self.ended = true;
             }

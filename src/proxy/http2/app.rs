@@ -1,24 +1,24 @@
-//! Presents an app that speaks HTTP/2 to the request pipeline as one that speaks HTTP/1.1: what is written becomes
-//! frames, and the response's frames are read as HTTP/1.1 (RFC 9113 §8).
+//! An app that speaks HTTP/2, for the request pipeline: the request's body is written as HTTP/1.1 and becomes frames,
+//! and the response is read as heads, content and trailers (RFC 9113 §8).
 
 use std::cell::{Cell, RefCell};
+use std::future::poll_fn;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use ::h2::SendStream;
 use ::h2::client::ResponseFuture;
-use ::h2::{RecvStream, SendStream};
 use bytes::Bytes;
-use http::header::{CONTENT_LENGTH, HeaderValue};
-use http::{Request, Response};
+use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::spawn_local;
 
 use super::adapter::{Upload, poll_content};
 use crate::proxy::http1::body::Body;
-use crate::proxy::http1::head::{Framing, HeadOut};
+use crate::proxy::http1::head::Framing;
 use crate::upstream::{Backend, Lease, was_unprocessed};
 
 /// Time limit for the response's last, empty frame to arrive after its last byte.
@@ -28,9 +28,10 @@ const LAST_FRAME_TIMEOUT: Duration = Duration::from_secs(1);
 pub struct AppStream {
     lease: RefCell<Lease>,
     framing: Framing,
-    head_only: bool,
     sending: RefCell<Option<Sending>>,
     answer: RefCell<Answer>,
+    /// The response's head that has arrived, until it is taken.
+    head: RefCell<Option<Response<()>>>,
     /// The app has not processed the request.
     unprocessed: Cell<bool>,
 }
@@ -44,9 +45,9 @@ struct Sending {
 enum Answer {
     /// The request's head is not sent yet.
     Unasked,
-    /// The response is awaited; the bytes are interim heads not read yet.
-    Awaited(ResponseFuture, Vec<u8>),
-    /// The response is arriving; its head is the lead.
+    /// The response is awaited.
+    Awaited(ResponseFuture),
+    /// The response's content and trailers are arriving.
     Comes(Upload),
 }
 
@@ -57,14 +58,14 @@ pub struct Reader<'s>(&'s AppStream);
 pub struct Writer<'s>(&'s AppStream);
 
 impl AppStream {
-    /// A stream for a request of this framing; `head_only` if its response has no body.
-    pub fn new(lease: Lease, framing: Framing, head_only: bool) -> Self {
+    /// A stream for a request of this framing.
+    pub fn new(lease: Lease, framing: Framing) -> Self {
         Self {
             lease: RefCell::new(lease),
             framing,
-            head_only,
             sending: RefCell::new(None),
             answer: RefCell::new(Answer::Unasked),
+            head: RefCell::new(None),
             unprocessed: Cell::new(false),
         }
     }
@@ -106,7 +107,7 @@ impl AppStream {
         let (response, stream) = sent.map_err(|error| self.failed(&error))?;
         let body = Body::new(self.framing);
         *self.sending.borrow_mut() = Some(Sending { stream, body });
-        *self.answer.borrow_mut() = Answer::Awaited(response, vec![]);
+        *self.answer.borrow_mut() = Answer::Awaited(response);
         Ok(())
     }
 
@@ -134,59 +135,61 @@ impl AsyncWrite for Writer<'_> {
     }
 }
 
+impl Reader<'_> {
+    /// Waits for the next head, interim or final.
+    ///
+    /// # Errors
+    /// If the stream or its connection is lost.
+    pub async fn head_arrives(&mut self) -> io::Result<()> {
+        poll_fn(|cx| self.poll_head(cx)).await
+    }
+
+    fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let (mut answer, mut head) = (self.0.answer.borrow_mut(), self.0.head.borrow_mut());
+        let Answer::Awaited(response) = &mut *answer else { return Poll::Ready(Ok(())) };
+        if head.is_some() {
+            return Poll::Ready(Ok(()));
+        }
+        if let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
+            *head = Some(interim);
+            return Poll::Ready(Ok(()));
+        }
+        let (parts, body) =
+            ready!(Pin::new(response).poll(cx)).map_err(|error| self.0.failed(&error))?.into_parts();
+        *head = Some(Response::from_parts(parts, ()));
+        *answer = Answer::Comes(Upload::new(body, false));
+        Poll::Ready(Ok(()))
+    }
+
+    /// Returns the head that has arrived, and whether it is the whole response.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn take_head(&mut self) -> io::Result<(Response<()>, bool)> {
+        let head = self.0.head.take().ok_or(io::ErrorKind::NotConnected)?;
+        Ok((head, self.is_drained()))
+    }
+
+    /// Whether the whole content has been read.
+    pub fn is_drained(&self) -> bool {
+        matches!(&*self.0.answer.borrow(), Answer::Comes(content) if content.is_drained())
+    }
+
+    /// Returns the trailers, once the content has been read to its end.
+    pub fn take_trailers(&mut self) -> Option<HeaderMap> {
+        match &mut *self.0.answer.borrow_mut() {
+            Answer::Comes(content) => content.take_trailers(),
+            Answer::Unasked | Answer::Awaited(_) => None,
+        }
+    }
+}
+
+/// Reads the response's content.
 impl AsyncRead for Reader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut answer = self.0.answer.borrow_mut();
-        let read = loop {
-            match &mut *answer {
-                Answer::Unasked => return Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
-                Answer::Comes(upload) => break upload.poll_read(cx, buf),
-                Answer::Awaited(response, lead) => {
-                    while let Poll::Ready(Some(Ok(interim))) = response.poll_informational(cx) {
-                        write_head(&interim, false, lead);
-                    }
-                    match Pin::new(response).poll(cx) {
-                        Poll::Ready(Ok(response)) => {
-                            let lead = std::mem::take(lead);
-                            *answer = Answer::Comes(answer_of(response, self.0.head_only, lead));
-                        }
-                        Poll::Ready(Err(error)) => break Poll::Ready(Err(error)),
-                        Poll::Pending if lead.is_empty() => return Poll::Pending,
-                        Poll::Pending => {
-                            let n = buf.remaining().min(lead.len());
-                            buf.put_slice(&lead[..n]);
-                            lead.drain(..n);
-                            return Poll::Ready(Ok(()));
-                        }
-                    }
-                }
-            }
-        };
-        read.map_err(|error| self.0.failed(&error))
+        match &mut *self.0.answer.borrow_mut() {
+            Answer::Comes(content) => content.poll_read(cx, buf).map_err(|error| self.0.failed(&error)),
+            Answer::Unasked | Answer::Awaited(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+        }
     }
-}
-
-/// Returns the response with its head appended to `lead`.
-fn answer_of(response: Response<RecvStream>, head_only: bool, mut lead: Vec<u8>) -> Upload {
-    let (parts, body) = response.into_parts();
-    let bodiless = head_only || matches!(parts.status.as_u16(), 204 | 304);
-    let sized = parts.headers.contains_key(CONTENT_LENGTH);
-    let chunked = !bodiless && !sized && !body.is_end_stream();
-    let empty = !bodiless && !sized && !chunked;
-    let mut head = Response::from_parts(parts, ());
-    if empty {
-        head.headers_mut().insert(CONTENT_LENGTH, HeaderValue::from_static("0"));
-    }
-    write_head(&head, chunked, &mut lead);
-    Upload::new(body, chunked, lead)
-}
-
-fn write_head(head: &Response<()>, chunked: bool, out: &mut Vec<u8>) {
-    let reason = head.status().canonical_reason().unwrap_or_default();
-    out.status_line(head.status().as_u16(), reason.as_bytes());
-    for (name, value) in head.headers() {
-        out.typed(name, value);
-    }
-    let coding: &[u8] = if chunked { b"Transfer-Encoding: chunked\r\n" } else { b"" };
-    out.connection(&[coding, b"\r\n"]);
 }

@@ -10,8 +10,9 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncWrite, AsyncWriteExt};
 
+use super::app_reader::AppReader;
 use super::exchange::{AppHead, Client, Exchange, Upload};
 use super::failure::{Failure, Lost, MAX_INTERIM};
 use super::poll_end;
@@ -21,7 +22,7 @@ use crate::drain::ledger::Class;
 use crate::metrics::{Ended, add};
 use crate::proxy::buffer::Buffer;
 use crate::proxy::http1::body::{Body, Broken};
-use crate::proxy::http1::head::{self, Framing, HeadOut, Request, Response, Site, Upgrade};
+use crate::proxy::http1::head::{Framing, Site, Upgrade};
 use crate::proxy::http2::app::AppStream;
 use crate::proxy::stream::{Sink, Source};
 use crate::upstream::{Backend, Connection};
@@ -131,8 +132,7 @@ async fn reach<'h>(
     let pool = &exchange.route.pool;
     if let Some(head) = head {
         let lease = exchange.lease().await?;
-        let Request { framing, head_only, .. } = *exchange.request;
-        return Ok(AppSide::Http2(Box::new(AppStream::new(lease, framing, head_only)), head));
+        return Ok(AppSide::Http2(Box::new(AppStream::new(lease, exchange.request.framing)), head));
     }
     let app = exchange.reach(async || pool.connect().await).await?;
     add(&exchange.worker.shard.connects, 1);
@@ -182,7 +182,7 @@ async fn both_ways<R, W>(
     start: &[u8],
     (body, more): (&mut Body, &mut Option<Vec<u8>>),
     (mut app_reader, mut app_writer, backend, site): (
-        impl AsyncRead + Unpin,
+        impl AppReader,
         impl AsyncWrite + Unpin,
         &Arc<Backend>,
         Site<'_>,
@@ -203,7 +203,7 @@ where
     let mut upload = pin!(upload(exchange, reader, buf, body, &mut app_writer, kept));
     let mut uploading = true;
     let answered = {
-        let mut answer = pin!(answer(exchange, site, &mut app_reader, backend, app_buf, writer));
+        let mut answer = pin!(answer(exchange, &mut app_reader, (backend, site), app_buf, writer));
         poll_fn(|cx| {
             if uploading && let Poll::Ready(over) = upload.as_mut().poll(cx) {
                 over?;
@@ -316,14 +316,13 @@ async fn half_closed(exchange: &Exchange<'_>, client: &impl Source) -> Result<()
 /// The app's side: relays interim answers, the head and the body.
 async fn answer<A, W>(
     exchange: &Exchange<'_>,
-    site: Site<'_>,
     app: &mut A,
-    backend: &Backend,
+    (backend, site): (&Backend, Site<'_>),
     buf: &mut Buffer,
     writer: &mut W,
 ) -> Result<Answered, Failure>
 where
-    A: AsyncRead + Unpin,
+    A: AppReader,
     W: Sink,
 {
     let request = exchange.request;
@@ -336,8 +335,10 @@ where
     let mut interim = 0;
     let (response, mut out) = loop {
         let mut head = writer.head();
-        let response = answer_head(exchange, site, app, backend, buf, &mut head, interim == 0).await?;
-        buf.consume(response.len);
+        let response = app.head(exchange, (backend, site), buf, &mut head, interim == 0).await?;
+        if response.status == 101 && request.upgrade == Upgrade::None {
+            return Err(Failure::AppBroken("the app answers 101 to a request that asks for no upgrade"));
+        }
         if response.status >= 200 || response.status == 101 {
             let out = exchange.begin(writer, head, &response)?;
             break (response, out);
@@ -372,48 +373,4 @@ where
     };
     let reuse = response.keep_alive && ended == Ended::Complete;
     Ok(Answered::Whole { ended, reuse, keep_alive: response.keep_alive_timeout })
-}
-
-/// Reads a whole head and writes the client's version of it to `out`. `first` is true for the first head of an answer,
-/// and false after an interim answer.
-async fn answer_head<A: AsyncRead + Unpin>(
-    exchange: &Exchange<'_>,
-    site: Site<'_>,
-    app: &mut A,
-    backend: &Backend,
-    buf: &mut Buffer,
-    out: &mut impl HeadOut,
-    first: bool,
-) -> Result<Response, Failure> {
-    const TOO_LARGE: Failure = Failure::AppBroken("the head of the app's answer is too large");
-    let request = exchange.request;
-    let limits = &exchange.worker.shared.settings.limits;
-    let max = limits.max_head;
-    let mut seen = 0;
-    loop {
-        if !buf.is_empty() && (seen == 0 || head::ends_within(buf.unread(), seen)) {
-            out.clear();
-            let (bytes, plan) = (buf.unread(), |response: &Response| exchange.plan(response, backend));
-            let head = head::response(bytes, limits.max_fields, request.head_only, site, out, plan);
-            match head {
-                Ok(Some(response)) if response.status == 101 && request.upgrade == Upgrade::None => {
-                    return Err(Failure::AppBroken(
-                        "the app answers 101 to a request that asks for no upgrade",
-                    ));
-                }
-                Ok(Some(response)) if response.len > max => return Err(TOO_LARGE),
-                Ok(Some(response)) => return Ok(response),
-                Ok(None) => {}
-                Err(reject) => return Err(Failure::AppBroken(reject.why)),
-            }
-        }
-        seen = buf.unread().len();
-        if seen >= max {
-            return Err(TOO_LARGE);
-        }
-        match buf.fill(app).await {
-            Ok(n) if n > 0 => {}
-            ended => return Err(Failure::AppGone(Lost::by(&ended, seen == 0 && first))),
-        }
-    }
 }

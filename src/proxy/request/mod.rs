@@ -1,5 +1,6 @@
 //! A request's way to the app and its response's way back: the same for HTTP/1.1 and HTTP/2.
 
+mod app_reader;
 pub mod exchange;
 pub mod failure;
 mod flow;

@@ -5,8 +5,8 @@ use std::future::poll_fn;
 use std::task::Poll;
 
 use http::StatusCode;
-use tokio::io::AsyncRead;
 
+use super::app_reader::AppReader;
 use super::exchange::Exchange;
 use super::failure::{Failure, Lost};
 use super::long_poll::LongPoll;
@@ -16,8 +16,8 @@ use crate::proxy::http1::head::{Framing, HeadOut, Response};
 use crate::proxy::stream::Sink;
 use crate::upstream::Backend;
 
-/// Waits for the first bytes of the app's response, which go to `buf`. Returns false if the poll has to end first.
-pub async fn has_news<A: AsyncRead + Unpin>(
+/// Waits for the app's response to begin. Returns false if the poll has to end first.
+pub async fn has_news<A: AppReader>(
     exchange: &Exchange<'_>,
     app: &mut A,
     backend: &Backend,
@@ -32,9 +32,9 @@ pub async fn has_news<A: AsyncRead + Unpin>(
     };
     tokio::select! {
         biased;
-        read = buf.fill(app) => match read {
-            Ok(n) if n > 0 => Ok(true),
-            ended => Err(Failure::AppGone(Lost::by(&ended, true))),
+        began = app.begins(buf) => match began {
+            Ok(true) => Ok(true),
+            ended => Err(Failure::AppGone(Lost::by(&ended.map(|_| 0), true))),
         },
         () = end => Ok(false),
     }
@@ -73,7 +73,7 @@ pub async fn answer<W: Sink>(
     exchange.flow.answers(status, false);
     if let Some((_, text)) = body.filter(|_| !exchange.request.head_only) {
         out.extend_from_slice(text.as_bytes());
-        writer.ends(b"");
+        writer.ends(None);
     }
     exchange.write(writer, &out).await
 }

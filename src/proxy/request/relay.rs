@@ -4,9 +4,9 @@ use std::io;
 use std::pin::pin;
 use std::time::Duration;
 
-use tokio::io::AsyncRead;
 use tokio::time::Instant;
 
+use super::app_reader::AppReader;
 use super::exchange::Exchange;
 use super::failure::{Failure, Lost};
 use crate::drain::ledger::Class;
@@ -14,6 +14,7 @@ use crate::metrics::Ended;
 use crate::proxy::buffer::Buffer;
 use crate::proxy::http1::body::{Body, Broken, Events};
 use crate::proxy::http1::head::{Framing, Response};
+use crate::proxy::http2::head as http2;
 use crate::proxy::stream::Sink;
 use crate::upstream::Backend;
 
@@ -54,7 +55,7 @@ pub async fn relay<A, W>(
     response: &Response,
 ) -> Result<(), Failure>
 where
-    A: AsyncRead + Unpin,
+    A: AppReader,
     W: Sink,
 {
     let coding = Coding::of::<W>(response, exchange);
@@ -65,7 +66,7 @@ where
         if coding == Coding::AsIs && !first {
             let n = body.take(buf.unread(), |_| ()).map_err(app_broke_its_body)?;
             if body.is_done() {
-                writer.ends(b"");
+                writer.ends(None);
             }
             exchange.write(writer, &buf.unread()[..n]).await?;
             buf.consume(n);
@@ -74,7 +75,9 @@ where
             let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
             buf.consume(n);
             if body.is_done() {
-                writer.ends(body.trailers());
+                ends(writer, &body);
+            } else if response.framing == Framing::UntilClose && app.is_drained() {
+                break;
             }
             exchange.write(writer, out).await?;
         }
@@ -92,7 +95,7 @@ where
             break;
         }
     }
-    last_chunk(exchange, writer, coding).await
+    last_chunk(exchange, app, writer, out, coding).await
 }
 
 /// Time limit for reaching an event boundary once an event stream has to end; past it the stream is cut.
@@ -109,7 +112,7 @@ pub async fn relay_events<A, W>(
     response: &Response,
 ) -> Result<Ended, Failure>
 where
-    A: AsyncRead + Unpin,
+    A: AppReader,
     W: Sink,
 {
     let (mut body, mut events, mut content) = (Body::new(response.framing), Events::default(), Vec::new());
@@ -150,10 +153,11 @@ where
         }
     };
     put_piece(out, &content, takes_chunks::<W>(exchange));
+    let trailers = app.trailers().or_else(|| http2::trailers(body.trailers()));
     if takes_chunks::<W>(exchange) {
-        out.extend_from_slice(LAST_CHUNK);
+        http2::last_chunk(trailers.as_ref(), out);
     }
-    writer.ends(body.trailers());
+    writer.ends(trailers);
     exchange.write(writer, out).await?;
     writer.end().map_err(|_| Failure::ClientGone)?;
     // The connection stays open: its client wasn't told that it would close, and may be sending the next request.
@@ -179,7 +183,7 @@ pub async fn relay_compressed_events<A, W>(
     response: &Response,
 ) -> Result<Ended, Failure>
 where
-    A: AsyncRead + Unpin,
+    A: AppReader,
     W: Sink,
 {
     let coding = Coding::of::<W>(response, exchange);
@@ -191,7 +195,7 @@ where
         let n = recode(&mut body, buf.unread(), coding, out).map_err(app_broke_its_body)?;
         buf.consume(n);
         if body.is_done() {
-            writer.ends(body.trailers());
+            ends(writer, &body);
         }
         exchange.write(writer, out).await?;
         out.clear();
@@ -220,7 +224,7 @@ where
             break;
         }
     }
-    last_chunk(exchange, writer, coding).await?;
+    last_chunk(exchange, app, writer, out, coding).await?;
     Ok(Ended::Complete)
 }
 
@@ -233,15 +237,29 @@ fn goes_on(read: &io::Result<usize>, response: &Response) -> Result<bool, Failur
     }
 }
 
-/// The app's connection has ended, and the body with it.
-async fn last_chunk<W: Sink>(exchange: &Exchange<'_>, writer: &mut W, coding: Coding) -> Result<(), Failure> {
+/// The app's connection or stream has ended, and the body with it.
+async fn last_chunk<W: Sink>(
+    exchange: &Exchange<'_>,
+    app: &mut impl AppReader,
+    writer: &mut W,
+    out: &mut Vec<u8>,
+    coding: Coding,
+) -> Result<(), Failure> {
+    let trailers = app.trailers();
     if coding == Coding::Chunks {
-        exchange.write(writer, LAST_CHUNK).await?;
+        http2::last_chunk(trailers.as_ref(), out);
     }
+    writer.ends(trailers);
+    exchange.write(writer, out).await?;
     writer.end().map_err(|_| Failure::ClientGone)
 }
 
-const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+/// The body ends with the bytes that are written next.
+fn ends<W: Sink>(writer: &mut W, body: &Body) {
+    if W::MARKS_END {
+        writer.ends(http2::trailers(body.trailers()));
+    }
+}
 
 /// Takes the part of `bytes` that belongs to the body and appends it to `out`. Returns the number of bytes taken.
 fn recode(body: &mut Body, bytes: &[u8], coding: Coding, out: &mut Vec<u8>) -> Result<usize, Broken> {

@@ -37,10 +37,12 @@ impl HeadOut for Vec<u8> {
         self.clear();
     }
 
+    #[inline]
     fn request_line(&mut self, method: &str, [start, rest]: [&str; 2]) {
         put(self, &[method.as_bytes(), b" ", start.as_bytes(), rest.as_bytes(), b" HTTP/1.1\r\n"]);
     }
 
+    #[inline]
     fn status_line(&mut self, status: u16, reason: &[u8]) {
         let digits = [status / 100, status / 10 % 10, status % 10].map(|digit| b'0' + digit as u8);
         put(self, &[b"HTTP/1.1 ", &digits, b" ", reason, b"\r\n"]);
@@ -64,6 +66,7 @@ impl HeadOut for Vec<u8> {
     }
 
     /// One copy for a line that is already as we write it, as most are.
+    #[inline]
     fn line(&mut self, buf: &[u8], name: &str, value: &[u8]) {
         let (start, length) = (name.as_ptr() as usize - buf.as_ptr() as usize, name.len() + 2 + value.len());
         let follows = value.as_ptr() as usize == name.as_ptr() as usize + name.len() + 2;

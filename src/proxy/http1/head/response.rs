@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::fields::{Field, Known, ParsedFields, is_named, named_in_connection};
-use super::message::{Framing, Reject, bad, unreadable};
+use super::message::{Framing, Reject, TOO_MANY_FIELDS, bad, unreadable};
 use super::out::HeadOut;
 use super::own_urls::Site;
 use super::room::Room;
@@ -32,15 +32,19 @@ pub struct Response {
 impl Response {
     /// Our own response to a request that the app will never answer.
     pub fn of_ours(status: u16, framing: Framing) -> Self {
+        Self::new(status, framing, &ParsedFields::default())
+    }
+
+    fn new(status: u16, framing: Framing, parsed_fields: &ParsedFields<'_>) -> Self {
         Self {
             len: 0,
             status,
             framing,
             keep_alive: false,
-            says_close: false,
-            keep_alive_timeout: None,
-            events: false,
-            compressed: false,
+            says_close: parsed_fields.close,
+            keep_alive_timeout: parsed_fields.keep_alive_timeout,
+            events: parsed_fields.events,
+            compressed: parsed_fields.compressed,
         }
     }
 }
@@ -82,23 +86,66 @@ pub fn response(
     let framing = response_framing(&parsed_fields, status, head_only)?;
     let response = Response {
         len,
-        status,
-        framing,
         // A Content-Length beside a Transfer-Encoding is an attack or a mistake: the connection is not reused (RFC
         // 9112 §6.3).
         keep_alive: parsed_fields.persists(http11)
             && framing != Framing::UntilClose
             && !(parsed_fields.codings > 0 && parsed_fields.length.is_some()),
-        says_close: parsed_fields.close,
-        keep_alive_timeout: parsed_fields.keep_alive_timeout,
-        events: parsed_fields.events,
-        compressed: parsed_fields.compressed,
+        ..Response::new(status, framing, &parsed_fields)
     };
     let answer = finish(&response);
-    let reason = reason(buf, head.reason.unwrap_or_default());
-    let fields = (buf, &*head.headers, &known);
-    write_response(out, (status, reason), fields, &parsed_fields, framing, answer, site);
+    out.status_line(status, reason(buf, head.reason.unwrap_or_default()));
+    let named = named_in_connection(head.headers, &parsed_fields);
+    for (at, field) in head.headers.iter().enumerate() {
+        let known = known.of(at, field.name);
+        if !is_named(&named, field.name, known)
+            && !put_changed(out, (known, field.name, field.value), &response, &parsed_fields, answer, site)
+        {
+            out.line(buf, field.name, field.value);
+        }
+    }
+    put_end(out, &response, answer);
     Ok(Some(response))
+}
+
+/// The same for a head that came by HTTP/2; `whole` if nothing follows it. The body is content, and ends with its
+/// stream.
+///
+/// # Errors
+/// Why the head is refused.
+pub fn typed_response(
+    head: &http::Response<()>,
+    max: usize,
+    (head_only, whole): (bool, bool),
+    site: Site<'_>,
+    out: &mut impl HeadOut,
+    finish: impl FnOnce(&Response) -> Answer,
+) -> Result<Response, Reject> {
+    if head.headers().len() > max {
+        return Err(TOO_MANY_FIELDS);
+    }
+    let mut parsed_fields = ParsedFields::default();
+    for (name, value) in head.headers() {
+        parsed_fields.field(Field::of(name.as_str()), value.as_bytes())?;
+    }
+    let status = head.status().as_u16();
+    let framing = response_framing(&parsed_fields, status, head_only)?;
+    let empty = whole && framing == Framing::UntilClose;
+    let framing = if empty { Framing::None } else { framing };
+    let response = Response::new(status, framing, &parsed_fields);
+    let answer = finish(&response);
+    out.status_line(status, head.status().canonical_reason().unwrap_or_default().as_bytes());
+    for (name, value) in head.headers() {
+        let field = (Field::of(name.as_str()), name.as_str(), value.as_bytes());
+        if !put_changed(out, field, &response, &parsed_fields, answer, site) {
+            out.typed(name, value);
+        }
+    }
+    if empty {
+        out.field("Content-Length", &[b"0"]);
+    }
+    put_end(out, &response, answer);
+    Ok(response)
 }
 
 /// Returns the reason phrase unchanged. httparse returns an empty one if it has bytes above ASCII, which are allowed
@@ -130,34 +177,38 @@ fn response_framing(
     }
 }
 
-fn write_response(
+/// Writes a field that the client gets changed, or not at all. Returns false for one that passes as it is.
+fn put_changed(
     out: &mut impl HeadOut,
-    (status, reason): (u16, &[u8]),
-    (buf, fields, known): (&[u8], &[httparse::Header<'_>], &Known),
+    (known, name, value): (Field, &str, &[u8]),
+    response: &Response,
     parsed_fields: &ParsedFields<'_>,
-    framing: Framing,
     answer: Answer,
     site: Site<'_>,
-) {
-    out.status_line(status, reason);
-    let named = named_in_connection(fields, parsed_fields);
-    for (at, field) in fields.iter().enumerate() {
-        match known.of(at, field.name) {
-            Field::Connection | Field::KeepAlive | Field::ProxyConnection => {}
-            Field::Upgrade if status != 101 && status != 426 => {}
-            Field::ContentLength if parsed_fields.codings > 0 || status < 200 || status == 204 => {}
-            // The response to HEAD says what GET would have, framing included.
-            Field::TransferEncoding if !(answer.http11 && framing == Framing::None && answer.head_only) => {}
-            known if is_named(&named, field.name, known) => {}
-            known @ (Field::Location | Field::ContentLocation | Field::Refresh | Field::Link) => {
-                let mut renamed = Vec::new();
-                let changed = site.put(known, field.value, &mut renamed);
-                out.field(field.name, &[if changed { &renamed } else { field.value }]);
+) -> bool {
+    let Response { status, framing, .. } = *response;
+    match known {
+        Field::Connection | Field::KeepAlive | Field::ProxyConnection => true,
+        Field::Upgrade => status != 101 && status != 426,
+        Field::ContentLength => parsed_fields.codings > 0 || status < 200 || status == 204,
+        // The response to HEAD says what GET would have, framing included.
+        Field::TransferEncoding => !(answer.http11 && framing == Framing::None && answer.head_only),
+        Field::Location | Field::ContentLocation | Field::Refresh | Field::Link => {
+            let mut renamed = Vec::new();
+            let changed = site.put(known, value, &mut renamed);
+            if changed {
+                out.field(name, &[&renamed]);
             }
-            _ => out.line(buf, field.name, field.value),
+            changed
         }
+        _ => false,
     }
-    if answer.http11 && matches!(framing, Framing::Chunked | Framing::UntilClose) {
+}
+
+/// Writes the fields about framing and connection, and the head's end.
+fn put_end(out: &mut impl HeadOut, response: &Response, answer: Answer) {
+    let status = response.status;
+    if answer.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose) {
         out.connection(&[b"Transfer-Encoding: chunked\r\n"]);
     }
     let connection: &[u8] = match status {
