@@ -113,7 +113,7 @@ impl Capture {
     }
 
     fn rule(&self, port: u16) -> Option<CaptureProtocol> {
-        let rules = &self.shared.settings.capture.capture_port;
+        let rules = &self.shared.settings.capture.capture_as;
         rules.iter().find(|rule| rule.port == port).map(|rule| rule.protocol)
     }
 

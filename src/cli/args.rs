@@ -45,7 +45,7 @@ const NOT_ANNOTATED: [&str; 24] = [
     "after-drain-header",
     "app-probe",
     "capture",
-    "capture-port",
+    "capture-as",
     "control",
     "grace",
     "help",

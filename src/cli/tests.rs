@@ -302,10 +302,11 @@ fn a_wrong_value_is_told_what_to_write_instead() {
 
 #[test]
 fn every_flag_of_the_long_running_commands_stands_under_a_heading_with_its_variable() {
-    let proxy: &[&str] = &["Addresses", "TLS", "Drain", "Readiness", "App", "Limits", "Logging"];
+    let run: &[&str] = &["Addresses", "TLS", "Drain", "Readiness", "App", "Limits", "Logging"];
+    let proxy: &[&str] = &[run, &["Capture"]].concat();
     let webhook: &[&str] = &["Addresses", "Certificates", "Sidecar", "Drain", "Logging"];
     let cli = command(&laptop());
-    for (name, headings) in [("proxy", proxy), ("run", proxy), ("webhook", webhook)] {
+    for (name, headings) in [("proxy", proxy), ("run", run), ("webhook", webhook)] {
         let command = cli.find_subcommand(name).unwrap();
         let mut used = std::collections::BTreeSet::new();
         for arg in command.get_arguments().filter(|arg| arg.get_id() != "help") {

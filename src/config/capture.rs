@@ -24,7 +24,7 @@ pub struct CaptureSettings {
     /// How to serve a captured port, as in 8080=http, 9000=tcp or 7000=skip. Repeat the flag or separate by commas. The
     /// default is to tell by the first bytes of each connection
     #[arg(long, value_name = "PORT=PROTOCOL", value_delimiter = ',', requires = "capture")]
-    pub capture_port: Vec<CaptureRule>,
+    pub capture_as: Vec<CaptureRule>,
     /// In a drain, how long a connection to a captured port that isn't HTTP must have been silent before it is closed. One
     /// on which the client spoke last is not closed, as the app may be working for it. A pause of the app in the middle of
     /// a response can't be told from its end: make this longer than such pauses
@@ -32,7 +32,7 @@ pub struct CaptureSettings {
     pub tcp_quiet: Duration,
 }
 
-/// `--capture-port`.
+/// `--capture-as`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CaptureRule {
     /// The port.

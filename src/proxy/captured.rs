@@ -102,7 +102,7 @@ impl Bypass {
                  not drained. Give it a port by PORT with lameduck.dev/capture: port-env, or let it listen on 127.77.0.1"
             }
             Self::Taken => "another program listens on the pod's address: give one of them another port",
-            Self::TooMany => "the app has opened more than 256 ports: let --capture-port skip some",
+            Self::TooMany => "the app has opened more than 256 ports: let --capture-as skip some",
             Self::NotPermitted => {
                 "ports below 1024 need the sysctl net.ipv4.ip_unprivileged_port_start=0 in the pod"
             }

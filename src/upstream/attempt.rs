@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::backends::{Backend, ServerAddr, Upstream};
 use super::slots::Slot;
-use super::stream::{AppSocket, open};
+use super::stream::{UpstreamSocket, open};
 use crate::tls::client::handshake;
 
 /// Time limit for one attempt to connect; a new attempt retries sooner than the kernel would.
@@ -20,12 +20,12 @@ pub(super) async fn attempt(
     upstream: Arc<Upstream>,
     backend: Arc<Backend>,
     protocol: &[u8],
-) -> io::Result<(AppSocket, Slot)> {
+) -> io::Result<(UpstreamSocket, Slot)> {
     let slot = Slot::take()?;
     let connecting = async {
         match &backend.at {
-            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => open(addrs).await.map(AppSocket::Tcp),
-            ServerAddr::Unix(path) => AppSocket::unix(path).await,
+            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => open(addrs).await.map(UpstreamSocket::Tcp),
+            ServerAddr::Unix(path) => UpstreamSocket::unix(path).await,
         }
     };
     let gone = async {
@@ -45,8 +45,8 @@ pub(super) async fn attempt(
     }?;
     let stream = match (stream, &backend.at) {
         // The server has accepted the connection, so the handshake has its own time limit.
-        (AppSocket::Tcp(tcp), ServerAddr::Tls(_, name)) => {
-            AppSocket::Tls(handshake(tcp, name, protocol).await?)
+        (UpstreamSocket::Tcp(tcp), ServerAddr::Tls(_, name)) => {
+            UpstreamSocket::Tls(handshake(tcp, name, protocol).await?)
         }
         (stream, _) => stream,
     };

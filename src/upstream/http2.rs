@@ -19,7 +19,7 @@ use tokio::task::spawn_local;
 
 use super::backends::{Backend, ServerGuard};
 use super::slots::{Sharing, Slot};
-use super::stream::AppSocket;
+use super::stream::UpstreamSocket;
 
 /// Flow-control window of one stream from the app, in bytes.
 const STREAM_WINDOW: u32 = 64 * 1024;
@@ -161,7 +161,7 @@ impl Connections {
         connect: impl FnOnce() -> F + Clone,
     ) -> io::Result<StreamGuard>
     where
-        F: Future<Output = io::Result<(AppSocket, Slot)>> + 'static,
+        F: Future<Output = io::Result<(UpstreamSocket, Slot)>> + 'static,
     {
         for _ in 0..MAX_ATTEMPTS {
             if let Some(room) = self.find(backend) {
@@ -207,7 +207,7 @@ impl Connections {
         connect: impl FnOnce() -> F,
     ) -> watch::Receiver<Option<io::ErrorKind>>
     where
-        F: Future<Output = io::Result<(AppSocket, Slot)>> + 'static,
+        F: Future<Output = io::Result<(UpstreamSocket, Slot)>> + 'static,
     {
         let (end, ended) = watch::channel(None);
         if self.open.borrow().len() >= MAX_CONNECTIONS {
@@ -258,7 +258,7 @@ impl Connections {
 
 /// Does the HTTP/2 handshake. Returns once the app has answered, so that its settings are known and nothing is sent
 /// to an app that accepts connections but never reads.
-async fn handshake(stream: AppSocket, head: usize) -> io::Result<(SendRequest<Bytes>, Driver)> {
+async fn handshake(stream: UpstreamSocket, head: usize) -> io::Result<(SendRequest<Bytes>, Driver)> {
     let activity = Activity {
         streams: Cell::new(0),
         used: Cell::new(false),
@@ -354,7 +354,7 @@ async fn dies(pings: &mut PingPong, activity: &Activity) {
 /// The app's stream, recording whether bytes came from it.
 #[derive(Debug)]
 struct Heard {
-    stream: AppSocket,
+    stream: UpstreamSocket,
     activity: Rc<Activity>,
 }
 

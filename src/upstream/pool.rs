@@ -15,7 +15,7 @@ use super::backends::{Backend, ServerGuard, Set, Upstream};
 use super::habits::KeepAlive;
 use super::http2::{Connections, Lease};
 use super::slots::{self, Slot};
-use super::stream::{AppReader, AppSocket, AppWriter, is_down, is_full, is_lost};
+use super::stream::{UpstreamReader, UpstreamSocket, UpstreamWriter, is_down, is_full, is_lost};
 use crate::tls::stream::{Session, Tls};
 use crate::tls::{HTTP1, HTTP2};
 
@@ -31,14 +31,14 @@ const MAX_IDLE: usize = 1024;
 /// A connection to one of the app's servers, counted there while it is in use.
 #[derive(Debug)]
 pub struct Connection {
-    stream: AppSocket,
+    stream: UpstreamSocket,
     server: ServerGuard,
     slot: Slot,
 }
 
 impl Connection {
     /// Returns both halves, which can be used concurrently, and the server.
-    pub fn split(&mut self) -> (AppReader<'_>, AppWriter<'_>, &Arc<Backend>) {
+    pub fn split(&mut self) -> (UpstreamReader<'_>, UpstreamWriter<'_>, &Arc<Backend>) {
         let (reader, writer) = self.stream.split();
         (reader, writer, &self.server.backend)
     }
@@ -55,12 +55,12 @@ impl Connection {
     pub fn park(self) -> io::Result<ParkedConnection> {
         let Self { stream, server, slot } = self;
         let (socket, kind) = match stream {
-            AppSocket::Tcp(stream) => (stream.into_std()?.into(), SocketKind::Tcp),
-            AppSocket::Tls(stream) => {
+            UpstreamSocket::Tcp(stream) => (stream.into_std()?.into(), SocketKind::Tcp),
+            UpstreamSocket::Tls(stream) => {
                 let (socket, session) = stream.rest()?;
                 (socket.into(), SocketKind::Tls(session))
             }
-            AppSocket::Unix(stream) => (stream.into_std()?.into(), SocketKind::Unix),
+            UpstreamSocket::Unix(stream) => (stream.into_std()?.into(), SocketKind::Unix),
         };
         Ok(ParkedConnection { socket, kind, server, slot })
     }
@@ -96,9 +96,9 @@ impl ParkedConnection {
     pub fn unpark(self) -> io::Result<Connection> {
         let Self { socket, kind, server, slot } = self;
         let stream = match kind {
-            SocketKind::Tcp => AppSocket::Tcp(TcpStream::from_std(socket.into())?),
-            SocketKind::Tls(session) => AppSocket::Tls(Tls::go_on(socket.into(), session)?),
-            SocketKind::Unix => AppSocket::Unix(UnixStream::from_std(socket.into())?),
+            SocketKind::Tcp => UpstreamSocket::Tcp(TcpStream::from_std(socket.into())?),
+            SocketKind::Tls(session) => UpstreamSocket::Tls(Tls::go_on(socket.into(), session)?),
+            SocketKind::Unix => UpstreamSocket::Unix(UnixStream::from_std(socket.into())?),
         };
         Ok(Connection { stream, server, slot })
     }

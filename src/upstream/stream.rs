@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection to the app.
 #[derive(Debug)]
-pub enum AppSocket {
+pub enum UpstreamSocket {
     /// Plain TCP.
     Tcp(TcpStream),
     /// TLS over TCP.
@@ -34,7 +34,7 @@ pub enum AppSocket {
 
 /// The half that reads from the app.
 #[derive(Debug)]
-pub enum AppReader<'s> {
+pub enum UpstreamReader<'s> {
     /// Plain TCP.
     Tcp(tcp::ReadHalf<'s>),
     /// TLS over TCP.
@@ -45,7 +45,7 @@ pub enum AppReader<'s> {
 
 /// The half that writes to the app.
 #[derive(Debug)]
-pub enum AppWriter<'s> {
+pub enum UpstreamWriter<'s> {
     /// Plain TCP.
     Tcp(tcp::WriteHalf<'s>),
     /// TLS over TCP.
@@ -54,21 +54,21 @@ pub enum AppWriter<'s> {
     Unix(unix::WriteHalf<'s>),
 }
 
-impl AppSocket {
+impl UpstreamSocket {
     /// Returns both halves, which can be used concurrently.
-    pub fn split(&mut self) -> (AppReader<'_>, AppWriter<'_>) {
+    pub fn split(&mut self) -> (UpstreamReader<'_>, UpstreamWriter<'_>) {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.split();
-                (AppReader::Tcp(reader), AppWriter::Tcp(writer))
+                (UpstreamReader::Tcp(reader), UpstreamWriter::Tcp(writer))
             }
             Self::Tls(stream) => {
                 let (reader, writer) = stream.split();
-                (AppReader::Tls(reader), AppWriter::Tls(writer))
+                (UpstreamReader::Tls(reader), UpstreamWriter::Tls(writer))
             }
             Self::Unix(stream) => {
                 let (reader, writer) = stream.split();
-                (AppReader::Unix(reader), AppWriter::Unix(writer))
+                (UpstreamReader::Unix(reader), UpstreamWriter::Unix(writer))
             }
         }
     }
@@ -87,7 +87,7 @@ impl AppSocket {
         Pin::new(&mut self.split().0).poll_read(cx, &mut ReadBuf::new(&mut byte)).map(drop)
     }
 
-    /// Like [`AppSocket::is_alive`], but asks the kernel: the runtime limits the number of streams that a task may poll
+    /// Like [`UpstreamSocket::is_alive`], but asks the kernel: the runtime limits the number of streams that a task may poll
     /// in one go.
     pub fn is_quiet(&self) -> bool {
         let mut byte = [MaybeUninit::uninit()];
@@ -105,7 +105,7 @@ impl AppSocket {
     }
 }
 
-impl AsyncRead for AppReader<'_> {
+impl AsyncRead for UpstreamReader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(cx, buf),
@@ -115,7 +115,7 @@ impl AsyncRead for AppReader<'_> {
     }
 }
 
-impl AsyncWrite for AppWriter<'_> {
+impl AsyncWrite for UpstreamWriter<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write(cx, buf),
@@ -137,13 +137,13 @@ impl AsyncWrite for AppWriter<'_> {
     }
 }
 
-impl AsyncRead for AppSocket {
+impl AsyncRead for UpstreamSocket {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Pin::new(&mut self.get_mut().split().0).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for AppSocket {
+impl AsyncWrite for UpstreamSocket {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.get_mut().split().1).poll_write(cx, buf)
     }
@@ -181,13 +181,13 @@ impl AsyncWrite for AppSocket {
 ///
 /// # Errors
 /// Those of connect(2); `NotFound` if the name has no address.
-pub async fn connect(addr: &UpstreamAddr) -> io::Result<AppSocket> {
+pub async fn connect(addr: &UpstreamAddr) -> io::Result<UpstreamSocket> {
     let attempt = async {
         match addr {
-            UpstreamAddr::Unix(path) => AppSocket::unix(path).await,
-            UpstreamAddr::Tcp { host, port } => by_name(host, *port).await.map(AppSocket::Tcp),
+            UpstreamAddr::Unix(path) => UpstreamSocket::unix(path).await,
+            UpstreamAddr::Tcp { host, port } => by_name(host, *port).await.map(UpstreamSocket::Tcp),
             UpstreamAddr::Tls { host, port, name } => {
-                handshake(by_name(host, *port).await?, name, HTTP1).await.map(AppSocket::Tls)
+                handshake(by_name(host, *port).await?, name, HTTP1).await.map(UpstreamSocket::Tls)
             }
         }
     };
@@ -258,7 +258,8 @@ mod tests {
     #[tokio::test]
     async fn an_end_that_the_runtime_has_not_heard_of_is_known_to_the_kernel() {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let mut stream = AppSocket::Tcp(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
+        let mut stream =
+            UpstreamSocket::Tcp(TcpStream::connect(listener.local_addr().unwrap()).await.unwrap());
         let (app, _) = listener.accept().unwrap();
         assert!(stream.is_alive() && stream.is_quiet());
         drop(app);

@@ -8,12 +8,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use common::app::RawApp;
 use common::http::{Client, Fill};
 use common::process::{Lameduck, Process};
-use common::{MOMENT, wait_for};
+use common::{LIMIT, MOMENT, wait_for};
 use serde_json::json;
 
 const APP: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
@@ -22,7 +22,8 @@ const SIZE: usize = 32 << 20;
 const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 fn proxy(args: &[&str]) -> Lameduck {
-    let defaults = ["--listen", "127.0.0.1:1", "--control-listen", "off", "--tcp-quiet", "300ms"];
+    let quiet: &[&str] = if args.contains(&"--tcp-quiet") { &[] } else { &["--tcp-quiet", "300ms"] };
+    let defaults = [&["--listen", "127.0.0.1:1", "--control-listen", "off"], quiet].concat();
     Lameduck::start_as(common::process::lameduck(), &["proxy", "--capture"], &[&defaults, args].concat(), &[])
 }
 
@@ -257,7 +258,7 @@ fn a_probe_of_a_port_asks_the_app_itself() {
 #[test]
 fn rules_override_what_the_first_bytes_would_say() {
     in_pod(|| {
-        let _proxy = proxy(&["--capture-port", "9000=tcp,7000=skip"]);
+        let _proxy = proxy(&["--capture-as", "9000=tcp,7000=skip"]);
         let (tcp, skipped) = (moved(9000), moved(7000));
         let mut client = connect(pod(9000));
         client.get("/");
@@ -309,7 +310,8 @@ fn one_stray_http_client_does_not_make_http_of_a_server_that_speaks_first() {
 fn a_hold_is_idle_once_recently_used_connections_are_quiet() {
     in_pod(|| {
         let app = moved(6379);
-        let proxy = proxy(&[]);
+        // Longer than it takes until an idle connection is parked.
+        let proxy = proxy(&["--tcp-quiet", "2s"]);
         let mut client = connect(pod(6379));
         client.send("*1\r\n\r\n");
         let mut asked = app.asked();
@@ -331,12 +333,12 @@ fn clients_of_the_same_pod_do_not_prolong_a_drain() {
         let stop = AtomicBool::new(false);
         thread::scope(|scope| {
             scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
+                let (mut silent, began) = (vec![], Instant::now());
+                while !stop.load(Ordering::Relaxed) && began.elapsed() < LIMIT {
                     // Refused once the proxy has gone.
-                    let silent = Client::try_connect(local);
-                    let answer = Client::try_connect(local).ok().and_then(|client| client.try_ask("/", &[]));
+                    silent.push(Client::try_connect(local));
+                    let _ = Client::try_connect(local).ok().and_then(|client| client.try_ask("/", &[]));
                     thread::sleep(Duration::from_millis(50));
-                    drop((silent, answer));
                 }
             });
             proxy.terminate();
@@ -355,13 +357,13 @@ fn a_word_without_an_end_is_not_kept_waiting_for_one() {
         let _proxy = proxy(&[]);
         let mut client = connect(pod(3000));
         client.send("HELLO");
-        app.set_nonblocking(false).expect("a mode");
-        let mut passed = vec![];
-        while passed.is_empty() {
-            // The proxy's readiness checks send nothing.
-            let mut at_app = Client::over(app.accept().expect("accepted").0.into()).expect("a socket");
-            passed = if let Some(Fill::Data) = at_app.fill(MOMENT) { at_app.take(5) } else { vec![] };
-        }
+        app.set_nonblocking(true).expect("a mode");
+        let passed = wait_for("what the client said", || {
+            // The proxy's readiness checks say nothing.
+            let (stream, _) = app.accept().ok()?;
+            let mut at_app = Client::over(stream.into()).expect("a socket");
+            matches!(at_app.fill(MOMENT), Some(Fill::Data)).then(|| at_app.take(5))
+        });
         assert_eq!(passed, b"HELLO");
     });
 }

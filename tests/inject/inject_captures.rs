@@ -59,8 +59,7 @@ fn ports_and_the_variable_port_stay_and_the_sidecar_captures() {
         let mut done = by(&before, services);
         assert_eq!(app(&mut done.pod)["ports"], before["spec"]["containers"][0]["ports"]);
         assert_eq!(variable(&mut done.pod, "PORT").as_deref(), Some("3000"));
-        for arg in
-            ["--capture", "--capture-port=3000=http", "--capture-port=9100=tcp", "--capture-port=7000=skip"]
+        for arg in ["--capture", "--capture-as=3000=http", "--capture-as=9100=tcp", "--capture-as=7000=skip"]
         {
             assert!(has(&done, arg), "{arg}");
         }

@@ -13,7 +13,7 @@ use crate::proxy::route::Route;
 use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
-use crate::upstream::{AppReader, Connection};
+use crate::upstream::{Connection, UpstreamReader};
 
 /// Time for a client to send its first byte before the app gets the chance to speak first.
 const CLIENT_FIRST: Duration = Duration::from_millis(20);
@@ -99,15 +99,15 @@ pub async fn first_speaker(
 
 /// Waits for the app's first bytes. Returns whether there are enough to be sure of all connections, if they are a greeting
 /// that isn't HTTP.
-async fn greets(app: AppReader<'_>) -> Option<bool> {
+async fn greets(app: UpstreamReader<'_>) -> Option<bool> {
     // A frame's head of HTTP/2.
     let mut first = [0; 9];
     match app {
-        AppReader::Tcp(mut half) => {
+        UpstreamReader::Tcp(mut half) => {
             let n = half.peek(&mut first).await.ok().filter(|n| *n > 0)?;
             (!is_http_server(&first[..n])).then_some(n == first.len())
         }
         // Captured apps are reached by TCP only.
-        AppReader::Tls(_) | AppReader::Unix(_) => None,
+        UpstreamReader::Tls(_) | UpstreamReader::Unix(_) => None,
     }
 }

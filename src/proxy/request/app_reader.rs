@@ -40,7 +40,7 @@ pub trait AppReader: AsyncRead + Unpin {
     fn trailers(&mut self) -> Option<http::HeaderMap>;
 }
 
-impl AppReader for upstream::Reader<'_> {
+impl AppReader for upstream::UpstreamReader<'_> {
     async fn begins(&mut self, buf: &mut Buffer) -> io::Result<bool> {
         buf.fill(self).await.map(|n| n > 0)
     }

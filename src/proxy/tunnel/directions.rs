@@ -86,7 +86,7 @@ impl Half for stream::Reader<'_> {
     }
 }
 
-impl Half for upstream::AppReader<'_> {
+impl Half for upstream::UpstreamReader<'_> {
     async fn failed(&self) {
         let _ = match self {
             Self::Tcp(half) => half.as_ref().ready(Interest::ERROR).await,

@@ -204,8 +204,8 @@ impl Watch {
 /// Makes the close of the app's connection a reset. A unix socket has no reset: it just ends.
 fn reset_on_close(app: &mut Connection) {
     let _ = match app.split().1 {
-        upstream::AppWriter::Tcp(half) => SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO)),
-        upstream::AppWriter::Tls(half) => SockRef::from(half.tcp()).set_linger(Some(Duration::ZERO)),
-        upstream::AppWriter::Unix(_) => Ok(()),
+        upstream::UpstreamWriter::Tcp(half) => SockRef::from(half.as_ref()).set_linger(Some(Duration::ZERO)),
+        upstream::UpstreamWriter::Tls(half) => SockRef::from(half.tcp()).set_linger(Some(Duration::ZERO)),
+        upstream::UpstreamWriter::Unix(_) => Ok(()),
     };
 }
