@@ -1,11 +1,13 @@
 //! The probe of a captured port. A `tcpSocket` probe of it says nothing of the app, because it is our socket that accepts.
 
+use std::net::{Ipv4Addr, SocketAddr};
 use std::time::Duration;
 
 use hyper::StatusCode;
 
 use super::Admin;
 use crate::answer::{Answer, text};
+use crate::capture::listeners::ports;
 use crate::config::UpstreamAddr;
 use crate::upstream;
 
@@ -15,14 +17,14 @@ pub(super) const PREFIX: &str = "/app-port/";
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Admin {
-    /// Returns 200 if the app itself accepts a connection on this port, else 503. Only ports that the app has opened are
-    /// tried, so this says nothing of others.
+    /// Returns 200 if the app itself accepts a connection on this port, else 503. Only ports that clients can reach
+    /// anyway are tried, so this says nothing of others.
     pub(super) async fn app_port(&self, path: &str) -> Answer {
         let port = path[PREFIX.len()..].parse().ok().filter(|port| *port != 0);
         let Some(port) = port else {
             return text(StatusCode::NOT_FOUND, "not a port: write /app-port/3000");
         };
-        let Some(addr) = self.captured.app(port) else {
+        let Some(addr) = self.captured.app(port).or_else(|| unmoved(port)) else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "the app has not opened this port");
         };
         let addr = UpstreamAddr::Tcp { host: addr.ip().to_string(), port };
@@ -31,4 +33,11 @@ impl Admin {
             _ => text(StatusCode::SERVICE_UNAVAILABLE, "the app does not accept connections on this port"),
         }
     }
+}
+
+/// Returns where somebody listens who did not move, perhaps since the last look: such an app sends no word.
+fn unmoved(port: u16) -> Option<SocketAddr> {
+    let found = ports().ok()?.bypassed.into_iter().find(|addr| addr.port() == port)?;
+    let local = || SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    Some(if found.ip().is_unspecified() { local() } else { found })
 }
