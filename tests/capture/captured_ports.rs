@@ -229,9 +229,6 @@ fn a_port_that_did_not_move_is_left_alone_and_reported() {
             (&status["bypassed"][0]["reason"], &status["captured"]),
             (&"not-moved".into(), &json!([]))
         );
-        assert_eq!(Client::ask(proxy.probe, "/app-port/3000").head.status, 200);
-        let _later = TcpListener::bind("0.0.0.0:4000").expect("another port");
-        assert_eq!(Client::ask(proxy.probe, "/app-port/4000").head.status, 200, "it sends no word");
         let shown = proxy.command_output(&["status"]).stdout;
         assert!(
             String::from_utf8_lossy(&shown)
@@ -241,6 +238,9 @@ fn a_port_that_did_not_move_is_left_alone_and_reported() {
         client.send("straight");
         let mut at_app = Client::over(app.accept().expect("accepted").0.into()).expect("a socket");
         assert_eq!(at_app.take(8), b"straight");
+        assert_eq!(Client::ask(proxy.probe, "/app-port/3000").head.status, 200);
+        let _later = TcpListener::bind("0.0.0.0:4000").expect("another port");
+        assert_eq!(Client::ask(proxy.probe, "/app-port/4000").head.status, 200, "it sends no word");
     });
 }
 
