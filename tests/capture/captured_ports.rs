@@ -334,6 +334,7 @@ fn clients_of_the_same_pod_do_not_prolong_a_drain() {
         let local = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 3000);
         connect(local);
         let stop = AtomicBool::new(false);
+        let mut seconds = 0.0;
         thread::scope(|scope| {
             scope.spawn(|| {
                 let (mut silent, began) = (vec![], Instant::now());
@@ -345,10 +346,10 @@ fn clients_of_the_same_pod_do_not_prolong_a_drain() {
                 }
             });
             proxy.terminate();
-            proxy.expect_clean_exit();
+            seconds = proxy.wait_log("drained")["seconds"].as_f64().expect("a number");
             stop.store(true, Ordering::Relaxed);
         });
-        let seconds = proxy.wait_log("drained")["seconds"].as_f64().expect("a number");
+        proxy.expect_clean_exit();
         assert!(seconds < 6.0, "the lame duck's maximum is 9.7 s: {seconds}");
     });
 }
