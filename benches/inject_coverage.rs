@@ -15,7 +15,7 @@ use lameduck::inject::kinds::{Role, role};
 use lameduck::inject::manifest::{Manifest, Outcome, ReportLine, Task, transform};
 use lameduck::inject::model::Written;
 use lameduck::inject::text::{Document, is_all_json, split};
-use lameduck::inject::{Services, Settings, yaml};
+use lameduck::inject::{PatchSettings, Services, yaml};
 use serde_json::{Value, json};
 
 /// Totals over all repositories.
@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
 }
 
 fn task() -> Task {
-    let settings = Settings {
+    let settings = PatchSettings {
         image: "lameduck".to_owned(),
         pull_policy: None,
         resources: Default::default(),

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde_json::{Map, json};
 
+use crate::inject::PatchSettings;
 use crate::inject::Services;
-use crate::inject::Settings;
 use crate::inject::command::{FileTask, Output};
 use crate::inject::diff::Pointer;
 use crate::inject::kinds;
@@ -137,7 +137,7 @@ impl InjectArgs {
         check: fn(&[String]) -> Result<(), String>,
         flags: fn() -> &'static [String],
     ) -> Result<FileTask, String> {
-        let settings = Settings {
+        let settings = PatchSettings {
             image: self.image,
             pull_policy: self.image_pull_policy,
             resources: self.resources.checked()?,

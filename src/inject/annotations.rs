@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value};
 
-use super::model::{Annotations, Capture, Pid1};
+use super::model::{Annotations, CaptureWay, Pid1};
 use super::names::{PREFIX, PRELOAD, PROGRAM, PULL_POLICIES, SHARE_DIR};
 use super::quantity;
 use crate::config::CaptureRule;
@@ -32,7 +32,7 @@ pub const NAMES: [&str; 18] = [
 ];
 
 /// What a pod gets that doesn't say how.
-const DEFAULT_CAPTURE: Option<Capture> = None;
+const DEFAULT_CAPTURE: Option<CaptureWay> = None;
 
 /// Parses the annotations of a pod. `flags` are the flags of the proxy that an annotation can set.
 ///
@@ -54,9 +54,9 @@ fn set(annotations: &mut Annotations, name: &str, value: &str, flags: &[String])
         "inject" | "injected" | "warnings" => {}
         "capture" => {
             annotations.capture = Some(match value {
-                "loopback" => Capture::Loopback,
-                "port-name" => Capture::PortName,
-                "port-env" => Capture::PortEnv,
+                "loopback" => CaptureWay::Loopback,
+                "port-name" => CaptureWay::PortName,
+                "port-env" => CaptureWay::PortEnv,
                 _ => return Err(format!("'{value}' is none of loopback, port-name, port-env")),
             });
         }

@@ -26,7 +26,7 @@ const MEMBERS: [&str; 3] = ["lifecycle", "env", "volumeMounts"];
 
 /// Record of what a capture changed.
 #[derive(Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Undo {
+pub struct CaptureUndo {
     /// The app's containers, by name.
     pub containers: BTreeMap<String, ContainerUndo>,
     /// If the sysctl was added: members of the pod that were null or empty before.
@@ -248,7 +248,7 @@ pub fn allow_low_ports(spec: &mut Map<String, Value>) -> Result<Option<BTreeMap<
 }
 
 /// Undoes a capture. Changes that the owner made since are kept.
-pub fn restore(spec: &mut Map<String, Value>, undo: &Undo) {
+pub fn restore(spec: &mut Map<String, Value>, undo: &CaptureUndo) {
     let all = spec.get_mut("containers").and_then(Value::as_array_mut).into_iter().flatten();
     for container in all.filter_map(Value::as_object_mut) {
         if let Some(undo) = undo.containers.get(name_of(container)) {

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value, json};
 
 use super::json::ports;
-use super::model::{Annotations, OwnHook, Plan, Settings};
+use super::model::{Annotations, OwnHook, PatchSettings, Plan};
 use super::names::{CONTROL_ADDR, OWN_HOOK_RESERVE, PROGRAM, SHARE_DIR};
 use crate::config::APP_IP;
 
@@ -131,7 +131,7 @@ fn own_get(get: &Value, app: &Map<String, Value>, plan: Option<&Plan>) -> Result
 }
 
 /// The blocking hook. Uses the port number, since a port name is only resolved within the hook's own container.
-pub fn blocking(whose: &str, annotations: &Annotations, settings: &Settings) -> Value {
+pub fn blocking(whose: &str, annotations: &Annotations, settings: &PatchSettings) -> Value {
     json!({ "httpGet": {
         "path": format!("/drain?hook={whose}"),
         "port": annotations.probe(),
@@ -147,7 +147,7 @@ pub fn blocking(whose: &str, annotations: &Annotations, settings: &Settings) -> 
 pub fn of_app(
     own: Option<&OwnHook>,
     annotations: &Annotations,
-    settings: &Settings,
+    settings: &PatchSettings,
 ) -> Result<Value, String> {
     let Some(OwnHook::Exec(words)) = own else { return Ok(blocking("app", annotations, settings)) };
     let control = annotations.flag("control-listen").unwrap_or(CONTROL_ADDR);

@@ -5,7 +5,7 @@ use serde_json::{Map, Value};
 use super::diff::Pointer;
 use super::hints;
 use super::kinds::{Kinds, Role, role};
-use super::model::{Plan, Settings, Written};
+use super::model::{PatchSettings, Plan, Written};
 use super::patch::patch;
 use super::restore;
 use super::service;
@@ -26,7 +26,7 @@ pub enum Task {
     /// Add the sidecar.
     Inject {
         /// Without the token, which differs between workloads.
-        settings: Box<Settings>,
+        settings: Box<PatchSettings>,
         /// Seed from which the tokens are derived.
         seed: String,
         /// Namespace of objects that have none.
@@ -70,10 +70,11 @@ pub enum Outcome {
 
 /// Returns the new texts in the order of the sources, and the report. Bytes outside the edits stay as they are.
 pub fn transform(sources: &[Manifest], task: &Task) -> (Vec<String>, Vec<ReportLine>) {
-    let mut documents: Vec<Document> = Vec::new();
+    let mut documents: Vec<FileDocument> = Vec::new();
     for (n, source) in sources.iter().enumerate() {
-        documents
-            .extend(split(&source.text).into_iter().enumerate().map(|(m, text)| Document::new(n, m, text)));
+        documents.extend(
+            split(&source.text).into_iter().enumerate().map(|(m, text)| FileDocument::new(n, m, text)),
+        );
     }
     let mut objects: Vec<Object> =
         documents.iter().enumerate().flat_map(|(n, document)| document.objects(n, task)).collect();
@@ -96,7 +97,7 @@ pub fn transform(sources: &[Manifest], task: &Task) -> (Vec<String>, Vec<ReportL
     (texts, report)
 }
 
-struct Document<'a> {
+struct FileDocument<'a> {
     source: usize,
     /// Counted from 1.
     number: usize,
@@ -123,7 +124,7 @@ struct Object {
     served: bool,
 }
 
-impl<'a> Document<'a> {
+impl<'a> FileDocument<'a> {
     fn new(source: usize, n: usize, text: &'a str) -> Self {
         Self { source, number: n + 1, text, parsed: text::Document::parse(text) }
     }
@@ -225,7 +226,7 @@ impl Object {
     }
 
     /// Edits its text as well, or leaves it as it is.
-    fn set(&mut self, after: Value, sources: &Written, documents: &[Document]) {
+    fn set(&mut self, after: Value, sources: &Written, documents: &[FileDocument]) {
         if after == self.before {
             return;
         }
@@ -246,7 +247,7 @@ impl Object {
     }
 }
 
-fn change_workload(object: &mut Object, task: &Task, documents: &[Document]) {
+fn change_workload(object: &mut Object, task: &Task, documents: &[FileDocument]) {
     let Some((pod, place)) = object.pod().cloned().zip(object.template.clone()) else {
         object.outcome = Outcome::Skipped("it has no pod template".to_owned());
         return;
@@ -257,7 +258,7 @@ fn change_workload(object: &mut Object, task: &Task, documents: &[Document]) {
         (Task::Inject { .. }, Some(why)) => Err(why),
         (Task::Inject { settings, seed, .. }, None) => {
             let token = token(seed, &[&object.namespace, &object.kind, &object.name]);
-            let settings = Settings { token, ..Settings::clone(settings) };
+            let settings = PatchSettings { token, ..PatchSettings::clone(settings) };
             let patched = patch(&pod, &settings).map_err(|skip| skip.0);
             patched.map(|patch| {
                 object.warnings = patch.warnings;
@@ -290,7 +291,7 @@ fn change_workload(object: &mut Object, task: &Task, documents: &[Document]) {
     object.set(after, &sources, documents);
 }
 
-fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task, documents: &[Document]) {
+fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task, documents: &[FileDocument]) {
     for n in 0..objects.len() {
         if !objects[n].is_service() {
             continue;

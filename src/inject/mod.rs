@@ -34,5 +34,5 @@ pub mod sidecar;
 pub mod text;
 pub mod yaml;
 
-pub use self::model::{Services, Settings};
+pub use self::model::{PatchSettings, Services};
 pub use self::patch::{Patch, Skip, patch};

@@ -12,7 +12,7 @@ pub type Written = BTreeMap<String, String>;
 
 /// Settings of one injection; all but the token are the same for every pod.
 #[derive(Clone, Debug)]
-pub struct Settings {
+pub struct PatchSettings {
     /// The sidecar's image; its entrypoint is lameduck.
     pub image: String,
     /// The sidecar's imagePullPolicy; none leaves it to Kubernetes.
@@ -35,7 +35,7 @@ pub struct Annotations {
     /// `container`: name of the app's container, if the pod has several.
     pub container: Option<String>,
     /// `capture`: how the proxy gets the app's traffic; none chooses between the ways other than loopback.
-    pub capture: Option<Capture>,
+    pub capture: Option<CaptureWay>,
     /// `ports`: what captured ports are served as.
     pub ports: Vec<CaptureRule>,
     /// `port`: name or number of the container port, if there are several.
@@ -69,7 +69,7 @@ pub struct Annotations {
 impl Annotations {
     /// Whether the app's ports are captured.
     pub fn captures(&self) -> bool {
-        self.capture == Some(Capture::Loopback)
+        self.capture == Some(CaptureWay::Loopback)
     }
 
     /// Annotations that mean nothing beside the way in which the proxy gets the app's traffic, each with when.
@@ -100,7 +100,7 @@ impl Annotations {
 
 /// How the proxy gets the app's traffic.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Capture {
+pub enum CaptureWay {
     /// The app moves to another loopback address, and the proxy takes all its ports.
     Loopback,
     /// The name of the app's port moves to the proxy's port.
@@ -202,7 +202,7 @@ pub enum OwnHook {
 /// Input for the sidecar's container.
 pub struct Parts<'a> {
     /// Image and token.
-    pub settings: &'a Settings,
+    pub settings: &'a PatchSettings,
     /// Parsed annotations.
     pub annotations: &'a Annotations,
     /// Ports that the proxy takes; none if it captures those that the app opens.

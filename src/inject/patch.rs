@@ -8,7 +8,7 @@ use super::diff::{Op, Pointer, diff};
 use super::hints;
 use super::hooks;
 use super::json::{containers, env, is_tcp, list, mounted, object, ports as ports_of, probes};
-use super::model::{Annotations, AppAddr, OwnHook, Parts, Pid1, Plan, Services, Settings};
+use super::model::{Annotations, AppAddr, OwnHook, Parts, PatchSettings, Pid1, Plan, Services};
 use super::names::{INJECTED, SHARE_DIR, SIDECAR, WARNINGS, preload_option};
 use super::ports;
 use super::ports::not_taken;
@@ -51,11 +51,11 @@ pub struct Skip(pub String);
 ///
 /// # Errors
 /// Says why the pod should be left unchanged.
-pub fn patch(pod: &Value, settings: &Settings) -> Result<Patch, Skip> {
+pub fn patch(pod: &Value, settings: &PatchSettings) -> Result<Patch, Skip> {
     inject(pod, settings).map_err(Skip)
 }
 
-fn inject(pod: &Value, settings: &Settings) -> Result<Patch, String> {
+fn inject(pod: &Value, settings: &PatchSettings) -> Result<Patch, String> {
     let mut new = restore::restored(pod)?;
     let strings = |key| -> Map<String, Value> {
         let found = new.get("metadata").and_then(|metadata| metadata.get(key));
@@ -183,7 +183,7 @@ fn refuse(
 fn apps(
     spec: &Map<String, Value>,
     annotations: &Annotations,
-    settings: &Settings,
+    settings: &PatchSettings,
     written: &Map<String, Value>,
 ) -> Result<(Apps, Option<Plan>), String> {
     let all = well_formed(spec)?;
@@ -240,7 +240,7 @@ fn app_container(
 fn warn(
     spec: &Map<String, Value>,
     annotations: &Annotations,
-    settings: &Settings,
+    settings: &PatchSettings,
     (plan, apps): (Option<&Plan>, usize),
     warnings: &mut Vec<String>,
 ) {
@@ -350,7 +350,7 @@ fn change_apps(
         *record = std::mem::take(record).with(app, plan, parts.annotations.probe());
         app_probes = change_app(app, plan, parts, record, warnings)?;
     } else {
-        let mut undo = capture::Undo::default();
+        let mut undo = capture::CaptureUndo::default();
         for ((_, app), own) in apps.iter_mut().zip(owns) {
             let (name, own) = (app["name"].as_str().unwrap_or_default().to_owned(), own.as_ref());
             undo.containers.insert(name, capture::change(app, own, parts, warnings)?);

@@ -3,7 +3,7 @@
 use serde_json::{Map, Value};
 
 use super::json::{containers, env, is_tcp, ports};
-use super::model::{Annotations, AppAddr, Capture, Plan, Services};
+use super::model::{Annotations, AppAddr, CaptureWay, Plan, Services};
 use super::names::{CONTROL_ADDR, PROXY_PORT};
 use crate::config::{TcpRoute, parse_listen};
 
@@ -36,15 +36,15 @@ pub fn plan(app: &Map<String, Value>, annotations: &Annotations, services: Servi
         (port, socket) => port.map(AppAddr::Port).or_else(|| socket.clone().map(AppAddr::Socket)),
     };
     let (by_name, by_env) = match annotations.capture {
-        Some(Capture::PortName) if asked.is_some() => {
+        Some(CaptureWay::PortName) if asked.is_some() => {
             return Err(
                 "lameduck.dev/capture: port-name leaves the app its port: take app-port and app-socket away"
                     .to_owned(),
             );
         }
-        Some(Capture::PortName) => (true, false),
-        Some(Capture::PortEnv) => (false, true),
-        Some(Capture::Loopback) | None => (services == Services::Seen, has_port),
+        Some(CaptureWay::PortName) => (true, false),
+        Some(CaptureWay::PortEnv) => (false, true),
+        Some(CaptureWay::Loopback) | None => (services == Services::Seen, has_port),
     };
     let plan = match (asked, &name) {
         (Some(app), _) => taken(app),

@@ -17,7 +17,7 @@ use super::names::{INJECTED, SIDECAR, WARNINGS, preload_option};
 pub struct Undo {
     /// What a capture changed, instead of the values of the one container whose port was taken.
     #[serde(skip_serializing_if = "Option::is_none")]
-    pub captured: Option<capture::Undo>,
+    pub captured: Option<capture::CaptureUndo>,
     /// Name of the app's container.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub container: String,

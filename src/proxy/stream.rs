@@ -88,7 +88,7 @@ pub enum Resting {
 
 /// The half that reads from the client.
 #[derive(Debug)]
-pub enum Reader<'s> {
+pub enum ClientReader<'s> {
     /// Plain TCP.
     Tcp(tcp::ReadHalf<'s>),
     /// TLS over TCP.
@@ -97,7 +97,7 @@ pub enum Reader<'s> {
 
 /// The half that writes to the client.
 #[derive(Debug)]
-pub enum Writer<'s> {
+pub enum ClientWriter<'s> {
     /// Plain TCP.
     Tcp(tcp::WriteHalf<'s>),
     /// TLS over TCP.
@@ -106,15 +106,15 @@ pub enum Writer<'s> {
 
 impl Stream {
     /// Returns both halves, which can be used concurrently.
-    pub fn split(&mut self) -> (Reader<'_>, Writer<'_>) {
+    pub fn split(&mut self) -> (ClientReader<'_>, ClientWriter<'_>) {
         match self {
             Self::Tcp(stream) => {
                 let (reader, writer) = stream.split();
-                (Reader::Tcp(reader), Writer::Tcp(writer))
+                (ClientReader::Tcp(reader), ClientWriter::Tcp(writer))
             }
             Self::Tls(stream) => {
                 let (reader, writer) = stream.split();
-                (Reader::Tls(reader), Writer::Tls(writer))
+                (ClientReader::Tls(reader), ClientWriter::Tls(writer))
             }
         }
     }
@@ -196,7 +196,7 @@ impl Resting {
     }
 }
 
-impl Reader<'_> {
+impl ClientReader<'_> {
     fn tcp(&self) -> &TcpStream {
         match self {
             Self::Tcp(half) => half.as_ref(),
@@ -215,7 +215,7 @@ impl Reader<'_> {
     }
 }
 
-impl Source for Reader<'_> {
+impl Source for ClientReader<'_> {
     fn nudge(&self) -> bool {
         match self {
             Self::Tcp(half) => match half.as_ref().try_write(INTERIM) {
@@ -240,7 +240,7 @@ impl Source for Reader<'_> {
 }
 
 /// The bytes are the whole response, its end included.
-impl Sink for Writer<'_> {
+impl Sink for ClientWriter<'_> {
     type Head = Vec<u8>;
     const MARKS_END: bool = false;
 
@@ -266,7 +266,7 @@ impl Sink for Writer<'_> {
     }
 }
 
-impl AsyncRead for Reader<'_> {
+impl AsyncRead for ClientReader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_read(cx, buf),
@@ -275,7 +275,7 @@ impl AsyncRead for Reader<'_> {
     }
 }
 
-impl AsyncWrite for Writer<'_> {
+impl AsyncWrite for ClientWriter<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match self.get_mut() {
             Self::Tcp(half) => Pin::new(half).poll_write(cx, buf),

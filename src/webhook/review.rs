@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::inject::names::INJECT;
 use crate::inject::sidecar::token_of;
-use crate::inject::{self, Settings};
+use crate::inject::{self, PatchSettings};
 
 /// The only existing version (admissionregistration `admissionReviewVersions`).
 const VERSION: &str = "admission.k8s.io/v1";
@@ -56,7 +56,11 @@ pub struct Reviewed {
 ///
 /// # Errors
 /// Says why the bytes are not an AdmissionReview, and so can't be answered.
-pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String) -> Result<Reviewed, String> {
+pub fn review(
+    bytes: &[u8],
+    settings: &PatchSettings,
+    token: impl FnOnce() -> String,
+) -> Result<Reviewed, String> {
     let (uid, request) = request(bytes)?;
     let kind = [&request["kind"]["group"], &request["kind"]["version"], &request["kind"]["kind"]];
     let new_pod = kind == ["", "v1", "Pod"]
@@ -71,7 +75,7 @@ pub fn review(bytes: &[u8], settings: &Settings, token: impl FnOnce() -> String)
     }
     let had = token_of(pod);
     let token = had.map_or_else(token, str::to_owned);
-    let patch = inject::patch(pod, &Settings { token, ..settings.clone() });
+    let patch = inject::patch(pod, &PatchSettings { token, ..settings.clone() });
     Ok(match patch {
         Err(skip) if had.is_some() => {
             let warning = format!("the sidecar stays unchanged: {}", skip.0);

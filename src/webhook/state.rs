@@ -23,7 +23,7 @@ const TOKEN_LEN: usize = 24;
 /// State that the listeners and the keeper share.
 pub struct Webhook {
     /// Settings of the patch.
-    pub settings: inject::Settings,
+    pub settings: inject::PatchSettings,
     /// TLS configuration of the review listener.
     pub tls: Arc<ServerConfig>,
     certificate: Arc<Certificate>,
@@ -74,7 +74,7 @@ impl Webhook {
         tls.send_tls13_tickets = 0;
         let metrics = Arc::new(Metrics::default());
         Ok(Self {
-            settings: inject::Settings {
+            settings: inject::PatchSettings {
                 image: settings.image.clone(),
                 pull_policy: settings.pull_policy.clone(),
                 resources: settings.resources.clone(),

@@ -4,13 +4,13 @@
 
 use lameduck::cli::{annotated_flags, check_proxy};
 use lameduck::inject::Services;
-use lameduck::inject::{Patch, Settings, Skip, patch, restore};
+use lameduck::inject::{Patch, PatchSettings, Skip, patch, restore};
 use serde_json::{Value, json};
 
 /// The webhook's or the CLI's settings.
-pub fn settings(services: Services) -> Settings {
+pub fn settings(services: Services) -> PatchSettings {
     let image = "lameduck:test".to_owned();
-    Settings {
+    PatchSettings {
         image,
         pull_policy: Some("Never".to_owned()),
         resources: Default::default(),

@@ -3,7 +3,7 @@
 
 use lameduck::config::Forwarded;
 use lameduck::proxy::http1::body::Body;
-use lameduck::proxy::http1::head::{self, Answer, Framing, Sender, Site, Upgrade};
+use lameduck::proxy::http1::head::{self, Framing, ResponsePlan, Sender, Site, Upgrade};
 
 const SEEDS: u64 = 20_000;
 /// Fields of a head.
@@ -195,7 +195,7 @@ fn responses() {
         let mut bytes = head(random, &STATUS_LINES);
         bytes.extend(noise(random));
         let head_only = random.below(5) == 0;
-        let answer = Answer { http11: true, head_only, upgrade: true, close: random.below(2) == 0 };
+        let answer = ResponsePlan { http11: true, head_only, upgrade: true, close: random.below(2) == 0 };
         let mut out = Vec::new();
         let app = ["127.0.0.1:3000".parse().unwrap()];
         let site = Site { https: false, host: random.pick(&[&b"a"[..], b""]), app: &app };

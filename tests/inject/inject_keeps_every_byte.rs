@@ -9,12 +9,12 @@ use std::process::{Command, Output, Stdio};
 use lameduck::cli::{annotated_flags, check_proxy};
 use lameduck::inject::Services;
 use lameduck::inject::manifest::{Manifest, Outcome, ReportLine, Task, transform};
-use lameduck::inject::{Settings, yaml};
+use lameduck::inject::{PatchSettings, yaml};
 
 const SLOW: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/slow/deployment.yaml");
 
 pub fn task() -> Task {
-    let settings = Settings {
+    let settings = PatchSettings {
         image: "lameduck:test".to_owned(),
         pull_policy: None,
         resources: Default::default(),

@@ -7,7 +7,7 @@ use crate::common;
 use common::pod::{annotated, app, by, has, patched, pod, settings, sidecar, why};
 use lameduck::inject::Services;
 use lameduck::inject::sidecar::token_of;
-use lameduck::inject::{Settings, patch, restore};
+use lameduck::inject::{PatchSettings, patch, restore};
 use serde_json::{Value, json};
 
 #[test]
@@ -339,8 +339,11 @@ fn what_its_owner_changed_since_stays() {
 #[test]
 fn another_image_or_token_is_an_update_and_not_a_second_sidecar() {
     let first = patched(&pod(|_| {})).pod;
-    let newer =
-        Settings { image: "lameduck:2".to_owned(), token: "other".to_owned(), ..settings(Services::Seen) };
+    let newer = PatchSettings {
+        image: "lameduck:2".to_owned(),
+        token: "other".to_owned(),
+        ..settings(Services::Seen)
+    };
     let done = patch(&first, &newer).unwrap();
     assert_eq!(done.pod["spec"]["initContainers"].as_array().unwrap().len(), 1);
     assert_eq!((&sidecar(&done)["image"], token_of(&done.pod)), (&json!("lameduck:2"), Some("other")));

@@ -6,7 +6,7 @@ use super::inject_keeps_every_byte::{done, lameduck, task, text, told};
 use crate::common;
 
 use common::pod::{annotated, app, by, patched, pod, settings, sidecar, why};
-use lameduck::inject::{Services, Settings, patch};
+use lameduck::inject::{PatchSettings, Services, patch};
 use serde_json::{Value, json};
 
 const DEPLOYMENT: &str = "apiVersion: apps/v1
@@ -64,7 +64,7 @@ fn a_quota_gets_the_limits_that_it_demands() {
         assert!(text(&out.stderr).contains(wrong[1]), "{}", text(&out.stderr));
     }
     let resources = [None, None, Some("1".to_owned()), None];
-    let done = patch(&pod(|_| {}), &Settings { resources, ..settings(Services::Unseen) }).unwrap();
+    let done = patch(&pod(|_| {}), &PatchSettings { resources, ..settings(Services::Unseen) }).unwrap();
     assert_eq!(sidecar(&done)["resources"]["limits"], json!({"cpu": "1"}));
 }
 

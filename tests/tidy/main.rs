@@ -2,6 +2,7 @@
 
 mod modules;
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
@@ -13,6 +14,13 @@ const MOST_LINES_OF_A_FUNCTION: usize = 70;
 const LONG_FILES: [(&str, &str); 2] = [
     ("src/drain/machine.rs", "one state machine, whose rules depend on each other"),
     ("tests/drain/drain_machine.rs", "a simulation belongs next to the promises that it checks"),
+];
+
+/// Names that several types may have, and why.
+const SHARED_NAMES: [(&str, &str); 3] = [
+    ("Err", "the associated type of FromStr"),
+    ("Head", "the associated type of Sink"),
+    ("Data", "the associated type of a TLS side"),
 ];
 
 fn root() -> &'static Path {
@@ -51,6 +59,23 @@ fn relative(path: &Path) -> String {
 
 fn expect_none(rule: &str, broken: &[String]) {
     assert!(broken.is_empty(), "{rule}:\n  {}", broken.join("\n  "));
+}
+
+#[test]
+fn a_type_has_a_name_of_its_own() {
+    let mut places = BTreeMap::<String, Vec<String>>::new();
+    for (path, text) in files("src", ".rs") {
+        for line in text.split("\nmod tests {").next().unwrap_or_default().lines() {
+            let words: Vec<&str> = line.split_whitespace().filter(|word| !word.starts_with("pub")).collect();
+            let ["struct" | "enum" | "trait" | "type", name, ..] = words.as_slice() else { continue };
+            let end = name.find(|c: char| !c.is_alphanumeric()).unwrap_or(name.len());
+            places.entry(name[..end].to_owned()).or_default().push(path.clone());
+        }
+    }
+    let shared = |name: &str| SHARED_NAMES.iter().any(|(shared, _)| *shared == name);
+    let broken = places.into_iter().filter(|(name, places)| places.len() > 1 && !shared(name));
+    let broken: Vec<_> = broken.map(|(name, places)| format!("{name}: {}", places.join(", "))).collect();
+    expect_none("no two types of one name", &broken);
 }
 
 #[test]

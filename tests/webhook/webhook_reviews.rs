@@ -6,7 +6,7 @@ use base64::engine::general_purpose::STANDARD;
 use lameduck::cli::{annotated_flags, check_proxy};
 use lameduck::inject::Services;
 use lameduck::inject::sidecar::token_of;
-use lameduck::inject::{self, Settings};
+use lameduck::inject::{self, PatchSettings};
 use lameduck::webhook::events::events;
 use lameduck::webhook::review::{ReviewOutcome, Reviewed, allowed_anyway, review};
 use serde_json::{Value, json};
@@ -14,8 +14,8 @@ use serde_json::{Value, json};
 const DEPLOYMENT: &str = include_str!("deployment.json");
 const INJECT: &str = "lameduck.dev/inject";
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> PatchSettings {
+    PatchSettings {
         image: "lameduck:1".to_owned(),
         pull_policy: None,
         resources: Default::default(),
@@ -115,8 +115,8 @@ fn a_deployments_pod_gets_exactly_what_inject_gives() {
     let reviewed = ask(&asked);
     assert_eq!(reviewed.outcome, ReviewOutcome::Injected);
     let pod = &asked["request"]["object"];
-    let expected =
-        inject::patch(pod, &Settings { token: "a-new-token".to_owned(), ..settings() }).expect("a patch");
+    let expected = inject::patch(pod, &PatchSettings { token: "a-new-token".to_owned(), ..settings() })
+        .expect("a patch");
     assert_eq!(patched(&asked, &reviewed), expected.pod);
     assert_eq!((reviewed.namespace.as_str(), reviewed.name.as_str()), ("shop", "slow-6c8d5f7b9c-"));
     assert_eq!(reviewed.owner.expect("an owner")["kind"], "ReplicaSet");

@@ -26,7 +26,7 @@ use crate::proxy::request_log::{RequestLog, Totals};
 use crate::proxy::route::Route;
 use crate::proxy::shared::{FIRST_REQUEST_TIMEOUT, Shared};
 use crate::proxy::socket::keep_alive;
-use crate::proxy::stream::{Reader, Stream, Writer};
+use crate::proxy::stream::{ClientReader, ClientWriter, Stream};
 use crate::proxy::worker::Worker;
 use crate::upstream::Connection;
 
@@ -155,7 +155,7 @@ impl Upgraded {
 }
 
 async fn serve_requests(
-    client: &mut Client<Reader<'_>, Writer<'_>>,
+    client: &mut Client<ClientReader<'_>, ClientWriter<'_>>,
     worker: &Worker,
     route: &Route,
     entry: &LedgerEntry,
@@ -181,7 +181,7 @@ async fn serve_requests(
 
 /// Waits for a request's first byte without holding a buffer. Returns `Some` if no request will come.
 async fn first_byte(
-    client: &mut Client<Reader<'_>, Writer<'_>>,
+    client: &mut Client<ClientReader<'_>, ClientWriter<'_>>,
     worker: &Worker,
     entry: &LedgerEntry,
     accepted: Option<Instant>,
@@ -234,7 +234,7 @@ async fn first_byte(
 /// Serves one request whose first byte has arrived; `first` if it is the connection's first. Returns `Some` if this
 /// loop ends.
 async fn one_request(
-    client: &mut Client<Reader<'_>, Writer<'_>>,
+    client: &mut Client<ClientReader<'_>, ClientWriter<'_>>,
     worker: &Worker,
     route: &Route,
     entry: &LedgerEntry,

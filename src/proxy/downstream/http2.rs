@@ -34,10 +34,10 @@ const STREAM_WINDOW: u32 = 256 * 1024;
 const CONNECTION_WINDOW: u32 = 8 * STREAM_WINDOW;
 
 /// How a connection closes.
-enum Close {
+enum Http2Close {
     /// The peer has already closed it.
     Gone,
-    /// Close our side first, then wait for the peer's.
+    /// Http2Close our side first, then wait for the peer's.
     Linger,
     /// Reset it.
     Reset,
@@ -54,14 +54,14 @@ pub async fn serve(http2: Http2, worker: &Rc<Worker>) -> Next {
     let close = run(&connection, &entry).await;
     connection.abandon();
     match (wire.take(), close) {
-        (Some(stream), Close::Linger) => return Next::Close(stream, connected),
-        (Some(stream), Close::Reset) => stream.reset_on_close(),
+        (Some(stream), Http2Close::Linger) => return Next::Close(stream, connected),
+        (Some(stream), Http2Close::Reset) => stream.reset_on_close(),
         _ => {}
     }
     Next::Closed
 }
 
-async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
+async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Http2Close {
     let limits = &connection.worker.shared.settings.limits;
     let mut builder = Builder::new();
     builder
@@ -76,15 +76,15 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
     let shaken = poll_fn(|cx| {
         entry.register(cx);
         if let Poll::Ready(shaken) = handshake.as_mut().poll(cx) {
-            return Poll::Ready(shaken.map_err(|_| Close::Linger));
+            return Poll::Ready(shaken.map_err(|_| Http2Close::Linger));
         }
         if let Poll::Ready(Err(_)) = connection.wire.poll_drain(cx) {
-            return Poll::Ready(Err(Close::Gone));
+            return Poll::Ready(Err(Http2Close::Gone));
         }
         let (shared, age) = (&connection.worker.shared, began.elapsed());
         let idle = shared.closing_idle() && age >= FIRST_REQUEST_TIMEOUT && !connection.wire.has_unread();
         if idle || shared.forced() || age >= limits.head_timeout {
-            return Poll::Ready(Err(Close::Linger));
+            return Poll::Ready(Err(Http2Close::Linger));
         }
         if shared.closing_idle() || entry.expired() {
             entry.set_deadline(connection.worker.deadline(FIRST_REQUEST_TIMEOUT));
@@ -93,7 +93,7 @@ async fn run(connection: &Rc<Http2Connection>, entry: &LedgerEntry) -> Close {
     });
     match shaken.await {
         Ok(h2) => {
-            let mut session = Session::new(connection.clone(), entry, h2);
+            let mut session = Http2Session::new(connection.clone(), entry, h2);
             poll_fn(|cx| session.poll(cx)).await
         }
         Err(close) => close,
@@ -116,7 +116,7 @@ enum Wait {
 }
 
 /// The task of a connection.
-struct Session<'a> {
+struct Http2Session<'a> {
     connection: Rc<Http2Connection>,
     entry: &'a LedgerEntry,
     h2: server::Connection<Transport, Bytes>,
@@ -134,7 +134,7 @@ struct Session<'a> {
     unacknowledged: u32,
 }
 
-impl<'a> Session<'a> {
+impl<'a> Http2Session<'a> {
     fn new(
         connection: Rc<Http2Connection>,
         entry: &'a LedgerEntry,
@@ -155,7 +155,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Http2Close> {
         self.follow_drain();
         loop {
             if let Poll::Ready(close) = self.poll_streams(cx) {
@@ -170,7 +170,7 @@ impl<'a> Session<'a> {
                 continue;
             }
             match drained {
-                Poll::Ready(Err(_)) => return Poll::Ready(Close::Gone),
+                Poll::Ready(Err(_)) => return Poll::Ready(Http2Close::Gone),
                 _ if self.connection.wire.excess() && !self.closing => self.close(Reason::ENHANCE_YOUR_CALM),
                 _ => match self.enforce_timeout(drained.is_pending()) {
                     // Its GOAWAY is still to be written.
@@ -182,7 +182,7 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn poll_streams(&mut self, cx: &mut Context<'_>) -> Poll<Close> {
+    fn poll_streams(&mut self, cx: &mut Context<'_>) -> Poll<Http2Close> {
         loop {
             match self.h2.poll_accept(cx) {
                 Poll::Ready(Some(Ok((request, respond)))) => {
@@ -191,8 +191,8 @@ impl<'a> Session<'a> {
                     self.connection.begun(id);
                     spawn_local(stream::serve(self.connection.clone(), id, request, respond));
                 }
-                Poll::Ready(Some(Err(error))) if error.is_io() => return Poll::Ready(Close::Gone),
-                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Close::Linger),
+                Poll::Ready(Some(Err(error))) if error.is_io() => return Poll::Ready(Http2Close::Gone),
+                Poll::Ready(Some(Err(_)) | None) => return Poll::Ready(Http2Close::Linger),
                 Poll::Pending => return Poll::Pending,
             }
         }
@@ -238,7 +238,7 @@ impl<'a> Session<'a> {
     }
 
     /// Enforces the time limit of the current wait. `Ready(None)` if the connection has been idle for too long.
-    fn enforce_timeout(&mut self, blocked: bool) -> Poll<Option<Close>> {
+    fn enforce_timeout(&mut self, blocked: bool) -> Poll<Option<Http2Close>> {
         let shared = &self.connection.worker.shared;
         let limits = &shared.settings.limits;
         let (wait, time) = if self.closing || shared.forced() {
@@ -273,7 +273,7 @@ impl<'a> Session<'a> {
                 Wait::Blocked(_) if self.client_takes() => {
                     self.entry.set_deadline(self.connection.worker.deadline(time));
                 }
-                Wait::Blocked(_) | Wait::Close => return Poll::Ready(Some(Close::Reset)),
+                Wait::Blocked(_) | Wait::Close => return Poll::Ready(Some(Http2Close::Reset)),
             }
         }
         Poll::Pending

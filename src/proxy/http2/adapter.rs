@@ -24,8 +24,8 @@ pub const MAX_QUEUED: usize = 64 * 1024;
 
 /// A client's stream; one task uses both halves concurrently.
 pub struct Adapter {
-    upload: RefCell<Upload>,
-    answer: RefCell<Answer>,
+    upload: RefCell<FrameBody>,
+    answer: RefCell<OwnResponse>,
     head_only: bool,
     /// The client has reset the stream or disconnected.
     failed: Cell<bool>,
@@ -34,13 +34,13 @@ pub struct Adapter {
 }
 
 /// The half that reads the request's body.
-pub struct Reader<'s>(&'s Adapter);
+pub struct RequestReader<'s>(&'s Adapter);
 
 /// The half that writes the response.
-pub struct Writer<'s>(&'s Adapter);
+pub struct ResponseWriter<'s>(&'s Adapter);
 
 /// A body received in frames, read as content or, if `chunked`, as HTTP/1.1.
-pub struct Upload {
+pub struct FrameBody {
     body: RecvStream,
     chunked: bool,
     /// Precedes `piece`: a chunk's size, or the whole last chunk.
@@ -56,7 +56,7 @@ pub struct Upload {
 }
 
 /// The response.
-struct Answer {
+struct OwnResponse {
     respond: SendResponse<Bytes>,
     /// Set once the head has been sent.
     stream: Option<SendStream<Bytes>>,
@@ -70,8 +70,14 @@ impl Adapter {
     /// A stream for a request with this framing.
     pub fn new(framing: Framing, head_only: bool, body: RecvStream, respond: SendResponse<Bytes>) -> Self {
         Self {
-            upload: RefCell::new(Upload::new(body, framing == Framing::Chunked)),
-            answer: RefCell::new(Answer { respond, stream: None, ends: false, trailers: None, whole: false }),
+            upload: RefCell::new(FrameBody::new(body, framing == Framing::Chunked)),
+            answer: RefCell::new(OwnResponse {
+                respond,
+                stream: None,
+                ends: false,
+                trailers: None,
+                whole: false,
+            }),
             head_only,
             failed: Cell::new(false),
             taken: Cell::new(0),
@@ -79,8 +85,8 @@ impl Adapter {
     }
 
     /// Returns both halves.
-    pub fn split(&self) -> (Reader<'_>, Writer<'_>) {
-        (Reader(self), Writer(self))
+    pub fn split(&self) -> (RequestReader<'_>, ResponseWriter<'_>) {
+        (RequestReader(self), ResponseWriter(self))
     }
 
     /// Sends a complete response, if none has begun.
@@ -113,7 +119,7 @@ impl Adapter {
     }
 }
 
-impl Source for Reader<'_> {
+impl Source for RequestReader<'_> {
     /// Notices a client that no longer wants its response, which it says with a reset.
     fn nudge(&self) -> bool {
         true
@@ -133,7 +139,7 @@ impl Source for Reader<'_> {
     }
 }
 
-impl Sink for Writer<'_> {
+impl Sink for ResponseWriter<'_> {
     type Head = TypedHead;
     const MARKS_END: bool = true;
 
@@ -170,7 +176,7 @@ impl Sink for Writer<'_> {
     }
 }
 
-impl AsyncRead for Reader<'_> {
+impl AsyncRead for RequestReader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let mut upload = self.0.upload.borrow_mut();
         let before = buf.filled().len();
@@ -186,7 +192,7 @@ impl AsyncRead for Reader<'_> {
     }
 }
 
-impl Upload {
+impl FrameBody {
     /// A stream's body.
     pub fn new(body: RecvStream, chunked: bool) -> Self {
         let ended = body.is_end_stream();
@@ -288,7 +294,7 @@ impl Upload {
     }
 }
 
-impl AsyncWrite for Writer<'_> {
+impl AsyncWrite for ResponseWriter<'_> {
     /// Sends content.
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         let mut answer = self.0.answer.borrow_mut();
@@ -312,7 +318,7 @@ impl AsyncWrite for Writer<'_> {
     }
 }
 
-impl Answer {
+impl OwnResponse {
     fn send(&mut self, content: Bytes, last: bool) -> io::Result<()> {
         let stream = self.stream.as_mut().filter(|_| !self.whole).ok_or(io::ErrorKind::WriteZero)?;
         self.whole = last;

@@ -16,7 +16,7 @@ use http::{HeaderMap, Request, Response};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::spawn_local;
 
-use super::adapter::{Upload, poll_content};
+use super::adapter::{FrameBody, poll_content};
 use crate::proxy::http1::body::Body;
 use crate::proxy::http1::head::Framing;
 use crate::upstream::{Backend, Lease, was_unprocessed};
@@ -29,7 +29,7 @@ pub struct AppStream {
     lease: RefCell<Lease>,
     framing: Framing,
     sending: RefCell<Option<Sending>>,
-    answer: RefCell<Answer>,
+    answer: RefCell<AppResponse>,
     /// The response's head that has arrived, until it is taken.
     head: RefCell<Option<Response<()>>>,
     /// The app has not processed the request.
@@ -42,20 +42,20 @@ struct Sending {
     body: Body,
 }
 
-enum Answer {
+enum AppResponse {
     /// The request's head is not sent yet.
     Unasked,
     /// The response is awaited.
     Awaited(ResponseFuture),
     /// The response's content and trailers are arriving.
-    Comes(Upload),
+    Comes(FrameBody),
 }
 
 /// The half that reads the response.
-pub struct Reader<'s>(&'s AppStream);
+pub struct ResponseReader<'s>(&'s AppStream);
 
 /// The half that writes the request's body.
-pub struct Writer<'s>(&'s AppStream);
+pub struct RequestWriter<'s>(&'s AppStream);
 
 impl AppStream {
     /// A stream for a request of this framing.
@@ -64,15 +64,15 @@ impl AppStream {
             lease: RefCell::new(lease),
             framing,
             sending: RefCell::new(None),
-            answer: RefCell::new(Answer::Unasked),
+            answer: RefCell::new(AppResponse::Unasked),
             head: RefCell::new(None),
             unprocessed: Cell::new(false),
         }
     }
 
     /// Returns both halves and the server they lead to.
-    pub fn split(&self) -> (Reader<'_>, Writer<'_>, Arc<Backend>) {
-        (Reader(self), Writer(self), self.lease.borrow().backend().clone())
+    pub fn split(&self) -> (ResponseReader<'_>, RequestWriter<'_>, Arc<Backend>) {
+        (ResponseReader(self), RequestWriter(self), self.lease.borrow().backend().clone())
     }
 
     /// Whether its connection was opened for it.
@@ -88,7 +88,7 @@ impl AppStream {
     /// Called when the response is complete. Waits for an empty last frame that may still follow: dropping the stream
     /// earlier would look like a reset to the app.
     pub fn finish(self) {
-        let Answer::Comes(upload) = self.answer.into_inner() else { return };
+        let AppResponse::Comes(upload) = self.answer.into_inner() else { return };
         if !upload.is_ended() {
             let (lease, sending) = (self.lease, self.sending);
             spawn_local(async move {
@@ -107,7 +107,7 @@ impl AppStream {
         let (response, stream) = sent.map_err(|error| self.failed(&error))?;
         let body = Body::new(self.framing);
         *self.sending.borrow_mut() = Some(Sending { stream, body });
-        *self.answer.borrow_mut() = Answer::Awaited(response);
+        *self.answer.borrow_mut() = AppResponse::Awaited(response);
         Ok(())
     }
 
@@ -117,7 +117,7 @@ impl AppStream {
     }
 }
 
-impl AsyncWrite for Writer<'_> {
+impl AsyncWrite for RequestWriter<'_> {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         match &mut *self.0.sending.borrow_mut() {
             Some(Sending { stream, body }) => poll_content(stream, body, cx, buf),
@@ -135,7 +135,7 @@ impl AsyncWrite for Writer<'_> {
     }
 }
 
-impl Reader<'_> {
+impl ResponseReader<'_> {
     /// Waits for the next head, interim or final.
     ///
     /// # Errors
@@ -146,7 +146,7 @@ impl Reader<'_> {
 
     fn poll_head(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         let (mut answer, mut head) = (self.0.answer.borrow_mut(), self.0.head.borrow_mut());
-        let Answer::Awaited(response) = &mut *answer else { return Poll::Ready(Ok(())) };
+        let AppResponse::Awaited(response) = &mut *answer else { return Poll::Ready(Ok(())) };
         if head.is_some() {
             return Poll::Ready(Ok(()));
         }
@@ -157,7 +157,7 @@ impl Reader<'_> {
         let (parts, body) =
             ready!(Pin::new(response).poll(cx)).map_err(|error| self.0.failed(&error))?.into_parts();
         *head = Some(Response::from_parts(parts, ()));
-        *answer = Answer::Comes(Upload::new(body, false));
+        *answer = AppResponse::Comes(FrameBody::new(body, false));
         Poll::Ready(Ok(()))
     }
 
@@ -172,24 +172,26 @@ impl Reader<'_> {
 
     /// Whether the whole content has been read.
     pub fn is_drained(&self) -> bool {
-        matches!(&*self.0.answer.borrow(), Answer::Comes(content) if content.is_drained())
+        matches!(&*self.0.answer.borrow(), AppResponse::Comes(content) if content.is_drained())
     }
 
     /// Returns the trailers, once the content has been read to its end.
     pub fn take_trailers(&mut self) -> Option<HeaderMap> {
         match &mut *self.0.answer.borrow_mut() {
-            Answer::Comes(content) => content.take_trailers(),
-            Answer::Unasked | Answer::Awaited(_) => None,
+            AppResponse::Comes(content) => content.take_trailers(),
+            AppResponse::Unasked | AppResponse::Awaited(_) => None,
         }
     }
 }
 
 /// Reads the response's content.
-impl AsyncRead for Reader<'_> {
+impl AsyncRead for ResponseReader<'_> {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         match &mut *self.0.answer.borrow_mut() {
-            Answer::Comes(content) => content.poll_read(cx, buf).map_err(|error| self.0.failed(&error)),
-            Answer::Unasked | Answer::Awaited(_) => Poll::Ready(Err(io::ErrorKind::NotConnected.into())),
+            AppResponse::Comes(content) => content.poll_read(cx, buf).map_err(|error| self.0.failed(&error)),
+            AppResponse::Unasked | AppResponse::Awaited(_) => {
+                Poll::Ready(Err(io::ErrorKind::NotConnected.into()))
+            }
         }
     }
 }

@@ -100,7 +100,7 @@ impl HeadOut for TypedHead {
 mod tests {
     use super::*;
     use crate::config::Forwarded;
-    use crate::proxy::http1::head::{Answer, Sender, Site, request, response};
+    use crate::proxy::http1::head::{ResponsePlan, Sender, Site, request, response};
 
     fn converted(bytes: &[u8]) -> Option<Request<()>> {
         let sender = Sender { forwarded: Forwarded::Keep, ..Sender::default() };
@@ -129,9 +129,9 @@ mod tests {
     fn an_answer_loses_what_belongs_to_a_connection() {
         let bytes = b"HTTP/1.1 200 OK\r\nX-A: 1\r\nTransfer-Encoding: chunked\r\nConnection: close, X-Hop\r\n\
                       Keep-Alive: timeout=5\r\nProxy-Connection: close\r\nX-Hop: 1\r\nUpgrade: h2c\r\nX-A: 2\r\n\r\n";
-        let side = Answer { http11: true, head_only: false, upgrade: false, close: true };
+        let side = ResponsePlan { http11: true, head_only: false, upgrade: false, close: true };
         let site = Site { https: false, host: b"", app: &[] };
-        for side in [side, Answer { head_only: true, ..side }] {
+        for side in [side, ResponsePlan { head_only: true, ..side }] {
             let mut head = TypedHead::default();
             response(bytes, 9, side.head_only, site, &mut head, |_| side).unwrap().unwrap();
             let response = head.into_response().unwrap();

@@ -92,7 +92,7 @@ impl AppReader for upstream::UpstreamReader<'_> {
     }
 }
 
-impl AppReader for app::Reader<'_> {
+impl AppReader for app::ResponseReader<'_> {
     async fn begins(&mut self, _: &mut Buffer) -> io::Result<bool> {
         self.head_arrives().await.map(|()| true)
     }
@@ -121,7 +121,7 @@ impl AppReader for app::Reader<'_> {
     }
 
     fn is_drained(&self) -> bool {
-        app::Reader::is_drained(self)
+        app::ResponseReader::is_drained(self)
     }
 
     fn trailers(&mut self) -> Option<http::HeaderMap> {

@@ -17,7 +17,7 @@ use crate::drain::machine::Phase;
 use crate::metrics::add;
 use crate::proxy::buffer::{self, Buffer};
 use crate::proxy::captured::Speaks;
-use crate::proxy::http1::head::{Answer, Framing, Origin, Request, Response, Site, Upgrade};
+use crate::proxy::http1::head::{Framing, Origin, Request, Response, ResponsePlan, Site, Upgrade};
 use crate::proxy::http2::typed::TypedHead;
 use crate::proxy::route::Route;
 use crate::proxy::shared::Shared;
@@ -275,7 +275,7 @@ impl Exchange<'_> {
     }
 
     /// Decides the client's side of this response.
-    pub fn plan(&self, response: &Response, backend: &Backend) -> Answer {
+    pub fn plan(&self, response: &Response, backend: &Backend) -> ResponsePlan {
         let (request, flow) = (self.request, &self.flow);
         // A shared connection announces its end with GOAWAY (RFC 9113 §6.8).
         match response {
@@ -299,7 +299,7 @@ impl Exchange<'_> {
             true => After::Closes,
             false => After::Stays,
         });
-        Answer {
+        ResponsePlan {
             http11: request.http11,
             head_only: request.head_only,
             upgrade: request.upgrade != Upgrade::None,

@@ -80,7 +80,7 @@ pub trait Half: AsyncRead + Unpin {
     fn failed(&self) -> impl Future<Output = ()>;
 }
 
-impl Half for stream::Reader<'_> {
+impl Half for stream::ClientReader<'_> {
     fn failed(&self) -> impl Future<Output = ()> {
         stream::Source::failed(self)
     }

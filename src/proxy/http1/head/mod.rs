@@ -20,4 +20,4 @@ pub use self::out::HeadOut;
 pub use self::own_urls::Site;
 pub use self::request::{Origin, Request, request};
 pub(in crate::proxy) use self::request::{is_idempotent, put_connection};
-pub use self::response::{Answer, Response, response, typed_response};
+pub use self::response::{Response, ResponsePlan, response, typed_response};

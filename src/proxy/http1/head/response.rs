@@ -51,7 +51,7 @@ impl Response {
 
 /// The client's side of a response.
 #[derive(Clone, Copy, Debug)]
-pub struct Answer {
+pub struct ResponsePlan {
     /// The client speaks HTTP/1.1.
     pub http11: bool,
     /// The response answers HEAD.
@@ -73,7 +73,7 @@ pub fn response(
     head_only: bool,
     site: Site<'_>,
     out: &mut impl HeadOut,
-    finish: impl FnOnce(&Response) -> Answer,
+    finish: impl FnOnce(&Response) -> ResponsePlan,
 ) -> Result<Option<Response>, Reject> {
     let mut room = Room::new();
     let Some((head, len)) = room.response(buf, max).map_err(unreadable)? else { return Ok(None) };
@@ -119,7 +119,7 @@ pub fn typed_response(
     (head_only, whole): (bool, bool),
     site: Site<'_>,
     out: &mut impl HeadOut,
-    finish: impl FnOnce(&Response) -> Answer,
+    finish: impl FnOnce(&Response) -> ResponsePlan,
 ) -> Result<Response, Reject> {
     if head.headers().len() > max {
         return Err(TOO_MANY_FIELDS);
@@ -183,7 +183,7 @@ fn put_changed(
     (known, name, value): (Field, &str, &[u8]),
     response: &Response,
     parsed_fields: &ParsedFields<'_>,
-    answer: Answer,
+    answer: ResponsePlan,
     site: Site<'_>,
 ) -> bool {
     let Response { status, framing, .. } = *response;
@@ -206,7 +206,7 @@ fn put_changed(
 }
 
 /// Writes the fields about framing and connection, and the head's end.
-fn put_end(out: &mut impl HeadOut, response: &Response, answer: Answer) {
+fn put_end(out: &mut impl HeadOut, response: &Response, answer: ResponsePlan) {
     let status = response.status;
     if answer.http11 && matches!(response.framing, Framing::Chunked | Framing::UntilClose) {
         out.connection(&[b"Transfer-Encoding: chunked\r\n"]);
