@@ -42,7 +42,8 @@ pub fn put(engine: &Path) {
         image(engine, name, &parts);
         if folder == "slow" {
             // The app and lameduck in one image, for `lameduck run`.
-            image(engine, "slow-with-lameduck:1.0.0", &[&parts[..6], &["--file", &ours]].concat());
+            let in_path = format!("{}:/usr/local/bin/lameduck", text(lameduck()));
+            image(engine, "slow-with-lameduck:1.0.0", &[&parts[..6], &["--file", &in_path]].concat());
         }
     }
     let start = r#"["nginx", "-c", "/config/nginx.conf"]"#;
