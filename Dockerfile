@@ -9,7 +9,7 @@ WORKDIR /build
 COPY Cargo.toml Cargo.lock build.rs ./
 COPY shim shim
 RUN mkdir -p src benches/compare \
- && echo 'fn main() {}' | tee src/main.rs benches/hook_latency.rs benches/instructions.rs benches/compare/main.rs >/dev/null \
+ && echo 'fn main() {}' | tee src/main.rs benches/hook_latency.rs benches/instructions.rs benches/inject_coverage.rs benches/compare/main.rs >/dev/null \
  && touch src/lib.rs \
  && cargo build --release --locked
 
