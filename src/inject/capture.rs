@@ -6,9 +6,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::hooks;
-use super::json::{
-    containers, empties, env, list, mounted, object, ports, put_back, put_empties_back, take_out,
-};
+use super::json::{containers, empties, env, list, mounted, object, ports, put_empties_back, take_out};
 use super::model::{Annotations, OwnHook, Parts, Pid1};
 use super::names::{PROBES, SHARE_DIR, SIDECAR, preload_file, shim};
 use crate::config::CaptureProtocol;
@@ -275,15 +273,7 @@ fn restore_container(container: &mut Map<String, Value>, undo: &ContainerUndo) {
             probe.insert("tcpSocket".to_owned(), was.clone());
         }
     }
-    if let Some(lifecycle) = container.get_mut("lifecycle").and_then(Value::as_object_mut) {
-        if lifecycle.get("preStop").is_some_and(hooks::is_ours) {
-            put_back(lifecycle, "preStop", undo.pre_stop.clone());
-            put_empties_back(lifecycle, &["preStop"], &undo.empty);
-        }
-        if lifecycle.is_empty() {
-            container.remove("lifecycle");
-        }
-    }
+    hooks::restore(container, undo.pre_stop.as_ref(), &undo.empty);
     take_out(container, "volumeMounts", |mount| mount["name"] == SIDECAR);
     restore_env(container, undo);
     put_empties_back(container, &MEMBERS, &undo.empty);

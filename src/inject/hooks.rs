@@ -1,8 +1,10 @@
 //! The app's preStop hook: what the user wrote, and what replaces it. Pure.
 
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Value, json};
 
-use super::json::ports;
+use super::json::{ports, put_back, put_empties_back};
 use super::model::{Annotations, OwnHook, PatchSettings, Plan};
 use super::names::{CONTROL_ADDR, OWN_HOOK_RESERVE, PROGRAM, SHARE_DIR};
 use crate::config::APP_IP;
@@ -167,6 +169,18 @@ pub fn is_ours(handler: &Value) -> bool {
     let program = handler["exec"]["command"][0].as_str();
     path.is_some_and(|path| path.starts_with("/drain?hook="))
         || program.and_then(|program| program.strip_prefix(SHARE_DIR)) == Some("/lameduck")
+}
+
+/// Puts the owner's preStop handler back in place of ours. `empty` are values that were null or empty.
+pub fn restore(container: &mut Map<String, Value>, was: Option<&Value>, empty: &BTreeMap<String, Value>) {
+    let Some(lifecycle) = container.get_mut("lifecycle").and_then(Value::as_object_mut) else { return };
+    if lifecycle.get("preStop").is_some_and(is_ours) {
+        put_back(lifecycle, "preStop", was.cloned());
+        put_empties_back(lifecycle, &["preStop"], empty);
+    }
+    if lifecycle.is_empty() {
+        container.remove("lifecycle");
+    }
 }
 
 /// Redirects a probe to the proxy, for an app on a unix socket, which the kubelet can't reach. Returns the request that

@@ -199,15 +199,7 @@ fn restore_app(app: &mut Map<String, Value>, record: &Undo) {
             None => drop(handler.insert("port".to_owned(), was.clone())),
         }
     }
-    if let Some(lifecycle) = app.get_mut("lifecycle").and_then(Value::as_object_mut) {
-        if lifecycle.get("preStop").is_some_and(hooks::is_ours) {
-            put_back(lifecycle, "preStop", record.pre_stop.clone());
-            put_empties_back(lifecycle, &["preStop"], &record.empty);
-        }
-        if lifecycle.is_empty() {
-            app.remove("lifecycle");
-        }
-    }
+    hooks::restore(app, record.pre_stop.as_ref(), &record.empty);
     take_out(app, "volumeMounts", |mount| mount["name"] == SIDECAR);
     restore_env(app, record);
     put_empties_back(app, &APP, &record.empty);
