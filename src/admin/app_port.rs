@@ -1,6 +1,6 @@
 //! The probe of a captured port. A `tcpSocket` probe of it says nothing of the app, because it is our socket that accepts.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use hyper::StatusCode;
@@ -27,7 +27,10 @@ impl Admin {
         let Some(addr) = self.captured.app(port).or_else(|| unmoved(port)) else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "the app has not opened this port");
         };
-        let addr = UpstreamAddr::Tcp { host: addr.ip().to_string(), port };
+        // One on all addresses may be of one family only, and `localhost` means either loopback address.
+        let ip = addr.ip();
+        let host = if ip.is_unspecified() { "localhost".to_owned() } else { ip.to_string() };
+        let addr = UpstreamAddr::Tcp { host, port };
         match tokio::time::timeout(CONNECT_TIMEOUT, upstream::connect(&addr)).await {
             Ok(Ok(_)) => text(StatusCode::OK, "ok"),
             _ => text(StatusCode::SERVICE_UNAVAILABLE, "the app does not accept connections on this port"),
@@ -37,7 +40,5 @@ impl Admin {
 
 /// Returns where somebody listens who did not move, perhaps since the last look: such an app sends no word.
 fn unmoved(port: u16) -> Option<SocketAddr> {
-    let found = ports().ok()?.bypassed.into_iter().find(|addr| addr.port() == port)?;
-    let local = || SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    Some(if found.ip().is_unspecified() { local() } else { found })
+    ports().ok()?.bypassed.into_iter().find(|addr| addr.port() == port)
 }

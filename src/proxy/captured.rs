@@ -2,7 +2,7 @@
 //! to.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex};
 
@@ -158,8 +158,6 @@ impl CapturedPorts {
         if self.get(port).is_some() {
             return Some((APP_IP, port).into());
         }
-        let bypassed = lock(&self.bypassed).keys().find(|address| address.port() == port).copied()?;
-        let local = || SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-        Some(if bypassed.ip().is_unspecified() { local() } else { bypassed })
+        lock(&self.bypassed).keys().find(|address| address.port() == port).copied()
     }
 }

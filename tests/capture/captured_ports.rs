@@ -15,6 +15,7 @@ use common::http::{Client, Fill};
 use common::process::{Lameduck, Process};
 use common::{LIMIT, MOMENT, wait_for};
 use serde_json::json;
+use socket2::{Domain, Socket, Type};
 
 const APP: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 /// More than all sockets on the way hold, in bytes.
@@ -241,6 +242,11 @@ fn a_port_that_did_not_move_is_left_alone_and_reported() {
         assert_eq!(Client::ask(proxy.probe, "/app-port/3000").head.status, 200);
         let _later = TcpListener::bind("0.0.0.0:4000").expect("another port");
         assert_eq!(Client::ask(proxy.probe, "/app-port/4000").head.status, 200, "it sends no word");
+        let only_v6 = Socket::new(Domain::IPV6, Type::STREAM, None).expect("a socket");
+        only_v6.set_only_v6(true).expect("an option");
+        let any: SocketAddr = "[::]:5000".parse().expect("an address");
+        only_v6.bind(&any.into()).and_then(|()| only_v6.listen(1)).expect("a third port");
+        assert_eq!(Client::ask(proxy.probe, "/app-port/5000").head.status, 200, "of IPv6 only");
     });
 }
 
