@@ -10,6 +10,7 @@ pub mod http2;
 pub mod pod;
 pub mod port;
 pub mod process;
+pub mod random;
 pub mod tls;
 pub mod users;
 pub mod websocket;

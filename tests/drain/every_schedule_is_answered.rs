@@ -5,6 +5,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::common::random::Random;
 use lameduck::config::{DrainSettings, Settings, Sidecar};
 use lameduck::control::data_plane::Listeners;
 use lameduck::control::handle::{DrainOutcome, HoldAnswer};
@@ -24,31 +25,6 @@ const LISTENERS: Duration = Duration::from_millis(60);
 const LATE: Duration = Duration::from_millis(100);
 /// Forcing lasts a second.
 const FORCING: Duration = Duration::from_secs(1);
-
-/// splitmix64: a seed gives the same numbers everywhere.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, end: u64) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (z ^ (z >> 31)) % end
-    }
-
-    fn one_in(&mut self, n: u64) -> bool {
-        self.below(n) == 0
-    }
-
-    fn ms(&mut self, end: u64) -> Duration {
-        Duration::from_millis(self.below(end))
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.below(of.len() as u64) as usize]
-    }
-}
 
 #[derive(Debug)]
 enum Answer {
