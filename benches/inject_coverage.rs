@@ -71,6 +71,7 @@ fn task() -> Task {
         pull_policy: None,
         resources: Default::default(),
         token: String::new(),
+        service_ports: vec![],
         services: Services::Seen,
         check: check_proxy,
         flags: annotated_flags,

@@ -19,12 +19,13 @@ use crate::inject::resources::resources;
 pub(super) const ANNOTATIONS: &str = "\
 Annotations of a pod (template), all lameduck.dev/NAME:
   inject: disabled              don't add the sidecar
-  capture: loopback             serve every port of every app container, which all keep their numbers, names and Services
-  capture: port-name | port-env how the proxy gets one port instead: its name moves, or PORT is another number. By
-                                default what fits
+  capture: loopback             serve every port of the app, also if all are known not to be HTTP
+  capture: port-name | port-env for a program that does not move: the proxy gets one port, whose name moves, or PORT is
+                                another number
   ports: 8080=http 9000=tcp 7000=skip
                                 what captured ports are served as, instead of what their first bytes say
-  container, port               container and port of the app, if there are several
+  container                     the only container of the app; by default all are the app's
+  port                          port of the app that the proxy gets, if it gets one and there are several
   app-port                      port on which the app listens; the proxy takes the container port
   app-socket                    the same with a unix socket: /run/lameduck/app.sock, which is then the app's PORT
   proxy-port, probe-port        ports of the proxy for clients and for the kubelet's probes
@@ -142,6 +143,7 @@ impl InjectArgs {
             pull_policy: self.image_pull_policy,
             resources: self.resources.checked()?,
             token: String::new(),
+            service_ports: vec![],
             services: Services::Seen,
             check,
             flags,

@@ -31,19 +31,20 @@ pub const NAMES: [&str; 18] = [
     "memory-limit",
 ];
 
-/// What a pod gets that doesn't say how.
-const DEFAULT_CAPTURE: Option<CaptureWay> = None;
-
 /// Parses the annotations of a pod. `flags` are the flags of the proxy that an annotation can set.
 ///
 /// # Errors
 /// Names the annotation whose value is invalid.
 pub fn read(written: &Map<String, Value>, flags: &[String]) -> Result<Annotations, String> {
-    let mut annotations = Annotations { capture: DEFAULT_CAPTURE, ..Annotations::default() };
+    let mut annotations = Annotations::default();
     for (key, value) in written {
         let Some(name) = key.strip_prefix(PREFIX) else { continue };
         let value = value.as_str().ok_or_else(|| format!("annotation {key} is no string"))?;
         set(&mut annotations, name, value, flags).map_err(|why| format!("annotation {key}: {why}"))?;
+    }
+    annotations.unasked = annotations.capture.is_none();
+    if annotations.unasked && !annotations.places_the_proxy() {
+        annotations.capture = Some(CaptureWay::Loopback);
     }
     Ok(annotations)
 }

@@ -185,7 +185,6 @@ fn told(report: &[ReportLine], request: &FileTask) -> String {
         let outcome = match &line.outcome {
             Outcome::Changed if line.what.starts_with("service/") => service.to_owned(),
             Outcome::Changed => workload.to_owned(),
-            Outcome::Restored => restored.to_owned(),
             Outcome::Unchanged => "nothing to change".to_owned(),
             Outcome::Skipped(why) => format!("skipped: {why}"),
             Outcome::Failed(why) => format!("not understood, left as it is: {why}"),

@@ -58,8 +58,6 @@ pub struct ReportLine {
 pub enum Outcome {
     /// Changed.
     Changed,
-    /// A Service, changed back to what its owner wrote, because its port is captured now.
-    Restored,
     /// Already as desired.
     Unchanged,
     /// Skipped, with the reason.
@@ -80,7 +78,8 @@ pub fn transform(sources: &[Manifest], task: &Task) -> (Vec<String>, Vec<ReportL
         documents.iter().enumerate().flat_map(|(n, document)| document.objects(n, task)).collect();
     let workloads: Vec<usize> = (0..objects.len()).filter(|n| objects[*n].template.is_some()).collect();
     for n in &workloads {
-        change_workload(&mut objects[*n], task, &documents);
+        let ports = service_ports(&objects, &objects[*n]);
+        change_workload(&mut objects[*n], ports, task, &documents);
     }
     change_services(&mut objects, &workloads, task, &documents);
     let mut texts = vec![String::new(); sources.len()];
@@ -247,7 +246,16 @@ impl Object {
     }
 }
 
-fn change_workload(object: &mut Object, task: &Task, documents: &[FileDocument]) {
+/// Ports of the Services that select the workload's pods.
+fn service_ports(objects: &[Object], workload: &Object) -> Vec<Value> {
+    let labels = workload.labels();
+    let services =
+        objects.iter().filter(|object| object.is_service() && object.namespace == workload.namespace);
+    let services = services.filter(|object| service::selects(&object.before, &labels));
+    services.flat_map(|object| service::tcp_ports(&object.before)).cloned().collect()
+}
+
+fn change_workload(object: &mut Object, service_ports: Vec<Value>, task: &Task, documents: &[FileDocument]) {
     let Some((pod, place)) = object.pod().cloned().zip(object.template.clone()) else {
         object.outcome = Outcome::Skipped("it has no pod template".to_owned());
         return;
@@ -258,7 +266,7 @@ fn change_workload(object: &mut Object, task: &Task, documents: &[FileDocument])
         (Task::Inject { .. }, Some(why)) => Err(why),
         (Task::Inject { settings, seed, .. }, None) => {
             let token = token(seed, &[&object.namespace, &object.kind, &object.name]);
-            let settings = PatchSettings { token, ..PatchSettings::clone(settings) };
+            let settings = PatchSettings { token, service_ports, ..PatchSettings::clone(settings) };
             let patched = patch(&pod, &settings).map_err(|skip| skip.0);
             patched.map(|patch| {
                 object.warnings = patch.warnings;
@@ -321,12 +329,15 @@ fn change_services(objects: &mut [Object], workloads: &[usize], task: &Task, doc
                     Err(why) => objects[n].warnings.push(why),
                 }
             }
+            // While pods of the earlier injection still run, only the names lead to their proxies.
+            let names = service::names(&objects[n].before);
+            if !service::is_changed(&new)
+                && selected.iter().all(|m| names.iter().all(|name| has_port(&objects[*m], name)))
+            {
+                new = objects[n].before.clone();
+            }
         }
-        let own = matches!(task, Task::Inject { .. }) && !service::is_changed(&new);
         objects[n].set(new, &Written::new(), documents);
-        if own && objects[n].outcome == Outcome::Changed {
-            objects[n].outcome = Outcome::Restored;
-        }
     }
     for n in workloads {
         let object = &mut objects[*n];

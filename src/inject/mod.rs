@@ -4,7 +4,7 @@
 //! ```text
 //! command   reads files, writes files or stdout, reports
 //! manifest    documents, Lists, workloads, Services     ← kinds
-//! patch         the desired pod              ← annotations, capture, hints, hooks, ports, resources, sidecar; restore undoes it
+//! patch         the desired pod              ← annotations, capture, hints, hooks, ports, protocols, resources, sidecar; restore undoes it
 //! text          that change in the text      ← edit, diff, yaml, emit
 //! model, names  data and names that the modules above share; json reads and changes a pod
 //! share         files that the running sidecar shares with the app's container
@@ -25,6 +25,7 @@ pub mod model;
 pub mod names;
 pub mod patch;
 pub mod ports;
+pub mod protocols;
 pub mod quantity;
 pub mod resources;
 pub mod restore;

@@ -10,7 +10,7 @@ use crate::config::CaptureRule;
 /// Source text of values, by their location: it is put back instead of the value's usual text.
 pub type Written = BTreeMap<String, String>;
 
-/// Settings of one injection; all but the token are the same for every pod.
+/// Settings of one injection; all but the token and the ports of the Services are the same for every pod.
 #[derive(Clone, Debug)]
 pub struct PatchSettings {
     /// The sidecar's image; its entrypoint is lameduck.
@@ -23,6 +23,8 @@ pub struct PatchSettings {
     pub token: String,
     /// Whether the pod's Services are changed too.
     pub services: Services,
+    /// TCP ports of the Services that are seen to select the pod.
+    pub service_ports: Vec<Value>,
     /// Checks a proxy's command line (without the program's name); the error says what is wrong.
     pub check: fn(&[String]) -> Result<(), String>,
     /// Flags of the proxy that an annotation of the same name sets.
@@ -34,8 +36,11 @@ pub struct PatchSettings {
 pub struct Annotations {
     /// `container`: name of the app's container, if the pod has several.
     pub container: Option<String>,
-    /// `capture`: how the proxy gets the app's traffic; none chooses between the ways other than loopback.
+    /// `capture`: how the proxy gets the app's traffic; none chooses between the ways other than loopback, because
+    /// other annotations place the proxy.
     pub capture: Option<CaptureWay>,
+    /// Whether `capture` is not written.
+    pub unasked: bool,
     /// `ports`: what captured ports are served as.
     pub ports: Vec<CaptureRule>,
     /// `port`: name or number of the container port, if there are several.
@@ -72,16 +77,26 @@ impl Annotations {
         self.capture == Some(CaptureWay::Loopback)
     }
 
-    /// Annotations that mean nothing beside the way in which the proxy gets the app's traffic, each with when.
-    pub fn idle(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
-        let with = "with lameduck.dev/capture: loopback";
-        let others = [
+    /// Whether annotations say where the proxy or the app listens, or let the app start before the shim is there.
+    pub fn places_the_proxy(&self) -> bool {
+        self.ordinary || self.places().any(|(_, there)| there)
+    }
+
+    /// Annotations that say where the proxy or the app listens, each with whether it is there.
+    fn places(&self) -> impl Iterator<Item = (&'static str, bool)> {
+        let all = [
             ("port", self.port.is_some()),
             ("app-port", self.app_port.is_some()),
             ("app-socket", self.app_socket.is_some()),
             ("proxy-port", self.proxy_port.is_some()),
         ];
-        let others = others.into_iter().filter(|(_, there)| *there && self.captures());
+        all.into_iter()
+    }
+
+    /// Annotations that mean nothing beside the way in which the proxy gets the app's traffic, each with when.
+    pub fn idle(&self) -> impl Iterator<Item = (&'static str, &'static str)> {
+        let with = "with lameduck.dev/capture: loopback";
+        let others = self.places().filter(|(_, there)| *there && self.captures());
         let ports = !self.ports.is_empty() && !self.captures();
         let ports = ports.then_some(("ports", "without lameduck.dev/capture: loopback"));
         others.map(move |(name, _)| (name, with)).chain(ports)
@@ -207,6 +222,8 @@ pub struct Parts<'a> {
     pub annotations: &'a Annotations,
     /// Ports that the proxy takes; none if it captures those that the app opens.
     pub plan: Option<&'a Plan>,
+    /// What captured ports are served as.
+    pub rules: Vec<CaptureRule>,
     /// terminationGracePeriodSeconds of the pod.
     pub grace: u64,
     /// The user's own preStop hooks.

@@ -12,6 +12,7 @@ use super::model::{Annotations, AppAddr, OwnHook, Parts, PatchSettings, Pid1, Pl
 use super::names::{INJECTED, SHARE_DIR, SIDECAR, WARNINGS, preload_option};
 use super::ports;
 use super::ports::not_taken;
+use super::protocols;
 use super::resources::resources;
 use super::restore::{self, Undo};
 use super::sidecar;
@@ -86,8 +87,10 @@ fn inject(pod: &Value, settings: &PatchSettings) -> Result<Patch, String> {
     let (resources, warning) = resources(spec, &annotations.resources, &settings.resources)?;
     warnings.extend(warning);
     let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
+    let rules = protocols::rules(spec, &annotations);
     let parts = Parts {
         settings,
+        rules,
         annotations: &annotations,
         plan: plan.as_ref(),
         grace: grace.unwrap_or(GRACE.0).max(annotations.grace.unwrap_or(GRACE.1)),
@@ -188,6 +191,11 @@ fn apps(
 ) -> Result<(Apps, Option<Plan>), String> {
     let all = well_formed(spec)?;
     if annotations.captures() {
+        if annotations.unasked
+            && let Some(why) = protocols::none_is_http(spec, &settings.service_ports, annotations)
+        {
+            return Err(why);
+        }
         ports::captured(spec, annotations)?;
         let apps = capture::apps(spec, annotations)?.into_iter();
         return Ok((apps.map(|n| (n, all[n].clone())).collect(), None));

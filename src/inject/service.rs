@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value, json};
 
-use super::json::object;
+use super::json::{is_tcp, object};
 use super::names::INJECTED;
 
 /// Key of the record for annotations that were null or empty; the other keys are ports.
@@ -47,6 +47,11 @@ pub fn is_changed(service: &Value) -> bool {
     service["metadata"]["annotations"][INJECTED].is_string()
 }
 
+/// Target ports of the Service that are names.
+pub fn names(service: &Value) -> Vec<&str> {
+    tcp_ports(service).filter_map(|port| port["targetPort"].as_str()).collect()
+}
+
 /// Numeric target ports of the Service.
 pub fn numbers(service: &Value) -> Vec<u16> {
     let ports = service["spec"]["ports"].as_array().into_iter().flatten();
@@ -76,6 +81,12 @@ pub fn retargeted(service: &Value, number: u16, name: &str) -> Result<Value, Str
     Ok(new)
 }
 
+/// TCP ports of the Service.
+pub fn tcp_ports(service: &Value) -> impl Iterator<Item = &Value> {
+    let ports = service["spec"]["ports"].as_array().into_iter().flatten();
+    ports.filter(|port| port.as_object().is_some_and(is_tcp))
+}
+
 /// Whether the Service selects pods with these labels.
 pub fn selects(service: &Value, labels: &Map<String, Value>) -> bool {
     let selector = service["spec"]["selector"].as_object();
@@ -94,8 +105,7 @@ fn target(port: &Map<String, Value>) -> Option<u16> {
         None | Some(Value::Null) => port.get("port"),
         some => some,
     };
-    let tcp = port.get("protocol").is_none_or(|protocol| protocol == "TCP");
-    number.and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok()).filter(|_| tcp)
+    number.and_then(Value::as_u64).and_then(|n| u16::try_from(n).ok()).filter(|_| is_tcp(port))
 }
 
 /// Identifies a port: a Service has each combination of port and protocol once.

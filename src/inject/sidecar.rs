@@ -60,7 +60,7 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
         }
         None => {
             args.push("--capture".to_owned());
-            args.extend(annotations.ports.iter().map(|rule| format!("--capture-as={rule}")));
+            args.extend(parts.rules.iter().map(|rule| format!("--capture-as={rule}")));
         }
     }
     args.push(format!("--probe-listen=:{}", annotations.probe()));

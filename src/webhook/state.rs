@@ -79,6 +79,7 @@ impl Webhook {
                 pull_policy: settings.pull_policy.clone(),
                 resources: settings.resources.clone(),
                 token: String::new(),
+                service_ports: vec![],
                 services: Services::Unseen,
                 check: check_proxy,
                 flags: annotated_flags,

@@ -15,6 +15,7 @@ pub fn settings(services: Services) -> PatchSettings {
         pull_policy: Some("Never".to_owned()),
         resources: Default::default(),
         token: "t0ken".to_owned(),
+        service_ports: vec![],
         services,
         check: check_proxy,
         flags: annotated_flags,
@@ -31,6 +32,14 @@ pub fn pod(change: impl Fn(&mut Value)) -> Value {
     });
     change(&mut pod);
     pod
+}
+
+/// The same, where annotations place the proxy instead of a capture.
+pub fn placed(change: impl Fn(&mut Value)) -> Value {
+    pod(|pod| {
+        annotated("proxy-port", "4880")(pod);
+        change(pod);
+    })
 }
 
 /// Its container.

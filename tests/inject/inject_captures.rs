@@ -8,7 +8,7 @@ use super::inject_hooks::restricted;
 use super::inject_keeps_every_byte::{compare, done, golden, lose_nothing, task, told};
 use crate::common;
 
-use common::pod::{annotated, app, by, has, patched, pod, settings, sidecar, why};
+use common::pod::{annotated, app, by, has, patched, placed, pod, settings, sidecar, why};
 use lameduck::inject::manifest::{Outcome, Task};
 use lameduck::inject::{Services, patch, restore};
 use serde_json::{Value, json};
@@ -255,7 +255,7 @@ fn what_cannot_be_captured_is_skipped_and_says_what_to_do() {
     }
     let idle = patched(&captured(annotated("app-port", "81"))).warnings;
     assert_eq!(idle, ["annotation lameduck.dev/app-port means nothing with lameduck.dev/capture: loopback"]);
-    let idle = patched(&pod(annotated("ports", "3000=http"))).warnings;
+    let idle = patched(&placed(annotated("ports", "3000=http"))).warnings;
     assert_eq!(idle, ["annotation lameduck.dev/ports means nothing without lameduck.dev/capture: loopback"]);
 }
 
@@ -281,32 +281,97 @@ fn the_old_ways_can_be_demanded() {
     assert!(why(&unnamed).contains("take app-port and app-socket away"));
 }
 
-/// A pod of an earlier version, or without the annotation, becomes a captured one, and its Service goes back to the number.
+/// A pod of an earlier version becomes a captured one. Its Service keeps the name of the port, which leads to the proxy in
+/// the old pods and in the new ones.
 #[test]
-fn an_earlier_injection_is_undone_first() {
+fn an_earlier_injection_is_brought_over() {
     let service = "apiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 80, targetPort: 8080}]}\n---\n";
     let before = service.to_owned()
         + "apiVersion: apps/v1\nkind: Deployment\nmetadata: {name: web}\nspec:\n  template:\n    metadata:\n      \
            labels: {app: web}\n      annotations:\n        a: b\n    spec:\n      containers:\n      - name: web\n        \
            image: web:1\n        ports: [{name: http, containerPort: 8080}]\n        readinessProbe: {tcpSocket: {port: http}}\n";
-    let annotate =
-        |text: &str| text.replace("        a: b\n", "        a: b\n        lameduck.dev/capture: loopback\n");
-    let (old, _) = done(&before, &task());
+    let way = "        lameduck.dev/capture: port-name\n";
+    let old_way = before.replace("        a: b\n", &format!("        a: b\n{way}"));
+    let (old, _) = done(&old_way, &task());
     assert!(old.contains("containerPort: 4880") && old.contains("targetPort: http"), "{old}");
-    let (migrated, report) = done(&annotate(&old), &task());
-    assert_eq!(report[0].outcome, Outcome::Restored, "{}", told(&report));
-    assert!(migrated.starts_with(service), "{migrated}");
+    let (migrated, report) = done(&old.replace(way, ""), &task());
+    assert_eq!(report[0].outcome, Outcome::Unchanged, "{}", told(&report));
+    assert_eq!(migrated.split("---").next(), old.split("---").next(), "{migrated}");
     assert!(migrated.contains("containerPort: 8080") && !migrated.contains("4880"), "{migrated}");
     assert_eq!(done(&migrated, &task()).0, migrated, "twice");
     let pod = |text: &str| {
         let text = text.split("---\n").nth(1).unwrap();
         lameduck::inject::yaml::parse(text).unwrap().unwrap().to_json().unwrap()["spec"]["template"].clone()
     };
-    let fresh = pod(&done(&annotate(&before), &task()).0);
+    let fresh = pod(&done(&before, &task()).0);
     let spec = |pod: &Value| pod["spec"].clone();
     assert_eq!(spec(&pod(&migrated)), spec(&fresh), "as if it had never been injected");
-    assert_eq!(pod(&done(&migrated, &Task::Uninject).0), pod(&annotate(&before)));
-    // And back: without the annotation the port is taken again.
-    let (back, _) = done(&migrated.replace("        lameduck.dev/capture: loopback\n", ""), &task());
+    let (without, _) = done(&migrated, &Task::Uninject);
+    assert_eq!(pod(&without), pod(&before));
+    assert!(without.starts_with(service), "{without}");
+    // And back.
+    let (back, _) = done(&migrated.replace("        a: b\n", &format!("        a: b\n{way}")), &task());
     assert_eq!(spec(&pod(&back)), spec(&pod(&old)));
+    assert_eq!(back.split("---").next(), old.split("---").next(), "{back}");
+}
+
+/// Databases and queues know their peers by their addresses, and a client's connection is never idle for long.
+#[test]
+fn what_is_known_to_serve_no_http_is_left_alone_unless_asked_for() {
+    let ports = |ports: Value| pod(|pod| app(pod)["ports"] = ports.clone());
+    for (left, told) in [
+        (json!([{"containerPort": 5432}]), "it serves no HTTP (port 5432)"),
+        (json!([{"name": "tcp-mysql", "containerPort": 1}]), "it serves no HTTP (tcp-mysql)"),
+        (json!([{"containerPort": 6379}, {"name": "http-metrics", "containerPort": 9121}]), "(port 6379)"),
+        (
+            json!([{"name": "client", "containerPort": 2379}, {"containerPort": 2380}]),
+            "(port 2379, port 2380)",
+        ),
+    ] {
+        let mut before = ports(left);
+        let why = why(&before);
+        assert!(why.contains(told) && why.contains("lameduck.dev/capture: loopback"), "{why}");
+        annotated("capture", "loopback")(&mut before);
+        assert!(has(&patched(&before), "--capture"));
+    }
+    for served in [
+        json!([{"name": "http", "containerPort": 5432}]),
+        json!([{"containerPort": 5672}, {"containerPort": 15672}]),
+        json!([{"containerPort": 53, "protocol": "UDP"}]),
+        json!([]),
+    ] {
+        assert!(has(&patched(&ports(served)), "--capture"));
+    }
+    let both = patched(&ports(json!([{"containerPort": 5672}, {"containerPort": 15672}])));
+    assert!(has(&both, "--capture-as=5672=tcp"), "no waiting for its first bytes");
+    let ruled = pod(|pod| {
+        app(pod)["ports"] = json!([{"containerPort": 5432}]);
+        annotated("ports", "5432=http")(pod);
+    });
+    assert!(has(&patched(&ruled), "--capture-as=5432=http"));
+}
+
+#[test]
+fn a_service_among_the_manifests_says_what_the_ports_are() {
+    let report = |service: &str, container: &str| {
+        let text = format!(
+            "apiVersion: v1\nkind: Service\nmetadata: {{name: a}}\nspec: {{selector: {{app: a}}, ports: [{{{service}}}]}}\n---\n\
+             apiVersion: apps/v1\nkind: StatefulSet\nmetadata: {{name: a}}\nspec:\n  template:\n    metadata: {{labels: {{app: a}}}}\n    \
+             spec:\n      containers: [{{name: a, image: a, ports: [{container}]}}]\n"
+        );
+        told(&done(&text, &task()).1)
+    };
+    for (service, container, no_http) in [
+        ("port: 80, targetPort: 5432", "", true),
+        ("port: 6379, targetPort: 7000", "", true),
+        ("port: 80, targetPort: main", "{name: main, containerPort: 3306}", true),
+        ("port: 80, targetPort: 7000", "{name: mongodb, containerPort: 7000}", true),
+        ("port: 80, appProtocol: mysql", "", true),
+        ("port: 80, name: http, targetPort: 5432", "", false),
+        ("port: 80, targetPort: 3000", "{containerPort: 5432}", false),
+        ("port: 53, protocol: UDP", "{containerPort: 5432}", true),
+    ] {
+        let report = report(service, container);
+        assert_eq!(report.contains("serves no HTTP"), no_http, "{service} {container}: {report}");
+    }
 }

@@ -4,13 +4,18 @@
 
 use crate::common;
 
-use common::pod::{annotated, app, by, has, patched, pod, sidecar, why};
+use common::pod::{annotated, app, by, has, patched, placed, pod, sidecar, why};
 use lameduck::inject::Services;
 use serde_json::{Value, json};
 
 /// A pod whose app has this preStop hook.
 fn hooked(hook: Value) -> Value {
     pod(|pod| app(pod)["lifecycle"] = json!({"preStop": hook}))
+}
+
+/// The same, where annotations place the proxy instead of a capture.
+fn placed_and_hooked(hook: Value) -> Value {
+    placed(|pod| app(pod)["lifecycle"] = json!({"preStop": hook}))
 }
 
 fn blocking(pod: &mut Value) -> bool {
@@ -20,17 +25,18 @@ fn blocking(pod: &mut Value) -> bool {
 #[test]
 fn an_http_get_is_called_by_the_proxy_after_the_drain() {
     let header = json!([{"name": "X-A", "value": "b: c, d"}, {"name": "Accept", "value": ""}]);
-    let mut done =
-        patched(&hooked(json!({"httpGet": {"path": "bye?x=1", "port": "http", "httpHeaders": header}})));
+    let mut done = patched(&placed_and_hooked(
+        json!({"httpGet": {"path": "bye?x=1", "port": "http", "httpHeaders": header}}),
+    ));
     assert!(blocking(&mut done.pod));
     // A hook to the app's own port needs no address: that port is the proxy's upstream.
     assert!(has(&done, "--after-drain=/bye?x=1"));
-    let mut dollars = hooked(json!({"httpGet": {"path": "/$(HOSTNAME)", "port": 3000}}));
+    let mut dollars = placed_and_hooked(json!({"httpGet": {"path": "/$(HOSTNAME)", "port": 3000}}));
     annotated("ready-check", "/$")(&mut dollars);
     let done = patched(&dollars);
     assert!(has(&done, "--after-drain=/$$(HOSTNAME)") && has(&done, "--ready-check=/$$"));
     for port in [json!(9100), json!("admin")] {
-        let mut before = hooked(json!({"httpGet": {"port": port}}));
+        let mut before = placed_and_hooked(json!({"httpGet": {"port": port}}));
         let admin = json!({"name": "admin", "containerPort": 9100});
         app(&mut before)["ports"].as_array_mut().unwrap().push(admin);
         annotated("port", "http")(&mut before);
@@ -75,7 +81,7 @@ fn an_exec_runs_after_our_program_has_waited() {
     // The program is shared even if Node gets no preload.
     let exec = json!({"exec": {"command": ["/bye"]}});
     let leave = |pod: &mut Value| annotated("pid1", "leave")(pod);
-    let mut before = hooked(exec);
+    let mut before = placed_and_hooked(exec);
     leave(&mut before);
     let mut done = patched(&before);
     let mount = json!([{"name": "lameduck", "mountPath": "/run/lameduck", "readOnly": true}]);

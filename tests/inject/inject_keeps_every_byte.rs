@@ -19,6 +19,7 @@ pub fn task() -> Task {
         pull_policy: None,
         resources: Default::default(),
         token: String::new(),
+        service_ports: vec![],
         services: Services::Seen,
         check: check_proxy,
         flags: annotated_flags,
@@ -277,8 +278,8 @@ fn the_diff_shows_what_would_change() {
     for line in [
         &format!("--- {SLOW}"),
         &format!("+++ {SLOW}"),
-        "-              containerPort: 3000",
-        "+              containerPort: 4880",
+        "+            - name: LD_PRELOAD",
+        "+      terminationGracePeriodSeconds: 60",
     ] {
         assert!(out.lines().any(|l| l == line), "{line} in\n{out}");
     }
@@ -289,6 +290,10 @@ fn folders_are_changed_in_place_and_other_files_are_not() {
     let dir = std::env::temp_dir().join(format!("lameduck-inject-{}", std::process::id()));
     fs::create_dir_all(dir.join("sub/.git")).unwrap();
     let before = fs::read_to_string(SLOW).unwrap();
+    let before = before.replace(
+        "{app: slow}\n    spec",
+        "{app: slow}\n      annotations: {lameduck.dev/capture: port-name}\n    spec",
+    );
     let (deployment, service) = before.split_once("---\n").unwrap();
     let files = [
         ("a.yaml", deployment),

@@ -4,7 +4,7 @@
 
 use crate::common;
 
-use common::pod::{annotated, app, by, has, patched, pod, settings, sidecar, why};
+use common::pod::{annotated, app, by, has, patched, placed, pod, settings, sidecar, why};
 use lameduck::inject::Services;
 use lameduck::inject::sidecar::token_of;
 use lameduck::inject::{PatchSettings, patch, restore};
@@ -32,7 +32,7 @@ fn the_sidecar_is_native_probed_and_restricted() {
 
 #[test]
 fn the_patch_is_json_patch() {
-    let before = pod(|_| {});
+    let before = placed(|_| {});
     let ops = serde_json::to_value(patched(&before).ops).unwrap();
     let add = |path: &str| ops.as_array().unwrap().iter().any(|op| op["op"] == "add" && op["path"] == path);
     assert!(add("/spec/initContainers") && add("/metadata/annotations/lameduck.dev~1injected"), "{ops}");
@@ -116,7 +116,7 @@ fn a_named_port_keeps_its_name_and_probes_go_past_the_proxy() {
 fn without_a_name_the_proxy_takes_the_port_and_port_shifts() {
     let port = |value: &str| json!([{"name": "PORT", "value": value}]);
     let unnamed = |env: Value| {
-        pod(move |pod| {
+        placed(move |pod| {
             app(pod)["ports"] = json!([{"containerPort": 3000}]);
             app(pod)["readinessProbe"] = json!({"tcpSocket": {"port": 3000}});
             app(pod)["env"] = env.clone();
@@ -139,18 +139,19 @@ fn without_a_name_the_proxy_takes_the_port_and_port_shifts() {
 /// The webhook can't see whether a Service's `targetPort` is a number.
 #[test]
 fn the_webhook_takes_the_port_when_it_can_and_warns_when_it_cannot() {
-    let with_port = pod(|pod| app(pod)["env"] = json!([{"name": "PORT", "value": "3000"}]));
+    let with_port = placed(|pod| app(pod)["env"] = json!([{"name": "PORT", "value": "3000"}]));
     let done = by(&with_port, Services::Unseen);
     assert!(has(&done, "--listen=:3000") && done.warnings.is_empty());
     assert!(has(&patched(&with_port), "--listen=:4880"));
-    let done = by(&pod(|_| {}), Services::Unseen);
+    let done = by(&placed(|_| {}), Services::Unseen);
     assert!(has(&done, "--listen=:4880") && done.warnings[0].contains("give it the name 'http'"));
 }
 
 #[test]
 fn node_options_are_kept_and_the_preload_is_added() {
-    let mut done =
-        patched(&pod(|pod| app(pod)["env"] = json!([{"name": "NODE_OPTIONS", "value": "--trace-warnings"}])));
+    let mut done = patched(&placed(|pod| {
+        app(pod)["env"] = json!([{"name": "NODE_OPTIONS", "value": "--trace-warnings"}]);
+    }));
     let options = "--trace-warnings --require /run/lameduck/preload.js";
     assert_eq!(app(&mut done.pod)["env"][0]["value"], options);
     let mount = json!({"name": "lameduck", "mountPath": "/run/lameduck", "readOnly": true});
@@ -164,7 +165,8 @@ fn node_options_are_kept_and_the_preload_is_added() {
         (json!({"args": ["--permission", "server.js"]}), "permissions forbid it"),
         (json!({"volumeMounts": [{"name": "x", "mountPath": "/run/lameduck"}]}), "something else is mounted"),
     ] {
-        let before = pod(|pod| app(pod).as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
+        let before =
+            placed(|pod| app(pod).as_object_mut().unwrap().extend(change.as_object().unwrap().clone()));
         let done = patched(&before);
         assert!(
             done.warnings[0].contains(reason) && !has(&done, "--share-dir=/run/lameduck"),
@@ -179,10 +181,10 @@ fn pid1_can_be_shared_or_left() {
     let done = patched(&pod(annotated("pid1", "share")));
     assert_eq!(done.pod["spec"]["shareProcessNamespace"], true);
     for wish in ["share", "leave"] {
-        let mut done = patched(&pod(annotated("pid1", wish)));
+        let mut done = patched(&placed(annotated("pid1", wish)));
         assert!(app(&mut done.pod).get("env").is_none() && done.warnings.is_empty());
     }
-    let mut done = patched(&pod(|pod| pod["spec"]["shareProcessNamespace"] = json!(true)));
+    let mut done = patched(&placed(|pod| pod["spec"]["shareProcessNamespace"] = json!(true)));
     assert!(app(&mut done.pod).get("env").is_none());
 }
 
@@ -260,7 +262,7 @@ fn what_is_not_certain_is_not_guessed() {
         (&annotated("inject", "disabled"), "disabled"),
     ];
     for (change, told) in cases {
-        let why = why(&pod(change));
+        let why = why(&placed(change));
         assert!(why.contains(told), "{told}: {why}");
     }
 }

@@ -143,7 +143,7 @@ fn the_webhook_writes_its_warnings_on_the_pod() {
     let done = by(&before, Services::Unseen);
     let written = done.pod["metadata"]["annotations"]["lameduck.dev/warnings"].as_str().unwrap();
     assert_eq!(written, done.warnings.join("\n"));
-    assert!(done.warnings.len() == 2 && written.contains("do you mean lameduck.dev/grace?"));
+    assert!(done.warnings.len() == 1 && written.contains("do you mean lameduck.dev/grace?"));
     assert!(patched(&before).pod["metadata"]["annotations"].get("lameduck.dev/warnings").is_none());
     // It is ours: the CLI takes it away again.
     let again = patch(&done.pod, &settings(Services::Seen)).unwrap();
@@ -154,7 +154,8 @@ fn the_webhook_writes_its_warnings_on_the_pod() {
 #[test]
 fn check_says_would_and_strict_exits_with_1() {
     let service = "---\napiVersion: v1\nkind: Service\nmetadata: {name: web}\nspec: {selector: {app: web}, ports: [{port: 8080}]}\n";
-    let both = DEPLOYMENT.to_owned() + service;
+    let placed = "labels: {app: web}\n      annotations: {lameduck.dev/capture: port-name}";
+    let both = DEPLOYMENT.replace("labels: {app: web}", placed) + service;
     for flag in ["--check", "--diff"] {
         let report = text(&lameduck(&["inject", flag], &both).stderr);
         assert!(report.contains("deployment/web: would be injected"), "{report}");

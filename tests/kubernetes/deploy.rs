@@ -54,10 +54,7 @@ impl Namespace {
             By::Webhook => {
                 webhook::installed();
                 self.kubectl(&["label", "namespace", self.name, "lameduck.dev/inject=enabled"]);
-                let app = plain(changes);
-                // The webhook doesn't see the Service, and a numeric targetPort would bypass a proxy that isn't captured.
-                let named: Changes<'_> = &[("targetPort: 3000", "targetPort: http")];
-                self.apply(&changed(&app, if app.contains("capture: loopback") { &[] } else { named }));
+                self.apply(&plain(changes));
             }
         }
         self.rolled_out();

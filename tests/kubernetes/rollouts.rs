@@ -12,7 +12,7 @@ use super::pods::GONE_WITHIN;
 const OUTSIDE: &str = "192.0.2.1";
 
 /// Restarts the slow app's three pods this number of times under load, and checks that nothing is lost.
-fn restarts_lose_nothing(ns: &Namespace, by: By, changes: Changes<'_>, times: usize) {
+pub fn restarts_lose_nothing(ns: &Namespace, by: By, changes: Changes<'_>, times: usize) {
     ns.deploy(by, changes);
     let nodes = ns.kubectl(&["get", "pods", "-o", "jsonpath={.items[*].spec.nodeName}"]);
     assert!(nodes.contains("node1") && nodes.contains("node2"), "not over both nodes: {nodes}");

@@ -49,6 +49,7 @@ const LAYERS: &[&[&str]] = &[
         "inject::hooks",
         "inject::kinds",
         "inject::ports",
+        "inject::protocols",
         "inject::resources",
         "inject::yaml",
     ],

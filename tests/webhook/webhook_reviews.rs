@@ -20,6 +20,7 @@ fn settings() -> PatchSettings {
         pull_policy: None,
         resources: Default::default(),
         token: String::new(),
+        service_ports: vec![],
         services: Services::Unseen,
         check: check_proxy,
         flags: annotated_flags,
@@ -125,8 +126,9 @@ fn a_deployments_pod_gets_exactly_what_inject_gives() {
 
 #[test]
 fn what_inject_warns_of_is_a_warning_of_the_answer() {
-    let reviewed = ask(&deployment());
-    let warnings = warnings(&reviewed);
+    let mut asked = deployment();
+    asked["request"]["object"]["metadata"]["annotations"]["lameduck.dev/capture"] = json!("port-name");
+    let warnings = warnings(&ask(&asked));
     assert!(
         warnings.iter().any(|text| text.starts_with("lameduck: a Service whose targetPort")),
         "{warnings:?}"
@@ -204,7 +206,9 @@ fn a_pod_that_is_not_understood_is_allowed_with_a_warning_that_says_why() {
     assert!(matches!(&reviewed.outcome, ReviewOutcome::Skipped(why) if why.contains("hostNetwork")));
     assert_eq!(
         warnings(&reviewed),
-        ["lameduck: not injected: hostNetwork: the proxy's ports would be the node's"]
+        [
+            "lameduck: not injected: hostNetwork: the proxy's ports would be the node's: start the app by `lameduck run` instead"
+        ]
     );
     assert_eq!(reviewed.answer["response"].get("patch"), None);
 }
@@ -374,6 +378,8 @@ fn a_skip_is_an_event_of_the_deployment_too_and_none_of_a_batch_job_without_a_po
     let spec = &mut asked["request"]["object"]["spec"];
     spec["hostNetwork"] = json!(false);
     spec["containers"][0]["ports"] = json!([]);
+    assert_eq!(ask(&asked).outcome, ReviewOutcome::Injected);
+    asked["request"]["object"]["metadata"]["annotations"]["lameduck.dev/capture"] = json!("port-name");
     assert_eq!(subjects(&asked), []);
     assert!(matches!(ask(&asked).outcome, ReviewOutcome::Skipped(_)));
     asked["request"]["object"]["metadata"]["ownerReferences"][0]["kind"] = json!("ReplicaSet");
