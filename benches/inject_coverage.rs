@@ -28,6 +28,7 @@ struct Totals {
     workloads: usize,
     served: usize,
     injected: usize,
+    no_http: usize,
     reasons: BTreeMap<String, usize>,
     took: Duration,
     slowest: (Duration, String),
@@ -151,6 +152,7 @@ impl Totals {
         }
         self.served += 1;
         match &line.outcome {
+            Outcome::Skipped(why) if why.starts_with("it serves no HTTP") => self.no_http += 1,
             Outcome::Skipped(_) => *self.reasons.entry(outcome).or_default() += 1,
             _ => self.injected += 1,
         }
@@ -182,10 +184,12 @@ impl Totals {
     fn table(&self) -> String {
         let mut text = String::new();
         let Self { repositories, files, documents, not_understood, workloads, served, injected, .. } = self;
-        let share = |n: usize| format!("{:>5.1} %", 100.0 * n as f64 / (*served).max(1) as f64);
+        let web = served - self.no_http;
+        let share = |n: usize| format!("{:>5.1} %", 100.0 * n as f64 / web.max(1) as f64);
         let _ = writeln!(text, "{repositories} repositories, {files} files, {documents} documents");
         let _ = writeln!(text, "{not_understood} documents not understood (templates, other formats)");
         let _ = writeln!(text, "{workloads} workloads, {served} of them behind a Service");
+        let _ = writeln!(text, "{} of these serve no HTTP and are left alone; of the other {web} are", self.no_http);
         let _ = writeln!(text, "{:>8} {} injected", injected, share(*injected));
         let mut reasons: Vec<_> = self.reasons.iter().collect();
         reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));
