@@ -189,7 +189,11 @@ impl Totals {
         let _ = writeln!(text, "{repositories} repositories, {files} files, {documents} documents");
         let _ = writeln!(text, "{not_understood} documents not understood (templates, other formats)");
         let _ = writeln!(text, "{workloads} workloads, {served} of them behind a Service");
-        let _ = writeln!(text, "{} of these serve no HTTP and are left alone; of the other {web} are", self.no_http);
+        let _ = writeln!(
+            text,
+            "{} of these serve no HTTP and are left alone; of the other {web} are",
+            self.no_http
+        );
         let _ = writeln!(text, "{:>8} {} injected", injected, share(*injected));
         let mut reasons: Vec<_> = self.reasons.iter().collect();
         reasons.sort_by_key(|(_, count)| std::cmp::Reverse(**count));

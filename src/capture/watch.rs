@@ -100,6 +100,9 @@ impl Capture {
             }
         };
         let addresses = addresses();
+        if let Some(ip) = addresses.iter().find(|ip| ip.is_ipv4() && !ip.is_loopback()) {
+            self.shared.captured.set_source(*ip);
+        }
         for port in &ports.moved {
             if self.rule(*port) != Some(CaptureProtocol::Skip) {
                 self.capture(*port, &addresses);

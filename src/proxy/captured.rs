@@ -2,9 +2,9 @@
 //! to.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::Serialize;
 
@@ -56,6 +56,7 @@ impl CapturedPort {
 pub struct CapturedPorts {
     ports: Mutex<BTreeMap<u16, Arc<CapturedPort>>>,
     bypassed: Mutex<BTreeMap<SocketAddr, BypassedPort>>,
+    source: OnceLock<IpAddr>,
 }
 
 /// A port that the app opened and that capture does not protect: clients reach the app past us.
@@ -111,6 +112,17 @@ impl Bypass {
 }
 
 impl CapturedPorts {
+    /// Sets the address that the app sees of clients from outside the pod.
+    pub fn set_source(&self, ip: IpAddr) {
+        let _ = self.source.set(ip);
+    }
+
+    /// Returns the address that the app sees of clients from outside the pod: one of the pod's own. By a loopback address
+    /// the app would trust them, as MySQL's root@localhost or a status page for 127.0.0.1 only.
+    pub fn source(&self) -> Option<IpAddr> {
+        self.source.get().copied()
+    }
+
     /// Adds a port; one that is known already keeps its upstream. `threads`: the number of data-plane threads.
     pub fn add(&self, number: u16, speaks: Speaks, threads: usize) -> Arc<CapturedPort> {
         let mut ports = lock(&self.ports);

@@ -124,8 +124,9 @@ fn route(
     captured: Option<(&Arc<CapturedPort>, bool)>,
     number: usize,
 ) -> Rc<Route> {
-    let pool = Pool::new(upstream.clone(), number, shared.settings.limits.max_head);
     let local = captured.is_some_and(|(_, local)| local);
+    let source = captured.filter(|(_, local)| !local).and_then(|_| shared.captured.source());
+    let pool = Pool::new(upstream.clone(), number, shared.settings.limits.max_head, source);
     let captured = captured.map(|(port, _)| port.clone());
     Rc::new(Route { pool, host: upstream.own().http_host(), local, captured })
 }

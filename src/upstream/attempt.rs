@@ -1,6 +1,7 @@
 //! One attempt to connect to one of the app's servers.
 
 use std::io;
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,16 +16,19 @@ const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(1);
 const RECHECK_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Attempts to connect, until the server is no longer one of the app's: a container that is gone never answers.
-/// `protocol` is offered by ALPN if TLS is used.
+/// `protocol` is offered by ALPN if TLS is used. `source`: address of this host that the server should see.
 pub(super) async fn attempt(
     upstream: Arc<Upstream>,
     backend: Arc<Backend>,
     protocol: &[u8],
+    source: Option<IpAddr>,
 ) -> io::Result<(UpstreamSocket, Slot)> {
     let slot = Slot::take()?;
     let connecting = async {
         match &backend.at {
-            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => open(addrs).await.map(UpstreamSocket::Tcp),
+            ServerAddr::Tcp(addrs) | ServerAddr::Tls(addrs, _) => {
+                open(addrs, source).await.map(UpstreamSocket::Tcp)
+            }
             ServerAddr::Unix(path) => UpstreamSocket::unix(path).await,
         }
     };

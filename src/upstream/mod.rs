@@ -8,6 +8,7 @@ mod http2;
 mod pool;
 mod resolve;
 mod slots;
+mod source;
 mod stream;
 
 pub use self::backends::{Backend, Upstream};

@@ -3,6 +3,7 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -133,11 +134,13 @@ pub struct Pool {
     pub keep_alive: KeepAlive,
     /// Maximum size of a response's head, in bytes.
     head: usize,
+    source: Option<IpAddr>,
 }
 
 impl Pool {
-    /// A pool for the thread with this index. `head`: maximum size of a response's head over HTTP/2, in bytes.
-    pub fn new(upstream: Arc<Upstream>, thread: usize, head: usize) -> Self {
+    /// A pool for the thread with this index. `head`: maximum size of a response's head over HTTP/2, in bytes. `source`:
+    /// address of this host that the app should see.
+    pub fn new(upstream: Arc<Upstream>, thread: usize, head: usize, source: Option<IpAddr>) -> Self {
         let (version, set) = upstream.see(thread);
         Self {
             upstream,
@@ -150,6 +153,7 @@ impl Pool {
             http2: Rc::default(),
             keep_alive: KeepAlive::default(),
             head,
+            source,
         }
     }
 
@@ -189,8 +193,7 @@ impl Pool {
     /// # Errors
     /// If no server accepts one; `NotFound` if there is no server.
     pub async fn connect(&self) -> io::Result<Connection> {
-        let attempt =
-            async |backend: &Arc<Backend>| attempt(self.upstream.clone(), backend.clone(), HTTP1).await;
+        let attempt = async |backend: &Arc<Backend>| self.attempt(backend, HTTP1).await;
         let ((stream, slot), server) = self.first_that_answers(attempt).await?;
         Ok(Connection { stream, server, slot })
     }
@@ -201,10 +204,18 @@ impl Pool {
     /// As for [`Self::connect`]; `InvalidData` if the app doesn't speak HTTP/2.
     pub async fn lease(&self) -> io::Result<Lease> {
         let room = async |backend: &Arc<Backend>| {
-            let connect = || attempt(self.upstream.clone(), backend.clone(), HTTP2);
+            let connect = || self.attempt(backend, HTTP2);
             self.http2.room(backend, self.head, connect).await
         };
         self.first_that_answers(room).await.map(|(room, server)| Lease::new(room, server))
+    }
+
+    fn attempt(
+        &self,
+        backend: &Arc<Backend>,
+        protocol: &'static [u8],
+    ) -> impl Future<Output = io::Result<(UpstreamSocket, Slot)>> + use<> {
+        attempt(self.upstream.clone(), backend.clone(), protocol, self.source)
     }
 
     async fn first_that_answers<T>(
@@ -246,7 +257,7 @@ impl Pool {
 
     /// Whether this server's address no longer accepts connections.
     pub async fn has_left(&self, backend: &Arc<Backend>) -> bool {
-        let again = attempt(self.upstream.clone(), backend.clone(), HTTP1).await;
+        let again = self.attempt(backend, HTTP1).await;
         again.is_err_and(|error| is_down(&error) || is_lost(&error))
     }
 
@@ -332,7 +343,7 @@ mod tests {
     fn pool(addrs: &[SocketAddr]) -> (Arc<Upstream>, Pool) {
         let upstream = Arc::new(Upstream::new(named(), 1));
         upstream.switch(named(), addrs);
-        (upstream.clone(), Pool::new(upstream, 0, 1 << 16))
+        (upstream.clone(), Pool::new(upstream, 0, 1 << 16, None))
     }
 
     fn load(upstream: &Upstream) -> Vec<u64> {

@@ -2,7 +2,7 @@
 
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, Waker};
@@ -13,6 +13,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, tcp, unix};
 
 use super::resolve::addresses;
+use super::source;
 use crate::config::UpstreamAddr;
 use crate::tls::HTTP1;
 use crate::tls::client::handshake;
@@ -198,25 +199,28 @@ pub async fn connect(addr: &UpstreamAddr) -> io::Result<UpstreamSocket> {
 
 async fn by_name(host: &str, port: u16) -> io::Result<TcpStream> {
     match host.parse() {
-        Ok(ip) => open(&[SocketAddr::new(ip, port)]).await,
+        Ok(ip) => open(&[SocketAddr::new(ip, port)], None).await,
         // Always loopback (RFC 6761 §6.3), so no lookup is needed.
         Err(_) if host == "localhost" => {
-            open(&[(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()]).await
+            open(&[(Ipv4Addr::LOCALHOST, port).into(), (Ipv6Addr::LOCALHOST, port).into()], None).await
         }
         Err(_) => {
             // An orchestrator removes a container's name while it replaces the container.
             let named = addresses(host, port).await;
-            open(&named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?).await
+            open(&named.map_err(|error| io::Error::new(io::ErrorKind::NotFound, error))?, None).await
         }
     }
 }
 
-/// Connects over TCP to the first address that accepts.
+/// Connects over TCP to the first address that accepts; from `source`, if that is of its family.
 ///
 /// # Errors
 /// That of the last address.
-pub async fn open(addrs: &[SocketAddr]) -> io::Result<TcpStream> {
-    let stream = TcpStream::connect(addrs).await?;
+pub async fn open(addrs: &[SocketAddr], source: Option<IpAddr>) -> io::Result<TcpStream> {
+    let stream = match (addrs, source) {
+        ([to], Some(from)) if to.is_ipv4() == from.is_ipv4() => source::connect(from, *to).await?,
+        _ => TcpStream::connect(addrs).await?,
+    };
     stream.set_nodelay(true)?;
     Ok(stream)
 }
@@ -275,7 +279,7 @@ mod tests {
     async fn a_connection_that_a_closing_socket_resets_while_it_is_made_was_never_made() {
         let listener = std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let addr = listener.local_addr().unwrap();
-        let mut connecting = std::pin::pin!(open(std::slice::from_ref(&addr)));
+        let mut connecting = std::pin::pin!(open(std::slice::from_ref(&addr), None));
         let begun = connecting.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(begun.is_pending(), "the kernel has made it, and the runtime hasn't heard");
         drop(listener);

@@ -4,7 +4,8 @@
 use crate::common;
 use crate::{POD, POD_V6, in_pod, preloaded};
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::io::Read;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -66,6 +67,27 @@ fn it_listens_on_every_address_of_the_pod_and_http_is_http() {
         wait_for("all requests counted", || {
             (proxy.metric("lameduck_requests_total{code=\"2xx\"}") == 8.0).then_some(())
         });
+    });
+}
+
+/// An app that trusts loopback, as a database its root user, must not trust the whole network.
+#[test]
+fn the_app_sees_who_is_inside_the_pod_and_who_is_not() {
+    in_pod(|| {
+        let app = TcpListener::bind((APP, 3000)).expect("listen");
+        let _proxy = proxy(&[]);
+        for (to, seen) in
+            [(POD, POD), ("127.0.0.1", "127.0.0.1"), (POD_V6, POD), ("::1", "127.0.0.1"), (POD, POD)]
+        {
+            let mut client = connect(SocketAddr::new(to.parse().expect("an address"), 3000));
+            client.send("not HTTP\r\n\r\n");
+            // A readiness check says nothing.
+            let asks = |(stream, from): (TcpStream, SocketAddr)| {
+                (&stream).read(&mut [0; 8]).is_ok_and(|n| n > 0).then_some(from)
+            };
+            let from = wait_for("the client", || asks(app.accept().expect("a connection")));
+            assert_eq!(from.ip().to_string(), seen, "for a client of {to}");
+        }
     });
 }
 
