@@ -14,7 +14,7 @@ use std::sync::mpsc::{Receiver, Sender, channel};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use server::{Result, Scratch, Server, TOKEN, free_address, get, lameduck};
+use server::{Result, Scratch, Server, TOKEN, free_address, get, lameduck, route};
 
 const USAGE: &str = "usage: cargo bench --bench hook_latency -- [--runs N]";
 
@@ -75,7 +75,7 @@ fn drain_once(scratch: &Scratch, run: usize) -> Result<f64> {
     // The short grace period only bounds the lame-duck phase (a third of what the grace period leaves), so that a run
     // takes a second or two.
     let binary = Path::new(env!("CARGO_BIN_EXE_lameduck"));
-    let command = lameduck(binary, &dir, listen, &upstream.to_string(), probe, "11s");
+    let command = lameduck(binary, &dir, &route(listen, &upstream.to_string()), probe, "11s");
     let mut server = Server::start(command, &dir)?;
     server.wait_for_answer(probe, "/livez").map_err(|error| format!("lameduck {error}"))?;
 

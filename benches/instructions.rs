@@ -18,10 +18,10 @@ use std::process::{Command, ExitCode};
 use std::time::Duration;
 
 use app::{App, HELLO};
-use server::{Result, Scratch, Server, free_address, lameduck};
+use server::{Result, Scratch, Server, free_address, lameduck, route};
 
 const USAGE: &str = "usage: cargo bench --bench instructions -- [OPTION...]
-  --case NAME     many, one, browser, unix (all)
+  --case NAME     many, one, browser, unix, captured (all)
   --requests N    requests of the shorter of a case's two runs (2000)
   --top N         lines of each profile (15)
   --binary PATH   the lameduck to measure, with its symbols (the musl build in the profile 'profiling', made now)";
@@ -37,24 +37,33 @@ const BROWSER: &str = "GET / HTTP/1.1\r\nHost: bench\r\nConnection: keep-alive\r
     Referer: http://bench/page\r\nCookie: session=0123456789abcdef0123456789abcdef; theme=dark\r\n\
     Sec-Fetch-Dest: document\r\nSec-Fetch-Mode: navigate\r\nSec-Fetch-Site: same-origin\r\n\r\n";
 
+/// How the app is reached.
+#[derive(Clone, Copy, PartialEq)]
+enum Reached {
+    Tcp,
+    Unix,
+    /// On 127.77.0.1, by a port that was captured.
+    Captured,
+}
+
 struct Case {
     name: &'static str,
     what: &'static str,
     connections: usize,
     request: &'static str,
-    /// Whether the app is reached by a unix socket.
-    unix: bool,
+    app: Reached,
 }
 
 const fn case(name: &'static str, what: &'static str, connections: usize, request: &'static str) -> Case {
-    Case { name, what, connections, request, unix: false }
+    Case { name, what, connections, request, app: Reached::Tcp }
 }
 
-const CASES: [Case; 4] = [
+const CASES: [Case; 5] = [
     case("many", "64 connections, one field", 64, PLAIN),
     case("one", "1 connection, one field", 1, PLAIN),
     case("browser", "1 connection, a browser's 13 fields", 1, BROWSER),
-    Case { unix: true, ..case("unix", "64 connections, app by unix socket", 64, PLAIN) },
+    Case { app: Reached::Unix, ..case("unix", "64 connections, app by unix socket", 64, PLAIN) },
+    Case { app: Reached::Captured, ..case("captured", "64 connections, captured port", 64, PLAIN) },
 ];
 
 struct Options {
@@ -115,10 +124,13 @@ fn run(options: &Options) -> Result<()> {
     notes.iter().for_each(|note| println!("{note}"));
     let scratch = Scratch::new("instructions")?;
     let app = App::start(&scratch)?;
+    let moved = SocketAddr::from(([127, 77, 0, 1], free_address()?.port()));
+    let captured = App::start_at(&scratch, moved)?;
     for case in &options.cases {
         let count = options.requests.next_multiple_of(case.connections);
-        let short = profile(&binary, &scratch, &app, case, count)?;
-        let long = profile(&binary, &scratch, &app, case, 2 * count)?;
+        let app = if case.app == Reached::Captured { &captured } else { &app };
+        let short = profile(&binary, &scratch, app, case, count)?;
+        let long = profile(&binary, &scratch, app, case, 2 * count)?;
         let each = |pick: fn(&Profile) -> &Costs| per_request(pick(&short), pick(&long), count);
         let own = each(|profile| &profile.own);
         println!(
@@ -147,10 +159,18 @@ struct Profile {
 
 /// Runs lameduck with one thread under callgrind for this number of requests, then ends it by a drain.
 fn profile(binary: &Path, scratch: &Scratch, app: &App, case: &Case, count: usize) -> Result<Profile> {
-    let (listen, probe) = (free_address()?, free_address()?);
+    let probe = free_address()?;
+    let listen = match case.app {
+        Reached::Captured => SocketAddr::from(([127, 0, 0, 1], app.tcp.port())),
+        _ => free_address()?,
+    };
     let dir = scratch.dir(&format!("{}-{count}", case.name))?;
-    let upstream = if case.unix { format!("unix:{}", app.unix.display()) } else { app.tcp.to_string() };
-    let plain = lameduck(binary, &dir, listen, &upstream, probe, "60s");
+    let route = match case.app {
+        Reached::Tcp => route(listen, &app.tcp.to_string()),
+        Reached::Unix => route(listen, &format!("unix:{}", app.unix.display())),
+        Reached::Captured => vec!["--capture".to_owned()],
+    };
+    let plain = lameduck(binary, &dir, &route, probe, "60s");
     let out = dir.join("callgrind.out");
     let mut command = Command::new("valgrind");
     command.args(["--tool=callgrind", &format!("--callgrind-out-file={}", out.display())]);

@@ -41,7 +41,12 @@ pub struct App {
 impl App {
     /// Starts this program again, as the app.
     pub fn start(scratch: &Scratch) -> Result<Self> {
-        let (dir, tcp) = (scratch.dir("app")?, free_address()?);
+        Self::start_at(scratch, free_address()?)
+    }
+
+    /// The same at this TCP address.
+    pub fn start_at(scratch: &Scratch, tcp: SocketAddr) -> Result<Self> {
+        let dir = scratch.dir(&format!("app-{}", tcp.ip()))?;
         let unix = dir.join("app.sock");
         let mut command = Command::new(std::env::current_exe()?);
         command.arg("app").arg(tcp.to_string()).arg(&unix);

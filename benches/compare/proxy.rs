@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::app::App;
 use crate::peers::{self, Also};
 use crate::quota::Quota;
-use crate::server::{Result, Scratch, Server, free_address, lameduck};
+use crate::server::{Result, Scratch, Server, free_address, lameduck, route};
 
 /// A proxy between the load and the app.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -88,7 +88,7 @@ impl Bench {
         let app = self.app.tcp;
         let workers = threads.unwrap_or(1);
         let ours = |upstream: &str| {
-            let mut command = lameduck(&self.binary, dir, listen, upstream, probe, "60s");
+            let mut command = lameduck(&self.binary, dir, &route(listen, upstream), probe, "60s");
             if let Some(threads) = threads {
                 command.args(["--threads", &threads.to_string()]);
             }

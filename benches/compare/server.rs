@@ -47,18 +47,16 @@ pub fn free_address() -> Result<SocketAddr> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
+/// Flags of a proxy that listens here, in front of this app.
+pub fn route(listen: SocketAddr, upstream: &str) -> Vec<String> {
+    ["--listen", &listen.to_string(), "--upstream", upstream].map(str::to_owned).to_vec()
+}
+
 /// `lameduck proxy` as run by every benchmark, with its own probe address.
-pub fn lameduck(
-    binary: &Path,
-    dir: &Path,
-    listen: SocketAddr,
-    upstream: &str,
-    probe: SocketAddr,
-    grace: &str,
-) -> Command {
+pub fn lameduck(binary: &Path, dir: &Path, route: &[String], probe: SocketAddr, grace: &str) -> Command {
     let mut command = Command::new(binary);
     command.arg("proxy");
-    command.args(["--listen", &listen.to_string(), "--upstream", upstream]);
+    command.args(route);
     command.args(["--probe-listen", &probe.to_string(), "--token", TOKEN]);
     command.arg("--control").arg(dir.join("control.sock"));
     command.args(["--lame-duck", "0s", "--grace", grace, "--reserve", "5s", "--log-format", "json"]);
