@@ -5,6 +5,7 @@
 mod app_port;
 mod app_probe;
 mod control_socket;
+mod leases;
 mod serve;
 mod sockets;
 
@@ -23,6 +24,7 @@ pub use self::sockets::{Bound, bind};
 use crate::answer::{Answer, answer, text, wrong_method};
 use crate::config::UpstreamAddr;
 use crate::control::handle::{Control, DrainOutcome, HoldAnswer, Status};
+use crate::control::leases::Leases;
 use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Trigger;
 use crate::proxy::captured::{BypassedPort, CapturedPorts};
@@ -37,6 +39,8 @@ pub struct Admin {
     pub ready: Box<dyn Fn() -> Readiness + Send + Sync>,
     /// Current requests in flight.
     pub ledger: Box<dyn Fn() -> Vec<LedgerRow> + Send + Sync>,
+    /// Work of the app that is no request.
+    pub leases: Arc<Leases>,
     /// The app's ports, with --capture.
     pub captured: Arc<CapturedPorts>,
     /// Metrics in Prometheus text format, version 0.0.4.
@@ -66,7 +70,7 @@ const MAX_TIMEOUT: Duration = Duration::from_secs(365 * 24 * 3600);
 const PROBE_ROUTES: [(&str, &str); 4] =
     [("/livez", "GET, HEAD"), ("/readyz", "GET, HEAD"), ("/metrics", "GET, HEAD"), ("/drain", "GET")];
 /// The control listeners' routes.
-const CONTROL_ROUTES: [(&str, &str); 8] = [
+const CONTROL_ROUTES: [(&str, &str); 11] = [
     ("/status", "GET, HEAD"),
     ("/ledger", "GET, HEAD"),
     ("/metrics", "GET, HEAD"),
@@ -75,6 +79,9 @@ const CONTROL_ROUTES: [(&str, &str); 8] = [
     ("/resume", "POST"),
     ("/hold", "POST"),
     ("/switch", "POST"),
+    ("/leases", "POST"),
+    ("/leases/renew", "POST"),
+    ("/leases/return", "POST"),
 ];
 
 /// Response to a request that no route takes: 405 for another method, 404 with the routes that there are.
@@ -128,6 +135,9 @@ impl Admin {
             ("POST", "/switch") => self.switch(ask).await,
             ("GET", "/app") => json(StatusCode::OK, &json!({ "answers": self.control.app_answers().await })),
             ("POST", "/resume") => self.resume(ask).await,
+            ("POST", "/leases") => self.lease(ask),
+            ("POST", "/leases/renew") => self.renew_lease(ask),
+            ("POST", "/leases/return") => self.return_lease(ask),
             (_, path) => no_route(&CONTROL_ROUTES, path),
         }
     }

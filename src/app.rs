@@ -186,6 +186,8 @@ impl BoundProxy {
         look_up(&shared);
         let (control, runner) = control(shared.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
+        let leases = shared.leases.clone();
+        tokio::spawn(async move { leases.expire().await });
 
         let warm = shared.settings.ready.warm_up.is_empty();
         let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
@@ -340,6 +342,7 @@ fn admin_state(shared: &Arc<Shared>, control: &Control, app: &Arc<AppState>) -> 
                     .iter()
                     .map(|it| (it.address.port(), it.reason.name()))
                     .collect(),
+                leases: shared.leases.out() as u64,
                 log_dropped: telemetry::dropped(),
             };
             metrics::render(&shared.shards, &now)
@@ -350,6 +353,7 @@ fn admin_state(shared: &Arc<Shared>, control: &Control, app: &Arc<AppState>) -> 
         control: control.clone(),
         ready: Box::new(ready),
         ledger: Box::new(move || ledger.ledger()),
+        leases: shared.leases.clone(),
         captured: shared.captured.clone(),
         metrics: Box::new(metrics),
     }

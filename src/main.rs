@@ -19,6 +19,7 @@ fn main() -> ExitCode {
         Ok(Command::Swap { control, how, timeout, command }) => {
             client::swap(&control, how, timeout, &command)
         }
+        Ok(Command::Lease { control, name, command }) => client::lease(&control, name.as_deref(), &command),
         Ok(Command::Switch { control, to, timeout, wait }) => {
             client::switch(&control, to.as_ref(), timeout, wait)
         }

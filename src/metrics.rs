@@ -155,6 +155,8 @@ pub struct Now {
     pub last_drain: Option<f64>,
     /// Ports that the app opened and capture does not protect, each with the reason.
     pub bypassed: Vec<(u16, &'static str)>,
+    /// Leases that are out; they are in flight too.
+    pub leases: u64,
     /// Access log lines dropped because stdout was too slow.
     pub log_dropped: u64,
 }
@@ -225,10 +227,15 @@ fn gauges(now: &Now) -> Vec<MetricFamily> {
     let mut families = vec![
         gauge(
             "lameduck_in_flight",
-            "Requests, tunnels and --tcp connections in flight.",
+            "Requests, tunnels, --tcp connections and leases in flight.",
             now.in_flight as f64,
         ),
         gauge("lameduck_held", "Requests held while the app restarts.", now.held as f64),
+        gauge(
+            "lameduck_leases",
+            "Leases that are out: work of the app that is no request.",
+            now.leases as f64,
+        ),
         gauge("lameduck_connections", "Open client connections.", now.connections as f64),
         gauge(
             "lameduck_phase",

@@ -9,7 +9,7 @@ use std::time::Duration;
 use clap::{Arg, Args, Command, CommandFactory, Parser, Subcommand, value_parser};
 use hyper::header::{HeaderName, HeaderValue};
 
-use super::clients::{ControlArgs, DrainArgs, HoldArgs, StatusArgs, SwapArgs, SwitchArgs};
+use super::clients::{ControlArgs, DrainArgs, HoldArgs, LeaseArgs, StatusArgs, SwapArgs, SwitchArgs};
 use super::inject::{self, FileArgs, InjectArgs};
 use super::log::LogArgs;
 use super::surroundings::Surroundings;
@@ -25,6 +25,7 @@ const EXIT_CODES: &str = "\
 Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wrong.
   proxy, drain: 3 = drained, but something was cut
   swap:   130 = interrupted; the held requests were released
+  lease:  the command's; 75 = not run, because a drain accepts no new work
   status: 1 = not ready, with --ready
   run:    the app's own code (128 + N when signal N ended it)
   webhook: 3 = a second signal came before the last review was done
@@ -133,6 +134,12 @@ pub(super) enum Sub {
     /// Hold new requests, run a command that replaces the app, and release them once it answers
     #[command(after_help = EXIT_CODES)]
     Swap(SwapArgs),
+    /// Run a command that a drain waits for, as for a request
+    ///
+    /// The command counts as in flight until it ends. It is not run once a drain accepts no new work. SIGTERM is passed on
+    /// to it.
+    #[command(after_help = EXIT_CODES)]
+    Lease(LeaseArgs),
     /// Send new requests to another upstream once it answers, and wait until the old one has no requests left
     ///
     /// Only the upstream of --listen changes; --tcp is unaffected. The choice takes precedence over --upstream until

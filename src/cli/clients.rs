@@ -78,6 +78,18 @@ pub(super) struct SwapArgs {
 }
 
 #[derive(Debug, Args)]
+pub(super) struct LeaseArgs {
+    #[command(flatten)]
+    pub control: ControlArgs,
+    /// Name in the status: letters, digits and -._~:/@ [default: the command's]
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<String>,
+    /// Command to run, as in: python import.py
+    #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]
+    pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
 pub(super) struct SwitchArgs {
     #[command(flatten)]
     pub control: ControlArgs,

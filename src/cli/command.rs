@@ -71,6 +71,15 @@ pub enum Command {
         /// Command that replaces the app, with its arguments; not empty.
         command: Vec<OsString>,
     },
+    /// `lameduck lease`.
+    Lease {
+        /// Where the proxy is.
+        control: ControlPlaces,
+        /// Name of the lease; by default the command's.
+        name: Option<String>,
+        /// The command and its arguments; not empty.
+        command: Vec<OsString>,
+    },
     /// `lameduck switch`.
     Switch {
         /// Where the proxy is.

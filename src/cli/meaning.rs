@@ -9,6 +9,7 @@ use hyper::header::{HeaderName, HeaderValue};
 use rustls::pki_types::ServerName;
 
 use super::args::{Cli, CommonArgs, RunArgs, Sub, TlsArgs, UpstreamTlsArgs, annotated_flags, command};
+use super::clients::StatusArgs;
 use super::command::{AppCommand, Command, LogSettings, StatusView};
 use super::surroundings::Surroundings;
 use crate::config::{
@@ -92,6 +93,11 @@ fn to_command(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             timeout: args.timeout,
             command: args.command,
         },
+        Sub::Lease(args) => Command::Lease {
+            control: around.places(args.control.control),
+            name: args.name,
+            command: args.command,
+        },
         Sub::Switch(args) => Command::Switch {
             control: around.places(args.control.control),
             to: args.to,
@@ -99,12 +105,7 @@ fn to_command(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             wait: !args.no_wait,
         },
         Sub::Status(args) => {
-            let view = match (args.ready, args.json) {
-                (true, _) => StatusView::Ready,
-                (false, true) => StatusView::Json { watch: args.watch },
-                (false, false) => StatusView::Human { watch: args.watch },
-            };
-            Command::Status { control: around.places(args.control.control), view }
+            Command::Status { view: view(&args), control: around.places(args.control.control) }
         }
         Sub::Inject(args) => Command::Inject(args.request(check_proxy, annotated_flags)?),
         Sub::Uninject(args) => Command::Inject(args.request(Task::Uninject)?),
@@ -113,6 +114,14 @@ fn to_command(typed: Sub, around: &Surroundings) -> Result<Command, String> {
             Command::Webhook { settings: Box::new(args.settings(around.api.clone())?), log }
         }
     })
+}
+
+fn view(args: &StatusArgs) -> StatusView {
+    match (args.ready, args.json) {
+        (true, _) => StatusView::Ready,
+        (false, true) => StatusView::Json { watch: args.watch },
+        (false, false) => StatusView::Human { watch: args.watch },
+    }
 }
 
 fn after_drain(

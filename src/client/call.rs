@@ -54,7 +54,7 @@ pub async fn call(control: &ControlAddr, method: Method, target: &str) -> Result
     // Both futures run in this task: the connection ends once the exchange has dropped its sender.
     let (status, body) = tokio::join!(exchange, connection).0?;
     match status {
-        StatusCode::OK | StatusCode::ACCEPTED => Ok(body),
+        StatusCode::OK | StatusCode::CREATED | StatusCode::ACCEPTED => Ok(body),
         refused => Err(format!("{refused}: {}", String::from_utf8_lossy(&body).trim_end())),
     }
 }

@@ -1,6 +1,7 @@
-//! `lameduck drain`, `resume`, `status` and others: they talk to a running proxy over its control socket or TCP.
+//! `lameduck drain`, `resume`, `lease`, `status` and others: they talk to a running proxy over its control socket or TCP.
 
 mod call;
+mod lease;
 mod reach;
 mod swap;
 mod terminal;
@@ -17,6 +18,7 @@ use hyper::body::Bytes;
 use serde::Deserialize;
 
 use self::call::{call, get, in_time, parse, state};
+pub use self::lease::lease;
 pub use self::swap::{hold, swap, switch};
 use self::terminal::{CommandError, run, say, show_line, size};
 use self::view::Row;

@@ -5,6 +5,7 @@
 //! runner      feeds the machine, carries out its effects, answers the callers
 //! app_stop    the end of the app: its own preStop hook, and whether it outlives its SIGTERM
 //! handle      what admin, signals and `run` call
+//! leases      work of the app that is no request
 //! switch      change the upstream and remember it
 //! data_plane  what the others need from the data plane, which implements it
 //! verdict     what a drain lost
@@ -15,6 +16,7 @@ mod app_stop;
 mod clock;
 pub mod data_plane;
 pub mod handle;
+pub mod leases;
 pub mod runner;
 pub mod switch;
 pub mod verdict;

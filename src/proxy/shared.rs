@@ -13,6 +13,7 @@ use super::http1::head::Sender;
 use super::stream::Channel;
 use crate::config::Settings;
 use crate::control::data_plane::DataPlane;
+use crate::control::leases::Leases;
 use crate::descriptors::most_of_one_side;
 use crate::drain::gate::Gate;
 use crate::drain::ledger::{Ledger, LedgerRow};
@@ -34,6 +35,8 @@ pub struct Shared {
     pub gate: Arc<Gate>,
     /// Counts connections to captured ports by loopback: they come from this pod, and no drain waits for them.
     pub local: Arc<Gate>,
+    /// Work of the app that is no request.
+    pub leases: Arc<Leases>,
     /// The app's upstream.
     pub upstream: Arc<Upstream>,
     /// The ports that capture has found.
@@ -76,6 +79,7 @@ impl Shared {
         on_idle: impl Fn() + Send + Sync + 'static,
     ) -> Self {
         let threads = settings.threads.max(1);
+        let gate = Arc::new(Gate::new(on_idle));
         Self {
             upstream: Arc::new(Upstream::new(settings.upstream.clone(), threads)),
             captured: Arc::default(),
@@ -87,7 +91,8 @@ impl Shared {
             tls,
             hold_queue: HoldQueue::default(),
             settings,
-            gate: Arc::new(Gate::new(on_idle)),
+            leases: Arc::new(Leases::new(gate.clone())),
+            gate,
             local: Arc::new(Gate::new(|| {})),
             ledgers: (0..threads).map(|_| Arc::default()).collect(),
             shards: (0..threads).map(|_| Arc::default()).collect(),
@@ -256,6 +261,9 @@ impl DataPlane for Shared {
             self.stream_spread_ms.store(NO_STREAM_END, Ordering::Release);
         }
         self.gate.set_phase(phase);
+        if phase >= Phase::Forcing {
+            self.leases.cut();
+        }
         self.wake_all();
     }
 
@@ -295,12 +303,15 @@ impl DataPlane for Shared {
     }
 
     fn ended(&self) -> [u64; Ended::ALL.len()] {
-        metrics::ended(&self.shards)
+        let (mut ended, leases) = (metrics::ended(&self.shards), self.leases.ended());
+        ended.iter_mut().zip(leases).for_each(|(ended, leases)| *ended += leases);
+        ended
     }
 
     fn ledger(&self) -> Vec<LedgerRow> {
         let mut rows = Vec::new();
         self.ledgers.iter().for_each(|ledger| ledger.collect(&mut rows));
+        self.leases.collect(&mut rows);
         rows.sort_by_key(|row| std::cmp::Reverse(row.age_ms));
         rows
     }

@@ -16,7 +16,9 @@ use common::{MOMENT, wait_for};
 use lameduck::admin::{self, Admin};
 use lameduck::cli::{self, Command};
 use lameduck::control::handle::Control;
+use lameduck::control::leases::Leases;
 use lameduck::control::runner::control;
+use lameduck::drain::gate::Gate;
 use lameduck::drain::machine::Phase;
 use lameduck::proxy::accept::listener::Switch;
 use lameduck::proxy::shared::Shared;
@@ -91,6 +93,7 @@ impl Drop for Server {
 fn shown(control: Control, metrics: String) -> Admin {
     Admin {
         control,
+        leases: Arc::new(Leases::new(Arc::new(Gate::new(|| {})))),
         ready: Box::new(|| Readiness::Ready),
         captured: Default::default(),
         ledger: Box::new(Vec::new),

@@ -23,6 +23,7 @@ mod handshake_across_sigterm;
 mod health_checks;
 mod idle_connections_close_last;
 mod lame_duck_waits_for_new_callers;
+mod leases_hold_a_drain;
 mod long_polls_end;
 mod long_request_finishes;
 mod resume_starts_over;

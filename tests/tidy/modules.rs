@@ -26,7 +26,7 @@ const LAYERS: &[&[&str]] = &[
     &["control::runner"],
     &["control::app_stop"],
     &["control::handle"],
-    &["control::switch", "control::verdict"],
+    &["control::leases", "control::switch", "control::verdict"],
     &["control::clock", "control::data_plane"],
     &["readiness"],
     &["upstream"],
