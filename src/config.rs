@@ -1,6 +1,7 @@
 //! Validated settings, limits and deadlines, and the flags that set them.
 
 mod addresses;
+mod app_url;
 mod capture;
 mod control;
 mod health_check;
@@ -15,9 +16,9 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use clap::{Args, value_parser};
-use hyper::header::{HeaderName, HeaderValue};
 
 pub use self::addresses::{Cidr, TcpRoute, UpstreamAddr, parse_listen};
+pub use self::app_url::{AfterDrain, AppUrl, BusyUrl, TellSettings};
 pub use self::capture::{APP_IP, CaptureProtocol, CaptureRule, CaptureSettings};
 pub use self::control::{ControlAddr, ControlPlaces, MAX_SOCKETS};
 pub use self::health_check::HealthCheck;
@@ -60,6 +61,8 @@ pub struct Settings {
     pub share_dir: Option<PathBuf>,
     /// The app's own preStop `httpGet`, called after the drain.
     pub after_drain: Option<AfterDrain>,
+    /// How the app learns of a drain, and says when it has nothing more to do.
+    pub tell: TellSettings,
     /// Targets of the app that `/app-probe` on the probe port forwards.
     pub app_probes: Vec<AppProbe>,
     /// Durations of the drain.
@@ -121,36 +124,6 @@ pub enum ClientAuth {
     Require,
     /// Serve it; the app then gets no certificate subject
     Request,
-}
-
-/// `--after-drain` and its headers: one GET.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AfterDrain {
-    /// Destination; `None` is the app.
-    pub at: Option<UpstreamAddr>,
-    /// Path and query of the request.
-    pub target: String,
-    /// Header fields of the request.
-    pub headers: Vec<(HeaderName, HeaderValue)>,
-}
-
-impl FromStr for AfterDrain {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, String> {
-        let bad = || {
-            format!("'{text}' is neither a path that begins with / nor http://HOST:PORT/PATH (or https://)")
-        };
-        let (at, target) = match text.split_once("://").filter(|_| !text.starts_with('/')) {
-            None => (None, text),
-            Some((_, rest)) => {
-                let (_, target) = rest.split_at(rest.find('/').unwrap_or(rest.len()));
-                let place = &text[..text.len() - target.len()];
-                (Some(place.parse().map_err(|_| bad())?), if target.is_empty() { "/" } else { target })
-            }
-        };
-        is_target(target).then(|| Self { at, target: target.to_owned(), headers: vec![] }).ok_or_else(bad)
-    }
 }
 
 /// `--app-probe`: path and query of one of the app's own probes.

@@ -16,8 +16,8 @@ use super::surroundings::Surroundings;
 use super::webhook::{self, WebhookArgs};
 use crate::config::values::{self, OptionalListener, PortOrLink};
 use crate::config::{
-    AfterDrain, AppProbe, CaptureSettings, Cidr, ClientAuth, ControlAddr, DrainSettings, Forwarded,
-    HealthCheck, Limits, LongPolls, ReadySettings, Sidecar, TcpRoute, UpstreamAddr, UpstreamProtocol,
+    AppProbe, AppUrl, CaptureSettings, Cidr, ClientAuth, ControlAddr, DrainSettings, Forwarded, HealthCheck,
+    Limits, LongPolls, ReadySettings, Sidecar, TcpRoute, TellSettings, UpstreamAddr, UpstreamProtocol,
     parse_listen,
 };
 
@@ -194,7 +194,7 @@ pub(super) struct ProxyArgs {
     /// GET to send after the drain, before the app's preStop hook is answered: a /PATH of the app, or
     /// http(s)://HOST:PORT/PATH. It uses part of the reserve
     #[arg(long, value_name = "URL", help_heading = "Drain")]
-    pub after_drain: Option<AfterDrain>,
+    pub after_drain: Option<AppUrl>,
     /// Header field of the --after-drain request, as in 'Name: value'. Repeat the flag or separate by line breaks
     #[arg(long, value_name = "FIELD", value_delimiter = '\n',
           hide_env_values = true, value_parser = values::field, help_heading = "Drain")]
@@ -236,6 +236,8 @@ pub(super) struct CommonArgs {
     pub tls: TlsArgs,
     #[command(flatten)]
     pub drain: DrainSettings,
+    #[command(flatten)]
+    pub tell: TellSettings,
     #[command(flatten)]
     pub long_polls: LongPolls,
     /// Request that is a health check: a /PATH, or agent:TEXT for a part of the User-Agent. Repeat the flag or separate

@@ -13,8 +13,8 @@ use super::clients::StatusArgs;
 use super::command::{AppCommand, Command, LogSettings, StatusView};
 use super::surroundings::Surroundings;
 use crate::config::{
-    APP_IP, AfterDrain, CaptureSettings, ControlAddr, Forwarded, ReadyCheck, Settings, Sidecar, TlsSettings,
-    UpstreamAddr, UpstreamProtocol, parse_listen,
+    APP_IP, AfterDrain, AppUrl, CaptureSettings, ControlAddr, Forwarded, ReadyCheck, Settings, Sidecar,
+    TlsSettings, UpstreamAddr, UpstreamProtocol, parse_listen,
 };
 use crate::inject::manifest::Task;
 
@@ -125,11 +125,11 @@ fn view(args: &StatusArgs) -> StatusView {
 }
 
 fn after_drain(
-    request: Option<AfterDrain>,
+    url: Option<AppUrl>,
     headers: Vec<(HeaderName, HeaderValue)>,
 ) -> Result<Option<AfterDrain>, String> {
-    match request {
-        Some(request) => Ok(Some(AfterDrain { headers, ..request })),
+    match url {
+        Some(url) => Ok(Some(AfterDrain { url, headers })),
         None if headers.is_empty() => Ok(None),
         None => Err("--after-drain-header needs --after-drain".to_owned()),
     }
@@ -168,8 +168,8 @@ fn settings(
     forwarded: Forwarded,
     around: &Surroundings,
 ) -> Result<Settings, String> {
-    let CommonArgs { addresses, tls, drain, long_polls, health_check, ready, app, limits, threads, log } =
-        common;
+    let CommonArgs { addresses, tls, drain, tell, long_polls, health_check, .. } = common;
+    let CommonArgs { ready, app, limits, threads, log, .. } = common;
     let control_listen = around.in_pod.then(|| SocketAddr::from(([127, 0, 0, 1], 4882)));
     let tls = tls_settings(tls)?;
     let by_default = addresses.listen.is_empty() && tls.is_none();
@@ -194,6 +194,7 @@ fn settings(
         after_drain: None,
         app_probes: vec![],
         drain,
+        tell,
         long_polls,
         health_checks: health_check,
         ready,

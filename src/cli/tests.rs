@@ -10,8 +10,8 @@ use super::meaning::parse_at;
 use super::surroundings::Surroundings;
 use super::*;
 use crate::config::{
-    AfterDrain, ClientAuth, ControlAddr, ControlPlaces, DrainReadiness, Forwarded, ReadyCheck, Settings,
-    Sidecar, UpstreamAddr, WarmUp,
+    AppUrl, ClientAuth, ControlAddr, ControlPlaces, DrainReadiness, Forwarded, ReadyCheck, Settings, Sidecar,
+    UpstreamAddr, WarmUp,
 };
 
 fn laptop() -> Surroundings {
@@ -144,7 +144,7 @@ fn what_the_sidecar_does_for_the_apps_own_hook_and_probes_reaches_the_settings()
     assert_eq!(s.share_dir, Some("/s".into()));
     assert_eq!(s.app_probes.iter().map(|probe| &probe.0[..]).collect::<Vec<_>>(), ["/a,b", "/c"]);
     let own = s.after_drain.unwrap();
-    assert_eq!((own.at, own.target.as_str()), (None, "/bye?x"));
+    assert_eq!((own.url.at, own.url.target.as_str()), (None, "/bye?x"));
     assert_eq!(own.headers, [("x-a".parse().unwrap(), "b:c".parse().unwrap())]);
     for (url, at, target) in [
         ("http://127.0.0.1:9100/bye", "127.0.0.1:9100", "/bye"),
@@ -152,7 +152,7 @@ fn what_the_sidecar_does_for_the_apps_own_hook_and_probes_reaches_the_settings()
         ("http://[::1]/x", "[::1]:80", "/x"),
         ("http://other/", "other:80", "/"),
     ] {
-        let own: AfterDrain = url.parse().unwrap();
+        let own: AppUrl = url.parse().unwrap();
         assert_eq!((own.at.unwrap().to_string().as_str(), own.target.as_str()), (at, target), "{url}");
     }
     for (flags, help) in [
@@ -426,7 +426,7 @@ fn an_upstream_s_scheme_says_whether_it_wants_tls() {
     for text in ["https://app:8443", "https://[::1]:8443", "app:80"] {
         assert_eq!(addr(text).unwrap().to_string(), text);
     }
-    let hook = |text: &str| text.parse::<AfterDrain>().unwrap();
+    let hook = |text: &str| text.parse::<AppUrl>().unwrap();
     assert_eq!(hook("https://app/bye?x=://").at, Some(tls("app", 443)));
     assert_eq!(hook("https://app/bye?x=://").target, "/bye?x=://");
     assert_eq!(hook("/bye?to=http://x").at, None);

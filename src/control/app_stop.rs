@@ -12,7 +12,7 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 use super::clock::now;
 use super::data_plane::DataPlane;
 use super::handle::{DrainOutcome, Order};
-use crate::config::AfterDrain;
+use crate::config::{AfterDrain, AppUrl};
 use crate::drain::machine::{Event, Trigger};
 use crate::inject::share;
 use crate::readiness;
@@ -112,7 +112,9 @@ impl AppStop {
 
 /// Calls the app's own preStop hook as the kubelet would: whether it succeeds changes nothing.
 async fn call(plane: &dyn DataPlane, within: Duration) {
-    let Some(AfterDrain { at, target, headers }) = &plane.settings().after_drain else { return };
+    let Some(AfterDrain { url: AppUrl { at, target }, headers }) = &plane.settings().after_drain else {
+        return;
+    };
     let mut built = Request::builder().uri(target.as_str());
     for (name, value) in headers {
         built = built.header(name, value);

@@ -3,6 +3,7 @@
 use std::pin::Pin;
 use std::time::{Duration, Instant};
 
+use super::leases::Leases;
 use crate::config::Settings;
 use crate::drain::gate::Gate;
 use crate::drain::ledger::LedgerRow;
@@ -19,6 +20,9 @@ pub trait DataPlane: Send + Sync {
 
     /// Admission and counts.
     fn gate(&self) -> &Gate;
+
+    /// Work of the app that is no request.
+    fn leases(&self) -> &Leases;
 
     /// The app's upstream.
     fn upstream(&self) -> &Upstream;

@@ -8,6 +8,7 @@
 //! leases      work of the app that is no request
 //! switch      change the upstream and remember it
 //! data_plane  what the others need from the data plane, which implements it
+//! telling     tells the app of a drain, and asks it whether it is busy
 //! verdict     what a drain lost
 //! clock       the time, which a test can pause
 //! ```
@@ -19,4 +20,5 @@ pub mod handle;
 pub mod leases;
 pub mod runner;
 pub mod switch;
+mod telling;
 pub mod verdict;

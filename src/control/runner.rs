@@ -11,6 +11,7 @@ use super::app_stop::{AppStop, WaitingCaller};
 use super::clock::now;
 use super::data_plane::{DataPlane, Listeners};
 use super::handle::{Control, DrainOutcome, HoldAnswer, Order, Published, trigger_name};
+use super::telling::{self, Telling};
 use super::verdict::Verdict;
 use crate::config::UpstreamAddr;
 use crate::drain::ledger::{LedgerRow, lock};
@@ -57,6 +58,8 @@ pub struct Runner {
     hook_released: bool,
     arrivals: LookBack,
     ended_before: [u64; Ended::ALL.len()],
+    /// The app has been told of the drain.
+    telling: Option<Telling>,
     /// When to log the progress of the drain next; `None` outside a drain.
     still: Option<Instant>,
 }
@@ -94,6 +97,7 @@ pub fn control(
         hook_released: false,
         arrivals: LookBack::new(now()),
         ended_before: [0; Ended::ALL.len()],
+        telling: None,
         still: None,
     };
     (control, runner)
@@ -102,6 +106,7 @@ pub fn control(
 impl Runner {
     /// Runs until the process ends.
     pub async fn run(mut self) {
+        telling::forget(self.plane.settings().share_dir.as_deref());
         let mut seconds = tokio::time::interval(Duration::from_secs(1));
         loop {
             let wake = [self.machine.wake_at(&self.counts()), self.still].into_iter().flatten().min();
@@ -246,6 +251,7 @@ impl Runner {
             Phase::Serving => {
                 tracing::info!(round = self.machine.round(), "resumed: serving again");
                 self.still = None;
+                self.telling = None;
                 self.hook_released = false;
                 lock(&self.published).verdict = None;
                 self.plane.set_phase(phase);
@@ -258,6 +264,7 @@ impl Runner {
                 let deadline = self.machine.deadline().map(seconds_until);
                 tracing::info!(trigger, in_flight, connections, deadline_s = deadline, "drain began");
                 self.still = Some(now() + PROGRESS_INTERVAL);
+                self.telling = Some(Telling::begin(&self.plane));
                 lock(&self.published).verdict = None;
             }
             Phase::Draining => tracing::info!(in_flight, connections, "new connections are refused"),

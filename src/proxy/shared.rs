@@ -251,6 +251,10 @@ impl DataPlane for Shared {
         &self.gate
     }
 
+    fn leases(&self) -> &Leases {
+        &self.leases
+    }
+
     fn upstream(&self) -> &Upstream {
         &self.upstream
     }

@@ -4,6 +4,7 @@
 mod common;
 
 mod app_dies_while_draining;
+mod app_is_told_of_the_drain;
 mod app_outlives_sigterm;
 mod app_own_hook;
 mod compressed_event_stream_ends;

@@ -10,6 +10,7 @@ use lameduck::cli::{self, Command};
 use lameduck::config::{Settings, UpstreamAddr};
 use lameduck::control::data_plane::{DataPlane, Listeners};
 use lameduck::control::handle::{Control, DrainOutcome, HoldAnswer};
+use lameduck::control::leases::Leases;
 use lameduck::control::runner::control;
 use lameduck::drain::gate::Gate;
 use lameduck::drain::ledger::{LedgerRow, lock};
@@ -48,6 +49,7 @@ struct Asked {
 pub struct Plane {
     settings: Settings,
     pub gate: Arc<Gate>,
+    leases: Leases,
     upstream: Upstream,
     asked: watch::Sender<Asked>,
     arrived: Mutex<(Arrivals, Option<Instant>)>,
@@ -133,6 +135,10 @@ impl DataPlane for Plane {
 
     fn gate(&self) -> &Gate {
         &self.gate
+    }
+
+    fn leases(&self) -> &Leases {
+        &self.leases
     }
 
     fn upstream(&self) -> &Upstream {
@@ -254,8 +260,10 @@ impl World {
     pub fn new(settings: Settings, takes: Duration) -> Self {
         let idle = Arc::new(Notify::new());
         let wake = idle.clone();
+        let gate = Arc::new(Gate::new(move || wake.notify_one()));
         let plane = Arc::new(Plane {
-            gate: Arc::new(Gate::new(move || wake.notify_one())),
+            leases: Leases::new(gate.clone()),
+            gate,
             upstream: Upstream::new(settings.upstream.clone(), 1),
             settings,
             asked: watch::Sender::default(),
