@@ -117,3 +117,8 @@ pub fn put_back(parent: &mut Map<String, Value>, key: &str, was: Option<Value>) 
         None => drop(parent.remove(key)),
     }
 }
+
+/// Whether a pod is to complete, as a Job's are: Kubernetes restarts the containers of all others.
+pub fn completes(spec: &Map<String, Value>) -> bool {
+    spec.get("restartPolicy").is_some_and(|policy| policy == "Never" || policy == "OnFailure")
+}

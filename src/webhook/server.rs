@@ -204,6 +204,10 @@ fn log(reviewed: &Reviewed) {
         ReviewOutcome::Skipped(reason) => {
             tracing::info!(namespace, pod = name, outcome = result, reason, dry_run, "review");
         }
+        // The API server shows each injected pod again, with the service account's mount in its sidecar.
+        ReviewOutcome::Unchanged if warnings.is_empty() => {
+            tracing::debug!(namespace, pod = name, outcome = result, dry_run, "review");
+        }
         ReviewOutcome::Injected | ReviewOutcome::Unchanged => {
             let warnings = (!warnings.is_empty()).then(|| warnings.join("; "));
             tracing::info!(namespace, pod = name, outcome = result, warnings, dry_run, "review");

@@ -51,7 +51,12 @@ fn warnings(reviewed: &Reviewed) -> Vec<String> {
 
 /// The pod after the API server has applied the response's patch.
 fn patched(review_of: &Value, reviewed: &Reviewed) -> Value {
-    let patch = reviewed.answer["response"]["patch"].as_str().expect("a patch");
+    patched_by(review_of, &reviewed.answer)
+}
+
+/// The same for a response as it is sent.
+pub fn patched_by(review_of: &Value, answer: &Value) -> Value {
+    let patch = answer["response"]["patch"].as_str().expect("a patch");
     let ops: Vec<Value> = serde_json::from_slice(&STANDARD.decode(patch).expect("base64")).expect("JSON");
     let mut pod = review_of["request"]["object"].clone();
     for op in &ops {
