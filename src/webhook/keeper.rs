@@ -216,7 +216,7 @@ impl Keeper {
         };
         shared.or_else(|why| {
             if self.known.replace(Instant::now()).is_none() {
-                tracing::warn!("replicas of another version go on adding their own sidecar: {why}");
+                tracing::info!("replicas of another version go on adding their own sidecar: {why}");
             }
             Ok(None)
         })

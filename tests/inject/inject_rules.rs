@@ -88,6 +88,7 @@ fn a_pod_that_is_to_complete_has_no_lame_duck() {
 fn grace_is_raised_and_never_lowered() {
     for (given, wish, grace) in [
         (None, None, 60),
+        (None, Some("30s"), 30),
         (Some(45), None, 60),
         (Some(90), None, 90),
         (Some(45), Some("75s"), 75),

@@ -5,6 +5,7 @@ use crate::common;
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
@@ -138,11 +139,16 @@ struct Replica {
 
 impl Replica {
     fn start(api: &ApiServer, image: &str) -> Self {
+        Self::with_certificates(api, image, None)
+    }
+
+    /// `tls_dir`: from files.
+    fn with_certificates(api: &ApiServer, image: &str, tls_dir: Option<PathBuf>) -> Self {
         let (review, probe) = (Port::reserve(), Port::reserve());
         let settings = WebhookSettings {
             listen: review.addr,
             probe_listen: Some(probe.addr),
-            tls_dir: None,
+            tls_dir,
             secret: "tls".to_owned(),
             service: "duck".to_owned(),
             config: Some("ducks".to_owned()),
@@ -216,6 +222,27 @@ fn once_a_new_version_is_ready_no_replica_adds_the_old_sidecar() {
     back.wait_exit();
     assert_eq!(image(&new), "lameduck:new");
     wait_for("its own name", || api.newest().contains("lameduck:new").then_some(()));
+    new.wait_exit();
+}
+
+#[test]
+fn with_certificates_from_files_the_secret_names_the_newest_replica_too() {
+    let api = ApiServer::start();
+    let dir = api.authority.dir.join("server");
+    api.authority.sign(&[NAME]).write(&dir);
+    let bundle = STANDARD.encode(fs::read(api.authority.file()).expect("a CA"));
+    api.store.lock().expect("not poisoned").config["webhooks"][0]["clientConfig"]["caBundle"] = json!(bundle);
+    let old = Replica::with_certificates(&api, "lameduck:old", Some(dir.clone()));
+    wait_for("the old replica", || old.is_ready().then_some(()));
+    let new = Replica::with_certificates(&api, "lameduck:new", Some(dir));
+    wait_for("the new replica", || new.is_ready().then_some(()));
+    let patch = api.review(old.review.addr).expect("an answer with a patch");
+    assert!(patch.contains("lameduck:new"), "{patch}");
+    assert!(
+        api.store.lock().expect("not poisoned").secret.get("data").is_none(),
+        "no certificate is written"
+    );
+    old.wait_exit();
     new.wait_exit();
 }
 

@@ -153,6 +153,19 @@ fn called_again_the_token_stays_and_nothing_changes() {
 }
 
 #[test]
+fn called_again_the_limits_of_a_limit_range_are_no_reason_to_change_it() {
+    let mut asked = deployment();
+    asked["request"]["object"] = patched(&asked, &ask(&asked));
+    with_defaults(&mut asked["request"]["object"]);
+    let ours = &mut asked["request"]["object"]["spec"]["initContainers"][0];
+    assert_eq!(ours["name"], "lameduck");
+    ours["resources"]["limits"] = json!({ "cpu": "500m", "memory": "128Mi" });
+    ours["resources"]["requests"]["ephemeral-storage"] = json!("1Mi");
+    let again = ask(&asked);
+    assert_eq!((again.outcome, again.answer["response"].get("patch")), (ReviewOutcome::Unchanged, None));
+}
+
+#[test]
 fn called_again_a_captured_pod_stays_the_same() {
     let mut asked = deployment();
     let pod = &mut asked["request"]["object"];

@@ -185,6 +185,21 @@ fn a_pod_is_logged_once_although_it_is_reviewed_twice() {
 }
 
 #[test]
+fn its_flags_set_the_resources_that_a_namespace_demands() {
+    let flags = ["--cpu-request=50m", "--memory-request=64Mi", "--cpu-limit=1", "--memory-limit=64Mi"];
+    let webhook = Webhook::start("resources", &flags);
+    let (_, body) = webhook.review(DEPLOYMENT.as_bytes());
+    let answer: Value = serde_json::from_str(&body).expect("JSON");
+    let asked: Value = serde_json::from_str(DEPLOYMENT).expect("JSON");
+    let pod = super::webhook_reviews::patched_by(&asked, &answer);
+    let ours = &pod["spec"]["initContainers"][0]["resources"];
+    let expected = serde_json::json!({
+        "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "cpu": "1", "memory": "64Mi" },
+    });
+    assert_eq!(*ours, expected);
+}
+
+#[test]
 fn requests_that_are_not_reviews_get_the_matching_status() {
     let webhook = Webhook::start("refuses", &[]);
     let get = |path: &str| webhook.ask(format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n").as_bytes()).0;
