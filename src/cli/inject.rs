@@ -54,7 +54,8 @@ Exit codes:
 
 #[derive(Debug, Args)]
 pub(super) struct AuditArgs {
-    /// Output of kubectl get namespaces,pods -A -o json (or -o yaml): files, or - for stdin; at most 64 MiB each
+    /// Output of kubectl get namespaces,pods -A -o json (or -o yaml), with deployments,statefulsets,daemonsets if their
+    /// labels are to be checked too: files, or - for stdin; at most 64 MiB each
     #[arg(value_name = "FILE|DIR|-", default_value = "-")]
     pub inputs: Vec<PathBuf>,
     /// Image that the sidecars should have, as given to the webhook [default: any with the tag of this version]

@@ -91,6 +91,14 @@ pub fn audit(
             audit.found = true;
         }
     }
+    for object in objects.iter().filter(|object| RESTARTED.contains(&kind(object).as_str())) {
+        let metadata = &object["metadata"];
+        for hint in hints::of_workload(metadata) {
+            let (namespace, name) = (text(&metadata["namespace"]), text(&metadata["name"]));
+            audit.text += &format!("{namespace}: {}/{name}: {hint}\n", kind(object));
+            audit.found = true;
+        }
+    }
     let mut workloads: BTreeMap<String, BTreeMap<Finding, usize>> = BTreeMap::new();
     for pod in of_kind("Pod").filter(|pod| is_running(pod)) {
         let namespace = text(&pod["metadata"]["namespace"]);
@@ -113,6 +121,11 @@ pub fn audit(
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
+}
+
+/// Kind of an object or owner as kubectl takes it.
+fn kind(object: &Value) -> String {
+    text(&object["kind"]).to_lowercase()
 }
 
 /// Whether it isn't over or about to end.
@@ -161,7 +174,7 @@ fn workload(namespace: &str, metadata: &Value) -> String {
         None => ("pod".to_owned(), text(&metadata["name"]).to_owned()),
         Some(owner) => match deployment(owner, &metadata["labels"]) {
             Some(name) => ("deployment".to_owned(), name),
-            None => (text(&owner["kind"]).to_lowercase(), text(&owner["name"]).to_owned()),
+            None => (kind(owner), text(&owner["name"]).to_owned()),
         },
     };
     format!("{namespace}: {kind}/{name}")

@@ -105,12 +105,21 @@ fn every_pod_that_should_have_the_sidecar_is_listed_with_reason_and_remedy() {
         }),
         live("kube-system", ("DaemonSet", "proxy"), "proxy-z"),
     ];
-    let namespaces =
-        [namespace("shop", "enabled"), namespace("bank", "true"), namespace("kube-system", "enabled")];
-    let (code, report) = audit(&[], &list(&[&namespaces[..], &pods].concat()));
+    let others = [
+        namespace("shop", "enabled"),
+        namespace("bank", "true"),
+        namespace("kube-system", "enabled"),
+        json!({
+            "apiVersion": "apps/v1", "kind": "StatefulSet",
+            "metadata": { "name": "asks", "namespace": "bank", "labels": { "lameduck.dev/inject": "enabled" } },
+            "spec": { "template": { "metadata": { "labels": { "app": "asks" } } } },
+        }),
+    ];
+    let (code, report) = audit(&[], &list(&[&others[..], &pods].concat()));
     let why = "they were created before the label, or while the webhook was away";
     let expected = format!(
         "namespace/bank: lameduck.dev/inject: 'true' is not seen by the webhook: write enabled or disabled
+bank: statefulset/asks: label lameduck.dev/inject means nothing here: it belongs on the pod template
 bank: statefulset/asks: 1 of 1 pods don't ask for the sidecar: annotation lameduck.dev/inject is not seen by the webhook: make it a label
 bank: statefulset/own: 1 of 1 pods have no sidecar: {why}; kubectl -n bank rollout restart statefulset/own
 shop: daemonset/logs: 1 of 1 pods are left without the sidecar: lameduck.dev/inject is disabled
