@@ -25,6 +25,7 @@ fn main() -> ExitCode {
         }
         Ok(Command::Status { control, view }) => client::status(&control, view),
         Ok(Command::Inject(request)) => inject::command::run(&request),
+        Ok(Command::Audit(task)) => inject::command::audit(&task),
         Ok(Command::Webhook { settings, log }) => app::webhook(*settings, log).into(),
         Err(error) => error.exit(),
     }

@@ -10,7 +10,7 @@ use clap::{Arg, Args, Command, CommandFactory, Parser, Subcommand, value_parser}
 use hyper::header::{HeaderName, HeaderValue};
 
 use super::clients::{ControlArgs, DrainArgs, HoldArgs, LeaseArgs, StatusArgs, SwapArgs, SwitchArgs};
-use super::inject::{self, FileArgs, InjectArgs};
+use super::inject::{self, AuditArgs, FileArgs, InjectArgs};
 use super::log::LogArgs;
 use super::surroundings::Surroundings;
 use super::webhook::{self, WebhookArgs};
@@ -29,7 +29,8 @@ Exit codes: 0 = done, 1 = failed, 2 = the command line or the environment is wro
   status: 1 = not ready, with --ready
   run:    the app's own code (128 + N when signal N ended it)
   webhook: 3 = a second signal came before the last review was done
-  inject, uninject: 1 = with --check, something would change; 2 = also: a file is not understood";
+  inject, uninject: 1 = with --check, something would change; 2 = also: a file is not understood
+  audit:  1 = a pod lacks the sidecar or has another version of it";
 
 /// A sidecar proxy that makes unmodified apps shut down gracefully.
 #[derive(Debug, Parser)]
@@ -162,6 +163,13 @@ pub(super) enum Sub {
     /// Remove the sidecar from manifests that inject has changed
     #[command(after_help = inject::EXIT_CODES)]
     Uninject(FileArgs),
+    /// List running pods that should have the sidecar and don't, or have another version of it
+    ///
+    /// Reads what kubectl get namespaces,pods -A -o json prints. A pod should have the sidecar if it or its namespace has
+    /// the label lameduck.dev/inject: enabled. Each workload is listed with the number of its pods, the reason, and how to
+    /// replace them.
+    #[command(after_help = inject::AUDIT_EXIT_CODES)]
+    Audit(AuditArgs),
     /// Run the mutating admission webhook, which adds the sidecar to pods as they are created
     ///
     /// It adds the same sidecar as inject to the pods that the webhook configuration selects. It never refuses a pod:

@@ -8,7 +8,7 @@ use tracing::Level;
 use super::log::LogFormat;
 use super::webhook::WebhookSettings;
 use crate::config::{ControlPlaces, Settings, UpstreamAddr};
-use crate::inject::command::FileTask;
+use crate::inject::command::{AuditTask, FileTask};
 
 /// The command to run.
 #[derive(Debug)]
@@ -100,6 +100,8 @@ pub enum Command {
     },
     /// `lameduck inject` and `lameduck uninject`.
     Inject(FileTask),
+    /// `lameduck audit`.
+    Audit(AuditTask),
     /// `lameduck webhook`.
     Webhook {
         /// Checked.

@@ -1,4 +1,4 @@
-//! Arguments of `inject` and `uninject`.
+//! Arguments of `inject`, `uninject` and `audit`.
 
 use std::path::{Path, PathBuf};
 
@@ -7,7 +7,7 @@ use serde_json::{Map, json};
 
 use crate::inject::PatchSettings;
 use crate::inject::Services;
-use crate::inject::command::{FileTask, Output};
+use crate::inject::command::{AuditTask, FileTask, Output};
 use crate::inject::diff::Pointer;
 use crate::inject::kinds;
 use crate::inject::manifest::Task;
@@ -46,6 +46,44 @@ Exit codes:
   0 = done; what can't be injected is left as it is, and the report on stderr says why
   1 = with --check: something would change
   2 = the command line is wrong, or a file could not be read, written or understood";
+
+pub(super) const AUDIT_EXIT_CODES: &str = "\
+Exit codes:
+  0 = every pod that should have the sidecar has it, in the wanted version, unless it is left without it for a reason
+  1 = replacing a pod would change it, or a label or annotation means nothing where it is
+  2 = the command line is wrong, or the input could not be read or has no pods";
+
+#[derive(Debug, Args)]
+pub(super) struct AuditArgs {
+    /// Output of kubectl get namespaces,pods -A -o json (or -o yaml), with deployments,statefulsets,daemonsets if their
+    /// labels are to be checked too: files, or - for stdin; at most 64 MiB each
+    #[arg(value_name = "FILE|DIR|-", default_value = "-")]
+    pub inputs: Vec<PathBuf>,
+    /// Image that the sidecars should have, as given to the webhook [default: any with the tag of this version]
+    #[arg(long, env = "LAMEDUCK_IMAGE", value_name = "IMAGE")]
+    pub image: Option<String>,
+}
+
+impl AuditArgs {
+    /// Makes the task, with the same checks as for `inject`.
+    pub fn task(
+        self,
+        check: fn(&[String]) -> Result<(), String>,
+        flags: fn() -> &'static [String],
+    ) -> AuditTask {
+        let settings = PatchSettings {
+            image: self.image.clone().unwrap_or_default(),
+            pull_policy: None,
+            resources: Default::default(),
+            token: String::new(),
+            service_ports: vec![],
+            services: Services::Unseen,
+            check,
+            flags,
+        };
+        AuditTask { inputs: self.inputs, settings: Box::new(settings), image: self.image }
+    }
+}
 
 #[derive(Debug, Args)]
 pub(super) struct FileArgs {

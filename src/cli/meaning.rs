@@ -109,6 +109,7 @@ fn to_command(typed: Sub, around: &Surroundings) -> Result<Command, String> {
         }
         Sub::Inject(args) => Command::Inject(args.request(check_proxy, annotated_flags)?),
         Sub::Uninject(args) => Command::Inject(args.request(Task::Uninject)?),
+        Sub::Audit(args) => Command::Audit(args.task(check_proxy, annotated_flags)),
         Sub::Webhook(args) => {
             let log = LogSettings { format: args.log.log_format, level: args.log.log_level };
             Command::Webhook { settings: Box::new(args.settings(around.api.clone())?), log }

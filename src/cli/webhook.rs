@@ -73,7 +73,8 @@ pub(super) struct WebhookArgs {
     /// Folder with tls.crt and tls.key, read again when they change [default: self-made certificates]
     #[arg(long, value_name = "DIR", help_heading = "Certificates")]
     pub tls_dir: Option<PathBuf>,
-    /// Secret in this pod's namespace through which replicas share their self-made certificates
+    /// Secret in this pod's namespace through which replicas share their self-made certificates, and learn of a newer
+    /// version's replica
     #[arg(long, value_name = "NAME", default_value = "lameduck-webhook-tls",
           value_parser = name, help_heading = "Certificates")]
     pub secret: String,

@@ -1,4 +1,4 @@
-//! `lameduck inject` and `uninject`: reads files, writes files or stdout, reports on stderr.
+//! `lameduck inject`, `uninject` and `audit`: reads files, writes files or stdout, reports on stderr.
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
@@ -7,7 +7,9 @@ use std::process::ExitCode;
 
 use similar::TextDiff;
 
+use super::audit;
 use super::manifest::{Manifest, Outcome, ReportLine, Task, transform};
+use super::model::PatchSettings;
 use super::names::DISABLED;
 use super::text::{is_all_json, split};
 
@@ -33,6 +35,17 @@ impl FileTask {
     }
 }
 
+/// Arguments of `audit`.
+#[derive(Clone, Debug)]
+pub struct AuditTask {
+    /// Files, folders, or `-` for stdin.
+    pub inputs: Vec<PathBuf>,
+    /// What the webhook would add.
+    pub settings: Box<PatchSettings>,
+    /// The sidecar's image; without it any with the tag of this version.
+    pub image: Option<String>,
+}
+
 /// Where the manifests go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
@@ -54,7 +67,16 @@ const MAX_LEN: usize = 64 << 20;
 /// Runs the command. Exit code: 0 on success; 1 if `check` found something to change or `strict` something skipped; 2 if a
 /// file could not be read, parsed or written.
 pub fn run(request: &FileTask) -> ExitCode {
-    match go(request) {
+    ended(go(request))
+}
+
+/// Runs `audit`. Exit code: 0 if every pod has what it should have; 1 if one doesn't; 2 if a file could not be read.
+pub fn audit(task: &AuditTask) -> ExitCode {
+    ended(audited(task))
+}
+
+fn ended(code: io::Result<u8>) -> ExitCode {
+    match code {
         Ok(code) => code.into(),
         // The reader closed our stdout; that is not an error.
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => FAILED.into(),
@@ -93,6 +115,22 @@ fn go(request: &FileTask) -> io::Result<u8> {
     let skipped = |line: &ReportLine| matches!(&line.outcome, Outcome::Skipped(why) if why != DISABLED);
     let found = (request.check && !changed.is_empty()) || (request.strict && report.iter().any(skipped));
     Ok(if failed { FAILED } else { u8::from(found) * FOUND })
+}
+
+fn audited(task: &AuditTask) -> io::Result<u8> {
+    let (mut sources, mut unread, mut objects) = (Vec::new(), String::new(), Vec::new());
+    for input in &task.inputs {
+        read(input, &mut sources, &mut unread)?;
+    }
+    let wrong = |why: String| io::Error::new(io::ErrorKind::InvalidData, why);
+    for source in &sources {
+        objects.extend(audit::objects(&source.text).map_err(|why| wrong(format!("{}: {why}", source.name)))?);
+    }
+    let image = task.image.as_deref();
+    let audit = audit::audit(&objects, &task.settings, image, env!("CARGO_PKG_VERSION")).map_err(wrong)?;
+    io::stdout().write_all(audit.text.as_bytes())?;
+    io::stderr().write_all(unread.as_bytes())?;
+    Ok(if unread.is_empty() { u8::from(audit.found) * FOUND } else { FAILED })
 }
 
 /// Reads an input: a file, all manifests in a folder and its subfolders, or stdin. A file of a folder that can't be read

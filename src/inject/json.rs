@@ -117,3 +117,16 @@ pub fn put_back(parent: &mut Map<String, Value>, key: &str, was: Option<Value>) 
         None => drop(parent.remove(key)),
     }
 }
+
+/// Whether a pod is to complete, as a Job's are: Kubernetes restarts the containers of all others.
+pub fn completes(spec: &Map<String, Value>) -> bool {
+    spec.get("restartPolicy").is_some_and(|policy| policy == "Never" || policy == "OnFailure")
+}
+
+/// Name of the Deployment behind a pod's controller that is its ReplicaSet. A Deployment names these by itself and the
+/// hash of the pod template, which is a label of their pods.
+pub fn deployment(owner: &Value, labels: &Value) -> Option<String> {
+    let name = owner["name"].as_str().filter(|_| owner["kind"] == "ReplicaSet")?;
+    let hash = labels["pod-template-hash"].as_str()?;
+    Some(name.strip_suffix(hash)?.strip_suffix('-')?.to_owned())
+}

@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! command   reads files, writes files or stdout, reports
+//! audit       running pods that should have the sidecar
 //! manifest    documents, Lists, workloads, Services     ← kinds
 //! patch         the desired pod              ← annotations, capture, hints, hooks, ports, protocols, resources, sidecar; restore undoes it
 //! text          that change in the text      ← edit, diff, yaml, emit
@@ -11,6 +12,7 @@
 //! ```
 
 pub mod annotations;
+pub mod audit;
 pub mod capture;
 pub mod command;
 pub mod diff;

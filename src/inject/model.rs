@@ -228,6 +228,8 @@ pub struct Parts<'a> {
     pub grace: u64,
     /// The user's own preStop hooks.
     pub own: Vec<OwnHook>,
+    /// Whether the pod is to complete, as a Job's.
+    pub completes: bool,
     /// Whether Node loads the preload.
     pub preload: bool,
     /// runAsUser of the sidecar.

@@ -7,9 +7,9 @@ use super::capture;
 use super::diff::{Op, Pointer, diff};
 use super::hints;
 use super::hooks;
-use super::json::{containers, env, is_tcp, list, mounted, object, ports as ports_of, probes};
+use super::json::{completes, containers, env, is_tcp, list, mounted, object, ports as ports_of, probes};
 use super::model::{Annotations, AppAddr, OwnHook, Parts, PatchSettings, Pid1, Plan, Services};
-use super::names::{INJECTED, SHARE_DIR, SIDECAR, WARNINGS, preload_option};
+use super::names::{DISABLED, INJECTED, SHARE_DIR, SIDECAR, WARNINGS, preload_option};
 use super::ports;
 use super::ports::not_taken;
 use super::protocols;
@@ -53,7 +53,15 @@ pub struct Skip(pub String);
 /// # Errors
 /// Says why the pod should be left unchanged.
 pub fn patch(pod: &Value, settings: &PatchSettings) -> Result<Patch, Skip> {
-    inject(pod, settings).map_err(Skip)
+    inject(pod, settings).map_err(|why| {
+        let strings = |key| pod["metadata"][key].as_object().cloned().unwrap_or_default();
+        let (labels, written) = (strings("labels"), strings("annotations"));
+        let unknown =
+            annotations::read(&written, (settings.flags)()).map(|all| all.unknown).unwrap_or_default();
+        // A mistyped annotation may be the reason.
+        let hints = if why == DISABLED { vec![] } else { hints(&labels, &written, &unknown, settings) };
+        Skip([vec![why], hints].concat().join("; "))
+    })
 }
 
 fn inject(pod: &Value, settings: &PatchSettings) -> Result<Patch, String> {
@@ -71,8 +79,8 @@ fn inject(pod: &Value, settings: &PatchSettings) -> Result<Patch, String> {
     refuse(spec, &written, &annotations)?;
     let (apps, plan) = apps(spec, &annotations, settings, &written)?;
     let mut warnings: Vec<String> = plan.iter().flat_map(|plan| plan.warning.clone()).collect();
-    warnings.extend(hints::of_pod(&labels, &written));
-    warn(spec, &annotations, settings, (plan.as_ref(), apps.len()), &mut warnings);
+    warnings.extend(hints(&labels, &written, &annotations.unknown, settings));
+    warn(spec, &annotations, (plan.as_ref(), apps.len()), &mut warnings);
     let owns: Result<Vec<_>, _> = apps.iter().map(|(_, app)| hooks::own(app, plan.as_ref())).collect();
     let owns = owns?;
     let own = hooks::together(&owns)?;
@@ -95,6 +103,7 @@ fn inject(pod: &Value, settings: &PatchSettings) -> Result<Patch, String> {
         plan: plan.as_ref(),
         grace: grace.unwrap_or(GRACE.0).max(annotations.grace.unwrap_or(GRACE.1)),
         own,
+        completes: completes(spec),
         preload,
         user,
         resources,
@@ -163,8 +172,7 @@ fn refuse(
     if written.contains_key("kubernetes.io/config.mirror") {
         return Err("a static pod: only its node's files can change it".to_owned());
     }
-    let ends = spec.get("restartPolicy").is_some_and(|policy| policy == "Never" || policy == "OnFailure");
-    if annotations.ordinary && ends {
+    if annotations.ordinary && completes(spec) {
         return Err("an ordinary sidecar would keep a pod that is to complete (a Job's) from completing: \
                     use the native one (Kubernetes 1.29)"
             .to_owned());
@@ -245,16 +253,25 @@ fn app_container(
     Ok(n)
 }
 
+/// Hints about labels and annotations that mean nothing.
+fn hints(
+    labels: &Map<String, Value>,
+    written: &Map<String, Value>,
+    unknown: &[String],
+    settings: &PatchSettings,
+) -> Vec<String> {
+    let flags = (settings.flags)().iter().map(String::as_str);
+    let names: Vec<&str> = annotations::NAMES.into_iter().chain(flags).collect();
+    let unknown = unknown.iter().map(|name| hints::unknown(name, &names));
+    hints::of_pod(labels, written).into_iter().chain(unknown).collect()
+}
+
 fn warn(
     spec: &Map<String, Value>,
     annotations: &Annotations,
-    settings: &PatchSettings,
     (plan, apps): (Option<&Plan>, usize),
     warnings: &mut Vec<String>,
 ) {
-    let flags = (settings.flags)().iter().map(String::as_str);
-    let names: Vec<&str> = annotations::NAMES.into_iter().chain(flags).collect();
-    warnings.extend(annotations.unknown.iter().map(|name| hints::unknown(name, &names)));
     warnings.extend(
         annotations.idle().map(|(name, why)| format!("annotation lameduck.dev/{name} means nothing {why}")),
     );

@@ -15,32 +15,37 @@ const LAME_DUCK: u64 = 5;
 /// The proxy's default for `--reserve`, in seconds.
 const RESERVE: u64 = 5;
 
-/// Warnings about the grace period: one that the pod's own is above, and one that leaves a drain no time. The proxy gives
-/// the lame duck at most a third of what the reserve leaves, but never less than its minimum.
+/// Warnings about the grace period: one that the pod's own is above, and one that leaves a drain little time. The proxy
+/// keeps to its minimum lame duck even if that is over a third of the drain.
 pub fn grace_warnings(parts: &Parts, own: u64) -> Vec<String> {
     let mut warnings = Vec::new();
     if let Some(asked) = parts.annotations.grace.filter(|asked| *asked < own) {
-        warnings
-            .push(format!("annotation lameduck.dev/grace: {asked}s changes nothing, as the pod has {own}s"));
+        warnings.push(format!(
+            "annotation lameduck.dev/grace: {asked}s changes nothing, as the pod has {own}s and keeps them"
+        ));
     }
     let time = |flag: &str| humantime::parse_duration(parts.annotations.flag(flag)?).ok();
     let own_reserve = if runs_after_drain(&parts.own) { OWN_HOOK_RESERVE } else { RESERVE };
-    let lame_duck = time("lame-duck").unwrap_or(Duration::from_secs(sleep(&parts.own).max(LAME_DUCK)));
+    let lame_duck = time("lame-duck").unwrap_or(Duration::from_secs(lame_duck(parts)));
     let reserve = time("reserve").unwrap_or(Duration::from_secs(own_reserve));
     let drain = Duration::from_secs(parts.grace).saturating_sub(reserve);
     if lame_duck > drain / 3 {
+        let enough = (3 * lame_duck + reserve).as_secs_f64().ceil();
+        let left = humantime::format_duration(drain.saturating_sub(lame_duck));
         let (lame_duck, drain) = (humantime::format_duration(lame_duck), humantime::format_duration(drain));
         warnings.push(format!(
-            "its lame duck of {lame_duck} is over a third of the {drain} for the whole drain: see lameduck.dev/grace"
+            "its lame duck of {lame_duck} is over a third of the {drain} for the whole drain and is kept, so that \
+             running work gets only {left}: write lameduck.dev/grace: {enough}s"
         ));
     }
     warnings
 }
 
-/// Seconds that the user's own hooks sleep.
-fn sleep(own: &[OwnHook]) -> u64 {
-    let seconds = own.iter().map(|own| if let OwnHook::Sleep(seconds) = own { *seconds } else { 0 });
-    seconds.max().unwrap_or(0)
+/// Least lame duck in seconds, unless an annotation sets it. Nothing calls a pod that is to complete by a Service, so its
+/// end needs no delay.
+fn lame_duck(parts: &Parts) -> u64 {
+    let seconds = parts.own.iter().map(|own| if let OwnHook::Sleep(seconds) = own { *seconds } else { 0 });
+    seconds.max().unwrap_or(0).max(if parts.completes { 0 } else { LAME_DUCK })
 }
 
 /// Whether one of the user's own hooks has something to do between the drain and SIGTERM.
@@ -65,10 +70,9 @@ pub fn arguments(parts: &Parts, app_probes: &[String]) -> Vec<String> {
     }
     args.push(format!("--probe-listen=:{}", annotations.probe()));
     args.push(format!("--grace={}s", parts.grace));
-    // A shorter sleep does not shorten the lame-duck phase.
-    let seconds = sleep(&parts.own);
-    if seconds >= LAME_DUCK && annotations.flag("lame-duck").is_none() {
-        args.push(format!("--lame-duck={seconds}s"));
+    let least = lame_duck(parts);
+    if least != LAME_DUCK && annotations.flag("lame-duck").is_none() {
+        args.push(format!("--lame-duck={least}s"));
     }
     if runs_after_drain(&parts.own) && annotations.flag("reserve").is_none() {
         args.push(format!("--reserve={OWN_HOOK_RESERVE}s"));

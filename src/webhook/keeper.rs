@@ -1,6 +1,7 @@
 //! Maintains the certificate. Every few seconds it reads the files, or the Secret that the replicas share, and the API
-//! server's caBundles; `certs` decides, and the keeper writes and serves.
+//! server's caBundles; `certs` decides, and the keeper writes and serves. The same Secret says who is the newest replica.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant, UNIX_EPOCH};
@@ -11,6 +12,7 @@ use hyper::{Method, StatusCode};
 use serde_json::{Value, json};
 
 use super::certs::{self, StoredCerts, Write, accepted, go_over, refusal};
+use super::handover::{self, Newer, Replica};
 use super::kube::{Api, ApiSession};
 use super::state::{Webhook, random_fraction};
 use super::x509::{Root, Seconds, Served, now, roots};
@@ -22,6 +24,9 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 const CHECK_INTERVAL_AT_START: Duration = Duration::from_secs(1);
 /// A change of the caBundles counts only after this time: API servers learn of it one by one.
 const ACCEPTED_DELAY: Duration = Duration::from_secs(2);
+/// Time after which every replica of another version has seen that this one is the newest: their interval between two
+/// checks, and two seconds for the check.
+const KNOWN_DELAY: Duration = Duration::from_secs(8);
 /// Limit on the writes of one check: a CA, the bundles, a leaf, and repeats after conflicts with other replicas.
 const MAX_WRITES: usize = 5;
 
@@ -29,6 +34,10 @@ const MAX_WRITES: usize = 5;
 pub struct Keeper {
     webhook: Arc<Webhook>,
     source: CertSource,
+    /// Name of the Secret that all replicas share.
+    secret: String,
+    /// Port of the review listener.
+    port: u16,
     api: Option<Api>,
     config: Option<String>,
     service: String,
@@ -39,6 +48,8 @@ pub struct Keeper {
     accepted: Option<Instant>,
     /// Why a caBundle does not.
     refusal: Option<String>,
+    /// Time from which every other replica knows of this one.
+    known: Option<Instant>,
     /// Last problem that was logged.
     problem: Option<String>,
 }
@@ -46,8 +57,8 @@ pub struct Keeper {
 enum CertSource {
     /// Folder with `tls.crt` and `tls.key`.
     Files(PathBuf),
-    /// Name of our own Secret.
-    Secret(String),
+    /// The Secret.
+    Secret,
 }
 
 /// CAs that the API server trusts, as read from its configuration.
@@ -59,12 +70,13 @@ struct Config {
 }
 
 impl Keeper {
-    /// `namespace` is the pod's.
+    /// `namespace` is the pod's, `port` that of the review listener.
     pub fn new(
         webhook: Arc<Webhook>,
         settings: &WebhookSettings,
         api: Option<Api>,
         namespace: String,
+        port: u16,
     ) -> Self {
         let service = &settings.service;
         let names = [
@@ -75,11 +87,13 @@ impl Keeper {
         ];
         let source = match &settings.tls_dir {
             Some(dir) => CertSource::Files(dir.clone()),
-            None => CertSource::Secret(settings.secret.clone()),
+            None => CertSource::Secret,
         };
         Self {
             webhook,
             source,
+            secret: settings.secret.clone(),
+            port,
             api,
             config: settings.config.clone(),
             service: service.clone(),
@@ -88,6 +102,7 @@ impl Keeper {
             served: None,
             accepted: None,
             refusal: None,
+            known: None,
             problem: None,
         }
     }
@@ -117,7 +132,11 @@ impl Keeper {
         let problem = self.problem.clone().or_else(|| {
             (!believed).then(|| "the caBundles have only just begun to verify the certificate".to_owned())
         });
-        self.webhook.publish(believed && self.served.is_some(), problem)
+        let known = self.config.is_none() || self.known.is_some_and(|known| known <= Instant::now());
+        let problem = problem.or_else(|| {
+            (!known).then(|| "replicas of another version have yet to learn of this one".to_owned())
+        });
+        self.webhook.publish(believed && self.served.is_some(), known, problem)
     }
 
     async fn look(&mut self) -> Result<(), String> {
@@ -134,7 +153,7 @@ impl Keeper {
     /// One check with at most one write. Returns what was written if another check should follow. The configuration is
     /// read before the Secret and written only if unchanged since, so no bundle loses a CA that another replica added.
     async fn step(&mut self) -> Result<Option<String>, String> {
-        let wants_api = self.config.is_some() || matches!(self.source, CertSource::Secret(_));
+        let wants_api = self.config.is_some() || matches!(self.source, CertSource::Secret);
         let mut session = match &self.api {
             Some(api) if wants_api => Some(api.session().await?),
             _ => None,
@@ -146,40 +165,100 @@ impl Keeper {
         let bundles: Vec<_> =
             config.iter().flat_map(|config| &config.bundles).map(|(_, bundle)| bundle.clone()).collect();
         let now = now();
-        let (name, session) = match (&self.source, session) {
-            (CertSource::Files(dir), _) => {
+        match (&self.source, session) {
+            (CertSource::Files(dir), session) => {
                 let found = Served::read_dir(dir);
                 self.serve(now, &bundles, found.as_ref().ok(), false);
-                return found.map(|_| None);
+                found?;
+                match session {
+                    Some(mut session) => self.share_files(&mut session, &bundles).await,
+                    None => Ok(None),
+                }
             }
-            (CertSource::Secret(_), None) => return Err("there is no API server".to_owned()),
-            (CertSource::Secret(name), Some(session)) => (name.clone(), session),
-        };
-        self.keep(now, &name, session, config, &bundles).await
+            (CertSource::Secret, None) => Err("there is no API server".to_owned()),
+            (CertSource::Secret, Some(session)) => self.keep(now, session, config, &bundles).await,
+        }
     }
 
     /// The same for our own Secret.
     async fn keep(
         &mut self,
         now: Seconds,
-        name: &str,
         mut session: ApiSession,
         config: Option<Config>,
         bundles: &[Vec<Root>],
     ) -> Result<Option<String>, String> {
-        let secret = self.read_secret(&mut session, name).await?;
+        let secret = self.read_secret(&mut session).await?;
         let kept = kept(&secret);
         self.serve(now, bundles, kept.served().ok().as_ref(), true);
         match (certs::next(now, &self.names, &kept, bundles)?, config) {
             (Some(Write::Secret(kept)), _) => {
-                self.write_secret(&mut session, name, secret, &kept).await?;
-                Ok(Some(format!("Secret {name}")))
+                self.write_certs(&mut session, secret, &kept).await?;
+                Ok(Some(format!("Secret {}", self.secret)))
             }
             (Some(Write::Bundles(pem)), Some(config)) => {
                 write_bundles(&mut session, &config, &pem).await.map(Some)
             }
-            (Some(Write::Bundles(_)) | None, _) => Ok(None),
+            (Some(Write::Bundles(_)) | None, _) => self.hand_over(&mut session, secret, bundles).await,
         }
+    }
+
+    /// With certificates from files only the newest replica is in the Secret, and the webhook works without it.
+    async fn share_files(
+        &mut self,
+        session: &mut ApiSession,
+        bundles: &[Vec<Root>],
+    ) -> Result<Option<String>, String> {
+        let shared = match self.read_secret(session).await {
+            Ok(Value::Null) => Err(format!("there is no Secret {}/{}", self.namespace, self.secret)),
+            Ok(secret) => self.hand_over(session, secret, bundles).await,
+            Err(why) => Err(why),
+        };
+        shared.or_else(|why| {
+            if self.known.replace(Instant::now()).is_none() {
+                tracing::info!("replicas of another version go on adding their own sidecar: {why}");
+            }
+            Ok(None)
+        })
+    }
+
+    /// Writes into the Secret, once, that this is the newest replica, and follows one that does so later. Returns what
+    /// was written.
+    async fn hand_over(
+        &mut self,
+        session: &mut ApiSession,
+        mut secret: Value,
+        bundles: &[Vec<Root>],
+    ) -> Result<Option<String>, String> {
+        if self.accepted.is_none() || bundles.is_empty() {
+            return Ok(None);
+        }
+        let addr = SocketAddr::new(session.local, self.port);
+        let own = Replica { addr, sidecar: handover::sidecar(&self.webhook.settings) };
+        let newest = Replica::newest(&secret);
+        let other = newest.clone().filter(|newest| newest.sidecar != own.sidecar);
+        let before = self.webhook.newer();
+        let lost = match (&before, &other) {
+            (Some(newer), Some(other)) if newer.replica == *other => !newer.is_there().await,
+            _ => false,
+        };
+        if self.known.is_none() || lost {
+            own.write(&mut secret);
+            if self.put_secret(session, &secret).await? {
+                let wait = if other.is_some() && !lost { KNOWN_DELAY } else { Duration::ZERO };
+                self.known.get_or_insert(Instant::now() + wait);
+                self.webhook.follow(None);
+            }
+            return Ok(Some(format!("Secret {}", self.secret)));
+        }
+        if before.as_ref().map(|newer| &newer.replica) != other.as_ref() {
+            match &other {
+                Some(newer) => tracing::info!(newer = %newer.addr, "a newer replica answers the reviews"),
+                None => tracing::info!("this replica answers its reviews itself"),
+            }
+            self.webhook.follow(other.map(|other| Arc::new(Newer::new(other, &self.names[0], bundles))));
+        }
+        Ok(None)
     }
 
     /// Switches to `candidate` if it is time, and records whether the API server accepts the served certificate.
@@ -225,27 +304,25 @@ impl Keeper {
     }
 
     /// The Secret; null if it doesn't exist.
-    async fn read_secret(&self, session: &mut ApiSession, name: &str) -> Result<Value, String> {
-        let reply = session.get(&self.secret_path(name)).await?;
+    async fn read_secret(&self, session: &mut ApiSession) -> Result<Value, String> {
+        let reply = session.get(&format!("{}/{}", self.secrets(), self.secret)).await?;
         if reply.status == StatusCode::NOT_FOUND {
             return Ok(Value::Null);
         }
-        reply.object().map_err(|why| format!("Secret {}/{name}: {why}", self.namespace))
+        reply.object().map_err(|why| format!("Secret {}/{}: {why}", self.namespace, self.secret))
     }
 
-    /// Writes the Secret, unless another replica wrote it since it was read.
-    async fn write_secret(
+    /// Writes the certificates into the Secret.
+    async fn write_certs(
         &self,
         session: &mut ApiSession,
-        name: &str,
         mut secret: Value,
         kept: &StoredCerts,
     ) -> Result<(), String> {
-        let missing = secret.is_null();
-        if missing {
+        if secret.is_null() {
             secret = json!({
                 "apiVersion": "v1", "kind": "Secret", "type": "kubernetes.io/tls",
-                "metadata": { "name": name, "namespace": self.namespace },
+                "metadata": { "name": self.secret, "namespace": self.namespace },
             });
         }
         let StoredCerts { ca_crt, ca_key, tls_crt, tls_key } = kept;
@@ -257,27 +334,34 @@ impl Keeper {
         {
             secret["data"][key] = json!(STANDARD.encode(text));
         }
-        let all = format!("/api/v1/namespaces/{}/secrets", self.namespace);
-        let (method, path) =
-            if missing { (Method::POST, all) } else { (Method::PUT, self.secret_path(name)) };
-        let reply = session.send(method, &path, "application/json", &secret).await?;
+        if self.put_secret(session, &secret).await? {
+            tracing::info!(secret = self.secret, "wrote certificates");
+        }
+        Ok(())
+    }
+
+    /// Writes the Secret, unless another replica wrote it since it was read. Returns whether it did.
+    async fn put_secret(&self, session: &mut ApiSession, secret: &Value) -> Result<bool, String> {
+        let missing = secret["metadata"]["resourceVersion"].is_null();
+        let (method, path) = match missing {
+            true => (Method::POST, self.secrets()),
+            false => (Method::PUT, format!("{}/{}", self.secrets(), self.secret)),
+        };
+        let reply = session.send(method, &path, "application/json", secret).await?;
+        let (namespace, name) = (&self.namespace, &self.secret);
         match reply.status {
-            StatusCode::CONFLICT => Ok(()),
+            StatusCode::CONFLICT => Ok(false),
             StatusCode::FORBIDDEN if missing => Err(format!(
-                "there is no Secret {}/{name}, and this service account may not create it: apply the manifest that \
-                 has it, empty",
-                self.namespace
+                "there is no Secret {namespace}/{name}, and this service account may not create it: apply the manifest \
+                 that has it, empty"
             )),
-            _ => {
-                reply.object().map_err(|why| format!("Secret {}/{name}: {why}", self.namespace))?;
-                tracing::info!(secret = name, "wrote certificates");
-                Ok(())
-            }
+            _ => reply.object().map(|_| true).map_err(|why| format!("Secret {namespace}/{name}: {why}")),
         }
     }
 
-    fn secret_path(&self, name: &str) -> String {
-        format!("/api/v1/namespaces/{}/secrets/{name}", self.namespace)
+    /// Path of all Secrets in our namespace.
+    fn secrets(&self) -> String {
+        format!("/api/v1/namespaces/{}/secrets", self.namespace)
     }
 }
 

@@ -1,6 +1,7 @@
 //! Minimal client for the API server: JSON over one HTTP/1.1 connection, authenticated as the pod's service account.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,7 +11,7 @@ use hyper::body::Bytes;
 use hyper::client::conn::http1::{self, SendRequest};
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
-use rustls::pki_types::ServerName;
+use rustls::pki_types::{CertificateDer, ServerName};
 use serde_json::Value;
 use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
@@ -35,6 +36,8 @@ pub struct Api {
 /// A connection to the API server.
 pub struct ApiSession {
     send: SendRequest<Full<Bytes>>,
+    /// This end's address: the pod's.
+    pub local: IpAddr,
     host: String,
     token: String,
 }
@@ -61,6 +64,29 @@ impl ApiReply {
     }
 }
 
+/// Opens a connection for HTTP/1.1 over TLS to a server whose certificate is for `name`. Returns it with this end's
+/// address.
+///
+/// # Errors
+/// Says which step failed.
+pub async fn dial(
+    host: &str,
+    port: u16,
+    name: &str,
+    trusted: impl Iterator<Item = CertificateDer<'static>>,
+) -> Result<(SendRequest<Full<Bytes>>, IpAddr), String> {
+    let config = client_config(trusted).map_err(|why| format!("ca.crt: {why}"))?;
+    let name = ServerName::try_from(name.to_owned()).map_err(|why| why.to_string())?;
+    let stream = TcpStream::connect((host, port)).await.map_err(|why| why.to_string())?;
+    let local = stream.local_addr().map_err(|why| why.to_string())?.ip();
+    let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
+    let stream = TokioIo::new(stream.map_err(|why| why.to_string())?);
+    let (send, connection) = http1::handshake(stream).await.map_err(|why| why.to_string())?;
+    // The task ends when `send` is dropped.
+    tokio::spawn(connection);
+    Ok((send, local))
+}
+
 impl Api {
     /// The API server of the pod's own cluster.
     pub fn new(cluster: &Cluster) -> Self {
@@ -85,18 +111,10 @@ impl Api {
             fs::read_to_string(&path).map_err(|why| format!("{}: {why}", path.display()))
         };
         let trusted = roots(file("ca.crt")?.as_bytes()).into_iter().map(|root| root.der);
-        let config = client_config(trusted).map_err(|why| format!("ca.crt: {why}"))?;
-        let name = ServerName::try_from(self.host.clone()).map_err(|why| why.to_string())?;
-        let stream = TcpStream::connect((self.host.as_str(), self.port)).await;
-        let stream = stream.map_err(|why| why.to_string())?;
-        let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await;
-        let stream = TokioIo::new(stream.map_err(|why| why.to_string())?);
-        let (send, connection) = http1::handshake(stream).await.map_err(|why| why.to_string())?;
-        // The task ends when the session is dropped.
-        tokio::spawn(connection);
+        let (send, local) = dial(&self.host, self.port, &self.host, trusted).await?;
         let token = file("token")?.trim().to_owned();
         let host = if self.host.contains(':') { format!("[{}]", self.host) } else { self.host.clone() };
-        Ok(ApiSession { send, host: format!("{host}:{}", self.port), token })
+        Ok(ApiSession { send, local, host: format!("{host}:{}", self.port), token })
     }
 }
 

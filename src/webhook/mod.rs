@@ -3,13 +3,16 @@
 //! ```text
 //! API server ─► server   TLS, one request per connection, bounded   ─► review   pure: AdmissionReview in and out
 //!                 │                                                      └─ inject::patch
-//!                 └─ events   a skip, reported to the pod's owner
+//!                 ├─ events   a skip, reported to the pod's owner
+//!                 └─ handover   a newer replica answers instead
 //! keeper   every few seconds: the Secret or the files, and the caBundles ─► certs   pure: what to create, serve, trust
+//!                 ├─ handover   who is the newest replica
 //!                 └─ kube     client of the API server                       └─ x509
 //! ```
 
 pub mod certs;
 pub mod events;
+pub mod handover;
 pub mod keeper;
 pub mod kube;
 pub mod metrics;
@@ -60,7 +63,8 @@ pub async fn run(settings: WebhookSettings, shutdown: impl Future<Output = ()>) 
         version = env!("CARGO_PKG_VERSION"),
         "listening"
     );
-    let keeper = tokio::spawn(Keeper::new(Arc::clone(&webhook), &settings, api, namespace).run());
+    let port = listener.local_addr().map(|addr| addr.port()).unwrap_or_default();
+    let keeper = tokio::spawn(Keeper::new(Arc::clone(&webhook), &settings, api, namespace, port).run());
     let stopped = watch::Sender::new(false);
     let reviews = async {
         serve(listener, WebhookListener::Review, Arc::clone(&webhook), async {

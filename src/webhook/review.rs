@@ -5,6 +5,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
+use crate::inject::json::deployment;
 use crate::inject::names::INJECT;
 use crate::inject::sidecar::token_of;
 use crate::inject::{self, PatchSettings};
@@ -163,13 +164,6 @@ fn reviewed(
         warnings,
         dry_run: request["dryRun"] == true,
     }
-}
-
-/// A Deployment names its ReplicaSets by itself and the hash of the pod template, which is a label of their pods.
-fn deployment(owner: &Value, labels: &Value) -> Option<String> {
-    let name = owner["name"].as_str().filter(|_| owner["kind"] == "ReplicaSet")?;
-    let hash = labels["pod-template-hash"].as_str()?;
-    Some(name.strip_suffix(hash)?.strip_suffix('-')?.to_owned())
 }
 
 /// A warning ends up in an HTTP header (`Warning`, RFC 7234 §5.5): one line of limited length.

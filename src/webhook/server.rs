@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
+use hyper::body::{Bytes, Incoming};
 use hyper::header;
 use hyper::server::conn::http1;
 use hyper::service::service_fn;
@@ -18,6 +18,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_rustls::TlsAcceptor;
 
+use super::handover::HANDED_OVER;
 use super::review::{ReviewOutcome, Reviewed, allowed_anyway, review};
 use super::state::{Webhook, random_token};
 use crate::answer::{Answer, answer, text, wrong_method};
@@ -123,10 +124,11 @@ async fn http(stream: impl AsyncRead + AsyncWrite + Unpin, asked: WebhookListene
 
 async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
     match (ask.method(), ask.uri().path()) {
-        (&Method::POST, "/mutate") => {}
-        (_, "/mutate") => return wrong_method("POST"),
+        (&Method::POST, "/mutate" | HANDED_OVER) => {}
+        (_, "/mutate" | HANDED_OVER) => return wrong_method("POST"),
         _ => return text(StatusCode::NOT_FOUND, "not found; the route is /mutate"),
     }
+    let handed_over = ask.uri().path() == HANDED_OVER;
     let length =
         ask.headers().get(header::CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse().ok());
     let length = length.unwrap_or(MAX_BODY).min(MAX_BODY);
@@ -144,6 +146,11 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
         }
         Err(why) => return text(StatusCode::BAD_REQUEST, &why.to_string()),
     };
+    if let Some(newer) = webhook.newer().filter(|_| !handed_over)
+        && let Some(response) = newer.review(&body).await
+    {
+        return answer(StatusCode::OK, "application/json", response);
+    }
     let began = Instant::now();
     match reviewed(&body, webhook) {
         Ok(reviewed) => {
@@ -164,7 +171,7 @@ async fn mutate(ask: Request<Incoming>, webhook: &Webhook) -> Answer {
 
 /// Reads the body; none if it is too long. Such a body is still read to its end, within a limit, so that the client can
 /// read the response.
-async fn read(mut body: Incoming) -> Result<Option<Vec<u8>>, hyper::Error> {
+async fn read(mut body: Incoming) -> Result<Option<Bytes>, hyper::Error> {
     let (mut bytes, mut length) = (Vec::new(), 0);
     while let Some(frame) = body.frame().await {
         let Ok(data) = frame?.into_data() else { continue };
@@ -178,7 +185,7 @@ async fn read(mut body: Incoming) -> Result<Option<Vec<u8>>, hyper::Error> {
             bytes = Vec::new();
         }
     }
-    Ok((length <= MAX_BODY).then_some(bytes))
+    Ok((length <= MAX_BODY).then(|| bytes.into()))
 }
 
 /// A bug of ours must not block a pod: after a panic the pod is allowed unchanged.
@@ -196,6 +203,10 @@ fn log(reviewed: &Reviewed) {
         }
         ReviewOutcome::Skipped(reason) => {
             tracing::info!(namespace, pod = name, outcome = result, reason, dry_run, "review");
+        }
+        // The API server shows each injected pod again, with the service account's mount in its sidecar.
+        ReviewOutcome::Unchanged if warnings.is_empty() => {
+            tracing::debug!(namespace, pod = name, outcome = result, dry_run, "review");
         }
         ReviewOutcome::Injected | ReviewOutcome::Unchanged => {
             let warnings = (!warnings.is_empty()).then(|| warnings.join("; "));

@@ -9,6 +9,7 @@ use rustls::sign::CertifiedKey;
 use tokio::sync::Semaphore;
 
 use super::events::EventQueue;
+use super::handover::Newer;
 use super::kube::Api;
 use super::metrics::Metrics;
 use super::x509::{Seconds, Served, now, provider};
@@ -33,6 +34,8 @@ pub struct Webhook {
     pub events: Option<EventQueue>,
     /// One permit per byte of a large body that is being read.
     pub body_room: Semaphore,
+    /// Replica of a newer version, which answers the reviews.
+    newer: Mutex<Option<Arc<Newer>>>,
     standing: Mutex<Standing>,
 }
 
@@ -41,6 +44,8 @@ pub struct Webhook {
 struct Standing {
     valid: Option<Range<Seconds>>,
     accepted: bool,
+    /// Whether replicas of another version have had time to learn of this one.
+    known: bool,
     problem: Option<String>,
 }
 
@@ -89,6 +94,7 @@ impl Webhook {
             events: api.map(|api| EventQueue::start(api, Arc::clone(&metrics))),
             metrics,
             body_room: Semaphore::new(MAX_BODIES),
+            newer: Mutex::default(),
             standing: Mutex::default(),
         })
     }
@@ -99,12 +105,22 @@ impl Webhook {
         lock(&self.standing).valid = Some(served.valid.clone());
     }
 
+    /// The replica that answers reviews in our place, if there is one.
+    pub fn newer(&self) -> Option<Arc<Newer>> {
+        lock(&self.newer).clone()
+    }
+
+    /// Sets that replica.
+    pub fn follow(&self, newer: Option<Arc<Newer>>) {
+        *lock(&self.newer) = newer;
+    }
+
     /// Takes over the keeper's findings; returns whether the webhook is ready.
-    pub fn publish(&self, accepted: bool, problem: Option<String>) -> bool {
+    pub fn publish(&self, accepted: bool, known: bool, problem: Option<String>) -> bool {
         let was = self.ready();
         {
             let mut standing = lock(&self.standing);
-            (standing.accepted, standing.problem) = (accepted, problem);
+            (standing.accepted, standing.known, standing.problem) = (accepted, known, problem);
         }
         let now = self.ready();
         match (&was, &now) {
@@ -127,7 +143,7 @@ impl Webhook {
             None => Err(problem()),
             Some(valid) if now >= valid.end => Err("the certificate has expired".to_owned()),
             Some(valid) if now < valid.start => Err("the certificate is not valid yet".to_owned()),
-            Some(_) if !standing.accepted => Err(problem()),
+            Some(_) if !standing.accepted || !standing.known => Err(problem()),
             Some(_) => Ok(()),
         }
     }

@@ -65,10 +65,30 @@ fn a_preset_sleep_becomes_the_least_lame_duck() {
     }
 }
 
+/// Nothing calls it by a Service that would have to hear of its end first.
+#[test]
+fn a_pod_that_is_to_complete_has_no_lame_duck() {
+    let of = |policy: &str, change: &dyn Fn(&mut Value)| {
+        patched(&pod(|pod| {
+            pod["spec"]["restartPolicy"] = json!(policy);
+            change(pod);
+        }))
+    };
+    for policy in ["Never", "OnFailure"] {
+        assert!(has(&of(policy, &|_| {}), "--lame-duck=0s"), "{policy}");
+        assert!(has(&of(policy, &annotated("lame-duck", "4s")), "--lame-duck=4s"));
+        let sleeps = |pod: &mut Value| app(pod)["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 3}}});
+        assert!(has(&of(policy, &sleeps), "--lame-duck=3s"));
+    }
+    let serves = of("Always", &|_| {});
+    assert!(!sidecar(&serves)["args"].to_string().contains("lame-duck"));
+}
+
 #[test]
 fn grace_is_raised_and_never_lowered() {
     for (given, wish, grace) in [
         (None, None, 60),
+        (None, Some("30s"), 30),
         (Some(45), None, 60),
         (Some(90), None, 90),
         (Some(45), Some("75s"), 75),

@@ -5,7 +5,7 @@
 use super::inject_keeps_every_byte::{done, lameduck, task, text, told};
 use crate::common;
 
-use common::pod::{annotated, app, by, patched, pod, settings, sidecar, why};
+use common::pod::{annotated, app, by, patched, placed, pod, settings, sidecar, why};
 use lameduck::inject::{PatchSettings, Services, patch};
 use serde_json::{Value, json};
 
@@ -91,6 +91,28 @@ fn a_mistyped_name_is_told_with_the_right_one() {
     let label = "label lameduck.dev/grace means nothing: make it an annotation";
     let prefix = "annotation lame-duck.dev/grace means nothing: the prefix is lameduck.dev/";
     assert_eq!(warnings, [label, prefix]);
+    before["metadata"] = json!({"labels": {"lameduck.dev/injct": "enabled"}});
+    assert_eq!(
+        patched(&before).warnings,
+        ["label lameduck.dev/injct means nothing: do you mean lameduck.dev/inject?"]
+    );
+}
+
+#[test]
+fn a_mistyped_name_is_told_of_a_skipped_pod_too() {
+    let skipped = why(&placed(|pod| {
+        annotated("containers", "app")(pod);
+        pod["spec"]["containers"].as_array_mut().unwrap().push(json!({"name": "other", "image": "x"}));
+    }));
+    let hint = "annotation lameduck.dev/containers means nothing: do you mean lameduck.dev/container?";
+    assert!(skipped.contains("several containers") && skipped.ends_with(&format!("; {hint}")), "{skipped}");
+    assert_eq!(
+        why(&pod(|pod| {
+            annotated("garce", "9s")(pod);
+            annotated("inject", "disabled")(pod);
+        })),
+        "lameduck.dev/inject is disabled"
+    );
 }
 
 #[test]
@@ -105,13 +127,14 @@ fn the_label_counts_where_the_webhook_sees_it() {
         assert!(why(&labelled(no)).contains(&format!("'{no}': write disabled")));
         assert!(why(&pod(annotated("inject", no))).contains("write disabled"));
     }
-    let on_the_deployment =
-        "  name: web\n  labels: {lameduck.dev/inject: enabled}\n  annotations: {lameduck.dev/grace: 90s}\n";
+    let on_the_deployment = "  name: web\n  labels: {lameduck.dev/inject: enabled}\n  annotations: {lameduck.dev/grace: 90s, lame-duck.dev/x: y}\n";
     let (_, report) = done(&DEPLOYMENT.replace("  name: web\n", on_the_deployment), &task());
     for what in ["label lameduck.dev/inject", "annotation lameduck.dev/grace"] {
         let hint = format!("{what} means nothing here: it belongs on the pod template");
         assert!(told(&report).contains(&hint), "{hint}: {}", told(&report));
     }
+    let near = "annotation lame-duck.dev/x means nothing: the prefix is lameduck.dev/, and it belongs on the pod template";
+    assert!(told(&report).contains(near), "{}", told(&report));
 }
 
 #[test]
@@ -121,13 +144,20 @@ fn a_lame_duck_takes_no_more_than_a_third_of_the_drain() {
     };
     // 60 s of grace without 5 s of reserve.
     assert_eq!(warnings(&[("lame-duck", "18s")]), [""; 0]);
-    let long = "its lame duck of 19s is over a third of the 55s for the whole drain: see lameduck.dev/grace";
+    let long = "its lame duck of 19s is over a third of the 55s for the whole drain and is kept, so that running work gets \
+                only 36s: write lameduck.dev/grace: 62s";
     assert_eq!(warnings(&[("lame-duck", "19s")]), [long]);
     assert_eq!(warnings(&[("lame-duck", "19s"), ("grace", "62s")]), [""; 0]);
     assert_eq!(warnings(&[("lame-duck", "19s"), ("reserve", "500ms"), ("grace", "1m")]), [""; 0]);
     let sleeps = pod(|pod| app(pod)["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 25}}}));
     assert!(patched(&sleeps).warnings[0].contains("its lame duck of 25s is over"), "the app's own sleep");
-    let low = "annotation lameduck.dev/grace: 8s changes nothing, as the pod has 30s";
+    let (_, report) = done(
+        &DEPLOYMENT.replace("labels:", "annotations: {lameduck.dev/lame-duck: 50s}\n      labels:"),
+        &task(),
+    );
+    assert!(told(&report).contains("50s is over a third of the 55s"), "{}", told(&report));
+    assert!(told(&report).contains("gets only 5s: write lameduck.dev/grace: 155s"), "{}", told(&report));
+    let low = "annotation lameduck.dev/grace: 8s changes nothing, as the pod has 30s and keeps them";
     assert_eq!(warnings(&[("grace", "8s")]), [low]);
     let why = why(&pod(|pod| {
         pod["spec"]["terminationGracePeriodSeconds"] = json!(8);

@@ -3,6 +3,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod audit_lists;
 mod inject_captures;
 mod inject_hooks;
 mod inject_keeps_every_byte;

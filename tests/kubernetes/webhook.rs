@@ -114,6 +114,31 @@ fn every_pod_created_during_the_webhooks_own_rollout_gets_the_sidecar() {
 
 #[test]
 #[ignore = "needs a cluster"]
+fn after_the_rollout_of_another_version_no_pod_gets_the_old_sidecar() {
+    let Some(ns) = Namespace::alone("webhook-upgrade") else { return };
+    installed();
+    let deployment = ["-n", HOME, "set", "env", "deployment/lameduck-webhook"];
+    let image = |pod: &Value| pod["spec"]["initContainers"][0]["image"].as_str().map(str::to_owned);
+    let pods = [POD; 6].join("---");
+    for wanted in ["lameduck:next", "lameduck:other", "lameduck:next"] {
+        kubectl(&[&deployment[..], &[&format!("LAMEDUCK_IMAGE={wanted}")]].concat());
+        kubectl(&["-n", HOME, "rollout", "status", "deployment/lameduck-webhook", "--timeout=120s"]);
+        let created = kubectl_with(&pods, &["-n", ns.name, "create", "-o", "json", "-f", "-"]);
+        assert!(created.status.success(), "{}", String::from_utf8_lossy(&created.stderr));
+        // One object after the other, or a List.
+        let all = serde_json::Deserializer::from_slice(&created.stdout).into_iter::<Value>();
+        let all: Vec<Value> = all.map(|pod| pod.expect("a pod")).collect();
+        let lists = all.iter().flat_map(|list| list["items"].as_array().into_iter().flatten());
+        let images: Vec<_> =
+            lists.chain(all.iter().filter(|pod| pod["items"].is_null())).map(image).collect();
+        println!("webhook-upgrade: {wanted}: {images:?}");
+        assert!(images.len() == 6 && images.iter().all(|image| image.as_deref() == Some(wanted)));
+    }
+    install();
+}
+
+#[test]
+#[ignore = "needs a cluster"]
 fn the_chart_lints_and_both_ways_of_installing_end_in_a_working_webhook() {
     let helm = scratch("bin/helm");
     let Some(ns) = Namespace::alone("installing") else { return };

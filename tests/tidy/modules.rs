@@ -40,7 +40,7 @@ const LAYERS: &[&[&str]] = &[
     &["cli"],
     &["inject"],
     &["inject::command"],
-    &["inject::manifest"],
+    &["inject::audit", "inject::manifest"],
     &["inject::text"],
     &["inject::edit", "inject::patch", "inject::service"],
     &["inject::emit", "inject::restore", "inject::sidecar"],

@@ -4,6 +4,7 @@
 mod common;
 
 mod webhook_certificates;
+mod webhook_hands_over;
 mod webhook_reviews;
 mod webhook_server;
 mod webhook_tells_what_is_wrong;

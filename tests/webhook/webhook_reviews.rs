@@ -52,7 +52,12 @@ fn warnings(reviewed: &Reviewed) -> Vec<String> {
 
 /// The pod after the API server has applied the response's patch.
 fn patched(review_of: &Value, reviewed: &Reviewed) -> Value {
-    let patch = reviewed.answer["response"]["patch"].as_str().expect("a patch");
+    patched_by(review_of, &reviewed.answer)
+}
+
+/// The same for a response as it is sent.
+pub fn patched_by(review_of: &Value, answer: &Value) -> Value {
+    let patch = answer["response"]["patch"].as_str().expect("a patch");
     let ops: Vec<Value> = serde_json::from_slice(&STANDARD.decode(patch).expect("base64")).expect("JSON");
     let mut pod = review_of["request"]["object"].clone();
     for op in &ops {
@@ -147,6 +152,19 @@ fn called_again_the_token_stays_and_nothing_changes() {
         // The API server calls again with its own defaults in the injected container.
         with_defaults(&mut asked["request"]["object"]);
     }
+}
+
+#[test]
+fn called_again_the_limits_of_a_limit_range_are_no_reason_to_change_it() {
+    let mut asked = deployment();
+    asked["request"]["object"] = patched(&asked, &ask(&asked));
+    with_defaults(&mut asked["request"]["object"]);
+    let ours = &mut asked["request"]["object"]["spec"]["initContainers"][0];
+    assert_eq!(ours["name"], "lameduck");
+    ours["resources"]["limits"] = json!({ "cpu": "500m", "memory": "128Mi" });
+    ours["resources"]["requests"]["ephemeral-storage"] = json!("1Mi");
+    let again = ask(&asked);
+    assert_eq!((again.outcome, again.answer["response"].get("patch")), (ReviewOutcome::Unchanged, None));
 }
 
 #[test]

@@ -162,6 +162,43 @@ fn a_review_over_tls_is_answered_counted_and_logged() {
     });
 }
 
+/// The API server calls again with the injected pod (`reinvocationPolicy`), and with its own defaults in it.
+#[test]
+fn a_pod_is_logged_once_although_it_is_reviewed_twice() {
+    let webhook = Webhook::start("once", &[]);
+    let mut asked: Value = serde_json::from_str(DEPLOYMENT).expect("JSON");
+    let (_, body) = webhook.review(DEPLOYMENT.as_bytes());
+    let first: Value = serde_json::from_str(&body).expect("JSON");
+    asked["request"]["object"] = super::webhook_reviews::patched_by(&asked, &first);
+    let (status, body) = webhook.review(asked.to_string().as_bytes());
+    assert!(status == 200 && !body.contains("\"patch\""), "{body}");
+    asked["request"]["object"]["spec"]["hostNetwork"] = true.into();
+    webhook.review(asked.to_string().as_bytes());
+    let reviews = || -> Vec<Value> {
+        let lines = webhook.process.output();
+        let lines = lines.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        lines.filter(|line| line["message"] == "review").map(|line| line["outcome"].clone()).collect()
+    };
+    // What keeps an injected pod from being injected anew is told.
+    let told = wait_for("the last review", || Some(reviews()).filter(|told| told.len() > 1));
+    assert_eq!(told, ["injected", "unchanged"]);
+}
+
+#[test]
+fn its_flags_set_the_resources_that_a_namespace_demands() {
+    let flags = ["--cpu-request=50m", "--memory-request=64Mi", "--cpu-limit=1", "--memory-limit=64Mi"];
+    let webhook = Webhook::start("resources", &flags);
+    let (_, body) = webhook.review(DEPLOYMENT.as_bytes());
+    let answer: Value = serde_json::from_str(&body).expect("JSON");
+    let asked: Value = serde_json::from_str(DEPLOYMENT).expect("JSON");
+    let pod = super::webhook_reviews::patched_by(&asked, &answer);
+    let ours = &pod["spec"]["initContainers"][0]["resources"];
+    let expected = serde_json::json!({
+        "requests": { "cpu": "50m", "memory": "64Mi" }, "limits": { "cpu": "1", "memory": "64Mi" },
+    });
+    assert_eq!(*ours, expected);
+}
+
 #[test]
 fn requests_that_are_not_reviews_get_the_matching_status() {
     let webhook = Webhook::start("refuses", &[]);
