@@ -35,7 +35,7 @@
 //! | [`supervise`], [`signal`] | the child process of `lameduck run`; our own signals |
 //! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
 //! | [`webhook`] | `lameduck webhook`: the same patch as a mutating admission webhook, and its certificates |
-//! | [`capture`], [`sock_diag`] | words of the shim, and who listens where |
+//! | [`capture`], [`netlink`] | words of the shim, who listens where, and the addresses of the pod |
 //! | [`telemetry`], [`answer`] | logs; complete responses of the listeners above |
 //! | [`allocator`] | keeps freed memory ready for the data plane |
 //! | [`descriptors`], [`repeated`] | limits on open files; rate-limited log lines |
@@ -57,11 +57,11 @@ pub mod descriptors;
 pub mod drain;
 pub mod inject;
 pub mod metrics;
+pub mod netlink;
 pub mod proxy;
 pub mod readiness;
 pub mod repeated;
 pub mod signal;
-pub mod sock_diag;
 pub mod supervise;
 pub mod telemetry;
 pub mod tls;

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use crate::config::APP_IP;
-use crate::sock_diag::{self, LISTEN, Socket};
+use crate::netlink::{self, LISTEN, Socket};
 
 /// The ports of a pod, by what became of them. A port can be in both: an IPv6-only socket doesn't move.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Ports {
 /// # Errors
 /// Neither sock_diag(7) nor `/proc/net/tcp` can be read.
 pub fn listeners() -> io::Result<Vec<Socket>> {
-    sock_diag::all(LISTEN).or_else(|_| from_proc())
+    netlink::all(LISTEN).or_else(|_| from_proc())
 }
 
 /// The ports of this pod as they are now.
@@ -103,7 +103,7 @@ mod tests {
         for listener in &listeners {
             let addr = listener.local_addr().unwrap();
             let of = |sockets: &[Socket]| sockets.iter().find(|(found, _)| *found == addr).copied();
-            let found = of(&sock_diag::all(LISTEN).unwrap());
+            let found = of(&netlink::all(LISTEN).unwrap());
             assert!(found.is_some() && found == of(&from_proc().unwrap()), "{addr}");
             assert!(own_sockets().unwrap().contains(&found.unwrap().1));
         }

@@ -6,16 +6,16 @@
 use std::collections::BTreeSet;
 use std::future::pending;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep_until};
 
-use super::addresses::addresses;
 use super::listeners::ports;
 use super::word::Words;
 use crate::config::{APP_IP, CaptureProtocol, UpstreamAddr};
+use crate::netlink;
 use crate::proxy::accept::listener::{ListenerSender, NewListener, bind};
 use crate::proxy::accept::prepare::Service;
 use crate::proxy::captured::{Bypass, Speaks};
@@ -99,7 +99,13 @@ impl Capture {
                 return;
             }
         };
-        let addresses = addresses();
+        let addresses = match addresses() {
+            Ok(addresses) => addresses,
+            Err(error) => {
+                tracing::warn!(%error, "can't ask the kernel for the pod's addresses");
+                return;
+            }
+        };
         for port in &ports.moved {
             if self.rule(*port) != Some(CaptureProtocol::Skip) {
                 self.capture(*port, &addresses);
@@ -166,6 +172,16 @@ impl Capture {
             tracing::warn!(port, %address, reason = reason.name(), "a port is bypassed: {}", reason.advice());
         }
     }
+}
+
+/// The addresses at which clients may reach the app. Of IPv4's loopback network others than 127.0.0.1 are the app's own
+/// affair.
+fn addresses() -> io::Result<Vec<IpAddr>> {
+    let mut found = netlink::addresses()?;
+    found.retain(|ip| {
+        !ip.is_loopback() || [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(ip)
+    });
+    Ok(found)
 }
 
 /// Returns why a port is bypassed; `None` for an address that was just removed: there is nothing to report.
