@@ -9,7 +9,7 @@ use http_body_util::Empty;
 use hyper::Request;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
-use super::clock::now;
+use super::clock::{now, seconds};
 use super::data_plane::DataPlane;
 use super::handle::{DrainOutcome, Order};
 use crate::config::AfterDrain;
@@ -122,7 +122,7 @@ async fn call(plane: &dyn DataPlane, within: Duration) {
     let at = at.clone().unwrap_or_else(|| plane.upstream().addr());
     let asked = readiness::ask(&at, request, |answer| async move { answer.status() });
     let status = tokio::time::timeout(within, asked).await.ok().flatten();
-    let seconds = now().duration_since(began).as_secs_f64();
+    let seconds = seconds(now().duration_since(began));
     match status {
         Some(status) if status.is_success() || status.is_redirection() => {
             tracing::info!(

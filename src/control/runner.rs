@@ -8,7 +8,7 @@ use tokio::sync::{Notify, mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 
 use super::app_stop::{AppStop, WaitingCaller};
-use super::clock::now;
+use super::clock::{now, seconds};
 use super::data_plane::{DataPlane, Listeners};
 use super::handle::{Control, DrainOutcome, HoldAnswer, Order, Published, trigger_name};
 use super::verdict::Verdict;
@@ -288,7 +288,7 @@ impl Runner {
         let took = self.machine.began().map_or(Duration::ZERO, |began| now().duration_since(began));
         tracing::info!(
             verdict = verdict.to_string(),
-            seconds = took.as_secs_f64(),
+            seconds = seconds(took),
             complete = count(Ended::Complete),
             streams_ended =
                 [Ended::EventsEnded, Ended::PollEnded, Ended::WebSocketEnded].map(count).iter().sum::<u64>(),
@@ -351,19 +351,18 @@ impl Runner {
     }
 
     fn log_still(&mut self) {
+        self.still = Some(now() + PROGRESS_INTERVAL);
+        let in_flight = self.plane.gate().in_flight();
+        if in_flight == 0 {
+            return;
+        }
         let rows = self.plane.ledger();
         let name = |row: &LedgerRow| {
             format!("{} {} {}s {} {}", row.method, row.path, row.age_ms / 1000, row.class, row.peer)
         };
         let oldest: Vec<_> = rows.iter().take(MAX_NAMED).map(name).collect();
         let phase = self.machine.phase().name();
-        tracing::info!(
-            phase,
-            in_flight = self.plane.gate().in_flight(),
-            oldest = oldest.join(", "),
-            "still draining"
-        );
-        self.still = Some(now() + PROGRESS_INTERVAL);
+        tracing::info!(phase, in_flight, oldest = oldest.join(", "), "still draining");
     }
 
     fn publish(&self) {
