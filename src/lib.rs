@@ -36,7 +36,7 @@
 //! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
 //! | [`webhook`] | `lameduck webhook`: the same patch as a mutating admission webhook, and its certificates |
 //! | [`capture`], [`netlink`] | words of the shim, who listens where, and the addresses of the pod |
-//! | [`telemetry`], [`answer`] | logs; complete responses of the listeners above |
+//! | [`telemetry`], [`termination_log`], [`answer`] | logs; the container's last words; complete responses of the listeners above |
 //! | [`allocator`] | keeps freed memory ready for the data plane |
 //! | [`descriptors`], [`repeated`] | limits on open files; rate-limited log lines |
 //!
@@ -64,6 +64,7 @@ pub mod repeated;
 pub mod signal;
 pub mod supervise;
 pub mod telemetry;
+pub mod termination_log;
 pub mod tls;
 pub mod upstream;
 pub mod webhook;

@@ -160,8 +160,13 @@ async fn warn_if_it_lives_on(plane: &dyn DataPlane, outcome: &DrainOutcome, gone
         // Nothing watched whether the app has exited.
         DrainOutcome::Resumed => true,
     };
-    if !restarted && upstream::connect(&plane.upstream().addr()).await.is_ok() {
-        let seconds = heard.as_secs_f64();
-        tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {WHY_OUTLIVED}");
+    if restarted {
+        return;
+    }
+    for at in plane.app() {
+        if upstream::connect(&at).await.is_ok() {
+            let seconds = seconds(heard);
+            return tracing::warn!(seconds, %at, "the app still takes connections after its SIGTERM: {WHY_OUTLIVED}");
+        }
     }
 }

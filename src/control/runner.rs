@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::app_stop::{AppStop, WaitingCaller};
 use super::clock::{now, seconds};
@@ -18,6 +18,7 @@ use crate::drain::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
 use crate::drain::quiet::LookBack;
 use crate::metrics::Ended;
 use crate::readiness;
+use crate::termination_log;
 use crate::upstream;
 
 /// How often a drain logs what it is still waiting for.
@@ -298,7 +299,8 @@ impl Runner {
             cut = count(Ended::Cut),
             "drained"
         );
-        self.write_termination_log(&format!("lameduck: drained in {:.1} s: {verdict}\n", took.as_secs_f64()));
+        let line = format!("lameduck: drained in {:.1} s: {verdict}\n", took.as_secs_f64());
+        termination_log::write(&self.plane.settings().termination_log, &(line + &self.plane.bypassed()));
         let mut published = lock(&self.published);
         published.drains[usize::from(!verdict.is_clean())] += 1;
         published.last = Some(took);
@@ -306,17 +308,6 @@ impl Runner {
         drop(published);
         self.still = None;
         self.answer(&DrainOutcome::Drained { verdict });
-    }
-
-    /// Writes the termination log, which the kubelet shows as the container's termination message. The kubelet creates
-    /// the file; if it does not exist, nothing would read it.
-    fn write_termination_log(&self, line: &str) {
-        let path = &self.plane.settings().termination_log;
-        if path.is_file()
-            && let Err(error) = std::fs::write(path, line)
-        {
-            tracing::debug!(%error, "no termination message");
-        }
     }
 
     fn answer(&mut self, outcome: &DrainOutcome) {
@@ -402,23 +393,31 @@ impl Runner {
 /// which of them was the restart.
 async fn watch_app(plane: Arc<dyn DataPlane>, events: mpsc::UnboundedSender<Order>) {
     let ready = &plane.settings().ready;
-    let addr = &plane.upstream().addr();
     loop {
-        gone(addr).await;
+        any_gone(plane.app()).await;
         let _ = events.send(Order::Event(Event::AppGone));
-        while !readiness::check_app(addr, &ready.check, ready.timeout).await {
+        while !readiness::silent(&plane.app(), &ready.check, ready.timeout).await.is_empty() {
             tokio::time::sleep(APP_CHECK_INTERVAL).await;
         }
         let _ = events.send(Order::Event(Event::AppBack));
     }
 }
 
+/// Returns once one of these has [`gone`]: other containers' ports stay while one container restarts. An app without
+/// addresses can't be watched, so it counts as gone after a moment.
+async fn any_gone(app: Vec<UpstreamAddr>) {
+    let mut all: JoinSet<()> = app.into_iter().map(gone).collect();
+    if all.join_next().await.is_none() {
+        tokio::time::sleep(STEADY_TIME).await;
+    }
+}
+
 /// Returns once the app's port has closed, or once the app has restarted. One connection is kept open, because its end
 /// reveals even a restart that is over between two checks. A process that exits closes its connections one by one while
 /// the kernel still accepts new ones for a moment, so only a connection that stays open shows that the app is back.
-async fn gone(addr: &UpstreamAddr) {
+async fn gone(addr: UpstreamAddr) {
     let mut closed = false;
-    while let Ok(mut app) = upstream::connect(addr).await {
+    while let Ok(mut app) = upstream::connect(&addr).await {
         let since = now();
         // Nothing is sent on the connection, so both a byte and an end mean that the app has given it up.
         let ended =

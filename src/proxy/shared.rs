@@ -11,7 +11,7 @@ use super::captured::CapturedPorts;
 use super::hold_queue::HoldQueue;
 use super::http1::head::Sender;
 use super::stream::Channel;
-use crate::config::Settings;
+use crate::config::{Settings, UpstreamAddr};
 use crate::control::data_plane::DataPlane;
 use crate::descriptors::most_of_one_side;
 use crate::drain::gate::Gate;
@@ -258,6 +258,20 @@ impl DataPlane for Shared {
 
     fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    fn app(&self) -> Vec<UpstreamAddr> {
+        let first = self.upstream.addr();
+        if !self.settings.capture.capture {
+            return vec![first];
+        }
+        let mut ports: Vec<_> = self.captured.all().iter().map(|port| port.app()).collect();
+        ports.sort_by_key(|port| *port != first);
+        ports
+    }
+
+    fn bypassed(&self) -> String {
+        self.captured.bypassed_lines()
     }
 
     fn set_phase(&self, phase: Phase) {

@@ -54,7 +54,16 @@ const LAYERS: &[&[&str]] = &[
     &["inject::diff", "inject::json", "inject::model", "inject::quantity", "inject::share"],
     &["inject::names"],
     &["capture::listeners", "capture::word"],
-    &["allocator", "answer", "config", "descriptors", "drain::atomic", "netlink", "repeated"],
+    &[
+        "allocator",
+        "answer",
+        "config",
+        "descriptors",
+        "drain::atomic",
+        "netlink",
+        "repeated",
+        "termination_log",
+    ],
 ];
 
 /// Pure or nearly pure modules: they use no module of this crate except those listed.
