@@ -4,18 +4,22 @@
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{self, UnixDatagram};
+use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use lameduck::capture::watch::Capture;
-use lameduck::cli::{self, Command};
+use lameduck::cli;
 use lameduck::proxy::accept::listener::{ListenerSender, Switch};
 use lameduck::proxy::shared::Shared;
+use rustix::process::Signal;
 use serde_json::{Value, json};
 
 use crate::captured_ports::{APP, OK, connect, moved, pod, proxy};
 use crate::common::http::Client;
-use crate::common::process::{Lameduck, TOKEN, temporary_directory};
+use crate::common::process::{Lameduck, Process, TOKEN, temporary_directory};
 use crate::common::{MOMENT, wait_for};
 use crate::in_pod;
 
@@ -87,7 +91,7 @@ fn an_app_that_is_away_as_a_whole_is_waited_for() {
         drop(ports);
         wait_ready(&proxy, 503);
         // Much longer than three times --upstream-wait.
-        std::thread::sleep(Duration::from_secs(2));
+        thread::sleep(Duration::from_secs(2));
         assert_eq!(captured(&proxy.status().expect("a status")), &json!([9000, 9001]));
         let mut client = Client::connect(pod(9001));
         client.get("/");
@@ -111,7 +115,7 @@ fn a_restart_of_one_app_among_several_holds_requests_until_its_port_is_back() {
         let mut hook = proxy.hook("/drain?hook=app", Some(TOKEN));
         assert!(hook.answer().text().contains("app-may-stop"));
         // No app goes and comes back within milliseconds.
-        std::thread::sleep(MOMENT);
+        thread::sleep(MOMENT);
         drop(app);
         let mut held = Client::connect(pod(9001));
         held.get("/");
@@ -121,6 +125,50 @@ fn a_restart_of_one_app_among_several_holds_requests_until_its_port_is_back() {
         wait_for("the end of the restart", || {
             (!proxy.ready().text().contains("requests are held")).then_some(())
         });
+    });
+}
+
+/// An app that has moved, and that ends at SIGTERM once it has answered everything. It keeps no connection, or its end
+/// would take as long as the proxy keeps that.
+fn node(port: u16) -> Process {
+    let script = format!(
+        "const server = require('http').createServer((_, res) => res.setHeader('connection', 'close').end('ok'));
+        server.listen({port}, '127.77.0.1', () => console.log('up'));
+        process.on('SIGTERM', () => server.close(() => process.exit()));"
+    );
+    let node = Process::start("node", Command::new("node").args(["-e", &script]));
+    node.wait_line("the app listens", |line| (line == "up").then_some(()));
+    node
+}
+
+#[test]
+fn nothing_is_lost_while_one_app_among_several_restarts_under_load() {
+    in_pod(|| {
+        let (_other, mut app) = (node(9000), node(9001));
+        let proxy = proxy(&[]);
+        proxy.wait_status("both ports", |status| *captured(status) == json!([9000, 9001]));
+        let (over, asked) = (AtomicBool::new(false), AtomicU64::new(0));
+        thread::scope(|threads| {
+            for port in [9000, 9001, 9000, 9001] {
+                let (over, asked) = (&over, &asked);
+                threads.spawn(move || {
+                    while !over.load(Ordering::Relaxed) {
+                        let answer = Client::ask(pod(port), "/");
+                        assert_eq!(answer.head.status, 200, "{port}: {}", answer.text());
+                        asked.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+            }
+            for _ in 0..3 {
+                app.signal(Signal::TERM);
+                app.wait_exit();
+                // Long enough for the checks of the app to notice.
+                thread::sleep(Duration::from_millis(1500));
+                app = node(9001);
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+        assert!(asked.load(Ordering::Relaxed) > 100, "too little load: {asked:?}");
     });
 }
 
@@ -170,7 +218,9 @@ fn an_app_that_opens_no_port_is_ready_after_a_minute() {
             tokio::runtime::Builder::new_current_thread().enable_all().start_paused(true).build().unwrap();
         runtime.block_on(async {
             let line = "lameduck proxy --capture --termination-log /dev/null/none --control @none";
-            let Ok(Command::Proxy { settings, .. }) = cli::parse(line.split(' ')) else { panic!("{line}") };
+            let Ok(cli::Command::Proxy { settings, .. }) = cli::parse(line.split(' ')) else {
+                panic!("{line}")
+            };
             let shared = Arc::new(Shared::new(*settings, None, || {}));
             let (listeners, _receiver) = ListenerSender::new(Switch::default());
             tokio::spawn(Capture::new(shared.clone(), listeners).watch());
