@@ -2,6 +2,7 @@
 
 mod child;
 mod files;
+mod not_yet;
 mod state;
 
 use std::fmt::Display;
@@ -191,7 +192,7 @@ impl BoundProxy {
 
         let warm = shared.settings.ready.warm_up.is_empty();
         let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
-        tokio::spawn(app_state.clone().watch(shared.clone()));
+        tokio::spawn(app_state.clone().watch(shared.clone(), app.is_none()));
         let upstream = shared.upstream.clone();
         tokio::spawn(stale_socket::keep_away(move || upstream.addr()));
         let closing = Arc::new(Notify::new());
@@ -205,7 +206,7 @@ impl BoundProxy {
         }
         let serve = || {
             for (listener, service) in listeners {
-                open.add(NewListener { listener, service, stays: false });
+                open.add(NewListener { listener, service, stays: false, released: None });
             }
             threads::start(&shared, receiver, switch, closed)
                 .map_err(|error| cannot("start a thread", &error))

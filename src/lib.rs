@@ -35,8 +35,8 @@
 //! | [`supervise`], [`signal`] | the child process of `lameduck run`; our own signals |
 //! | [`inject`] | `lameduck inject`: a pure patch of a pod, and YAML edited in place |
 //! | [`webhook`] | `lameduck webhook`: the same patch as a mutating admission webhook, and its certificates |
-//! | [`capture`], [`sock_diag`] | words of the shim, and who listens where |
-//! | [`telemetry`], [`answer`] | logs; complete responses of the listeners above |
+//! | [`capture`], [`netlink`] | words of the shim, who listens where, and the addresses of the pod |
+//! | [`telemetry`], [`termination_log`], [`answer`] | logs; the container's last words; complete responses of the listeners above |
 //! | [`allocator`] | keeps freed memory ready for the data plane |
 //! | [`descriptors`], [`repeated`] | limits on open files; rate-limited log lines |
 //!
@@ -57,13 +57,14 @@ pub mod descriptors;
 pub mod drain;
 pub mod inject;
 pub mod metrics;
+pub mod netlink;
 pub mod proxy;
 pub mod readiness;
 pub mod repeated;
 pub mod signal;
-pub mod sock_diag;
 pub mod supervise;
 pub mod telemetry;
+pub mod termination_log;
 pub mod tls;
 pub mod upstream;
 pub mod webhook;

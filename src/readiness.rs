@@ -126,6 +126,19 @@ pub async fn check_app(addr: &UpstreamAddr, check: &ReadyCheck, timeout: Duratio
     tokio::time::timeout(timeout, asked).await.unwrap_or(false)
 }
 
+/// Checks each address once, as [`check_app`], the first by `check` and the others by connecting. Returns those that don't
+/// answer.
+pub async fn silent(app: &[UpstreamAddr], check: &ReadyCheck, timeout: Duration) -> Vec<UpstreamAddr> {
+    let mut silent = Vec::new();
+    for (number, addr) in app.iter().enumerate() {
+        let check = if number == 0 { check } else { &ReadyCheck::Connect };
+        if !check_app(addr, check, timeout).await {
+            silent.push(addr.clone());
+        }
+    }
+    silent
+}
+
 /// Sends each request `count` times, one after the other, and reads the responses to their end. Returns how many
 /// failed: no response within 30 s, or a 5xx. Failures don't keep us from being ready, since the app won't get any
 /// warmer.

@@ -9,6 +9,7 @@ use super::state::CHECK_INTERVAL_AT_START;
 use super::{FAILURE_TIMEOUT, drain_by_signals, drain_now, linger, linger_most};
 use crate::cli::AppCommand;
 use crate::config::UpstreamAddr;
+use crate::control::clock::seconds;
 use crate::control::handle::Control;
 use crate::drain::machine::{Phase, Trigger};
 use crate::proxy::shared::Shared;
@@ -240,10 +241,7 @@ async fn stop(app: &App, asked: Signal, reserve: Duration) -> u8 {
     let began = Instant::now();
     let exit = app.terminate(asked, reserve).await;
     if exit.killed {
-        tracing::warn!(
-            seconds = began.elapsed().as_secs_f64(),
-            "the app outlived its SIGTERM and was killed"
-        );
+        tracing::warn!(seconds = seconds(began.elapsed()), "the app outlived its SIGTERM and was killed");
     }
     tracing::info!(code = exit.code, "the app has ended");
     exit.code

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::{fs, io};
 
 use crate::config::APP_IP;
-use crate::sock_diag::{self, LISTEN, Socket};
+use crate::netlink::{self, LISTEN, Socket};
 
 /// The ports of a pod, by what became of them. A port can be in both: an IPv6-only socket doesn't move.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -15,6 +15,18 @@ pub struct Ports {
     pub moved: BTreeSet<u16>,
     /// Addresses that others can reach and that aren't ours: the proxy can't take these ports there.
     pub bypassed: BTreeSet<SocketAddr>,
+    /// Other addresses of this pod alone that aren't ours.
+    pub loopback: BTreeSet<SocketAddr>,
+}
+
+/// Ports of Linkerd's and Istio's proxies (<https://istio.io/latest/docs/ops/deployment/requirements/>).
+const MESH: [u16; 13] =
+    [4140, 4143, 4190, 4191, 15000, 15001, 15004, 15006, 15008, 15020, 15021, 15053, 15090];
+
+/// Whether a port is a mesh's, which is no app's and nobody's to protect. It is known by its number: in ambient mode ztunnel
+/// listens in the pod without being a container of it, so that `inject` would see nothing.
+pub fn is_mesh(port: u16) -> bool {
+    MESH.contains(&port)
 }
 
 /// Asks the kernel for all listening TCP sockets.
@@ -22,7 +34,7 @@ pub struct Ports {
 /// # Errors
 /// Neither sock_diag(7) nor `/proc/net/tcp` can be read.
 pub fn listeners() -> io::Result<Vec<Socket>> {
-    sock_diag::all(LISTEN).or_else(|_| from_proc())
+    netlink::all(LISTEN).or_else(|_| from_proc())
 }
 
 /// The ports of this pod as they are now.
@@ -40,8 +52,9 @@ pub fn sort(listeners: &[Socket], own: &HashSet<u64>) -> Ports {
         let ip = addr.ip().to_canonical();
         if ip == APP_IP {
             ports.moved.insert(addr.port());
-        } else if !ip.is_loopback() {
-            ports.bypassed.insert(SocketAddr::new(ip, addr.port()));
+        } else {
+            let others = if ip.is_loopback() { &mut ports.loopback } else { &mut ports.bypassed };
+            others.insert(SocketAddr::new(ip, addr.port()));
         }
     }
     ports
@@ -103,7 +116,7 @@ mod tests {
         for listener in &listeners {
             let addr = listener.local_addr().unwrap();
             let of = |sockets: &[Socket]| sockets.iter().find(|(found, _)| *found == addr).copied();
-            let found = of(&sock_diag::all(LISTEN).unwrap());
+            let found = of(&netlink::all(LISTEN).unwrap());
             assert!(found.is_some() && found == of(&from_proc().unwrap()), "{addr}");
             assert!(own_sockets().unwrap().contains(&found.unwrap().1));
         }
@@ -132,6 +145,7 @@ mod tests {
         let expected = Ports {
             moved: [1, 2].into(),
             bypassed: bypassed.iter().map(|addr| addr.parse().unwrap()).collect(),
+            loopback: ["127.0.0.1:8", "[::1]:9"].iter().map(|addr| addr.parse().unwrap()).collect(),
         };
         assert_eq!(sort(&listeners, &[10].into()), expected);
     }

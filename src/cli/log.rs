@@ -27,7 +27,7 @@ pub(super) struct LogArgs {
     pub access_log: bool,
     #[command(flatten)]
     pub lines: LineArgs,
-    /// File to which the drain's verdict is written for the kubelet to show, if that file exists
+    /// File to which the drain's verdict and the bypassed ports are written for the kubelet to show, if that file exists
     #[arg(long, value_name = "PATH", default_value = "/dev/termination-log")]
     pub termination_log: PathBuf,
 }

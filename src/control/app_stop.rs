@@ -9,7 +9,7 @@ use http_body_util::Empty;
 use hyper::Request;
 use tokio::sync::{OnceCell, mpsc, oneshot};
 
-use super::clock::now;
+use super::clock::{now, seconds};
 use super::data_plane::DataPlane;
 use super::handle::{DrainOutcome, Order};
 use crate::config::{AfterDrain, AppUrl};
@@ -124,7 +124,7 @@ async fn call(plane: &dyn DataPlane, within: Duration) {
     let at = at.clone().unwrap_or_else(|| plane.upstream().addr());
     let asked = readiness::ask(&at, request, |answer| async move { answer.status() });
     let status = tokio::time::timeout(within, asked).await.ok().flatten();
-    let seconds = now().duration_since(began).as_secs_f64();
+    let seconds = seconds(now().duration_since(began));
     match status {
         Some(status) if status.is_success() || status.is_redirection() => {
             tracing::info!(
@@ -162,8 +162,13 @@ async fn warn_if_it_lives_on(plane: &dyn DataPlane, outcome: &DrainOutcome, gone
         // Nothing watched whether the app has exited.
         DrainOutcome::Resumed => true,
     };
-    if !restarted && upstream::connect(&plane.upstream().addr()).await.is_ok() {
-        let seconds = heard.as_secs_f64();
-        tracing::warn!(seconds, "the app still takes connections after its SIGTERM: {WHY_OUTLIVED}");
+    if restarted {
+        return;
+    }
+    for at in plane.app() {
+        if upstream::connect(&at).await.is_ok() {
+            let seconds = seconds(heard);
+            return tracing::warn!(seconds, %at, "the app still takes connections after its SIGTERM: {WHY_OUTLIVED}");
+        }
     }
 }

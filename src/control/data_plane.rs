@@ -4,7 +4,7 @@ use std::pin::Pin;
 use std::time::{Duration, Instant};
 
 use super::leases::Leases;
-use crate::config::Settings;
+use crate::config::{Settings, UpstreamAddr};
 use crate::drain::gate::Gate;
 use crate::drain::ledger::LedgerRow;
 use crate::drain::machine::Phase;
@@ -26,6 +26,13 @@ pub trait DataPlane: Send + Sync {
 
     /// The app's upstream.
     fn upstream(&self) -> &Upstream;
+
+    /// Returns where the app listens: its captured ports, first the one that `--ready-check` asks; without capture, its
+    /// upstream.
+    fn app(&self) -> Vec<UpstreamAddr>;
+
+    /// Returns lines for the termination log about the ports that clients reach past us; empty without any.
+    fn bypassed(&self) -> String;
 
     /// Publishes a phase to every connection. `Serving` begins a new round, in which nothing has to end or to close any
     /// more.

@@ -14,7 +14,7 @@
 //! ```
 
 mod app_stop;
-mod clock;
+pub mod clock;
 pub mod data_plane;
 pub mod handle;
 pub mod leases;

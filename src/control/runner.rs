@@ -5,10 +5,10 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
 use super::app_stop::{AppStop, WaitingCaller};
-use super::clock::now;
+use super::clock::{now, seconds};
 use super::data_plane::{DataPlane, Listeners};
 use super::handle::{Control, DrainOutcome, HoldAnswer, Order, Published, trigger_name};
 use super::telling::{self, Telling};
@@ -19,6 +19,7 @@ use crate::drain::machine::{Counts, Effect, Event, Machine, Phase, Trigger};
 use crate::drain::quiet::LookBack;
 use crate::metrics::Ended;
 use crate::readiness;
+use crate::termination_log;
 use crate::upstream;
 
 /// How often a drain logs what it is still waiting for.
@@ -295,7 +296,7 @@ impl Runner {
         let took = self.machine.began().map_or(Duration::ZERO, |began| now().duration_since(began));
         tracing::info!(
             verdict = verdict.to_string(),
-            seconds = took.as_secs_f64(),
+            seconds = seconds(took),
             complete = count(Ended::Complete),
             streams_ended =
                 [Ended::EventsEnded, Ended::PollEnded, Ended::WebSocketEnded].map(count).iter().sum::<u64>(),
@@ -305,7 +306,8 @@ impl Runner {
             cut = count(Ended::Cut),
             "drained"
         );
-        self.write_termination_log(&format!("lameduck: drained in {:.1} s: {verdict}\n", took.as_secs_f64()));
+        let line = format!("lameduck: drained in {:.1} s: {verdict}\n", took.as_secs_f64());
+        termination_log::write(&self.plane.settings().termination_log, &(line + &self.plane.bypassed()));
         let mut published = lock(&self.published);
         published.drains[usize::from(!verdict.is_clean())] += 1;
         published.last = Some(took);
@@ -313,17 +315,6 @@ impl Runner {
         drop(published);
         self.still = None;
         self.answer(&DrainOutcome::Drained { verdict });
-    }
-
-    /// Writes the termination log, which the kubelet shows as the container's termination message. The kubelet creates
-    /// the file; if it does not exist, nothing would read it.
-    fn write_termination_log(&self, line: &str) {
-        let path = &self.plane.settings().termination_log;
-        if path.is_file()
-            && let Err(error) = std::fs::write(path, line)
-        {
-            tracing::debug!(%error, "no termination message");
-        }
     }
 
     fn answer(&mut self, outcome: &DrainOutcome) {
@@ -358,19 +349,18 @@ impl Runner {
     }
 
     fn log_still(&mut self) {
+        self.still = Some(now() + PROGRESS_INTERVAL);
+        let in_flight = self.plane.gate().in_flight();
+        if in_flight == 0 {
+            return;
+        }
         let rows = self.plane.ledger();
         let name = |row: &LedgerRow| {
             format!("{} {} {}s {} {}", row.method, row.path, row.age_ms / 1000, row.class, row.peer)
         };
         let oldest: Vec<_> = rows.iter().take(MAX_NAMED).map(name).collect();
         let phase = self.machine.phase().name();
-        tracing::info!(
-            phase,
-            in_flight = self.plane.gate().in_flight(),
-            oldest = oldest.join(", "),
-            "still draining"
-        );
-        self.still = Some(now() + PROGRESS_INTERVAL);
+        tracing::info!(phase, in_flight, oldest = oldest.join(", "), "still draining");
     }
 
     fn publish(&self) {
@@ -410,23 +400,31 @@ impl Runner {
 /// which of them was the restart.
 async fn watch_app(plane: Arc<dyn DataPlane>, events: mpsc::UnboundedSender<Order>) {
     let ready = &plane.settings().ready;
-    let addr = &plane.upstream().addr();
     loop {
-        gone(addr).await;
+        any_gone(plane.app()).await;
         let _ = events.send(Order::Event(Event::AppGone));
-        while !readiness::check_app(addr, &ready.check, ready.timeout).await {
+        while !readiness::silent(&plane.app(), &ready.check, ready.timeout).await.is_empty() {
             tokio::time::sleep(APP_CHECK_INTERVAL).await;
         }
         let _ = events.send(Order::Event(Event::AppBack));
     }
 }
 
+/// Returns once one of these has [`gone`]: other containers' ports stay while one container restarts. An app without
+/// addresses can't be watched, so it counts as gone after a moment.
+async fn any_gone(app: Vec<UpstreamAddr>) {
+    let mut all: JoinSet<()> = app.into_iter().map(gone).collect();
+    if all.join_next().await.is_none() {
+        tokio::time::sleep(STEADY_TIME).await;
+    }
+}
+
 /// Returns once the app's port has closed, or once the app has restarted. One connection is kept open, because its end
 /// reveals even a restart that is over between two checks. A process that exits closes its connections one by one while
 /// the kernel still accepts new ones for a moment, so only a connection that stays open shows that the app is back.
-async fn gone(addr: &UpstreamAddr) {
+async fn gone(addr: UpstreamAddr) {
     let mut closed = false;
-    while let Ok(mut app) = upstream::connect(addr).await {
+    while let Ok(mut app) = upstream::connect(&addr).await {
         let since = now();
         // Nothing is sent on the connection, so both a byte and an end mean that the app has given it up.
         let ended =

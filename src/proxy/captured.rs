@@ -2,15 +2,20 @@
 //! to.
 
 use std::collections::BTreeMap;
+use std::fmt::Write;
 use std::net::{IpAddr, SocketAddr};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, OnceLock};
 
 use serde::Serialize;
+use tokio::sync::{Notify, watch};
 
 use crate::config::{APP_IP, UpstreamAddr};
 use crate::drain::ledger::lock;
 use crate::upstream::Upstream;
+
+/// Limit on ports that one line names.
+const MAX_NAMED: usize = 10;
 
 /// What a captured port's connections are served as.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +36,10 @@ pub struct CapturedPort {
     /// The app.
     pub upstream: Arc<Upstream>,
     speaks: AtomicU8,
+    /// The app has closed it for good, as far as its checks can tell.
+    given_up: AtomicBool,
+    /// Its listening sockets close for good.
+    released: watch::Sender<bool>,
 }
 
 impl CapturedPort {
@@ -49,13 +58,47 @@ impl CapturedPort {
             self.speaks.store(speaks as u8, Ordering::Relaxed);
         }
     }
+
+    /// Returns where the app listens.
+    pub fn app(&self) -> UpstreamAddr {
+        UpstreamAddr::Tcp { host: APP_IP.to_string(), port: self.number }
+    }
+
+    /// Whether the app has closed it for good.
+    pub fn is_given_up(&self) -> bool {
+        self.given_up.load(Ordering::Relaxed)
+    }
+
+    /// The app listens on it after all.
+    pub fn keep(&self) {
+        self.given_up.store(false, Ordering::Relaxed);
+    }
+
+    /// Becomes true when its listening sockets have to close for good.
+    pub fn released(&self) -> watch::Receiver<bool> {
+        self.released.subscribe()
+    }
+
+    /// Closes its listening sockets for good; returns once all of them have closed.
+    pub async fn release(&self) {
+        self.released.send_replace(true);
+        self.released.closed().await;
+    }
+
+    /// Whether its listening sockets are closed, or about to.
+    pub fn is_released(&self) -> bool {
+        *self.released.borrow()
+    }
 }
 
 /// All captured ports, and the bypassed ones.
 #[derive(Debug, Default)]
 pub struct CapturedPorts {
     ports: Mutex<BTreeMap<u16, Arc<CapturedPort>>>,
-    bypassed: Mutex<BTreeMap<SocketAddr, BypassedPort>>,
+    bypassed: Mutex<BTreeMap<SocketAddr, Bypass>>,
+    settled: AtomicBool,
+    /// Ports were given up.
+    pub given_up: Notify,
     source: OnceLock<IpAddr>,
 }
 
@@ -123,15 +166,43 @@ impl CapturedPorts {
         self.source.get().copied()
     }
 
-    /// Adds a port; one that is known already keeps its upstream. `threads`: the number of data-plane threads.
+    /// Returns the port, which is added if it is new. `threads`: the number of data-plane threads.
     pub fn add(&self, number: u16, speaks: Speaks, threads: usize) -> Arc<CapturedPort> {
         let mut ports = lock(&self.ports);
         let new = || {
             let addr = UpstreamAddr::Tcp { host: APP_IP.to_string(), port: number };
-            let upstream = Arc::new(Upstream::new(addr, threads));
-            Arc::new(CapturedPort { number, upstream, speaks: AtomicU8::new(speaks as u8) })
+            Arc::new(CapturedPort {
+                number,
+                upstream: Arc::new(Upstream::new(addr, threads)),
+                speaks: AtomicU8::new(speaks as u8),
+                given_up: AtomicBool::new(false),
+                released: watch::Sender::new(false),
+            })
         };
         ports.entry(number).or_insert_with(new).clone()
+    }
+
+    /// Forgets a port.
+    pub fn remove(&self, number: u16) {
+        lock(&self.ports).remove(&number);
+    }
+
+    /// Asks for the release of a port: its app has been away for long, while it listens on others.
+    pub fn give_up(&self, at: &UpstreamAddr) {
+        let port = self.all().into_iter().find(|port| port.app() == *at);
+        if port.is_some_and(|port| !port.given_up.swap(true, Ordering::Relaxed)) {
+            self.given_up.notify_one();
+        }
+    }
+
+    /// Notes that the app has opened a port, or has had the time to.
+    pub fn settle(&self) {
+        self.settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the app has opened a port, or has had the time to: some apps serve nobody.
+    pub fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
     }
 
     /// Returns a port.
@@ -146,8 +217,7 @@ impl CapturedPorts {
 
     /// Notes that somebody listens at `address` and that we can't take its place. Returns whether that is new.
     pub fn bypass(&self, address: SocketAddr, reason: Bypass) -> bool {
-        let port = BypassedPort { address, reason, advice: reason.advice() };
-        lock(&self.bypassed).insert(address, port) != Some(port)
+        lock(&self.bypassed).insert(address, reason) != Some(reason)
     }
 
     /// Notes that a port is not bypassed.
@@ -157,12 +227,39 @@ impl CapturedPorts {
 
     /// Forgets the ports that have not moved and on which nobody listens any more.
     pub fn forget_unless(&self, listens: impl Fn(SocketAddr) -> bool) {
-        lock(&self.bypassed).retain(|address, port| port.reason != Bypass::NotMoved || listens(*address));
+        lock(&self.bypassed).retain(|address, reason| *reason != Bypass::NotMoved || listens(*address));
     }
 
     /// Returns the bypassed ports, in order.
     pub fn bypassed(&self) -> Vec<BypassedPort> {
-        lock(&self.bypassed).values().copied().collect()
+        let port = |(address, reason): (&SocketAddr, &Bypass)| BypassedPort {
+            address: *address,
+            reason: *reason,
+            advice: reason.advice(),
+        };
+        lock(&self.bypassed).iter().map(port).collect()
+    }
+
+    /// Returns one line for each reason for which ports are bypassed: which, why, and what to do. It is written where
+    /// operators look first, the container's termination message.
+    pub fn bypassed_lines(&self) -> String {
+        let mut by_reason = BTreeMap::<_, Vec<u16>>::new();
+        for BypassedPort { address, advice, .. } in self.bypassed() {
+            by_reason.entry(advice).or_default().push(address.port());
+        }
+        let mut text = String::new();
+        for (advice, mut ports) in by_reason {
+            ports.sort_unstable();
+            ports.dedup();
+            let named: Vec<_> = ports.iter().take(MAX_NAMED).map(u16::to_string).collect();
+            let (named, more) = (named.join(", "), ports.len().saturating_sub(MAX_NAMED));
+            let _ = match ports.len() {
+                1 => writeln!(text, "port {named} is bypassed: {advice}"),
+                _ if more == 0 => writeln!(text, "ports {named} are bypassed: {advice}"),
+                _ => writeln!(text, "ports {named} and {more} more are bypassed: {advice}"),
+            };
+        }
+        text
     }
 
     /// Returns where the app itself listens on this port, past us; `None` for a port that it has not opened.

@@ -100,7 +100,10 @@ pub enum TunnelKind {
     /// Another upgrade, or a `--tcp` connection: a drain lets it run until the deadline.
     Raw,
     /// A connection to a captured port that isn't HTTP: a drain ends it once it is quiet.
-    Opaque,
+    Opaque {
+        /// Its random share of the time over which a drain spreads the ends of streams, in 255ths.
+        share: u8,
+    },
 }
 
 /// The state of a tunnel besides its two connections.
@@ -137,8 +140,8 @@ pub struct ParkedTunnel {
 }
 
 impl TunnelState {
-    /// Whether the drain wants this tunnel to `to` to act: a WebSocket when streams end; a captured connection when it
-    /// is quiet as well, which means that neither side has sent a byte for `--tcp-quiet` and the app owes no response;
+    /// Whether the drain wants this tunnel to `to` to act: a WebSocket when streams end; a captured connection when its
+    /// turn has come and it is quiet, which means that neither side has sent a byte for `--tcp-quiet` and the app owes no response;
     /// any other tunnel only when everything is cut.
     pub fn is_to_end(&self, shared: &Shared, to: &Backend, now_ms: u64) -> bool {
         let quiet_ms = shared.settings.capture.tcp_quiet.as_millis() as u64;
@@ -146,8 +149,8 @@ impl TunnelState {
             || match self.kind {
                 TunnelKind::Raw => false,
                 TunnelKind::WebSocket => shared.ends_streams(to),
-                TunnelKind::Opaque => {
-                    shared.ends_streams(to)
+                TunnelKind::Opaque { share } => {
+                    shared.ends_share(to, share)
                         && !self.app_owes
                         && now_ms.saturating_sub(self.moved_at) >= quiet_ms
                 }

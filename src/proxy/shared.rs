@@ -11,7 +11,7 @@ use super::captured::CapturedPorts;
 use super::hold_queue::HoldQueue;
 use super::http1::head::Sender;
 use super::stream::Channel;
-use crate::config::Settings;
+use crate::config::{Settings, UpstreamAddr};
 use crate::control::data_plane::DataPlane;
 use crate::control::leases::Leases;
 use crate::descriptors::most_of_one_side;
@@ -63,6 +63,8 @@ pub struct Shared {
     closing_idle: AtomicBool,
     /// The time within which long-lived streams end, in milliseconds; `u64::MAX` while they need not.
     stream_spread_ms: AtomicU64,
+    /// When they began to, in milliseconds since `began`.
+    streams_end_since_ms: AtomicU64,
     /// Maximum hold time of a request, in milliseconds.
     hold_most_ms: AtomicU64,
 }
@@ -102,6 +104,7 @@ impl Shared {
             booting: AtomicBool::new(false),
             closing_idle: AtomicBool::new(false),
             stream_spread_ms: AtomicU64::new(NO_STREAM_END),
+            streams_end_since_ms: AtomicU64::new(0),
             hold_most_ms: AtomicU64::new(0),
         }
     }
@@ -176,6 +179,13 @@ impl Shared {
     /// Whether streams from this server have to end.
     pub fn ends_streams(&self, from: &Backend) -> bool {
         self.streams_end(from).is_some()
+    }
+
+    /// Whether a stream from this server has to end whose `share` of the spread, in 255ths, is over.
+    pub fn ends_share(&self, from: &Backend, share: u8) -> bool {
+        let since = Duration::from_millis(self.streams_end_since_ms.load(Ordering::Acquire));
+        let passed = self.began.elapsed().saturating_sub(since);
+        self.streams_end(from).is_some_and(|spread| passed >= spread * u32::from(share) / u32::from(u8::MAX))
     }
 
     /// Returns when a stream from this server has to end: at a random time within the spread set by the drain, which may
@@ -259,6 +269,20 @@ impl DataPlane for Shared {
         &self.upstream
     }
 
+    fn app(&self) -> Vec<UpstreamAddr> {
+        let first = self.upstream.addr();
+        if !self.settings.capture.capture {
+            return vec![first];
+        }
+        let mut ports: Vec<_> = self.captured.all().iter().map(|port| port.app()).collect();
+        ports.sort_by_key(|port| *port != first);
+        ports
+    }
+
+    fn bypassed(&self) -> String {
+        self.captured.bypassed_lines()
+    }
+
     fn set_phase(&self, phase: Phase) {
         if phase == Phase::Serving {
             self.closing_idle.store(false, Ordering::Release);
@@ -282,6 +306,10 @@ impl DataPlane for Shared {
     }
 
     fn end_streams(&self, spread: Duration) {
+        // A sooner deadline shortens a spread that has begun.
+        if !self.ends_all_streams() {
+            self.streams_end_since_ms.store(self.began.elapsed().as_millis() as u64, Ordering::Release);
+        }
         self.stream_spread_ms.store(spread.as_millis() as u64, Ordering::Release);
         self.wake_all();
     }

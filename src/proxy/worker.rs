@@ -57,12 +57,23 @@ impl Worker {
 
     /// Returns this thread's route to a captured port, for clients of this pod if `local`.
     pub fn captured(&self, port: &Arc<CapturedPort>, local: bool) -> Rc<Route> {
-        let new = || route(&self.shared, &port.upstream, Some((port, local)), self.number);
-        self.captured.borrow_mut().entry((port.number, local)).or_insert_with(new).clone()
+        let mut routes = self.captured.borrow_mut();
+        // A port that was released and captured again is another one.
+        let known = routes.get(&(port.number, local));
+        let known = known.filter(|route| route.captured.as_ref().is_some_and(|it| Arc::ptr_eq(it, port)));
+        if let Some(route) = known {
+            return route.clone();
+        }
+        let route = route(&self.shared, &port.upstream, Some((port, local)), self.number);
+        routes.insert((port.number, local), route.clone());
+        route
     }
 
-    /// Closes the idle connections to the app that have to be closed: all of them once a drain is over.
+    /// Closes the idle connections to the app that have to be closed: all of them once a drain is over. Forgets the
+    /// routes to released ports.
     pub fn close_idle(&self, all: bool) {
+        let released = |route: &Route| route.captured.as_ref().is_some_and(|port| port.is_released());
+        self.captured.borrow_mut().retain(|_, route| Rc::strong_count(route) > 1 || !released(route));
         for route in self.captured.borrow().values().chain([&self.app]) {
             if all { route.pool.clear() } else { route.pool.retire() }
         }

@@ -18,12 +18,15 @@ use common::{LIMIT, MOMENT, wait_for};
 use serde_json::json;
 use socket2::{Domain, Socket, Type};
 
-const APP: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
+/// Where apps move to.
+pub const APP: Ipv4Addr = Ipv4Addr::new(127, 77, 0, 1);
 /// More than all sockets on the way hold, in bytes.
 const SIZE: usize = 32 << 20;
-const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
+/// A response.
+pub const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
-fn proxy(args: &[&str]) -> Lameduck {
+/// A sidecar.
+pub fn proxy(args: &[&str]) -> Lameduck {
     let quiet: &[&str] = if args.contains(&"--tcp-quiet") { &[] } else { &["--tcp-quiet", "300ms"] };
     let defaults = [&["--listen", "127.0.0.1:1", "--control-listen", "off"], quiet].concat();
     Lameduck::start_as(common::process::lameduck(), &["proxy", "--capture"], &[&defaults, args].concat(), &[])
@@ -38,16 +41,17 @@ fn node() -> Process {
 }
 
 /// An app that has moved.
-fn moved(port: u16) -> RawApp {
+pub fn moved(port: u16) -> RawApp {
     RawApp::at(SocketAddr::new(APP.into(), port))
 }
 
-fn pod(port: u16) -> SocketAddr {
+/// The port on the pod's address.
+pub fn pod(port: u16) -> SocketAddr {
     SocketAddr::new(POD.parse::<IpAddr>().expect("an address"), port)
 }
 
 /// A client's connection, once the port is captured.
-fn connect(addr: SocketAddr) -> Client {
+pub fn connect(addr: SocketAddr) -> Client {
     wait_for("the port to be captured", || Client::try_connect(addr).ok())
 }
 
@@ -169,6 +173,38 @@ fn a_drain_ends_quiet_connections_and_waits_for_an_answer() {
         assert_eq!(busy.take(3), b"+OK");
         assert_eq!(busy.read_to_end(), (vec![], Fill::Fin));
         proxy.expect_clean_exit();
+    });
+}
+
+#[test]
+fn quiet_connections_end_at_different_times() {
+    in_pod(|| {
+        let app = moved(6379);
+        let proxy = proxy(&["--stream-spread", "4s"]);
+        let connection = || {
+            let mut client = connect(pod(6379));
+            client.send("*1\r\n\r\n");
+            let mut asked = app.asked();
+            asked.send("+OK");
+            client.take(3);
+            (client, asked)
+        };
+        let connections: Vec<_> = (0..16).map(|_| connection()).collect();
+        proxy.terminate();
+        proxy.wait_phase("draining");
+        let began = Instant::now();
+        let mut ends: Vec<_> = thread::scope(|scope| {
+            let ended = |(mut client, _app): (Client, _)| {
+                assert_eq!(client.read_to_end(), (vec![], Fill::Fin));
+                began.elapsed()
+            };
+            let all: Vec<_> = connections.into_iter().map(|it| scope.spawn(move || ended(it))).collect();
+            all.into_iter().map(|it| it.join().expect("an end")).collect()
+        });
+        ends.sort();
+        // Of 16 at random times, all within a second are one chance in 10^7.
+        assert!(ends[15] - ends[0] > Duration::from_secs(1), "{ends:?}");
+        assert!(ends[15] < Duration::from_secs(7), "{ends:?}");
     });
 }
 

@@ -13,6 +13,7 @@ mod deaf_pid1;
 mod listening_means_reachable;
 mod loading;
 mod node_options;
+mod ports_come_and_go;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;

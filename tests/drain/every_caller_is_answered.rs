@@ -289,3 +289,11 @@ async fn the_log_says_every_five_seconds_what_a_drain_waits_for() {
     let seconds: Vec<_> = world.ledger_times().iter().map(Duration::as_secs).collect();
     assert_eq!(seconds, [5, 10, 15]);
 }
+
+#[tokio::test(start_paused = true)]
+async fn the_log_says_nothing_of_a_drain_that_waits_for_no_request() {
+    let world = world("--upstream unix:/nowhere --lame-duck 12s --grace 65s --reserve 5s --sidecar native");
+    let hook = world.caller(Trigger::Hook).await;
+    assert_eq!(answer(hook, 12).await, clean());
+    assert!(world.ledger_times().is_empty(), "{:?}", world.ledger_times());
+}

@@ -145,6 +145,14 @@ impl DataPlane for Plane {
         &self.upstream
     }
 
+    fn app(&self) -> Vec<UpstreamAddr> {
+        vec![self.upstream.addr()]
+    }
+
+    fn bypassed(&self) -> String {
+        String::new()
+    }
+
     fn set_phase(&self, phase: Phase) {
         self.gate.set_phase(phase);
         self.asked.send_modify(|asked| match phase {

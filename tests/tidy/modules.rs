@@ -9,7 +9,6 @@ use super::{expect_none, files};
 const LAYERS: &[&[&str]] = &[
     &["app"],
     &["capture::watch"],
-    &["capture::addresses"],
     &["admin", "client", "signal", "supervise", "telemetry", "webhook"],
     &["proxy::threads"],
     &["proxy::accept", "proxy::downstream", "proxy::tunnel"],
@@ -58,7 +57,16 @@ const LAYERS: &[&[&str]] = &[
     &["inject::diff", "inject::json", "inject::model", "inject::quantity", "inject::share"],
     &["inject::names"],
     &["capture::listeners", "capture::word"],
-    &["allocator", "answer", "config", "descriptors", "drain::atomic", "repeated", "sock_diag"],
+    &[
+        "allocator",
+        "answer",
+        "config",
+        "descriptors",
+        "drain::atomic",
+        "netlink",
+        "repeated",
+        "termination_log",
+    ],
 ];
 
 /// Pure or nearly pure modules: they use no module of this crate except those listed.
@@ -72,7 +80,6 @@ const PURE: &[(&str, &[&str])] = &[
     ("proxy::http1", &["config"]),
     ("proxy::buffer", &[]),
     ("proxy::first_bytes", &[]),
-    ("capture::addresses", &[]),
     ("proxy::tunnel::websocket", &[]),
     ("proxy::request::long_poll", &["config"]),
     ("tls::certificate", &["tls"]),

@@ -70,6 +70,13 @@ impl Switch {
     fn add(&self) {
         self.all.fetch_add(1, Ordering::AcqRel);
     }
+
+    /// Counts one less of those that are closed.
+    fn remove(&self) {
+        // In this order, so that none of the others looks closed in between.
+        self.closed.send_modify(|closed| *closed -= 1);
+        self.all.fetch_sub(1, Ordering::AcqRel);
+    }
 }
 
 impl Listeners for Switch {
@@ -104,6 +111,8 @@ pub struct NewListener {
     pub service: Service,
     /// It stays open during a drain: it is on loopback, and running requests may call their own app.
     pub stays: bool,
+    /// Becomes true when it has to close for good; without it, it never has to.
+    pub released: Option<watch::Receiver<bool>>,
 }
 
 /// Hands listening sockets to the data plane, from any thread and at any time.
@@ -130,6 +139,35 @@ impl ListenerSender {
     }
 }
 
+/// Whether a listening socket is wanted.
+struct Wanted {
+    on: watch::Receiver<bool>,
+    released: watch::Receiver<bool>,
+}
+
+impl Wanted {
+    fn now(&self) -> bool {
+        *self.on.borrow() && !*self.released.borrow()
+    }
+
+    /// Returns once it has to close.
+    async fn off(&mut self) {
+        tokio::select! {
+            _ = self.on.wait_for(|on| !*on) => {}
+            _ = self.released.wait_for(|released| *released) => {}
+        }
+    }
+
+    /// Returns once it may be open; false if it never may again.
+    async fn again(&mut self) -> bool {
+        tokio::select! {
+            biased;
+            _ = self.released.wait_for(|released| *released) => false,
+            on = self.on.wait_for(|on| *on) => on.is_ok(),
+        }
+    }
+}
+
 /// A connection on its way to its thread.
 pub struct Given {
     /// The connection.
@@ -151,21 +189,22 @@ impl Acceptor {
         Self { shared, others, switch }
     }
 
-    /// Accepts until it has to stop, then waits until it may listen again. `serve` gets this thread's connections;
-    /// `on_closed` is called when the listening socket has closed.
+    /// Accepts until it has to stop, then waits until it may listen again; returns if that will never be. `serve` gets
+    /// this thread's connections; `on_closed` is called when the listening socket has closed.
     pub async fn run(
         self: Rc<Self>,
-        NewListener { listener, service, stays }: NewListener,
+        NewListener { listener, service, stays, released }: NewListener,
         serve: impl Fn(Accepted<tokio::net::TcpStream>),
         on_closed: impl Fn(),
     ) {
-        let always = watch::Sender::new(true);
-        let mut on = if stays { always.subscribe() } else { self.switch.on.subscribe() };
+        let (always, never) = (watch::Sender::new(true), watch::Sender::new(false));
+        let on = if stays { always.subscribe() } else { self.switch.on.subscribe() };
+        let mut wanted = Wanted { on, released: released.unwrap_or_else(|| never.subscribe()) };
         let addr = listener.local_addr();
         let mut listener = Some(listener);
         loop {
             if let Some(listener) = listener.take() {
-                let closed = self.accept(listener, service, &serve, &mut on).await;
+                let closed = self.accept(listener, service, &serve, &mut wanted).await;
                 if let Err(error) = closed {
                     tracing::error!(%error, "a listening socket failed");
                 }
@@ -174,7 +213,11 @@ impl Acceptor {
                 }
                 on_closed();
             }
-            if on.wait_for(|on| *on).await.is_err() {
+            if !wanted.again().await {
+                if !stays {
+                    self.switch.remove();
+                    on_closed();
+                }
                 return;
             }
             let shared = self.shared.settings.reuse_port;
@@ -198,12 +241,12 @@ impl Acceptor {
         mut listener: TcpListener,
         service: Service,
         serve: &impl Fn(Accepted<tokio::net::TcpStream>),
-        on: &mut watch::Receiver<bool>,
+        wanted: &mut Wanted,
     ) -> io::Result<()> {
         loop {
-            listener = self.accept_until_off(listener, service, serve, on).await?;
+            listener = self.accept_until_off(listener, service, serve, wanted).await?;
             handshakes_end(&listener).await;
-            if !*on.borrow() {
+            if !wanted.now() {
                 return self.empty_queue(&listener, service, serve);
             }
             SockRef::from(&listener).detach_filter()?;
@@ -215,7 +258,7 @@ impl Acceptor {
         listener: TcpListener,
         service: Service,
         serve: &impl Fn(Accepted<tokio::net::TcpStream>),
-        on: &mut watch::Receiver<bool>,
+        wanted: &mut Wanted,
     ) -> io::Result<TcpListener> {
         let listener = tokio::net::TcpListener::from_std(listener)?;
         loop {
@@ -223,7 +266,7 @@ impl Acceptor {
             let full = self.is_full(service);
             tokio::select! {
                 biased;
-                _ = on.wait_for(|on| !*on) => return listener.into_std(),
+                () = wanted.off() => return listener.into_std(),
                 () = tokio::time::sleep(BACKOFF_DELAY), if full => {}
                 accepted = listener.accept(), if !full => match accepted {
                     Ok((stream, peer)) => self.give(stream, peer, service, serve),

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use socket2::{SockFilter, SockRef};
 use tokio::sync::oneshot;
 
-use crate::sock_diag::{self, SYN_RECV};
+use crate::netlink::{self, SYN_RECV};
 
 /// Time limit for handshakes: longer than any takes on a busy machine, and the most that a client vanishing during
 /// one can delay a drain.
@@ -42,7 +42,7 @@ fn wait(addr: SocketAddr) -> io::Result<()> {
     let (began, mut pause) = (Instant::now(), FIRST_CHECK_DELAY);
     loop {
         std::thread::sleep(pause);
-        if !sock_diag::any(addr, SYN_RECV)? {
+        if !netlink::any(addr, SYN_RECV)? {
             return Ok(());
         }
         if began.elapsed() >= HANDSHAKE_TIMEOUT {
@@ -83,7 +83,7 @@ mod tests {
         let listener = TcpListener::bind(listen).unwrap();
         SockRef::from(&listener).attach_filter(&IGNORE_ACK).unwrap();
         let client = TcpStream::connect(("127.0.0.1", listener.local_addr().unwrap().port())).unwrap();
-        assert!(sock_diag::any(listener.local_addr().unwrap(), SYN_RECV).unwrap());
+        assert!(netlink::any(listener.local_addr().unwrap(), SYN_RECV).unwrap());
         (listener, client)
     }
 
@@ -119,6 +119,6 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let _connected = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         handshakes_end(&listener).await;
-        assert!(!sock_diag::any(listener.local_addr().unwrap(), SYN_RECV).unwrap());
+        assert!(!netlink::any(listener.local_addr().unwrap(), SYN_RECV).unwrap());
     }
 }

@@ -54,7 +54,7 @@ pub async fn run(tunnel: Box<Tunnel>, worker: &Worker) -> Next {
                 };
             }
             let to_end = state.is_to_end(&worker.shared, &backend, worker.ledger.now_ms());
-            if to_end && state.kind == TunnelKind::Opaque && !ends.is_writing() {
+            if to_end && matches!(state.kind, TunnelKind::Opaque { .. }) && !ends.is_writing() {
                 return Poll::Ready(Some(Ended::QuietEnded));
             }
             if state.entry.expired() && ends.rest() && !to_end {

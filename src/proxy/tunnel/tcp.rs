@@ -2,6 +2,7 @@
 //! from its first bytes, where these decide) to its close, and is a tunnel once the app has accepted it.
 
 use std::future::{Future, poll_fn};
+use std::hash::{BuildHasher, RandomState};
 use std::pin::pin;
 use std::task::Poll;
 use std::time::Instant;
@@ -44,8 +45,9 @@ pub async fn serve(opaque: Box<Opaque>, worker: &Worker) -> Next {
     };
     match (reached, admitted) {
         (Ok(app), Ok(in_flight)) => {
+            let [share, ..] = RandomState::new().hash_one(0).to_ne_bytes();
             let state = TunnelState {
-                kind: if route.captured.is_some() { TunnelKind::Opaque } else { TunnelKind::Raw },
+                kind: if route.captured.is_some() { TunnelKind::Opaque { share } } else { TunnelKind::Raw },
                 app_owes: false,
                 unheard: !route.local,
                 in_flight: in_flight.into_tunnel(),
