@@ -2,6 +2,7 @@
 
 mod child;
 mod files;
+mod find;
 mod state;
 
 use std::fmt::Display;
@@ -13,8 +14,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use self::files::share_files;
+use self::find::Finder;
 use self::state::AppState;
 use crate::admin::{self, Admin};
+use crate::capture::run::Run;
 use crate::capture::watch::Capture;
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
@@ -99,8 +102,11 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
         Ok(flush) => flush,
         Err(error) => return cannot("set up the log", &error),
     };
-    if let Some(command) = &app {
-        match command.port.map_or_else(supervise::free_port, Ok) {
+    if let Some(command) = &app
+        && command.port.is_none()
+        && serves_app(&settings)
+    {
+        match supervise::free_port() {
             Ok(port) => settings.upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port },
             Err(error) => return cannot("find a free port for the app", &error),
         }
@@ -119,6 +125,11 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
         }
         Err(error) => cannot("start", &error),
     }
+}
+
+/// Whether there are listeners of our own for the app. Otherwise `run` serves it on its own ports only.
+fn serves_app(settings: &Settings) -> bool {
+    !settings.listen.is_empty() || settings.tls.is_some()
 }
 
 /// All listeners are bound: clients that connect now are served as soon as the threads run.
@@ -197,10 +208,11 @@ impl BoundProxy {
         let admin = tokio::spawn(admin.serve(served, shares, async move { close.notified().await }));
 
         let closed = move || idle.notify_one();
-        let capture = Capture::new(shared.clone(), open.clone());
         if shared.settings.capture.capture {
-            tokio::spawn(capture.watch());
+            tokio::spawn(Capture::of_pod(shared.clone(), open.clone()).watch());
         }
+        let finder =
+            app.as_ref().filter(|app| app.port.is_none()).and_then(|_| find(&shared, &open, &listeners));
         let serve = || {
             for (listener, service) in listeners {
                 open.add(NewListener { listener, service, stays: false });
@@ -221,8 +233,10 @@ impl BoundProxy {
                 Err(code) => code,
             },
             Some(command) => {
-                let mut life =
-                    child::Life { command, shared: &shared, control: &control, signals: &mut signals, url };
+                let port =
+                    shared.upstream.own().host_and_port().map(|(_, port)| port).filter(|port| *port != 0);
+                let (shared, control, signals) = (&*shared, &control, &mut signals);
+                let mut life = child::Life { command, port, finder, shared, control, signals, url };
                 life.run(serve).await
             }
         };
@@ -230,6 +244,17 @@ impl BoundProxy {
         let _ = admin.await;
         code
     }
+}
+
+/// Begins to look for the ports of `run`'s app; they are served by `open`.
+fn find(shared: &Arc<Shared>, open: &ListenerSender, listeners: &[(TcpListener, Service)]) -> Option<Finder> {
+    let run =
+        Run::reserve().inspect_err(|error| tracing::warn!(%error, "can't find the app's ports")).ok()?;
+    let own = listeners.iter().filter(|(_, service)| matches!(service, Service::Http | Service::Https));
+    let own = own.filter_map(|(listener, _)| Some(listener.local_addr().ok()?.port())).collect();
+    let finder = Finder::new(&run, own);
+    tokio::spawn(Capture::of_run(shared.clone(), open.clone(), run).watch());
+    Some(finder)
 }
 
 /// Keeps the addresses of every upstream up to date for the lifetime of the process.
@@ -368,7 +393,7 @@ fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Service)], admi
     tracing::info!(
         listen = at(|service| *service == Service::Http),
         tls_listen = at(|service| *service == Service::Https),
-        upstream = %settings.upstream,
+        upstream = settings.upstream.is_known().then(|| settings.upstream.to_string()),
         tcp = (!tcp.is_empty()).then(|| tcp.join(",")),
         probe = admin.probe_addr().as_ref().map(SocketAddr::to_string),
         control = %admin.control(),

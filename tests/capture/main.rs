@@ -13,6 +13,7 @@ mod deaf_pid1;
 mod listening_means_reachable;
 mod loading;
 mod node_options;
+mod run_moves_apps;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;

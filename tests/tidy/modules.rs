@@ -9,7 +9,7 @@ use super::{expect_none, files};
 const LAYERS: &[&[&str]] = &[
     &["app"],
     &["capture::watch"],
-    &["capture::addresses"],
+    &["capture::addresses", "capture::run"],
     &["admin", "client", "signal", "supervise", "telemetry", "webhook"],
     &["proxy::threads"],
     &["proxy::accept", "proxy::downstream", "proxy::tunnel"],
@@ -55,6 +55,7 @@ const LAYERS: &[&[&str]] = &[
     &["inject::diff", "inject::json", "inject::model", "inject::quantity", "inject::share"],
     &["inject::names"],
     &["capture::listeners", "capture::word"],
+    &["capture::object", "capture::place"],
     &["allocator", "answer", "config", "descriptors", "drain::atomic", "repeated", "sock_diag"],
 ];
 
@@ -70,6 +71,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("proxy::buffer", &[]),
     ("proxy::first_bytes", &[]),
     ("capture::addresses", &[]),
+    ("capture::place", &["config"]),
     ("proxy::tunnel::websocket", &[]),
     ("proxy::request::long_poll", &["config"]),
     ("tls::certificate", &["tls"]),
