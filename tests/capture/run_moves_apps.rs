@@ -9,6 +9,7 @@ use std::process::Command;
 
 use common::http::Client;
 use common::process::{Lameduck, lameduck};
+use common::wait_for;
 
 const APP: &str = "
     const server = require('http').createServer((req, res) => res.end(server.address().address));
@@ -39,7 +40,9 @@ fn an_app_on_all_addresses_is_served_on_all() {
         for ip in [POD, POD_V6, "127.0.0.1", "::1"] {
             assert_eq!(Client::ask(at(ip), "/").head.status, 200, "{ip}");
         }
-        assert_eq!(run.metric("lameduck_requests_total{code=\"2xx\"}"), 4.0);
+        wait_for("all requests counted", || {
+            (run.metric("lameduck_requests_total{code=\"2xx\"}") == 4.0).then_some(())
+        });
     });
 }
 

@@ -48,7 +48,7 @@ fn past(run: &Lameduck, port: u16) -> SocketAddr {
 
 #[test]
 fn an_app_with_a_fixed_port_is_served_there_drained_and_ended() {
-    let (reserved, dir) = (Port::reserve(), temporary_directory());
+    let (reserved, dir) = (Port::reserve_everywhere(), temporary_directory());
     let port = reserved.number();
     let mut program = lameduck();
     program.env("TMPDIR", &dir);
@@ -86,7 +86,7 @@ fn it_is_served_on_the_addresses_that_it_asked_for_and_no_others() {
         ("@127.0.0.1", &[v4], &[v6]),
         ("@::1", &[v6], &[v4]),
     ] {
-        let reserved = Port::reserve();
+        let reserved = Port::reserve_everywhere();
         let port = reserved.number();
         let arg = format!("{port}{host}");
         let run = run_on(port, &[], &[&arg]);
@@ -103,7 +103,7 @@ fn it_is_served_on_the_addresses_that_it_asked_for_and_no_others() {
 /// As a dev server and its hot reload.
 #[test]
 fn every_port_of_an_app_is_served_and_the_drain_waits_for_all() {
-    let (first, second) = (Port::reserve(), Port::reserve());
+    let (first, second) = (Port::reserve_everywhere(), Port::reserve_everywhere());
     let ports = [&first, &second].map(|port| port.number().to_string());
     let mut run = run_on(first.number(), &[], &[&ports[0], &ports[1]]);
     let second = local(second.number());
@@ -122,18 +122,20 @@ fn every_port_of_an_app_is_served_and_the_drain_waits_for_all() {
 
 #[test]
 fn a_server_in_python_is_found_behind_a_shell() {
-    let reserved = Port::reserve();
+    let reserved = Port::reserve_everywhere();
     let port = reserved.number();
     let script = format!("python3 -m http.server {port} --bind 127.0.0.1; exit $?");
     let run = Lameduck::run_at(lameduck(), local(port), &[], &["sh", "-c", &script]);
     assert_eq!(Client::ask(run.listen, "/").head.status, 200);
-    assert_eq!(run.metric("lameduck_requests_total{code=\"2xx\"}"), 1.0);
+    wait_for("the request counted", || {
+        (run.metric("lameduck_requests_total{code=\"2xx\"}") == 1.0).then_some(())
+    });
 }
 
 /// As nodemon and its like do.
 #[test]
 fn requests_wait_while_the_app_restarts_its_server() {
-    let reserved = Port::reserve();
+    let reserved = Port::reserve_everywhere();
     let parent = "
         const { spawn } = require('child_process');
         const start = () => spawn(process.execPath, ['-e', process.argv[1], process.argv[2]], { stdio: 'inherit' });
@@ -150,7 +152,7 @@ fn requests_wait_while_the_app_restarts_its_server() {
 
 #[test]
 fn behind_listen_a_fixed_port_needs_no_flag() {
-    let reserved = Port::reserve();
+    let reserved = Port::reserve_everywhere();
     let port = reserved.number().to_string();
     let run = Lameduck::run(&[], &["node", "-e", APP, &port]);
     assert_eq!(Client::ask(run.listen, "/").text(), port);
@@ -165,7 +167,7 @@ fn behind_listen_a_fixed_port_needs_no_flag() {
 #[test]
 fn an_app_that_asks_for_lameducks_own_port_is_served_there() {
     for inherited in [false, true] {
-        let reserved = Port::reserve();
+        let reserved = Port::reserve_everywhere();
         let port = reserved.number().to_string();
         let listen = format!("127.0.0.1:{port}");
         let (mut program, mut args) = (lameduck(), vec!["--listen", listen.as_str()]);

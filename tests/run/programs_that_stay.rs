@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use common::http::Client;
 use common::port::Port;
 use common::process::{Lameduck, lameduck};
+use common::wait_for;
 
 /// A statically linked server, `tests/run/server.c`; none without a static libc, which is printed.
 fn server(name: &str) -> Option<PathBuf> {
@@ -29,7 +30,7 @@ fn server(name: &str) -> Option<PathBuf> {
 #[test]
 fn it_is_reported_at_once_with_the_flag_to_use_and_runs_on() {
     let Some(server) = server("stays") else { return };
-    let reserved = Port::reserve();
+    let reserved = Port::reserve_everywhere();
     let at = SocketAddr::from((Ipv4Addr::LOCALHOST, reserved.number()));
     let port = reserved.number().to_string();
     let began = Instant::now();
@@ -49,7 +50,7 @@ fn it_is_reported_at_once_with_the_flag_to_use_and_runs_on() {
 fn with_app_port_or_listen_it_is_served_and_drained_as_any_app() {
     let Some(server) = server("given") else { return };
     let server = server.to_str().expect("UTF-8");
-    let (reserved, other) = (Port::reserve(), Port::reserve());
+    let (reserved, other) = (Port::reserve_everywhere(), Port::reserve_everywhere());
     let (port, fixed) = (reserved.number().to_string(), other.number().to_string());
     // (lameduck's arguments, the app's)
     for (args, command) in [
@@ -60,7 +61,9 @@ fn with_app_port_or_listen_it_is_served_and_drained_as_any_app() {
     ] {
         let mut run = Lameduck::run(args, command);
         assert_eq!(Client::ask(run.listen, "/").text(), "static");
-        assert_eq!(run.metric("lameduck_requests_total{code=\"2xx\"}"), 1.0);
+        wait_for("the request counted", || {
+            (run.metric("lameduck_requests_total{code=\"2xx\"}") == 1.0).then_some(())
+        });
         run.terminate();
         assert_eq!(run.process.wait_exit(), 128 + 15);
     }

@@ -23,7 +23,7 @@ fn run_on(port: &Port) -> Lameduck {
 
 #[test]
 fn each_serves_and_ends_its_own_app_only() {
-    let ports = [Port::reserve(), Port::reserve()];
+    let ports = [Port::reserve_everywhere(), Port::reserve_everywhere()];
     let [mut first, second] = ports.each_ref().map(run_on);
     for (run, port) in [&first, &second].into_iter().zip(&ports) {
         assert_eq!(Client::ask(run.listen, "/").text(), port.number().to_string());
@@ -38,7 +38,7 @@ fn each_serves_and_ends_its_own_app_only() {
 /// The app hears it and does what it does without lameduck: exit, or take another port.
 #[test]
 fn a_port_of_another_run_or_program_is_in_use() {
-    let reserved = Port::reserve();
+    let reserved = Port::reserve_everywhere();
     let first = run_on(&reserved);
     let somebody = TcpListener::bind("127.0.0.1:0").expect("a port");
     for port in [first.listen.port(), somebody.local_addr().expect("its address").port()] {
@@ -52,7 +52,7 @@ fn a_port_of_another_run_or_program_is_in_use() {
 
 #[test]
 fn an_app_can_take_another_port_when_one_is_in_use() {
-    let reserved = [Port::reserve(), Port::reserve()];
+    let reserved = [Port::reserve_everywhere(), Port::reserve_everywhere()];
     let _first = run_on(&reserved[0]);
     let tries = "
         const server = require('http').createServer((req, res) => res.end('the second choice'));
