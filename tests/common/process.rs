@@ -265,12 +265,12 @@ impl Lameduck {
 
     /// The same with the upstream's address as text.
     pub fn proxy_to(upstream: &str, args: &[&str]) -> Self {
-        Self::start(&["proxy", "--upstream", upstream], args, &[])
+        Self::start_as(lameduck(), &["proxy", "--upstream", upstream], args, &[])
     }
 
     /// Starts `lameduck run -- command`, and waits until it accepts connections.
     pub fn run(args: &[&str], command: &[&str]) -> Self {
-        Self::start(&["run"], args, command)
+        Self::start_as(lameduck(), &["run"], args, command)
     }
 
     /// Starts `lameduck run -- command` without `--listen`, and waits until it serves the app at the app's own address.
@@ -279,10 +279,6 @@ impl Lameduck {
         (run.listen, run.listens) = (at, vec![at]);
         run.wait_log("the app listens");
         run
-    }
-
-    fn start(mode: &[&str], args: &[&str], command: &[&str]) -> Self {
-        Self::start_as(lameduck(), mode, args, command)
     }
 
     /// Starts any mode; `program` is [`lameduck`] with more variables, or a program that starts it.
@@ -296,8 +292,7 @@ impl Lameduck {
             listening[field].as_str().map_or_else(Vec::new, |text| text.split(',').map(addr).collect())
         };
         let (listens, probe) = (addrs("listen"), addrs("probe")[0]);
-        let own = args.contains(&OWN_PORTS);
-        let listen = listens.first().copied().or(own.then_some(probe)).expect("a data address");
+        let listen = listens.first().copied().unwrap_or(probe);
         Self { listen, listens, probe, process, control, dir, _ports: ports }
     }
 
@@ -463,6 +458,10 @@ fn spawn(
         set || args.contains(&flag) || flag == "--listen" && inherits
     };
     let mut ports = Vec::new();
+    if !set.iter().any(|name| name == "TMPDIR") {
+        // What a killed lameduck leaves behind is removed with it.
+        lameduck.env("TMPDIR", control.parent().expect("a folder"));
+    }
     lameduck.args(mode).arg("--control").arg(control);
     let defaults = defaults.iter().filter(|default| !is_set(default[0])).flatten();
     let all = defaults.chain(args).filter(|arg| **arg != OWN_PORTS);
