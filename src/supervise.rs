@@ -169,10 +169,11 @@ impl App {
     ///
     /// The app exits first, or doesn't listen `within` this time. In the latter case it still runs: `terminate` it.
     pub async fn wait_listening(&self, within: Duration) -> Result<SocketAddr, StartError> {
-        self.wait_or_warn(within, self.listens_elsewhere()).await
+        self.wait_or_warn(within, self.listens_elsewhere(), || false).await
     }
 
     /// Waits until the app accepts a connection on the `PORT` that we chose, or is `found` elsewhere; returns the address.
+    /// Once it `is_elsewhere`, a foreign process on its `PORT` is not taken for the app.
     ///
     /// # Errors
     ///
@@ -181,19 +182,21 @@ impl App {
         &self,
         within: Duration,
         found: impl Future<Output = SocketAddr>,
+        is_elsewhere: impl Fn() -> bool,
     ) -> Result<SocketAddr, StartError> {
-        self.wait_or_warn(within, found).await
+        self.wait_or_warn(within, found, is_elsewhere).await
     }
 
     async fn wait_or_warn(
         &self,
         within: Duration,
         elsewhere: impl Future<Output = SocketAddr>,
+        is_elsewhere: impl Fn() -> bool,
     ) -> Result<SocketAddr, StartError> {
         let port = self.given_port();
         let answer = async {
             tokio::select! {
-                addr = self.answers_on_its_port() => addr,
+                addr = self.answers_on_its_port(is_elsewhere) => addr,
                 addr = elsewhere => addr,
             }
         };
@@ -206,14 +209,15 @@ impl App {
         }
     }
 
-    async fn answers_on_its_port(&self) -> SocketAddr {
+    async fn answers_on_its_port(&self, is_elsewhere: impl Fn() -> bool) -> SocketAddr {
         let Some(port) = self.given_port() else { return std::future::pending().await };
         let (mut pause, mut answers_since) = (Duration::from_millis(5), None);
         loop {
             // A server that left the app's process tree looks like a foreign one, so it is accepted after a while.
             if let Some(addr) = answering(port).await {
                 let since = *answers_since.get_or_insert_with(Instant::now);
-                if !processes::is_strangers(port) || since.elapsed() > LISTENS_ELSEWHERE_TIMEOUT {
+                let left = || since.elapsed() > LISTENS_ELSEWHERE_TIMEOUT && !is_elsewhere();
+                if !processes::is_strangers(port) || left() {
                     return addr;
                 }
             } else {

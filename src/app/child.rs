@@ -132,8 +132,10 @@ impl Life<'_> {
     ) -> Result<(), Option<u8>> {
         let mut serve = Some(serve);
         let within = self.command.start_timeout;
-        let first = |life: &Self| life.finder.as_ref().map(Finder::first);
-        let mut listening = std::pin::pin!(wait_listening(app, within, first(self)));
+        let wait = |life: &Self| {
+            wait_listening(app.clone(), within, life.finder.as_ref().map(|it| it.wait(app, within)))
+        };
+        let mut listening = std::pin::pin!(wait(self));
         loop {
             tokio::select! {
                 listens = &mut listening => match listens {
@@ -142,7 +144,7 @@ impl Life<'_> {
                         return serve.map_or(Ok(()), |serve| serve().map_err(Some));
                     }
                     Err(StartError::Exited { .. }) if self.start_again(app).await => {
-                        listening.set(wait_listening(app, within, first(self)));
+                        listening.set(wait(self));
                     }
                     Err(error) => {
                         tracing::error!("{error}");
@@ -212,12 +214,12 @@ impl Life<'_> {
 }
 
 async fn wait_listening(
-    app: &App,
+    app: App,
     within: Duration,
-    first: Option<impl Future<Output = SocketAddr>>,
+    finds: Option<impl Future<Output = Result<SocketAddr, StartError>>>,
 ) -> Result<SocketAddr, StartError> {
-    match first {
-        Some(first) => app.wait_found(within, first).await,
+    match finds {
+        Some(finds) => finds.await,
         None => app.wait_listening(within).await,
     }
 }

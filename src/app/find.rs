@@ -1,6 +1,7 @@
 //! Finds the port of `run`'s app: loads the shim into it, and follows where it listens.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use tokio::sync::watch;
 
@@ -8,7 +9,7 @@ use crate::capture::object;
 use crate::capture::run::{Found, GivenPort, Run, first};
 use crate::config::UpstreamAddr;
 use crate::proxy::shared::Shared;
-use crate::supervise::{App, Preload};
+use crate::supervise::{App, Preload, StartError};
 
 /// What finds the port of one app.
 pub struct Finder {
@@ -44,9 +45,14 @@ impl Finder {
         self.preload.as_ref()
     }
 
-    /// Where the app listens, once it is found.
-    pub fn first(&self) -> impl Future<Output = SocketAddr> + use<> {
-        first(self.found.clone())
+    /// Waits until the app listens, on its `PORT` or elsewhere.
+    pub fn wait(
+        &self,
+        app: &App,
+        within: Duration,
+    ) -> impl Future<Output = Result<SocketAddr, StartError>> + use<> {
+        let (found, app) = (self.found.clone(), app.clone());
+        async move { app.wait_found(within, first(found.clone()), || found.borrow().is_some()).await }
     }
 
     /// Follows an app that opens its `PORT` later, or comes back on another port.

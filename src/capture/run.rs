@@ -17,10 +17,11 @@ use crate::supervise;
 
 /// Number of places to try: another run may have one.
 const MAX_TRIES: u16 = 64;
-/// Time for an app to open its `PORT` after another port, which is then taken for the one to serve.
-const OTHER_PORT_FIRST: Duration = Duration::from_secs(1);
-/// The same where it only listens on loopback and did not move, as debuggers and helpers do.
-const PRIVATE_PORT_FIRST: Duration = Duration::from_secs(2);
+/// Time for an app to open its `PORT` after another port, which is then taken for the one to serve. Long, because an app
+/// may serve metrics while it boots, and requests must not go there.
+const PORT_TIMEOUT: Duration = Duration::from_secs(10);
+/// Without a `PORT`: time for an app to move, if it listens past us or only where debuggers and helpers do.
+const MOVE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// How good a guess an address is, best first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -162,9 +163,9 @@ impl Run {
         let (rank, addr) = ranked.min_by_key(|(rank, _)| *rank)?;
         let patience = match rank {
             Rank::Given => Duration::ZERO,
-            Rank::Moved | Rank::MovedLoopback if given.is_none() => Duration::ZERO,
-            Rank::Moved | Rank::MovedLoopback | Rank::Unmoved => OTHER_PORT_FIRST,
-            Rank::Private => PRIVATE_PORT_FIRST,
+            _ if given.is_some() => PORT_TIMEOUT,
+            Rank::Moved | Rank::MovedLoopback => Duration::ZERO,
+            Rank::Unmoved | Rank::Private => MOVE_TIMEOUT,
         };
         Some(Found { addr, patience, rank })
     }
@@ -174,6 +175,13 @@ impl Run {
 pub async fn first(mut found: watch::Receiver<Option<Found>>) -> SocketAddr {
     loop {
         let now = *found.borrow_and_update();
+        if let Some(Found { addr, patience: PORT_TIMEOUT, .. }) = now {
+            tracing::info!(
+                port = addr.port(),
+                "the app listens on another port than its PORT: if that does not open within 10 s, this one is served in \
+                 its place (--app-port saves the wait)"
+            );
+        }
         let settled = async {
             match now {
                 Some(now) => {

@@ -155,7 +155,7 @@ fn behind_listen_a_fixed_port_needs_no_flag() {
     let reserved = Port::reserve_everywhere();
     let port = reserved.number().to_string();
     let run = Lameduck::run(&[], &["node", "-e", APP, &port]);
-    assert_eq!(Client::ask(run.listen, "/").text(), port);
+    assert_eq!(Client::ask(run.listen, "/").text(), port, "{}", run.process.output());
     assert_eq!(Client::ask(local(reserved.number()), "/").text(), port);
     assert_eq!(run.wait_log("the app listens")["port"], reserved.number());
     // The port that it was given is better, whenever it opens.
