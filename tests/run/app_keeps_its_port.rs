@@ -4,7 +4,7 @@
 use crate::common;
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 
 use common::http::{Client, End};
 use common::port::Port;
@@ -161,6 +161,32 @@ fn behind_listen_a_fixed_port_needs_no_flag() {
     // The port that it was given is better, whenever it opens.
     run.process.signal(Signal::USR2);
     wait_for("its PORT", || (Client::ask(run.listen, "/").text() != port).then_some(()));
+}
+
+#[test]
+fn an_app_that_serves_metrics_while_it_boots_gets_no_other_requests_there() {
+    let metrics = Port::reserve_everywhere();
+    let port = metrics.number().to_string();
+    let run = Lameduck::run(&[], &["node", "-e", APP, &port]);
+    past(&run, metrics.number());
+    let mut early = run.client();
+    early.get("/");
+    assert!(early.is_quiet_for(5 * MOMENT));
+    run.process.signal(Signal::USR2);
+    let own = run.wait_log("the app listens")["port"].to_string();
+    assert_eq!(early.answer().text(), own);
+    assert_ne!(own, port);
+}
+
+#[test]
+fn a_foreign_process_on_the_port_is_not_taken_for_an_app_that_listens_elsewhere() {
+    let reserved = Port::reserve_everywhere();
+    let port = reserved.number().to_string();
+    let run = Lameduck::run(&[], &["node", "-e", APP, &port]);
+    let given = run.wait_log("started the app")["port"].as_u64().expect("a number");
+    past(&run, reserved.number());
+    let _somebody = TcpListener::bind(local(given.try_into().expect("a port"))).expect("free until now");
+    assert_eq!(Client::ask(run.listen, "/").text(), port, "{}", run.process.output());
 }
 
 /// An image with `ENV PORT=3000` whose app says 3000 itself.
