@@ -2,6 +2,7 @@
 
 mod child;
 mod files;
+mod find;
 mod not_yet;
 mod state;
 
@@ -14,8 +15,10 @@ use std::time::{Duration, Instant};
 use tokio::sync::Notify;
 
 use self::files::share_files;
+use self::find::Finder;
 use self::state::AppState;
 use crate::admin::{self, Admin};
+use crate::capture::run::Run;
 use crate::capture::watch::Capture;
 use crate::cli::{self, AppCommand, LogSettings, WebhookSettings};
 use crate::config::{ReadyCheck, ReadySettings, Settings, Sidecar, UpstreamAddr};
@@ -100,8 +103,11 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
         Ok(flush) => flush,
         Err(error) => return cannot("set up the log", &error),
     };
-    if let Some(command) = &app {
-        match command.port.map_or_else(supervise::free_port, Ok) {
+    if let Some(command) = &app
+        && command.port.is_none()
+        && serves_app(&settings)
+    {
+        match supervise::free_port() {
             Ok(port) => settings.upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port },
             Err(error) => return cannot("find a free port for the app", &error),
         }
@@ -120,6 +126,11 @@ fn start(mut settings: Settings, log: LogSettings, app: Option<AppCommand>) -> u
         }
         Err(error) => cannot("start", &error),
     }
+}
+
+/// Whether there are listeners of our own for the app. Otherwise `run` serves it on its own ports only.
+fn serves_app(settings: &Settings) -> bool {
+    !settings.listen.is_empty() || settings.tls.is_some()
 }
 
 /// All listeners are bound: clients that connect now are served as soon as the threads run.
@@ -184,26 +195,23 @@ impl BoundProxy {
             tracing::info!(upstream = %chosen, "an earlier `lameduck switch` overrides --upstream");
             shared.upstream.switch(chosen, &[]);
         }
-        look_up(&shared);
+        keep_in_order(&shared);
         let (control, runner) = control(shared.clone(), switch.clone(), idle.clone());
         tokio::spawn(runner.run());
-        let leases = shared.leases.clone();
-        tokio::spawn(async move { leases.expire().await });
 
         let warm = shared.settings.ready.warm_up.is_empty();
         let app_state = Arc::new(AppState { up: AtomicBool::new(false), warm: AtomicBool::new(warm) });
         tokio::spawn(app_state.clone().watch(shared.clone(), app.is_none()));
-        let upstream = shared.upstream.clone();
-        tokio::spawn(stale_socket::keep_away(move || upstream.addr()));
         let closing = Arc::new(Notify::new());
         let (served, close) = (admin_state(&shared, &control, &app_state), closing.clone());
         let admin = tokio::spawn(admin.serve(served, shares, async move { close.notified().await }));
 
         let closed = move || idle.notify_one();
-        let capture = Capture::new(shared.clone(), open.clone());
         if shared.settings.capture.capture {
-            tokio::spawn(capture.watch());
+            tokio::spawn(Capture::of_pod(shared.clone(), open.clone()).watch());
         }
+        let finder =
+            app.as_ref().filter(|app| app.port.is_none()).and_then(|_| find(&shared, &open, &listeners));
         let serve = || {
             for (listener, service) in listeners {
                 open.add(NewListener { listener, service, stays: false, released: None });
@@ -224,8 +232,10 @@ impl BoundProxy {
                 Err(code) => code,
             },
             Some(command) => {
-                let mut life =
-                    child::Life { command, shared: &shared, control: &control, signals: &mut signals, url };
+                let port =
+                    shared.upstream.own().host_and_port().map(|(_, port)| port).filter(|port| *port != 0);
+                let (shared, control, signals) = (&*shared, &control, &mut signals);
+                let mut life = child::Life { command, port, finder, shared, control, signals, url };
                 life.run(serve).await
             }
         };
@@ -235,8 +245,24 @@ impl BoundProxy {
     }
 }
 
-/// Keeps the addresses of every upstream up to date for the lifetime of the process.
-fn look_up(shared: &Shared) {
+/// Begins to look for the ports of `run`'s app; they are served by `open`.
+fn find(shared: &Arc<Shared>, open: &ListenerSender, listeners: &[(TcpListener, Service)]) -> Option<Finder> {
+    let run =
+        Run::reserve().inspect_err(|error| tracing::warn!(%error, "can't find the app's ports")).ok()?;
+    let own = listeners.iter().filter(|(_, service)| matches!(service, Service::Http | Service::Https));
+    let own = own.filter_map(|(listener, _)| Some(listener.local_addr().ok()?.port())).collect();
+    let finder = Finder::new(&run, own);
+    tokio::spawn(Capture::of_run(shared.clone(), open.clone(), run).watch());
+    Some(finder)
+}
+
+/// For the lifetime of the process: keeps the addresses of every upstream up to date, removes a stale socket, ends leases
+/// whose time is over.
+fn keep_in_order(shared: &Shared) {
+    let leases = shared.leases.clone();
+    tokio::spawn(async move { leases.expire().await });
+    let upstream = shared.upstream.clone();
+    tokio::spawn(stale_socket::keep_away(move || upstream.addr()));
     let ReadySettings { check, timeout, .. } = shared.settings.ready.clone();
     let answers = |check: ReadyCheck| {
         move |addr| {
@@ -373,7 +399,7 @@ fn log_addresses(settings: &Settings, listeners: &[(TcpListener, Service)], admi
     tracing::info!(
         listen = at(|service| *service == Service::Http),
         tls_listen = at(|service| *service == Service::Https),
-        upstream = %settings.upstream,
+        upstream = settings.upstream.is_known().then(|| settings.upstream.to_string()),
         tcp = (!tcp.is_empty()).then(|| tcp.join(",")),
         probe = admin.probe_addr().as_ref().map(SocketAddr::to_string),
         control = %admin.control(),

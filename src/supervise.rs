@@ -6,6 +6,7 @@
 //! process may have only one `App`, and nothing else in it may wait for children (`Child::wait`, `tokio::process`).
 
 mod error;
+mod preload;
 mod processes;
 mod spawn;
 mod terminal;
@@ -26,7 +27,12 @@ use tokio::sync::watch;
 use tokio::time::{Instant, interval_at, sleep, timeout};
 
 pub use self::error::StartError;
+pub use self::preload::Preload;
+pub use self::processes::{Sockets, sockets};
 use self::terminal::Terminal;
+
+/// The loader's variable (ld.so(8)).
+const LD_PRELOAD: &str = "LD_PRELOAD";
 
 /// Time limit for a connect to the app. Loopback answers at once unless the app's accept queue is full.
 const CONNECT_TIMEOUT: Duration = Duration::from_millis(250);
@@ -58,7 +64,21 @@ struct Supervised {
 struct Started {
     /// The process that was started; it leads the app's process group.
     main: Pid,
-    port: u16,
+    /// Its `PORT`, if we chose it.
+    port: Option<u16>,
+    /// Where it listens, if that is known and not on its `PORT`.
+    at: Option<SocketAddr>,
+}
+
+/// How the app is started.
+#[derive(Clone, Copy, Debug)]
+pub struct Launch<'a> {
+    /// The program and its arguments.
+    pub argv: &'a [OsString],
+    /// Its `PORT`; `None` leaves the variable as it is.
+    pub port: Option<u16>,
+    /// A shared object to load into it, after those that `LD_PRELOAD` names already.
+    pub preload: Option<&'a Preload>,
 }
 
 /// Result of [`App::terminate`].
@@ -71,16 +91,24 @@ pub struct Exit {
 }
 
 impl App {
-    /// Starts `argv` with `PORT=port` and without the `LAMEDUCK_*` variables, and begins to reap. The app is killed
-    /// when the calling thread ends, so that thread must last as long as the process.
+    /// Starts `argv` with `PORT=port`, as [`App::launch`] does.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::launch`].
+    pub async fn start(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Self, StartError> {
+        let argv: Vec<_> = argv.iter().map(|arg| arg.as_ref().to_owned()).collect();
+        Self::launch(Launch { argv: &argv, port: Some(port), preload: None }).await
+    }
+
+    /// Starts the app without the `LAMEDUCK_*` variables, and begins to reap. The app is killed when the calling thread
+    /// ends, so that thread must last as long as the process.
     ///
     /// # Errors
     ///
     /// The port is taken or the command can't be run. Nothing has been started then.
-    pub async fn start(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Self, StartError> {
-        if let Some(addr) = answering(port).await {
-            return Err(StartError::PortTaken(addr));
-        }
+    pub async fn launch(launch: Launch<'_>) -> Result<Self, StartError> {
+        is_free(launch.port).await?;
         // Handlers are installed before the app starts, so that no signal is lost.
         let signals = [SignalKind::child(), SignalKind::from_raw(Signal::CONT.as_raw())].map(unix::signal);
         let [child_exits, continued] = signals.map(|signal| signal.map_err(StartError::Signals));
@@ -88,25 +116,23 @@ impl App {
         let _ = process::set_child_subreaper(Some(process::getpid()));
 
         let terminal = Terminal::of_stdin();
-        let started = Mutex::new(Started { main: spawn(argv, port)?, port });
+        let started = Mutex::new(spawn(launch)?);
         let (sender, exit) = watch::channel(None);
         let supervised = Arc::new(Supervised { started, exit: sender, terminal });
         tokio::spawn(supervised.clone().reap(child_exits?, continued?));
         Ok(Self { supervised, exit })
     }
 
-    /// Starts the command again on another port, after it has exited.
+    /// Starts it again on another port, after it has exited.
     ///
     /// # Errors
     ///
-    /// As [`App::start`].
-    pub async fn start_again(&self, argv: &[impl AsRef<OsStr>], port: u16) -> Result<(), StartError> {
-        if let Some(addr) = answering(port).await {
-            return Err(StartError::PortTaken(addr));
-        }
+    /// As [`App::launch`].
+    pub async fn launch_again(&self, launch: Launch<'_>) -> Result<(), StartError> {
+        is_free(launch.port).await?;
         // The reaper may run on another thread: it must not see an exit before it knows the new pid.
         let mut started = self.supervised.started();
-        *started = Started { main: spawn(argv, port)?, port };
+        *started = spawn(launch)?;
         self.supervised.exit.send_replace(None);
         Ok(())
     }
@@ -116,62 +142,110 @@ impl App {
         self.main().as_raw_nonzero().get().unsigned_abs()
     }
 
-    /// Port that the app got in `PORT`.
+    /// Port on which the app was found, else the one that it got in `PORT`, else 0.
     pub fn port(&self) -> u16 {
+        let started = *self.supervised.started();
+        started.at.map(|at| at.port()).or(started.port).unwrap_or(0)
+    }
+
+    fn given_port(&self) -> Option<u16> {
         self.supervised.started().port
+    }
+
+    /// Notes where the app listens.
+    pub fn listens_at(&self, addr: SocketAddr) {
+        let mut started = self.supervised.started();
+        started.at = (started.port != Some(addr.port())).then_some(addr);
     }
 
     fn main(&self) -> Pid {
         self.supervised.started().main
     }
 
-    /// Waits until the app accepts a connection; returns the loopback address. Logs a warning if the app listens
-    /// elsewhere instead.
+    /// Waits until the app accepts a connection on its `PORT`; returns the loopback address. Logs a warning if the app
+    /// listens elsewhere instead.
     ///
     /// # Errors
     ///
     /// The app exits first, or doesn't listen `within` this time. In the latter case it still runs: `terminate` it.
     pub async fn wait_listening(&self, within: Duration) -> Result<SocketAddr, StartError> {
-        let (port, began) = (self.port(), Instant::now());
-        let not_listening = |within, listens| StartError::NotListening { port, within, listens };
+        self.wait_or_warn(within, self.listens_elsewhere(), || false).await
+    }
+
+    /// Waits until the app accepts a connection on the `PORT` that we chose, or is `found` elsewhere; returns the address.
+    /// Once it `is_elsewhere`, a foreign process on its `PORT` is not taken for the app.
+    ///
+    /// # Errors
+    ///
+    /// As [`App::wait_listening`].
+    pub async fn wait_found(
+        &self,
+        within: Duration,
+        found: impl Future<Output = SocketAddr>,
+        is_elsewhere: impl Fn() -> bool,
+    ) -> Result<SocketAddr, StartError> {
+        self.wait_or_warn(within, found, is_elsewhere).await
+    }
+
+    async fn wait_or_warn(
+        &self,
+        within: Duration,
+        elsewhere: impl Future<Output = SocketAddr>,
+        is_elsewhere: impl Fn() -> bool,
+    ) -> Result<SocketAddr, StartError> {
+        let port = self.given_port();
         let answer = async {
-            let (mut pause, mut answers_since) = (Duration::from_millis(5), None);
-            loop {
-                // A server that left the app's process tree looks like a foreign one, so it is accepted after a while.
-                if let Some(addr) = answering(port).await {
-                    let since = *answers_since.get_or_insert_with(Instant::now);
-                    if !processes::is_strangers(port) || since.elapsed() > LISTENS_ELSEWHERE_TIMEOUT {
-                        return addr;
-                    }
-                } else {
-                    answers_since = None;
-                }
-                sleep(pause).await;
-                pause = (pause * 2).min(Duration::from_millis(50));
-            }
-        };
-        let elsewhere = async {
-            let mut looks = interval_at(began + LISTENS_ELSEWHERE_TIMEOUT, Duration::from_secs(1));
-            let mut just_began = true;
-            loop {
-                looks.tick().await;
-                let listens = processes::listening();
-                // A listener on its port may have opened this moment: the next connection attempt finds it.
-                let expected = listens.iter().any(|addr| addr.port() == port);
-                if expected && std::mem::take(&mut just_began) {
-                    continue;
-                }
-                if !listens.is_empty() {
-                    tracing::warn!("{}", not_listening(LISTENS_ELSEWHERE_TIMEOUT, listens));
-                    return std::future::pending().await;
-                }
+            tokio::select! {
+                addr = self.answers_on_its_port(is_elsewhere) => addr,
+                addr = elsewhere => addr,
             }
         };
         tokio::select! {
             biased;
             code = self.exited() => Err(StartError::Exited { code, port }),
-            addr = timeout(within, answer) => addr.map_err(|_| not_listening(within, processes::listening())),
-            never = elsewhere => never,
+            addr = timeout(within, answer) => {
+                addr.map_err(|_| StartError::NotListening { port, within, listens: processes::listening() })
+            }
+        }
+    }
+
+    async fn answers_on_its_port(&self, is_elsewhere: impl Fn() -> bool) -> SocketAddr {
+        let Some(port) = self.given_port() else { return std::future::pending().await };
+        let (mut pause, mut answers_since) = (Duration::from_millis(5), None);
+        loop {
+            // A server that left the app's process tree looks like a foreign one, so it is accepted after a while.
+            if let Some(addr) = answering(port).await {
+                let since = *answers_since.get_or_insert_with(Instant::now);
+                let left = || since.elapsed() > LISTENS_ELSEWHERE_TIMEOUT && !is_elsewhere();
+                if !processes::is_strangers(port) || left() {
+                    return addr;
+                }
+            } else {
+                answers_since = None;
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(Duration::from_millis(50));
+        }
+    }
+
+    /// Warns if the app listens on other ports than its own; never returns.
+    async fn listens_elsewhere(&self) -> SocketAddr {
+        let port = self.given_port();
+        let mut looks = interval_at(Instant::now() + LISTENS_ELSEWHERE_TIMEOUT, Duration::from_secs(1));
+        let mut just_began = true;
+        loop {
+            looks.tick().await;
+            let listens = processes::listening();
+            // A listener on its port may have opened this moment: the next connection attempt finds it.
+            let expected = listens.iter().any(|addr| Some(addr.port()) == port);
+            if expected && std::mem::take(&mut just_began) {
+                continue;
+            }
+            if !listens.is_empty() {
+                let within = LISTENS_ELSEWHERE_TIMEOUT;
+                tracing::warn!("{}", StartError::NotListening { port, within, listens });
+                return std::future::pending().await;
+            }
         }
     }
 
@@ -180,15 +254,26 @@ impl App {
         self.exit.borrow().is_some()
     }
 
-    /// Whether a process accepts connections on the app's port.
+    /// Whether a process accepts connections where the app listens.
     pub async fn listens(&self) -> bool {
-        answering(self.port()).await.is_some()
+        let Started { port, at, .. } = *self.supervised.started();
+        match at {
+            Some(at) if !at.ip().is_unspecified() => connects(at).await,
+            _ => match at.map(|at| at.port()).or(port) {
+                Some(port) => answering(port).await.is_some(),
+                None => false,
+            },
+        }
     }
 
-    /// Whether another program accepts connections on the app's port. A server that the app left behind is not another
-    /// program.
+    /// Whether another program has the `PORT` that we chose for the app: it listens there, or it is connected from there,
+    /// as the kernel may choose this port for any connection. A server that the app left behind is not another program.
     pub async fn lost_its_port(&self) -> bool {
-        self.listens().await && processes::is_strangers(self.port())
+        let Some(port) = self.given_port() else { return false };
+        match answering(port).await {
+            Some(_) => processes::is_strangers(port),
+            None => is_bound(port) && !processes::listening().iter().any(|addr| addr.port() == port),
+        }
     }
 
     /// Whether Ctrl-C in the terminal goes to the app.
@@ -342,11 +427,34 @@ pub fn free_port() -> io::Result<u16> {
     Ok(TcpListener::bind(&any[..])?.local_addr()?.port())
 }
 
-fn spawn(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Pid, StartError> {
+/// Whether a socket has this port on any address, listening or connected.
+fn is_bound(port: u16) -> bool {
+    let any = [IpAddr::from(Ipv6Addr::UNSPECIFIED), Ipv4Addr::UNSPECIFIED.into()];
+    let in_use = |error: io::Error| error.kind() == io::ErrorKind::AddrInUse;
+    any.iter().any(|ip| TcpListener::bind((*ip, port)).is_err_and(in_use))
+}
+
+async fn is_free(port: Option<u16>) -> Result<(), StartError> {
+    let Some(port) = port else { return Ok(()) };
+    answering(port).await.map_or(Ok(()), |addr| Err(StartError::PortTaken(addr)))
+}
+
+fn spawn(Launch { argv, port, preload }: Launch<'_>) -> Result<Started, StartError> {
     let (program, args) = argv.split_first().ok_or(StartError::NotFound(OsString::new()))?;
-    let program = program.as_ref();
     let mut command = Command::new(program);
-    command.args(args).env("PORT", port.to_string()).process_group(0);
+    command.args(args).process_group(0);
+    if let Some(port) = port {
+        command.env("PORT", port.to_string());
+    }
+    if let Some(preload) = preload {
+        let mut all = std::env::var_os(LD_PRELOAD).filter(|set| !set.is_empty()).unwrap_or_default();
+        if !all.is_empty() {
+            all.push(":");
+        }
+        // Whatever else stands in for `bind` passes its call on to what comes after it.
+        all.push(preload.path());
+        command.env(LD_PRELOAD, all);
+    }
     // The app must not see the proxy's settings, above all not the token.
     for (name, _) in std::env::vars_os().filter(|(name, _)| name.as_encoded_bytes().starts_with(b"LAMEDUCK_"))
     {
@@ -356,7 +464,7 @@ fn spawn(argv: &[impl AsRef<OsStr>], port: u16) -> Result<Pid, StartError> {
         io::ErrorKind::NotFound => StartError::NotFound(program.into()),
         _ => StartError::NotExecutable(program.into(), error),
     })?;
-    Ok(Pid::from_child(&child))
+    Ok(Started { main: Pid::from_child(&child), port, at: None })
 }
 
 /// Exit code as in a shell: the exit status, or 128 + the signal.
@@ -375,12 +483,17 @@ fn code_of_signal(signal: i32) -> u8 {
 async fn answering(port: u16) -> Option<SocketAddr> {
     for ip in [IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)] {
         let addr = SocketAddr::new(ip, port);
-        // A connect whose ephemeral port equals the target connects to itself, with no listener.
-        if let Ok(Ok(stream)) = timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await
-            && stream.local_addr().is_ok_and(|own| own != addr)
-        {
+        if connects(addr).await {
             return Some(addr);
         }
     }
     None
+}
+
+async fn connects(addr: SocketAddr) -> bool {
+    // A connect whose ephemeral port equals the target connects to itself, with no listener.
+    match timeout(CONNECT_TIMEOUT, TcpStream::connect(addr)).await {
+        Ok(Ok(stream)) => stream.local_addr().is_ok_and(|own| own != addr),
+        _ => false,
+    }
 }

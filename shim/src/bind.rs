@@ -1,14 +1,32 @@
-//! The rule for bind(2): which address becomes 127.77.0.1.
+//! The rule for bind(2): which address becomes which.
+//!
+//! In a pod every address that clients from outside can reach becomes 127.77.0.1. Under `lameduck run` several runs share
+//! a network with other programs, so each has addresses of its own, 2^14 of them, and an app keeps to the address that it
+//! asks for: the last 14 bits say which that was. lameduck reads it there (`src/capture/place.rs`), as the kernel knows it.
 
 use core::ffi::c_void;
 
+use crate::run::Run;
 use crate::sys;
 
-/// Where a moved socket listens. All of 127.0.0.0/8 is loopback (RFC 1122 §3.2.1.3), so no route and no permission is
-/// needed; a program that means loopback says 127.0.0.1.
-const HERE: [u8; 4] = [127, 77, 0, 1];
+/// Where a moved socket of a pod listens. All of 127.0.0.0/8 is loopback (RFC 1122 §3.2.1.3), so no route and no
+/// permission is needed; a program that means loopback says 127.0.0.1.
+const POD: [u8; 4] = [127, 77, 0, 1];
+/// Where a socket listens that asked for a port of lameduck's own.
+const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
+/// Bits of a run's address that say what was asked for.
+const ASKED_BITS: u32 = 14;
+/// What was asked for: 0.0.0.0, ::, 127.0.0.1, ::1, or from `OTHERS` on another address by its hash.
+const ALL_V4: u32 = 1;
+const ALL: u32 = 2;
+const LOOPBACK_V4: u32 = 3;
+const LOOPBACK_V6: u32 = 4;
+const OTHERS: u32 = 16;
 /// Prefix of an IPv4-mapped address (RFC 4291 §2.5.5.2).
 const MAPPED: [u8; 12] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff];
+
+/// ::1.
+const ONE: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
 
 /// Sizes of `sockaddr_in` and of the shortest `sockaddr_in6` that the kernel takes: without a scope (RFC 2133).
 const V4_LEN: usize = 16;
@@ -53,24 +71,38 @@ impl Address {
     }
 
     pub fn is_loopback(self) -> bool {
-        const ONE: [u8; 16] = [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
         self.v4().is_some_and(|[first, ..]| first == 127) || matches!(self, Self::V6(ONE, _))
     }
 
     /// Whether this is where we move sockets to.
-    pub fn is_here(self) -> bool {
-        self.v4() == Some(HERE)
+    pub fn is_here(self, run: &Run) -> bool {
+        let Some(ip) = self.v4() else { return false };
+        if run.is_pod() { ip == POD } else { u32::from_be_bytes(ip) >> ASKED_BITS == network(run) }
     }
 
     fn is_wildcard(self) -> bool {
         self.v4() == Some([0; 4]) || matches!(self, Self::V6(ip, _) if ip == [0; 16])
     }
 
-    /// The socket address of the same family and port here, and its length.
-    fn moved(self) -> ([u8; 28], u32) {
+    /// What this address is in one of a run; none for loopback addresses other than the usual two, which are for
+    /// whoever knows them.
+    fn asked(self) -> Option<u32> {
+        match self {
+            Self::V6(ip, _) if ip == [0; 16] => Some(ALL),
+            Self::V6(ip, _) if ip == ONE => Some(LOOPBACK_V6),
+            _ if self.is_wildcard() => Some(ALL_V4),
+            _ if self.v4() == Some(LOCALHOST) => Some(LOOPBACK_V4),
+            _ if self.is_loopback() => None,
+            Self::V4(ip, _) => Some(hash(&ip)),
+            Self::V6(ip, _) => Some(self.v4().map_or_else(|| hash(&ip), |ip| hash(&ip))),
+        }
+    }
+
+    /// The socket address of the same family with this address and port, and its length.
+    fn with(self, ip: [u8; 4], port: u16) -> ([u8; 28], u32) {
         let mut bytes = [0; 28];
         let [f0, f1, p0, p1, ..] = &mut bytes;
-        [*p0, *p1] = self.port().to_be_bytes();
+        [*p0, *p1] = port.to_be_bytes();
         let (family, at, len) = match self {
             Self::V4(..) => (sys::AF_INET, 4, V4_LEN as u32),
             Self::V6(..) => (sys::AF_INET6, 20, 28),
@@ -80,18 +112,44 @@ impl Address {
         if family == sys::AF_INET6 {
             mapped.for_each(|(to, from)| *to = from);
         }
-        bytes.iter_mut().skip(at).zip(HERE).for_each(|(to, from)| *to = from);
+        bytes.iter_mut().skip(at).zip(ip).for_each(|(to, from)| *to = from);
         (bytes, len)
     }
 }
 
-/// Whether a socket that may be moved moves, by its address alone: clients from outside can reach it, and its port is
-/// one that they know.
-fn is_moved(addr: Address) -> bool {
-    addr.port() != 0 && !addr.is_loopback()
+/// The first 18 bits of a run's addresses.
+fn network(run: &Run) -> u32 {
+    127 << 10 | u32::from(run.number)
 }
 
-/// Whether connections to 127.77.0.1 can reach this socket, and a proxy can take its place: TCP, or Multipath TCP,
+/// The same as in `src/capture/place.rs`.
+fn hash(ip: &[u8]) -> u32 {
+    let sum = ip.iter().fold(0_u32, |sum, byte| sum.wrapping_mul(31).wrapping_add(u32::from(*byte)));
+    OTHERS + sum % ((1 << ASKED_BITS) - OTHERS)
+}
+
+/// Where a socket that may be moved listens instead, by its address alone; none if it stays. In a pod those move that
+/// clients from outside can reach on a port that they know. A port that lameduck has given to the app stays; one of
+/// lameduck's own becomes that one.
+fn moved(addr: Address, run: &Run) -> Option<([u8; 4], u16)> {
+    let port = addr.port();
+    if port == 0 {
+        return None;
+    }
+    if run.is_pod() {
+        return (!addr.is_loopback()).then_some((POD, port));
+    }
+    if port == run.given {
+        return None;
+    }
+    let asked = addr.asked()?;
+    if run.owns(port) && run.given != 0 {
+        return Some((LOCALHOST, run.given));
+    }
+    Some(((network(run) << ASKED_BITS | asked).to_be_bytes(), port))
+}
+
+/// Whether connections to an IPv4 loopback address can reach this socket, and a proxy can take its place: TCP, or Multipath TCP,
 /// which plain TCP can connect to (RFC 8684 §3.1).
 ///
 /// What stays on its own device or is for IPv6 only stays where it is: IPv6 has one loopback address, and a socket that
@@ -138,15 +196,17 @@ pub unsafe fn bind(fd: i32, addr: *const c_void, len: u32) -> isize {
     // SAFETY: the caller's promise.
     let Some(bytes) = (unsafe { sys::copy(addr, len) }) else { return as_asked() };
     let Some(asked) = Address::read(&bytes, len as usize) else { return as_asked() };
-    if !is_moved(asked) || !can_move(fd, asked) || !asked.is_wildcard() && !is_local(&bytes, len) {
+    let run = Run::read();
+    let Some((ip, port)) = moved(asked, &run) else { return as_asked() };
+    if !can_move(fd, asked) || !asked.is_wildcard() && !is_local(&bytes, len) {
         return as_asked();
     }
-    let (moved, len) = asked.moved();
+    let (moved, len) = asked.with(ip, port);
     match sys::bind(fd, moved.as_ptr(), len) {
         // The loopback interface has a narrower network.
         sys::EADDRNOTAVAIL => as_asked(),
         // Two addresses of the pod with one port are no conflict: the second one stays where it is.
-        sys::EADDRINUSE if !asked.is_wildcard() => as_asked(),
+        sys::EADDRINUSE if run.is_pod() && !asked.is_wildcard() => as_asked(),
         result => result,
     }
 }
@@ -184,19 +244,19 @@ mod tests {
             (v6("::1", 3000), false),
             (v6("::ffff:127.0.0.1", 3000), false),
         ] {
-            assert_eq!(is_moved(addr), moves, "{addr:?}");
+            assert_eq!(moved(addr, &Run::read()), moves.then_some((POD, addr.port())), "{addr:?}");
         }
     }
 
     #[test]
     fn a_moved_address_keeps_family_and_port() {
         for asked in [v4([0, 0, 0, 0], 8080), v4([10, 0, 0, 7], 443)] {
-            let (bytes, len) = asked.moved();
+            let (bytes, len) = asked.with(POD, asked.port());
             assert_eq!(Address::read(&bytes, len as usize), Some(v4([127, 77, 0, 1], asked.port())));
             assert_eq!(len, 16);
         }
         for asked in [v6("::", 8080), v6("2001:db8::7", 443)] {
-            let (bytes, len) = asked.moved();
+            let (bytes, len) = asked.with(POD, asked.port());
             assert_eq!(Address::read(&bytes, len as usize), Some(v6("::ffff:127.77.0.1", asked.port())));
             assert_eq!(len, 28);
         }
@@ -218,7 +278,38 @@ mod tests {
 
     #[test]
     fn only_its_own_address_is_here() {
-        assert!(v4([127, 77, 0, 1], 1).is_here() && v6("::ffff:127.77.0.1", 1).is_here());
-        assert!(!v4([127, 0, 0, 1], 1).is_here() && !v6("::1", 1).is_here());
+        let (pod, run) = (Run::read(), Run::test(320, 0, 0));
+        assert!(v4([127, 77, 0, 1], 1).is_here(&pod) && v6("::ffff:127.77.0.1", 1).is_here(&pod));
+        assert!(!v4([127, 0, 0, 1], 1).is_here(&pod) && !v6("::1", 1).is_here(&pod));
+        assert!(v4([127, 80, 0, 1], 1).is_here(&run) && v6("::ffff:127.80.63.255", 1).is_here(&run));
+        assert!(!v4([127, 80, 64, 1], 1).is_here(&run) && !v4([127, 77, 0, 1], 1).is_here(&run));
+    }
+
+    #[test]
+    fn a_run_knows_what_was_asked_for_by_the_address() {
+        let run = Run::test(320, 0, 0);
+        for (addr, ip) in [
+            (v4([0, 0, 0, 0], 3000), [127, 80, 0, 1]),
+            (v6("::ffff:0.0.0.0", 3000), [127, 80, 0, 1]),
+            (v6("::", 3000), [127, 80, 0, 2]),
+            (v4([127, 0, 0, 1], 3000), [127, 80, 0, 3]),
+            (v6("::1", 3000), [127, 80, 0, 4]),
+        ] {
+            assert_eq!(moved(addr, &run), Some((ip, 3000)), "{addr:?}");
+        }
+        let (one, other) = (v4([10, 0, 0, 7], 80), v4([10, 0, 0, 8], 80));
+        assert_eq!(moved(one, &run), moved(v6("::ffff:10.0.0.7", 80), &run));
+        assert_ne!(moved(one, &run), moved(other, &run));
+        for stays in [v4([0, 0, 0, 0], 0), v4([127, 0, 0, 2], 3000), v4([127, 80, 0, 1], 3000)] {
+            assert_eq!(moved(stays, &run), None, "{stays:?}");
+        }
+    }
+
+    #[test]
+    fn under_run_the_given_port_stays_and_lameducks_own_becomes_that() {
+        let run = Run::test(320, 40_000, 8080);
+        assert_eq!(moved(v4([0, 0, 0, 0], 40_000), &run), None);
+        assert_eq!(moved(v6("::", 8080), &run), Some((LOCALHOST, 40_000)));
+        assert_eq!(moved(v4([0, 0, 0, 0], 3000), &run), Some(([127, 80, 0, 1], 3000)));
     }
 }

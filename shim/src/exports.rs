@@ -49,10 +49,7 @@ unsafe extern "C" fn bind(fd: i32, addr: *const c_void, len: u32) -> i32 {
 extern "C" fn listen(fd: i32, backlog: i32) -> i32 {
     pid1::care();
     let result = sys::listen(fd, backlog);
-    if result == 0 && CAPTURES.load(Relaxed) {
-        word::tell(fd);
-    }
-    sys::returned(result)
+    sys::returned(if result == 0 && CAPTURES.load(Relaxed) { word::tell(fd) } else { result })
 }
 
 /// sigaction(2), in which a PID 1 never has the default for SIGTERM.

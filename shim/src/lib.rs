@@ -1,5 +1,6 @@
 //! The shim: a shared object that `LD_PRELOAD` loads into the app's processes. The app listens on 127.77.0.1 instead of
-//! the pod's addresses, and the proxy takes the same port there.
+//! the pod's addresses, and the proxy takes the same port there. Under `lameduck run` it listens on loopback addresses of
+//! that run.
 //!
 //! It links no libc, so one file serves glibc and musl, and a program without any. Each function that it stands in for makes the system call
 //! itself. So in `LD_PRELOAD` it comes last: whatever else stands in for `bind` passes its call on to us.
@@ -13,7 +14,8 @@
 //! | module | |
 //! |---|---|
 //! | `bind` | which address becomes which |
-//! | `word` | tells the sidecar that a socket listens, and waits for it |
+//! | `word` | tells lameduck that a socket listens, and waits for it |
+//! | `run` | whose app this is: a pod's, or one of `lameduck run` |
 //! | `pid1` | SIGTERM ends a PID 1 that has no handler of its own |
 //! | `environment` | our variables, and Node's |
 //! | `sys` | system calls, and symbols of a libc that may be missing |
@@ -29,5 +31,6 @@ mod environment;
 #[cfg(not(test))]
 mod exports;
 mod pid1;
+mod run;
 mod sys;
 mod word;

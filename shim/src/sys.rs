@@ -28,6 +28,8 @@ mod number {
     pub const SOCKET: usize = 41;
     pub const CONNECT: usize = 42;
     pub const SENDTO: usize = 44;
+    pub const RECVFROM: usize = 45;
+    pub const SHUTDOWN: usize = 48;
     pub const BIND: usize = 49;
     pub const LISTEN: usize = 50;
     pub const GETSOCKNAME: usize = 51;
@@ -55,7 +57,9 @@ mod number {
     pub const CONNECT: usize = 203;
     pub const GETSOCKNAME: usize = 204;
     pub const SENDTO: usize = 206;
+    pub const RECVFROM: usize = 207;
     pub const GETSOCKOPT: usize = 209;
+    pub const SHUTDOWN: usize = 210;
     pub const MMAP: usize = 222;
     pub const WAIT4: usize = 260;
 }
@@ -177,6 +181,20 @@ pub fn send(fd: i32, bytes: &[u8]) -> isize {
     unsafe { call(number::SENDTO, [fd as usize, bytes.as_ptr() as usize, bytes.len(), MSG_NOSIGNAL, 0, 0]) }
 }
 
+/// First byte of a datagram (recv(2)).
+pub fn receive(fd: i32) -> Option<u8> {
+    let mut byte = 0_u8;
+    // SAFETY: the kernel writes at most one byte.
+    let result = unsafe { call(number::RECVFROM, [fd as usize, &raw mut byte as usize, 1, 0, 0, 0]) };
+    (result > 0).then_some(byte)
+}
+
+/// shutdown(2) for reading: a listening socket doesn't listen any more.
+pub fn shutdown(fd: i32) {
+    // SAFETY: no memory.
+    unsafe { call(number::SHUTDOWN, [fd as usize, 0, 0, 0, 0, 0]) };
+}
+
 /// close(2).
 pub fn close(fd: i32) {
     // SAFETY: the caller's own descriptor.
@@ -260,6 +278,12 @@ fn readable(at: *const u8) -> bool {
     const NOTHING: usize = usize::MAX;
     // SAFETY: the kernel checks the address that it reads, and changes nothing.
     unsafe { call(number::RT_SIGPROCMASK, [NOTHING, at as usize, 0, 8, 0, 0]) != EFAULT }
+}
+
+/// A value that the compiler must not take for known, because the file of the object was changed.
+pub fn fresh<T: Copy>(place: &T) -> T {
+    // SAFETY: a reference is valid for reads.
+    unsafe { core::ptr::from_ref(place).read_volatile() }
 }
 
 /// Copies the first bytes of a socket address, as far as it goes; the rest are zeros. None for one that the kernel

@@ -1,10 +1,12 @@
 //! Runs the app of `lameduck run`: start it, serve once it listens, drain, stop it.
 
 use std::future::pending;
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use rustix::process::Signal;
 
+use super::find::{Finder, upstream_at};
 use super::state::CHECK_INTERVAL_AT_START;
 use super::{FAILURE_TIMEOUT, drain_by_signals, drain_now, linger, linger_most};
 use crate::cli::AppCommand;
@@ -14,7 +16,7 @@ use crate::control::handle::Control;
 use crate::drain::machine::{Phase, Trigger};
 use crate::proxy::shared::Shared;
 use crate::signal::{Signals, Taken};
-use crate::supervise::{App, StartError, free_port};
+use crate::supervise::{App, Launch, StartError, free_port};
 
 /// Number of ports to try for an app if other processes take them.
 const MAX_PORTS: usize = 5;
@@ -26,6 +28,10 @@ const BY_SIGTERM: u8 = 128 + 15;
 /// State for running one app.
 pub struct Life<'a> {
     pub command: AppCommand,
+    /// Its `PORT`: `--app-port`, or one that we chose; `None` leaves the variable as it is.
+    pub port: Option<u16>,
+    /// Finds its port; `None` with `--app-port`.
+    pub finder: Option<Finder>,
     pub shared: &'a Shared,
     pub control: &'a Control,
     pub signals: &'a mut Signals,
@@ -50,7 +56,6 @@ impl Life<'_> {
             let ended = self.end(&app, most).await;
             return failed.unwrap_or(ended);
         }
-        tracing::info!(port = app.port(), "the app listens");
         if let Some(url) = &self.url {
             tracing::info!(%url, "serving");
         }
@@ -63,44 +68,60 @@ impl Life<'_> {
         }
     }
 
-    /// Starts the app on its `--app-port`, or on a free one; if another process takes that, on the next.
-    async fn start(&self) -> Result<App, StartError> {
+    /// Starts the app. If another process takes the port that we chose, on the next.
+    async fn start(&mut self) -> Result<App, StartError> {
         for _ in 1..MAX_PORTS {
-            match App::start(&self.command.command, self.port()).await {
+            match App::launch(self.launch()).await {
                 Err(StartError::PortTaken(_)) if self.choose_port() => {}
                 started => return started.inspect(|app| self.started(app)),
             }
         }
-        App::start(&self.command.command, self.port()).await.inspect(|app| self.started(app))
+        App::launch(self.launch()).await.inspect(|app| self.started(app))
+    }
+
+    fn launch(&mut self) -> Launch<'_> {
+        if let Some(finder) = &mut self.finder {
+            finder.prepare(self.port);
+        }
+        let preload = self.finder.as_ref().and_then(Finder::preload);
+        Launch { argv: &self.command.command, port: self.port, preload }
     }
 
     /// Starts the command on another port, if it exited because another process took the port that we chose.
-    async fn start_again(&self, app: &App) -> bool {
+    async fn start_again(&mut self, app: &App) -> bool {
         if !app.lost_its_port().await || !self.choose_port() {
             return false;
         }
         // Processes that the first attempt left behind.
         app.terminate(Signal::TERM, Duration::ZERO).await;
-        let started = app.start_again(&self.command.command, self.port()).await;
+        let started = app.launch_again(self.launch()).await;
         started.inspect(|()| self.started(app)).is_ok()
     }
 
     fn started(&self, app: &App) {
-        tracing::info!(pid = app.pid(), port = app.port(), "started the app");
+        tracing::info!(pid = app.pid(), port = self.port, "started the app");
     }
 
-    fn port(&self) -> u16 {
-        self.shared.upstream.own().host_and_port().map_or(0, |(_, port)| port)
-    }
-
-    /// Chooses another port; false if the user has set it.
-    fn choose_port(&self) -> bool {
-        let Some(port) = self.command.port.is_none().then(free_port).and_then(Result::ok) else {
-            return false;
-        };
-        tracing::warn!(taken = self.port(), port, "another process took the app's port; trying another port");
+    /// Chooses another port; false if the user has set it, or the app itself.
+    fn choose_port(&mut self) -> bool {
+        let (Some(taken), None) = (self.port, self.command.port) else { return false };
+        let Ok(port) = free_port() else { return false };
+        tracing::warn!(taken, port, "another process took the app's port; trying another port");
+        self.port = Some(port);
         self.shared.upstream.be_at(UpstreamAddr::Tcp { host: "localhost".to_owned(), port });
         true
+    }
+
+    /// Where the app listens is now known.
+    fn found(&self, app: &App, addr: SocketAddr) {
+        app.listens_at(addr);
+        if self.port != Some(addr.port()) {
+            self.shared.upstream.be_at(upstream_at(addr));
+        }
+        if let Some(finder) = &self.finder {
+            tokio::spawn(finder.follow(app.clone(), self.shared));
+        }
+        tracing::info!(port = addr.port(), "the app listens");
     }
 
     /// Until the app listens, clients wait in the accept queue. The error is the exit code; none means the app's own
@@ -112,13 +133,19 @@ impl Life<'_> {
     ) -> Result<(), Option<u8>> {
         let mut serve = Some(serve);
         let within = self.command.start_timeout;
-        let mut listening = std::pin::pin!(app.wait_listening(within));
+        let wait = |life: &Self| {
+            wait_listening(app.clone(), within, life.finder.as_ref().map(|it| it.wait(app, within)))
+        };
+        let mut listening = std::pin::pin!(wait(self));
         loop {
             tokio::select! {
                 listens = &mut listening => match listens {
-                    Ok(_) => return serve.map_or(Ok(()), |serve| serve().map_err(Some)),
+                    Ok(addr) => {
+                        self.found(app, addr);
+                        return serve.map_or(Ok(()), |serve| serve().map_err(Some));
+                    }
                     Err(StartError::Exited { .. }) if self.start_again(app).await => {
-                        listening.set(app.wait_listening(within));
+                        listening.set(wait(self));
                     }
                     Err(error) => {
                         tracing::error!("{error}");
@@ -184,6 +211,17 @@ impl Life<'_> {
             code = both => code,
             () = asked_once_more(self.signals, app) => stop(app, asked, Duration::ZERO).await,
         }
+    }
+}
+
+async fn wait_listening(
+    app: App,
+    within: Duration,
+    finds: Option<impl Future<Output = Result<SocketAddr, StartError>>>,
+) -> Result<SocketAddr, StartError> {
+    match finds {
+        Some(finds) => finds.await,
+        None => app.wait_listening(within).await,
     }
 }
 

@@ -5,14 +5,14 @@ use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
 use std::{fs, io};
 
-use crate::config::APP_IP;
+use super::place::Place;
 use crate::netlink::{self, LISTEN, Socket};
 
-/// The ports of a pod, by what became of them. A port can be in both: an IPv6-only socket doesn't move.
+/// The app's ports, by what became of them. A port can be in both: an IPv6-only socket doesn't move.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct Ports {
-    /// Ports that listen on [`APP_IP`].
-    pub moved: BTreeSet<u16>,
+    /// Addresses of sockets that have moved to the app's place.
+    pub moved: BTreeSet<SocketAddr>,
     /// Addresses that others can reach and that aren't ours: the proxy can't take these ports there.
     pub bypassed: BTreeSet<SocketAddr>,
     /// Other addresses of this pod alone that aren't ours.
@@ -42,16 +42,17 @@ pub fn listeners() -> io::Result<Vec<Socket>> {
 /// # Errors
 /// As [`listeners`]; or our own descriptors can't be listed.
 pub fn ports() -> io::Result<Ports> {
-    Ok(sort(&listeners()?, &own_sockets()?))
+    let own = own_sockets()?;
+    Ok(sort(&listeners()?, Place::Pod, |inode| !own.contains(&inode)))
 }
 
-/// Sorts listeners; `own` are the inodes of our own sockets.
-pub fn sort(listeners: &[Socket], own: &HashSet<u64>) -> Ports {
+/// Sorts the listeners that are the app's, by the inode.
+pub fn sort(listeners: &[Socket], place: Place, is_apps: impl Fn(u64) -> bool) -> Ports {
     let mut ports = Ports::default();
-    for &(addr, _) in listeners.iter().filter(|(_, inode)| !own.contains(inode)) {
+    for &(addr, _) in listeners.iter().filter(|(_, inode)| is_apps(*inode)) {
         let ip = addr.ip().to_canonical();
-        if ip == APP_IP {
-            ports.moved.insert(addr.port());
+        if place.asked(ip).is_some() {
+            ports.moved.insert(SocketAddr::new(ip, addr.port()));
         } else {
             let others = if ip.is_loopback() { &mut ports.loopback } else { &mut ports.bypassed };
             others.insert(SocketAddr::new(ip, addr.port()));
@@ -143,11 +144,11 @@ mod tests {
         .collect();
         let bypassed = ["0.0.0.0:3", "[::]:4", "10.0.0.7:5", "[2001:db8::7]:6", "10.0.0.7:7", "[::]:1"];
         let expected = Ports {
-            moved: [1, 2].into(),
+            moved: ["127.77.0.1:1", "127.77.0.1:2"].map(|addr| addr.parse().unwrap()).into(),
             bypassed: bypassed.iter().map(|addr| addr.parse().unwrap()).collect(),
             loopback: ["127.0.0.1:8", "[::1]:9"].iter().map(|addr| addr.parse().unwrap()).collect(),
         };
-        assert_eq!(sort(&listeners, &[10].into()), expected);
+        assert_eq!(sort(&listeners, Place::Pod, |inode| inode != 10), expected);
     }
 
     #[test]

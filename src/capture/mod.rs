@@ -1,6 +1,9 @@
-//! Capture: the shim in the app's process moves what it binds to 127.77.0.1 and says so; the proxy takes the same port on
-//! the pod's addresses.
+//! Capture: the shim in the app's process moves what it binds to a loopback address and says so; the proxy takes the same port on
+//! the addresses that the app had asked for.
 
 pub mod listeners;
+pub mod object;
+pub mod place;
+pub mod run;
 pub mod watch;
 pub mod word;

@@ -1,4 +1,4 @@
-//! `--capture`: finds the ports that the app opens, and serves them under their own numbers.
+//! `--capture` and `lameduck run`: finds the ports that the app opens, and serves them under their own numbers.
 //!
 //! We ask the kernel which ports these are: a word of the shim only makes us ask. A port that did not move is
 //! left alone and reported, so that capture never breaks an app.
@@ -6,15 +6,17 @@
 use std::collections::BTreeSet;
 use std::future::pending;
 use std::io::{self, ErrorKind};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::Instant;
 
-use super::listeners::{is_mesh, ports};
+use super::listeners::{Ports, is_mesh, ports};
+use super::place::Place;
+use super::run::Run;
 use super::word::Words;
-use crate::config::{APP_IP, CaptureProtocol};
+use crate::config::CaptureProtocol;
 use crate::drain::machine::Phase;
 use crate::netlink;
 use crate::proxy::accept::listener::{ListenerSender, NewListener, bind};
@@ -26,17 +28,60 @@ use crate::termination_log;
 
 /// When to look without a word, in seconds after the start: an app that doesn't load the shim says nothing. After the
 /// last one only words count.
-const LOOKS: [u64; 8] = [0, 1, 2, 5, 10, 20, 40, 60];
+const LOOKS: [u64; 7] = [1, 2, 5, 10, 20, 40, 60];
 
 /// Limit on captured ports: each costs a listening socket per address.
 const MAX_PORTS: usize = 256;
+/// Shortest time between two looks for an app that `lameduck run` has not found yet.
+const FIRST_LOOKS: Duration = Duration::from_millis(50);
 /// Shortest time between two looks at words.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Source of connections to the app in a pod that has no IPv4 address.
+const IPV6_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 2));
+
+/// Whose ports are captured.
+enum Whose {
+    /// Everybody's in this network namespace; without words if another lameduck gets them.
+    Pod(Option<Words>),
+    /// Those of the app of `lameduck run`.
+    Run(Run),
+}
+
+impl Whose {
+    fn words(&self) -> Option<&Words> {
+        match self {
+            Self::Pod(words) => words.as_ref(),
+            Self::Run(run) => Some(&run.words),
+        }
+    }
+
+    fn place(&self) -> Place {
+        match self {
+            Self::Pod(_) => Place::Pod,
+            Self::Run(run) => run.place,
+        }
+    }
+
+    /// How long to wait until the next look without a word; `None` is for ever. `LOOKS` that are over are in the past.
+    fn next_look(&self, since: Duration) -> Option<Duration> {
+        match self {
+            Self::Run(run) if !run.has_found() => {
+                Some((since / 8).clamp(FIRST_LOOKS, Duration::from_secs(1)))
+            }
+            _ => {
+                let next = LOOKS.into_iter().map(Duration::from_secs).find(|at| *at > since)?;
+                Some(next.saturating_sub(since))
+            }
+        }
+    }
+}
 
 /// Captures ports for the lifetime of the process.
 pub struct Capture {
     shared: Arc<Shared>,
     listeners: ListenerSender,
+    whose: Whose,
     /// Captured addresses.
     open: BTreeSet<SocketAddr>,
     /// What was last written to the termination log.
@@ -44,56 +89,67 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// Captured ports are served by `listeners`.
-    pub fn new(shared: Arc<Shared>, listeners: ListenerSender) -> Self {
-        Self { shared, listeners, open: BTreeSet::new(), told: String::new() }
+    /// Captures the ports of a pod; they are served by `listeners`. Needs a tokio runtime.
+    pub fn of_pod(shared: Arc<Shared>, listeners: ListenerSender) -> Self {
+        let words = Words::bind(Place::Pod).inspect_err(|error| {
+            tracing::error!(%error, "the app can't say that it listens: another lameduck captures its ports");
+        });
+        Self::new(shared, listeners, Whose::Pod(words.ok()))
+    }
+
+    /// Captures the ports of the app of this run.
+    pub fn of_run(shared: Arc<Shared>, listeners: ListenerSender, run: Run) -> Self {
+        Self::new(shared, listeners, Whose::Run(run))
+    }
+
+    fn new(shared: Arc<Shared>, listeners: ListenerSender, whose: Whose) -> Self {
+        Self { shared, listeners, whose, open: BTreeSet::new(), told: String::new() }
     }
 
     /// Looks for ports at its start, some times after it, whenever an app says that it listens, and when a port is given
     /// up.
     pub async fn watch(mut self) {
-        let words = match Words::bind() {
-            Ok(words) => Some(words),
-            Err(error) => {
-                tracing::error!(%error, "the app can't say that it listens: another lameduck captures its ports");
-                None
-            }
-        };
-        let began = Instant::now();
-        let mut looks = LOOKS.into_iter().map(|seconds| began + Duration::from_secs(seconds)).peekable();
+        let (began, shared) = (Instant::now(), self.shared.clone());
+        self.look().await;
         loop {
+            let next = self.whose.next_look(began.elapsed());
             let look = async {
-                match looks.peek() {
-                    Some(next) => sleep_until(*next).await,
+                match next {
+                    Some(next) => tokio::time::sleep(next).await,
                     None => pending().await,
                 }
             };
             let word = async {
-                match &words {
+                match self.whose.words() {
                     Some(words) => words.next().await,
                     None => pending().await,
                 }
             };
-            let shared = self.shared.clone();
-            tokio::select! {
-                () = look => {
-                    looks.next();
+            let said = tokio::select! {
+                () = look => None,
+                () = shared.captured.given_up.notified() => None,
+                said = word => Some(said),
+            };
+            match said {
+                None => {
                     self.look().await;
-                    if looks.peek().is_none() {
-                        self.shared.captured.settle();
+                    if self.whose.next_look(began.elapsed()).is_none() {
+                        shared.captured.settle();
                     }
                 }
-                () = shared.captured.given_up.notified() => self.look().await,
-                said = word => {
-                    match (said, &words) {
-                        (Ok(said), Some(words)) => {
-                            self.look().await;
-                            said.iter().for_each(|word| words.answer(word));
+                Some(Ok(said)) => {
+                    let refused = self.look().await;
+                    let words = self.whose.words();
+                    said.iter().for_each(|word| {
+                        if let Some(words) = words {
+                            words.answer(word, refused.contains(&word.port));
                         }
-                        (Err(error), _) => warn("can't read what the app says of its ports", &error),
-                        (Ok(_), None) => {}
-                    }
-                    // Any process of the pod can send words.
+                    });
+                    // Any process can send words.
+                    tokio::time::sleep(LOOK_INTERVAL).await;
+                }
+                Some(Err(error)) => {
+                    warn("can't read what the app says of its ports", &error);
                     tokio::time::sleep(LOOK_INTERVAL).await;
                 }
             }
@@ -101,33 +157,67 @@ impl Capture {
     }
 
     /// Serves the ports that have moved since the last look, releases those that were given up, and reports those that
-    /// have not moved.
-    async fn look(&mut self) {
-        let (ports, addresses) = match (ports(), addresses()) {
-            (Ok(ports), Ok(addresses)) => (ports, addresses),
-            (Err(error), _) => return warn("can't ask the kernel which ports the app opens", &error),
-            (_, Err(error)) => return warn("can't ask the kernel for the pod's addresses", &error),
+    /// have not moved. Returns those that the app can't have because another program does; in a pod they are bypassed
+    /// instead.
+    async fn look(&mut self) -> BTreeSet<u16> {
+        let seen = match &self.whose {
+            Whose::Pod(_) => ports().map(|ports| (ports, vec![])),
+            Whose::Run(run) => run.ports(),
         };
-        if let Some(ip) = addresses.iter().find(|ip| ip.is_ipv4() && !ip.is_loopback()) {
-            self.shared.captured.set_source(*ip);
-        }
+        let ((mut ports, listening), addresses) = match (seen, addresses()) {
+            (Ok(seen), Ok(addresses)) => (seen, addresses),
+            (Err(error), _) => return warn("can't ask the kernel which ports the app opens", &error),
+            (_, Err(error)) => return warn("can't ask the kernel for this host's addresses", &error),
+        };
+        self.set_source(&addresses);
+        let moved = |port| ports.moved.iter().any(|at| at.port() == port);
         for port in self.shared.captured.all().into_iter().filter(|port| port.is_given_up()) {
-            match ports.moved.contains(&port.number) {
+            match moved(port.number) {
                 true => port.keep(),
                 false => self.release(&port).await,
             }
         }
-        for port in &ports.moved {
-            if self.rule(*port) != Some(CaptureProtocol::Skip) {
-                self.capture(*port, &addresses);
+        let mut refused = BTreeSet::new();
+        for at in &ports.moved {
+            if self.rule(at.port()) == Some(CaptureProtocol::Skip) {
+                continue;
+            }
+            let asked = self.whose.place().asked(at.ip()).map(|asked| asked.of(&addresses));
+            if !self.capture(*at, &asked.unwrap_or_default(), &ports) {
+                refused.insert(at.port());
             }
         }
+        self.report(&ports);
+        if let Whose::Run(run) = &mut self.whose {
+            ports.moved.retain(|at| !refused.contains(&at.port()));
+            run.publish(&ports, &listening);
+        }
+        refused
+    }
+
+    /// Sets the address that the app sees of clients from outside the pod. With IPv6 alone there is none of the pod's that
+    /// could connect to the app's, so it is at least not the one that the pod's own clients have.
+    fn set_source(&self, addresses: &[IpAddr]) {
+        if matches!(self.whose, Whose::Pod(_)) {
+            let own = addresses.iter().find(|ip| ip.is_ipv4() && !ip.is_loopback());
+            self.shared.captured.set_source(own.copied().unwrap_or(IPV6_SOURCE));
+        }
+    }
+
+    /// Reports the ports that have not moved.
+    fn report(&mut self, ports: &Ports) {
         self.shared.captured.forget_unless(|address| ports.bypassed.contains(&address));
+        let (reason, in_pod) = match self.whose {
+            Whose::Pod(_) => (Bypass::NotMoved, true),
+            Whose::Run(_) => (Bypass::NotMovedInRun, false),
+        };
         let skipped = |port| {
-            ports.moved.contains(&port) || self.rule(port) == Some(CaptureProtocol::Skip) || is_mesh(port)
+            ports.moved.iter().any(|at| at.port() == port)
+                || self.rule(port) == Some(CaptureProtocol::Skip)
+                || in_pod && is_mesh(port)
         };
         for addr in ports.bypassed.iter().filter(|addr| !skipped(addr.port())) {
-            self.bypassed(*addr, Bypass::NotMoved);
+            self.bypassed(*addr, reason);
         }
         if !ports.moved.is_empty() || !self.shared.captured.bypassed().is_empty() {
             self.shared.captured.settle();
@@ -164,47 +254,71 @@ impl Capture {
         rules.iter().find(|rule| rule.port == port).map(|rule| rule.protocol)
     }
 
-    /// Listens on those addresses of a moved port on which we don't yet.
-    fn capture(&mut self, port: u16, addresses: &[IpAddr]) {
-        let new: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
-        let new: Vec<_> = new.into_iter().filter(|addr| !self.open.contains(addr)).collect();
-        if new.is_empty() {
-            return;
+    /// Listens on those addresses of a moved port on which we don't yet. Returns false if the app can't have it.
+    fn capture(&mut self, at: SocketAddr, addresses: &[IpAddr], ports: &Ports) -> bool {
+        let port = at.port();
+        let all: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
+        if let (Some(known), Whose::Run(_)) = (self.shared.captured.get(port), &self.whose)
+            && let Some(own) = known.upstream.own().ip().filter(|own| *own != at)
+        {
+            if !ports.moved.contains(&own) {
+                // It came back on another address.
+                known.upstream.be_at(at.into());
+            } else if let Some(addr) = all.iter().find(|addr| self.open.contains(addr)) {
+                return refuse(*addr, Bypass::Taken);
+            }
         }
-        let speaks = match self.rule(port) {
-            Some(CaptureProtocol::Http) => Speaks::Http,
-            Some(CaptureProtocol::Tcp) => Speaks::Opaque,
-            Some(CaptureProtocol::Skip) | None => Speaks::Unknown,
-        };
+        let new: Vec<_> = all.into_iter().filter(|addr| !self.open.contains(addr)).collect();
         let captured = self.shared.captured.all();
-        if captured.len() >= MAX_PORTS && captured.iter().all(|known| known.number != port) {
-            return self.bypassed(SocketAddr::new(APP_IP.into(), port), Bypass::TooMany);
+        let is_known = captured.iter().any(|known| known.number == port);
+        if new.is_empty() {
+            return is_known;
         }
-        let first = captured.is_empty();
-        let captured = self.shared.captured.add(port, speaks, self.shared.ledgers.len());
-        if first {
-            // The port that `--ready-check` and the warm-up ask.
-            self.shared.upstream.be_at(captured.app());
+        if captured.len() >= MAX_PORTS && !is_known {
+            self.bypassed(at, Bypass::TooMany);
+            return true;
         }
-        let mut failed = None;
+        let (mut bound, mut failed) = (Vec::new(), None);
         for addr in new {
             match bind(addr, false) {
-                Ok(listener) => {
-                    self.open.insert(addr);
-                    let stays = addr.ip().is_loopback();
-                    let service = Service::Captured { port, local: stays };
-                    let released = Some(captured.released());
-                    self.listeners.add(NewListener { listener, service, stays, released });
-                }
+                Ok(listener) => bound.push((addr, listener)),
                 Err(error) => failed = failed.or(why(&error).map(|reason| (addr, reason))),
             }
         }
+        if let (Some((addr, reason)), Whose::Run(_)) = (failed, &self.whose) {
+            return refuse(addr, reason);
+        }
+        self.serve(at, bound, captured.is_empty());
         match failed {
             None => {
                 tracing::info!(port, "the app's port is captured");
                 self.shared.captured.protect(port);
             }
             Some((addr, reason)) => self.bypassed(addr, reason),
+        }
+        true
+    }
+
+    fn serve(&mut self, at: SocketAddr, bound: Vec<(SocketAddr, TcpListener)>, first: bool) {
+        let port = at.port();
+        let speaks = match self.rule(port) {
+            Some(CaptureProtocol::Http) => Speaks::Http,
+            Some(CaptureProtocol::Tcp) => Speaks::Opaque,
+            Some(CaptureProtocol::Skip) | None => Speaks::Unknown,
+        };
+        let captured = self.shared.captured.add(at, speaks, self.shared.ledgers.len());
+        let in_pod = self.whose.place() == Place::Pod;
+        if first && in_pod {
+            // The port that `--ready-check` and the warm-up ask.
+            self.shared.upstream.be_at(captured.app());
+        }
+        for (addr, listener) in bound {
+            self.open.insert(addr);
+            // In a pod clients on loopback are parts of the pod. Elsewhere they are clients like any other.
+            let stays = in_pod && addr.ip().is_loopback();
+            let service = Service::Captured { port, local: stays };
+            let released = Some(captured.released());
+            self.listeners.add(NewListener { listener, service, stays, released });
         }
     }
 
@@ -216,12 +330,13 @@ impl Capture {
     }
 }
 
-/// Any process of the pod can make us look, so the log is rate-limited.
-fn warn(what: &'static str, error: &io::Error) {
+/// Any process can make us look, so the log is rate-limited. Returns no port.
+fn warn(what: &'static str, error: &io::Error) -> BTreeSet<u16> {
     static FAILED: ByReason = ByReason::new();
     if let Some(times) = FAILED.due(what) {
         tracing::warn!(%error, times, "{what}");
     }
+    BTreeSet::new()
 }
 
 /// The addresses at which clients may reach the app. Of IPv4's loopback network others than 127.0.0.1 are the app's own
@@ -232,6 +347,16 @@ fn addresses() -> io::Result<Vec<IpAddr>> {
         !ip.is_loopback() || [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()].contains(ip)
     });
     Ok(found)
+}
+
+/// Says why the app can't have this port; returns false.
+fn refuse(address: SocketAddr, reason: Bypass) -> bool {
+    let why = match reason {
+        Bypass::NotPermitted => "lameduck may not use ports below 1024",
+        _ => "another program listens there",
+    };
+    tracing::warn!(%address, "the app's listen fails (EADDRINUSE): {why}");
+    false
 }
 
 /// Returns why a port is bypassed; `None` for an address that was just removed: there is nothing to report.

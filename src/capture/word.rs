@@ -1,8 +1,9 @@
 //! Words of the shim: an app's socket listens, and waits for the proxy to take the port (`shim/src/word.rs`).
 //!
-//! A word is a datagram `listen PORT` to an abstract unix socket, which is scoped to the pod's network namespace. Any
-//! datagram back lets the app go on; without one it does after a second. Every process of the pod can send words, so one
-//! proves nothing: it is a reason to ask the kernel ([`super::listeners`]).
+//! A word is a datagram `listen PORT` to an abstract unix socket, which is scoped to the network namespace: of a pod, or of
+//! a machine where each `lameduck run` has a socket of its own. A datagram back lets the app go on, or makes its listen(2)
+//! fail; without one it goes on after a second. Every process there can send words, so one proves nothing: it is a reason
+//! to ask the kernel ([`super::listeners`]).
 
 use std::io;
 use std::os::linux::net::SocketAddrExt;
@@ -12,8 +13,8 @@ use rustix::net::{SendFlags, SocketAddrUnix, sendto};
 use tokio::net::UnixDatagram;
 use tokio::net::unix::SocketAddr;
 
-/// Name of the sidecar's socket in the abstract namespace.
-const NAME: &str = "lameduck-capture";
+use super::place::Place;
+
 /// Most words that are returned at once: the kernel queues about as many (net.unix.max_dgram_qlen).
 const MOST: usize = 16;
 
@@ -49,12 +50,13 @@ pub struct Words {
 }
 
 impl Words {
-    /// Binds the socket. Needs a tokio runtime.
+    /// Binds the socket of this place. Needs a tokio runtime.
     ///
     /// # Errors
     /// Another process of this network namespace has it.
-    pub fn bind() -> io::Result<Self> {
-        let socket = net::UnixDatagram::bind_addr(&net::SocketAddr::from_abstract_name(NAME)?)?;
+    pub fn bind(place: Place) -> io::Result<Self> {
+        let name = net::SocketAddr::from_abstract_name(place.socket_name())?;
+        let socket = net::UnixDatagram::bind_addr(&name)?;
         socket.set_nonblocking(true)?;
         Ok(Self { socket: UnixDatagram::from_std(socket)? })
     }
@@ -78,9 +80,11 @@ impl Words {
         Ok(words)
     }
 
-    /// Lets the app go on that sent the word. One that doesn't wait any more has lost nothing.
-    pub fn answer(&self, word: &Word) {
-        if let Err(error) = sendto(&self.socket, b"go on", SendFlags::DONTWAIT, &word.from) {
+    /// Lets the app go on that sent the word; if the port is `in_use` by another program, its listen(2) fails. One that
+    /// doesn't wait any more has lost nothing.
+    pub fn answer(&self, word: &Word, in_use: bool) {
+        let answer: &[u8] = if in_use { b"in use" } else { b"go on" };
+        if let Err(error) = sendto(&self.socket, answer, SendFlags::DONTWAIT, &word.from) {
             tracing::debug!(%error, port = word.port, "an app that listens doesn't wait for the answer");
         }
     }

@@ -115,7 +115,8 @@ pub(super) enum Sub {
     Proxy(Box<ProxyArgs>),
     /// Start an app and run the proxy in front of it, in one container
     ///
-    /// Listens on the inherited PORT, gives the app a free port as its PORT, and waits until the app listens. SIGTERM,
+    /// Serves every port that the app opens under its own number. With --listen or an inherited PORT it listens there, and
+    /// gives the app a free port as its PORT. It waits until the app listens. SIGTERM,
     /// SIGINT and SIGQUIT start a drain; after it the app gets SIGTERM. Other signals are forwarded to the app, and the
     /// terminal belongs to the app. Every flag can also be set by its environment variable; the flag takes precedence.
     /// Durations are written as 5s or 1m30s.
@@ -223,7 +224,8 @@ pub(super) struct ProxyArgs {
 pub(super) struct RunArgs {
     #[command(flatten)]
     pub common: CommonArgs,
-    /// Port of the app, for an app that doesn't read PORT [default: a free port, given to the app as PORT]
+    /// Port of the app, which also gets it as PORT, for an app that can't give up its port to lameduck because it is
+    /// statically linked. Other apps are found on the port that they open
     #[arg(long, value_name = "PORT", help_heading = "App",
           value_parser = values::port_or_link)]
     pub app_port: Option<PortOrLink>,
@@ -272,7 +274,7 @@ pub(super) struct CommonArgs {
 #[command(next_help_heading = "Addresses")]
 pub(super) struct AddressArgs {
     /// Address on which clients connect, as in :4880 or 127.0.0.1:4880. Repeat the flag or separate by commas
-    /// [default: :4880; run: the inherited PORT, if set; none with --tls-listen]
+    /// [default: :4880; run: the inherited PORT, else :4880 with --app-port and none without; none with --tls-listen]
     #[arg(long, value_name = "ADDR", value_delimiter = ',', value_parser = parse_listen)]
     pub listen: Vec<SocketAddr>,
     /// Address to listen on and destination for connections that are forwarded byte for byte, as in :6379=redis:6379 or

@@ -22,8 +22,8 @@ pub enum Command {
     },
     /// `lameduck run`.
     Run {
-        /// Checked. The upstream is `localhost` with the port of `--app-port`, or with port 0 if a free port has yet to
-        /// be chosen.
+        /// Checked. The upstream is `localhost` with the port of `--app-port`, or with port 0 if the port has yet to be
+        /// chosen or found.
         settings: Box<Settings>,
         /// For `telemetry`.
         log: LogSettings,
@@ -123,7 +123,7 @@ pub struct HoldLimits {
 /// The app that `lameduck run` starts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AppCommand {
-    /// `--app-port`: the app listens on this port, whatever its `PORT` says.
+    /// `--app-port`: the app listens on this port, and keeps it.
     pub port: Option<u16>,
     /// Time limit for the app to listen.
     pub start_timeout: Duration,

@@ -138,21 +138,23 @@ fn after_drain(
 
 fn run(args: RunArgs, around: &Surroundings) -> Result<Command, String> {
     let log = log_settings(&args.common);
+    let app_port = args.app_port.and_then(|given| given.0);
     let listen = match &around.port {
         Some(port) => match port.parse() {
-            Ok(port @ 1..) => SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port),
+            Ok(port @ 1..) => vec![SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), port)],
             Ok(0) | Err(_) => {
                 return Err(format!(
                     "PORT is '{port}', which is not a port: set it to a number, or use --listen"
                 ));
             }
         },
-        None => parse_listen(":4880")?,
+        None if app_port.is_some() => vec![parse_listen(":4880")?],
+        // The ports that the app opens are served under their own numbers.
+        None => vec![],
     };
-    let app_port = args.app_port.and_then(|given| given.0);
     // Use the name, because an app may listen on ::1 only or on 127.0.0.1 only.
     let upstream = UpstreamAddr::Tcp { host: "localhost".to_owned(), port: app_port.unwrap_or(0) };
-    let settings = settings(args.common, &[listen], upstream, Sidecar::None, Forwarded::IfNone, around)?;
+    let settings = settings(args.common, &listen, upstream, Sidecar::None, Forwarded::IfNone, around)?;
     let app = AppCommand { port: app_port, start_timeout: args.start_timeout, command: args.command };
     Ok(Command::Run { settings: Box::new(settings), log, app })
 }

@@ -206,7 +206,8 @@ fn run_takes_over_the_inherited_port_and_everything_after_the_dashes() {
     assert_eq!(app.command, ["node", "server.js", "--listen", "x"]);
     assert_eq!(log, LogSettings { format: LogFormat::Auto, level: Level::INFO });
     assert_eq!(settings_of("lameduck run --listen :9 -- x", &around).listen[0].port(), 9);
-    assert_eq!(settings_of("lameduck run -- x", &laptop()).listen[0].port(), 4880);
+    assert_eq!(settings_of("lameduck run --app-port 3000 -- x", &laptop()).listen[0].port(), 4880);
+    assert_eq!(settings_of("lameduck run -- x", &laptop()).listen, [], "the app's own ports");
     let around = Surroundings { port: Some("http".into()), ..laptop() };
     let error = parse_at(words("lameduck run -- x"), &around).unwrap_err().to_string();
     assert!(error.contains("PORT is 'http'"), "{error}");

@@ -37,12 +37,29 @@ impl UpstreamAddr {
         }
     }
 
+    /// Whether it is an address yet: port 0 stands for one that has to be found.
+    pub fn is_known(&self) -> bool {
+        self.host_and_port().is_none_or(|(_, port)| port != 0)
+    }
+
+    /// The address and port, if it is no name; `None` for a unix socket too.
+    pub fn ip(&self) -> Option<SocketAddr> {
+        let (host, port) = self.host_and_port()?;
+        Some(SocketAddr::new(host.parse().ok()?, port))
+    }
+
     /// The `Host` of requests that the proxy itself makes.
     pub fn http_host(&self) -> String {
         match self {
             Self::Unix(_) => "localhost".to_owned(),
             other => other.to_string().trim_start_matches("https://").to_owned(),
         }
+    }
+}
+
+impl From<SocketAddr> for UpstreamAddr {
+    fn from(addr: SocketAddr) -> Self {
+        Self::Tcp { host: addr.ip().to_string(), port: addr.port() }
     }
 }
 

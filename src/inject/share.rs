@@ -6,10 +6,9 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use super::names::{PRELOAD, PROGRAM, SHIM};
+use crate::capture::object::OBJECT;
 
 const SCRIPT: &str = include_str!("preload.js");
-/// The shim for this program's architecture; empty if there is none (`build.rs`).
-const OBJECT: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/shim.so"));
 
 /// Writes the shim, the preload and the program into this directory, readable by every user, each atomically. A file that
 /// is the same already stays: the app's processes have the shim mapped.

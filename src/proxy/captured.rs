@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use serde::Serialize;
 use tokio::sync::{Notify, watch};
 
-use crate::config::{APP_IP, UpstreamAddr};
+use crate::config::UpstreamAddr;
 use crate::drain::ledger::lock;
 use crate::upstream::Upstream;
 
@@ -61,7 +61,7 @@ impl CapturedPort {
 
     /// Returns where the app listens.
     pub fn app(&self) -> UpstreamAddr {
-        UpstreamAddr::Tcp { host: APP_IP.to_string(), port: self.number }
+        self.upstream.own()
     }
 
     /// Whether the app has closed it for good.
@@ -119,6 +119,9 @@ pub struct BypassedPort {
 pub enum Bypass {
     /// The app has not moved: it makes its own system calls, or did not load the shim.
     NotMoved,
+    /// The same under `lameduck run`.
+    #[serde(rename = "not-moved")]
+    NotMovedInRun,
     /// The app has moved, but the port is taken on the pod's address.
     Taken,
     /// The app has moved, but this process may not use ports below 1024.
@@ -131,11 +134,15 @@ impl Bypass {
     /// Returns the value of the metric's label `reason`.
     pub fn name(self) -> &'static str {
         match self {
-            Self::NotMoved => "not-moved",
+            Self::NotMoved | Self::NotMovedInRun => "not-moved",
             Self::Taken => "taken",
             Self::NotPermitted => "not-permitted",
             Self::TooMany => "too-many",
         }
+    }
+
+    fn is_not_moved(self) -> bool {
+        matches!(self, Self::NotMoved | Self::NotMovedInRun)
     }
 
     /// Returns what it means and what to do about it.
@@ -144,6 +151,11 @@ impl Bypass {
             Self::NotMoved => {
                 "the app listens there itself: it is statically linked, or LD_PRELOAD was not read; connections to it are \
                  not drained. Give it a port by PORT with lameduck.dev/capture: port-env, or let it listen on 127.77.0.1"
+            }
+            Self::NotMovedInRun => {
+                "the app listens there itself, which lameduck can't serve: it is statically linked, or LD_PRELOAD was not \
+                 read; connections to it are not drained. Start lameduck with --app-port and this port: the app gets it \
+                 as PORT, and lameduck serves it on --listen, PORT or :4880"
             }
             Self::Taken => "another program listens on the pod's address: give one of them another port",
             Self::TooMany => "the app has opened more than 256 ports: let --capture-as skip some",
@@ -166,14 +178,14 @@ impl CapturedPorts {
         self.source.get().copied()
     }
 
-    /// Returns the port, which is added if it is new. `threads`: the number of data-plane threads.
-    pub fn add(&self, number: u16, speaks: Speaks, threads: usize) -> Arc<CapturedPort> {
-        let mut ports = lock(&self.ports);
+    /// Returns the port whose app listens `at` this address, which is added if it is new. `threads`: the number of data-plane
+    /// threads.
+    pub fn add(&self, at: SocketAddr, speaks: Speaks, threads: usize) -> Arc<CapturedPort> {
+        let (mut ports, number) = (lock(&self.ports), at.port());
         let new = || {
-            let addr = UpstreamAddr::Tcp { host: APP_IP.to_string(), port: number };
             Arc::new(CapturedPort {
                 number,
-                upstream: Arc::new(Upstream::new(addr, threads)),
+                upstream: Arc::new(Upstream::new(UpstreamAddr::from(at), threads)),
                 speaks: AtomicU8::new(speaks as u8),
                 given_up: AtomicBool::new(false),
                 released: watch::Sender::new(false),
@@ -227,7 +239,7 @@ impl CapturedPorts {
 
     /// Forgets the ports that have not moved and on which nobody listens any more.
     pub fn forget_unless(&self, listens: impl Fn(SocketAddr) -> bool) {
-        lock(&self.bypassed).retain(|address, reason| *reason != Bypass::NotMoved || listens(*address));
+        lock(&self.bypassed).retain(|address, reason| !reason.is_not_moved() || listens(*address));
     }
 
     /// Returns the bypassed ports, in order.
@@ -264,8 +276,8 @@ impl CapturedPorts {
 
     /// Returns where the app itself listens on this port, past us; `None` for a port that it has not opened.
     pub fn app(&self, port: u16) -> Option<SocketAddr> {
-        if self.get(port).is_some() {
-            return Some((APP_IP, port).into());
+        if let Some(known) = self.get(port) {
+            return known.upstream.own().ip();
         }
         lock(&self.bypassed).keys().find(|address| address.port() == port).copied()
     }

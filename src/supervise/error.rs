@@ -22,13 +22,13 @@ pub enum StartError {
     Exited {
         /// As in [`super::Exit`].
         code: u8,
-        /// Value of `PORT`.
-        port: u16,
+        /// Value of `PORT`, if we chose it.
+        port: Option<u16>,
     },
     /// The app runs but does not listen on its port.
     NotListening {
-        /// Value of `PORT`.
-        port: u16,
+        /// Value of `PORT`, if we chose it.
+        port: Option<u16>,
         /// `--start-timeout`.
         within: Duration,
         /// Addresses on which processes of its group listen.
@@ -74,13 +74,20 @@ impl fmt::Display for StartError {
                  for this machine",
                 program.display()
             ),
-            Self::Exited { code, port } => write!(
-                f,
-                "the app exited with code {code} before it listened on port {port}: its own output says why"
-            ),
+            Self::Exited { code, port } => {
+                write!(f, "the app exited with code {code} before it listened")?;
+                if let Some(port) = port {
+                    write!(f, " on port {port}")?;
+                }
+                write!(f, ": its own output says why")
+            }
             Self::NotListening { port, within, listens } => {
                 let within = humantime::format_duration(*within);
-                write!(f, "the app does not listen on port {port}, its PORT, after {within}: ")?;
+                match port {
+                    Some(port) => write!(f, "the app does not listen on port {port}, its PORT,")?,
+                    None => write!(f, "the app does not listen on any port")?,
+                }
+                write!(f, " after {within}: ")?;
                 write_advice(f, *port, listens)
             }
         }
@@ -92,8 +99,8 @@ fn is_existing_path(program: &OsStr) -> bool {
     program.as_encoded_bytes().contains(&b'/') && Path::new(program).is_file()
 }
 
-fn write_advice(f: &mut fmt::Formatter<'_>, port: u16, listens: &[SocketAddr]) -> fmt::Result {
-    if let Some(addr) = listens.iter().find(|addr| addr.port() == port) {
+fn write_advice(f: &mut fmt::Formatter<'_>, port: Option<u16>, listens: &[SocketAddr]) -> fmt::Result {
+    if let Some(addr) = listens.iter().find(|addr| Some(addr.port()) == port) {
         return write!(f, "it listens on {addr} only: make it listen on 127.0.0.1 or on all addresses");
     }
     let mut ports: Vec<_> = listens.iter().map(|addr| addr.port().to_string()).collect();

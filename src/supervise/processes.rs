@@ -1,7 +1,7 @@
 //! Reads the app's processes from `/proc`: which there are, which would not forward a signal, and where they listen. If
 //! `/proc` is not readable, only the main process is known.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::net::SocketAddr;
 
@@ -130,10 +130,38 @@ pub fn listening() -> Vec<SocketAddr> {
 
 /// Whether a foreign process listens on this port; false if that can't be determined for all descendants.
 pub fn is_strangers(port: u16) -> bool {
-    let known = |process: &Process| fs::read_dir(format!("/proc/{}/fd", process.pid)).is_ok();
-    listeners::listeners().unwrap_or_default().iter().any(|(addr, _)| addr.port() == port)
-        && descendants().iter().all(known)
-        && !listeners().iter().any(|(_, addr)| addr.port() == port)
+    let apps = sockets();
+    let on_port =
+        listeners::listeners().unwrap_or_default().into_iter().filter(|(addr, _)| addr.port() == port);
+    let mut inodes = on_port.map(|(_, inode)| inode).peekable();
+    apps.complete && inodes.peek().is_some() && !inodes.any(|inode| apps.inodes.contains(&inode))
+}
+
+/// Inodes of our descendants' sockets.
+#[derive(Debug)]
+pub struct Sockets {
+    /// Those that are known.
+    pub inodes: HashSet<u64>,
+    /// Whether these are all: `/proc` shows the files of every descendant.
+    pub complete: bool,
+}
+
+/// Returns the sockets of our descendants.
+pub fn sockets() -> Sockets {
+    let mut sockets = Sockets { inodes: HashSet::new(), complete: true };
+    for Process { pid, .. } in descendants() {
+        match inodes(pid) {
+            Some(inodes) => sockets.inodes.extend(inodes),
+            None => sockets.complete = false,
+        }
+    }
+    sockets
+}
+
+/// Inodes of a process's sockets; none if they can't be read.
+fn inodes(pid: Pid) -> Option<impl Iterator<Item = u64>> {
+    let files = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    Some(files.filter_map(|file| socket_inode(&fs::read_link(file.path()).ok()?)))
 }
 
 fn listeners() -> Vec<(Pid, SocketAddr)> {
@@ -141,10 +169,8 @@ fn listeners() -> Vec<(Pid, SocketAddr)> {
     let sockets: HashMap<_, _> = sockets.into_iter().map(|(addr, inode)| (inode, addr)).collect();
     let mut found = Vec::new();
     for Process { pid, .. } in descendants() {
-        let files = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-        let links = files.filter_map(|file| fs::read_link(file.path()).ok());
-        let addr = |link: std::path::PathBuf| sockets.get(&socket_inode(&link)?).copied();
-        found.extend(links.filter_map(addr).map(|addr| (pid, addr)));
+        let addrs = inodes(pid).into_iter().flatten().filter_map(|inode| sockets.get(&inode).copied());
+        found.extend(addrs.map(|addr| (pid, addr)));
     }
     found
 }

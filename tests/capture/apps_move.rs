@@ -2,10 +2,11 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::process::Command;
 
 use lameduck::capture::listeners::{Ports, ports};
+use lameduck::config::APP_IP;
 
 use crate::common::process::Process;
 use crate::common::{LIMIT, wait_for};
@@ -22,13 +23,18 @@ fn get(addr: (&str, u16)) -> String {
 }
 
 fn moved(ports: &[u16]) -> Ports {
-    Ports { moved: ports.iter().copied().collect(), ..Ports::default() }
+    Ports { moved: ports.iter().map(|port| at(*port)).collect(), ..Ports::default() }
+}
+
+/// Where a moved app listens on this port.
+fn at(port: u16) -> SocketAddr {
+    (APP_IP, port).into()
 }
 
 /// Waits until the app listens, and expects it nowhere else.
 fn expect_moved(app: &Process, port: u16) -> String {
     wait_for(&format!("port {port}: {}", app.output()), || {
-        (ports().unwrap().moved.contains(&port)).then_some(())
+        (ports().unwrap().moved.contains(&at(port))).then_some(())
     });
     assert_eq!(ports().unwrap(), moved(&[port]));
     get(("127.77.0.1", port))
@@ -113,7 +119,7 @@ fn nginx_moves_and_keeps_its_ipv6_socket() {
     fs::write(dir.join("conf"), config).unwrap();
     in_pod(|| {
         let app = Process::start("nginx", preloaded("nginx").arg("-c").arg(dir.join("conf")));
-        wait_for("port 80", || ports().unwrap().moved.contains(&80).then_some(()));
+        wait_for("port 80", || ports().unwrap().moved.contains(&at(80)).then_some(()));
         let bypassed =
             wait_for(&app.output(), || Some(ports().unwrap().bypassed).filter(|some| !some.is_empty()));
         assert_eq!(bypassed, ["[::]:80".parse().unwrap()].into());

@@ -8,7 +8,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use lameduck::capture::listeners::{Ports, ports};
+use lameduck::capture::place::Place;
 use lameduck::capture::word::Words;
+use lameduck::config::APP_IP;
 
 use crate::common::process::Process;
 use crate::common::{LIMIT, MOMENT};
@@ -20,8 +22,9 @@ const ANY: &str = "tcp4,0.0.0.0,3000,listen";
 /// A fresh runtime for the sidecar's half, on this thread and so in this pod.
 fn sidecar<T>(test: impl AsyncFnOnce(Words) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    runtime
-        .block_on(async { tokio::time::timeout(LIMIT, test(Words::bind().unwrap())).await.expect("in time") })
+    runtime.block_on(async {
+        tokio::time::timeout(LIMIT, test(Words::bind(Place::Pod).unwrap())).await.expect("in time")
+    })
 }
 
 fn app(program: &Path, socket: &str) -> Process {
@@ -37,11 +40,14 @@ fn an_app_that_listens_waits_until_the_proxy_does() {
                     let app = app(&program, socket);
                     let heard = words.next().await.unwrap();
                     assert_eq!(heard.iter().map(|word| word.port).collect::<Vec<_>>(), [port]);
-                    assert_eq!(ports().unwrap(), Ports { moved: [port].into(), ..Ports::default() });
+                    assert_eq!(
+                        ports().unwrap(),
+                        Ports { moved: [(APP_IP, port).into()].into(), ..Ports::default() }
+                    );
                     assert_eq!(app.output(), "", "it waits");
                     let proxy = TcpListener::bind((POD, port)).unwrap();
                     let also = TcpListener::bind(("127.0.0.1", port)).unwrap();
-                    words.answer(&heard[0]);
+                    words.answer(&heard[0], false);
                     app.wait_line("its end", |line| line.contains("listen 0 -").then_some(()));
                     // Ours aren't bypassed.
                     assert_eq!(ports().unwrap().bypassed, [].into());
@@ -117,11 +123,11 @@ fn what_is_no_word_is_dropped_and_a_crowd_is_heard() {
                 heard.extend(words.next().await.unwrap());
             }
             assert_eq!(heard.iter().map(|word| word.port).collect::<Vec<_>>(), [2, 3]);
-            heard.iter().for_each(|word| words.answer(word));
+            heard.iter().for_each(|word| words.answer(word, false));
             let mut buffer = [0; 16];
             assert!(sender.recv(&mut buffer).unwrap() > 0 && sender.recv(&mut buffer).unwrap() > 0);
             drop(sender);
-            words.answer(&heard[0]);
+            words.answer(&heard[0], false);
         });
     });
 }

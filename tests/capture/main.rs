@@ -14,6 +14,7 @@ mod listening_means_reachable;
 mod loading;
 mod node_options;
 mod ports_come_and_go;
+mod run_moves_apps;
 
 use std::fs::{self, File};
 use std::os::fd::AsFd;

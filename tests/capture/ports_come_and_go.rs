@@ -223,7 +223,7 @@ fn an_app_that_opens_no_port_is_ready_after_a_minute() {
             };
             let shared = Arc::new(Shared::new(*settings, None, || {}));
             let (listeners, _receiver) = ListenerSender::new(Switch::default());
-            tokio::spawn(Capture::new(shared.clone(), listeners).watch());
+            tokio::spawn(Capture::of_pod(shared.clone(), listeners).watch());
             tokio::time::sleep(Duration::from_secs(59)).await;
             assert!(!shared.captured.is_settled());
             tokio::time::sleep(Duration::from_secs(2)).await;

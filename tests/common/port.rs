@@ -1,6 +1,6 @@
 //! Reserved ports of 127.0.0.1: they belong to one test, whether or not a process listens on them.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use socket2::{Domain, Socket, Type};
 
@@ -15,11 +15,21 @@ pub struct Port {
 impl Port {
     /// Reserves a free port.
     pub fn reserve() -> Self {
-        let bound = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+        Self::reserve_at(Ipv4Addr::LOCALHOST.into())
+    }
+
+    /// Reserves a port that is free on all addresses, for a program that listens on more than 127.0.0.1.
+    pub fn reserve_everywhere() -> Self {
+        Self::reserve_at(Ipv6Addr::UNSPECIFIED.into())
+    }
+
+    fn reserve_at(ip: IpAddr) -> Self {
+        let wanted = SocketAddr::new(ip, 0);
+        let bound = Socket::new(Domain::for_address(wanted), Type::STREAM, None).expect("a socket");
         bound.set_reuse_address(true).expect("an option");
-        bound.bind(&SocketAddr::from((Ipv4Addr::LOCALHOST, 0)).into()).expect("a port");
-        let addr = bound.local_addr().expect("its address").as_socket().expect("of IPv4");
-        Self { addr, _bound: bound }
+        bound.bind(&wanted.into()).expect("a port");
+        let port = bound.local_addr().expect("its address").as_socket().expect("of IP").port();
+        Self { addr: (Ipv4Addr::LOCALHOST, port).into(), _bound: bound }
     }
 
     /// The argument with every `127.0.0.1:0` replaced by a newly reserved port.

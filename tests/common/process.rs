@@ -20,6 +20,9 @@ use super::http::{Answer, Client};
 use super::port::Port;
 use super::{LIMIT, wait_for};
 
+/// In the place of an argument of `run`: no `--listen`, so the app is served on its own ports.
+pub const OWN_PORTS: &str = "no --listen";
+
 /// Token of every [`Lameduck`].
 pub const TOKEN: &str = "a-test-token";
 
@@ -262,16 +265,20 @@ impl Lameduck {
 
     /// The same with the upstream's address as text.
     pub fn proxy_to(upstream: &str, args: &[&str]) -> Self {
-        Self::start(&["proxy", "--upstream", upstream], args, &[])
+        Self::start_as(lameduck(), &["proxy", "--upstream", upstream], args, &[])
     }
 
     /// Starts `lameduck run -- command`, and waits until it accepts connections.
     pub fn run(args: &[&str], command: &[&str]) -> Self {
-        Self::start(&["run"], args, command)
+        Self::start_as(lameduck(), &["run"], args, command)
     }
 
-    fn start(mode: &[&str], args: &[&str], command: &[&str]) -> Self {
-        Self::start_as(lameduck(), mode, args, command)
+    /// Starts `lameduck run -- command` without `--listen`, and waits until it serves the app at the app's own address.
+    pub fn run_at(program: Command, at: SocketAddr, args: &[&str], command: &[&str]) -> Self {
+        let mut run = Self::start_as(program, &["run"], &[&[OWN_PORTS], args].concat(), command);
+        (run.listen, run.listens) = (at, vec![at]);
+        run.wait_log("the app listens");
+        run
     }
 
     /// Starts any mode; `program` is [`lameduck`] with more variables, or a program that starts it.
@@ -281,12 +288,12 @@ impl Lameduck {
         let (process, ports) = spawn(program, &control, mode, args, command);
         let listening = process.wait_line("the proxy's addresses", |line| message(line, "listening"));
         let addrs = |field: &str| -> Vec<SocketAddr> {
-            let text = listening[field].as_str().unwrap_or_else(|| panic!("no {field} in {listening}"));
             let addr = |text: &str| text.parse().unwrap_or_else(|_| panic!("no address in {listening}"));
-            text.split(',').map(addr).collect()
+            listening[field].as_str().map_or_else(Vec::new, |text| text.split(',').map(addr).collect())
         };
-        let listens = addrs("listen");
-        Self { listen: listens[0], listens, probe: addrs("probe")[0], process, control, dir, _ports: ports }
+        let (listens, probe) = (addrs("listen"), addrs("probe")[0]);
+        let listen = listens.first().copied().unwrap_or(probe);
+        Self { listen, listens, probe, process, control, dir, _ports: ports }
     }
 
     /// Runs a `lameduck run` that is expected to exit without ever serving; returns its exit code and output.
@@ -446,13 +453,19 @@ fn spawn(
     let is_set = |flag: &str| {
         let variable = flag.to_uppercase().replace("--", "LAMEDUCK_").replace('-', "_");
         // `run` without --listen uses the inherited PORT.
-        let inherits = flag == "--listen" && set.iter().any(|name| name == "PORT");
-        inherits || args.contains(&flag) || set.iter().any(|name| *name == *variable)
+        let inherits = set.iter().any(|name| name == "PORT") || args.contains(&OWN_PORTS);
+        let set = set.iter().any(|name| *name == *variable);
+        set || args.contains(&flag) || flag == "--listen" && inherits
     };
     let mut ports = Vec::new();
+    if !set.iter().any(|name| name == "TMPDIR") {
+        // What a killed lameduck leaves behind is removed with it.
+        lameduck.env("TMPDIR", control.parent().expect("a folder"));
+    }
     lameduck.args(mode).arg("--control").arg(control);
     let defaults = defaults.iter().filter(|default| !is_set(default[0])).flatten();
-    lameduck.args(defaults.chain(args).map(|arg| Port::reserve_in(arg, &mut ports)));
+    let all = defaults.chain(args).filter(|arg| **arg != OWN_PORTS);
+    lameduck.args(all.map(|arg| Port::reserve_in(arg, &mut ports)));
     if !command.is_empty() {
         lameduck.arg("--").args(command);
     }

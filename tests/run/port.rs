@@ -3,7 +3,7 @@
 use crate::common;
 
 use std::fs;
-use std::net::TcpListener;
+use std::net::{SocketAddr, TcpListener};
 use std::thread;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use common::port::Port;
 use common::process::{Lameduck, lameduck, temporary_directory};
 use common::{MOMENT, wait_for};
 use rustix::process::{Pid, Signal, kill_process};
+use socket2::{Domain, Socket, Type};
 
 fn wait_line<T>(run: &Lameduck, what: &str, find: impl FnMut(&str) -> Option<T>) -> T {
     run.process.wait_line(what, find)
@@ -51,6 +52,26 @@ fn a_chosen_port_that_another_process_takes_is_replaced() {
     let _ = fs::remove_dir_all(dir);
 }
 
+/// The kernel may give the port to any connection.
+#[test]
+fn a_chosen_port_from_which_another_process_is_connected_is_replaced() {
+    let dir = temporary_directory();
+    let file = dir.join("go");
+    let run = Lameduck::run(&[], &["node", "-e", LATE, file.to_str().expect("UTF-8")]);
+    let port: u16 = wait_line(&run, "its port", |line| line.strip_prefix("my port is ")?.parse().ok());
+    let server = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let somebody = Socket::new(Domain::IPV4, Type::STREAM, None).expect("a socket");
+    somebody.bind(&SocketAddr::from(([127, 0, 0, 1], port)).into()).expect("free until now");
+    somebody.connect(&server.local_addr().expect("its address").into()).expect("connected");
+    fs::write(&file, "").expect("written");
+    let taken = run.wait_log("another process took the app's port; trying another port");
+    assert_eq!(taken["taken"], port);
+    let new = run.wait_log("the app listens")["port"].as_u64().expect("a number");
+    assert_ne!(new, u64::from(port));
+    assert_eq!(Client::ask(run.listen, "/").text(), format!("on {new}"));
+    let _ = fs::remove_dir_all(dir);
+}
+
 /// Goes to the background once it listens.
 const DAEMON: &str = "
     const server = \"require('http').createServer().listen(process.env.PORT, '127.0.0.1', () => process.send('up'))\";
@@ -84,15 +105,15 @@ fn a_port_of_the_users_choice_is_never_replaced() {
 }
 
 #[test]
-fn an_app_that_listens_elsewhere_is_reported_early() {
-    let reserved = Port::reserve();
-    let other = reserved.number().to_string();
+fn an_app_that_listens_elsewhere_than_on_its_app_port_is_reported_early() {
+    let (own, reserved) = (Port::reserve(), Port::reserve());
+    let (own, other) = (own.number().to_string(), reserved.number().to_string());
     let app = "
         const server = require('http').createServer((req, res) => res.end('ok')).listen(process.argv[1], '127.0.0.1');
         process.on('SIGUSR2', () => server.close(() => server.listen(process.env.PORT, '127.0.0.1')));";
     // Behind a shell, because the server is seldom the process that lameduck started.
     let run = Lameduck::run(
-        &["--start-timeout", "300s"],
+        &["--start-timeout", "300s", "--app-port", &own],
         &["sh", "-c", "node -e \"$0\" \"$1\"; exit $?", app, &other],
     );
     let advice = format!("it listens on {other} instead: start lameduck with --app-port {other}");

@@ -9,6 +9,7 @@ use super::{expect_none, files};
 const LAYERS: &[&[&str]] = &[
     &["app"],
     &["capture::watch"],
+    &["capture::run"],
     &["admin", "client", "signal", "supervise", "telemetry", "webhook"],
     &["proxy::threads"],
     &["proxy::accept", "proxy::downstream", "proxy::tunnel"],
@@ -57,6 +58,7 @@ const LAYERS: &[&[&str]] = &[
     &["inject::diff", "inject::json", "inject::model", "inject::quantity", "inject::share"],
     &["inject::names"],
     &["capture::listeners", "capture::word"],
+    &["capture::object", "capture::place"],
     &[
         "allocator",
         "answer",
@@ -80,6 +82,7 @@ const PURE: &[(&str, &[&str])] = &[
     ("proxy::http1", &["config"]),
     ("proxy::buffer", &[]),
     ("proxy::first_bytes", &[]),
+    ("capture::place", &["config"]),
     ("proxy::tunnel::websocket", &[]),
     ("proxy::request::long_poll", &["config"]),
     ("tls::certificate", &["tls"]),
