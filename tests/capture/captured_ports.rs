@@ -214,6 +214,28 @@ fn an_app_with_the_shim_is_reachable_as_soon_as_it_listens() {
 }
 
 #[test]
+fn an_app_with_a_socket_for_each_family_is_captured_for_both() {
+    in_pod(|| {
+        let proxy = proxy(&[]);
+        let script = "const serve = (at, then) => require('http').createServer((_, res) => res.end('ok')).listen(at, then);
+        serve({ port: 3000, host: '0.0.0.0' }, () =>
+          serve({ port: 3000, host: '::', ipv6Only: true }, () => console.log('both listen')));";
+        let mut app = preloaded("node");
+        app.args(["-e", script]);
+        let app = Process::start("node", &mut app);
+        app.wait_line("the app listens twice", |line| (line == "both listen").then_some(()));
+        for ip in ["127.0.0.1", "::1", POD, POD_V6] {
+            let mut client = Client::connect(SocketAddr::new(ip.parse().expect("an address"), 3000));
+            client.get("/");
+            assert_eq!(client.answer().text(), "ok", "by {ip}");
+        }
+        wait_for("all requests counted", || {
+            (proxy.metric("lameduck_requests_total{code=\"2xx\"}") == 4.0).then_some(())
+        });
+    });
+}
+
+#[test]
 fn a_port_that_did_not_move_is_left_alone_and_reported() {
     in_pod(|| {
         let app = TcpListener::bind("0.0.0.0:3000").expect("the app's port");
