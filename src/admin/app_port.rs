@@ -8,7 +8,7 @@ use hyper::StatusCode;
 use super::Admin;
 use crate::answer::{Answer, text};
 use crate::capture::listeners::ports;
-use crate::config::UpstreamAddr;
+use crate::proxy::captured::from_here;
 use crate::upstream;
 
 /// Prefix of the path: `/app-port/3000` connects to the app's port 3000.
@@ -27,11 +27,7 @@ impl Admin {
         let Some(addr) = self.captured.app(port).or_else(|| unmoved(port)) else {
             return text(StatusCode::SERVICE_UNAVAILABLE, "the app has not opened this port");
         };
-        // One on all addresses may be of one family only, and `localhost` means either loopback address.
-        let ip = addr.ip();
-        let host = if ip.is_unspecified() { "localhost".to_owned() } else { ip.to_string() };
-        let addr = UpstreamAddr::Tcp { host, port };
-        match tokio::time::timeout(CONNECT_TIMEOUT, upstream::connect(&addr)).await {
+        match tokio::time::timeout(CONNECT_TIMEOUT, upstream::connect(&from_here(addr))).await {
             Ok(Ok(_)) => text(StatusCode::OK, "ok"),
             _ => text(StatusCode::SERVICE_UNAVAILABLE, "the app does not accept connections on this port"),
         }

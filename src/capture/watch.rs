@@ -18,7 +18,7 @@ use super::word::Words;
 use crate::config::{APP_IP, CaptureProtocol, UpstreamAddr};
 use crate::proxy::accept::listener::{ListenerSender, NewListener, bind};
 use crate::proxy::accept::prepare::Service;
-use crate::proxy::captured::{Bypass, Speaks};
+use crate::proxy::captured::{Bypass, Speaks, from_here};
 use crate::proxy::shared::Shared;
 
 /// When to look without a word, in seconds after the start: an app that doesn't load the shim says nothing. After the
@@ -109,6 +109,19 @@ impl Capture {
         let skipped = |port| ports.moved.contains(&port) || self.rule(port) == Some(CaptureProtocol::Skip);
         for addr in ports.bypassed.iter().filter(|addr| !skipped(addr.port())) {
             self.bypassed(*addr, Bypass::NotMoved);
+        }
+        self.judge_by_bypassed();
+    }
+
+    /// Lets a bypassed port say whether the app is up, if nothing is captured: such a pod gets ready as any other.
+    fn judge_by_bypassed(&self) {
+        let bypassed = self.shared.captured.bypassed();
+        let unmoved = bypassed.iter().find(|port| port.reason == Bypass::NotMoved);
+        if let (Some(port), []) = (unmoved, &self.shared.captured.all()[..]) {
+            let addr = from_here(port.address);
+            if self.shared.upstream.addr() != addr {
+                self.shared.upstream.be_at(addr);
+            }
         }
     }
 

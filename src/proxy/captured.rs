@@ -110,6 +110,14 @@ impl Bypass {
     }
 }
 
+/// Returns how to reach a listener from here. One on all addresses may be of one family only, and `localhost` means
+/// either loopback address.
+pub fn from_here(listener: SocketAddr) -> UpstreamAddr {
+    let ip = listener.ip();
+    let host = if ip.is_unspecified() { "localhost".to_owned() } else { ip.to_string() };
+    UpstreamAddr::Tcp { host, port: listener.port() }
+}
+
 impl CapturedPorts {
     /// Adds a port; one that is known already keeps its upstream. `threads`: the number of data-plane threads.
     pub fn add(&self, number: u16, speaks: Speaks, threads: usize) -> Arc<CapturedPort> {

@@ -4,6 +4,7 @@
 use crate::common;
 use crate::{POD, POD_V6, in_pod, preloaded};
 
+use std::io::Read;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -252,6 +253,9 @@ fn a_port_that_did_not_move_is_left_alone_and_reported() {
             (&status["bypassed"][0]["reason"], &status["captured"]),
             (&"not-moved".into(), &json!([]))
         );
+        wait_for("readiness, by the app's own port", || {
+            proxy.status().filter(|status| status["ready"] == true)
+        });
         let shown = proxy.command_output(&["status"]).stdout;
         assert!(
             String::from_utf8_lossy(&shown)
@@ -259,8 +263,12 @@ fn a_port_that_did_not_move_is_left_alone_and_reported() {
         );
         let mut client = Client::connect(pod(3000));
         client.send("straight");
-        let mut at_app = Client::over(app.accept().expect("accepted").0.into()).expect("a socket");
-        assert_eq!(at_app.take(8), b"straight");
+        // Checks of readiness connect too, and send nothing.
+        let came = app.incoming().any(|at_app| {
+            let mut bytes = [0; 8];
+            at_app.expect("accepted").read_exact(&mut bytes).is_ok() && bytes == *b"straight"
+        });
+        assert!(came);
         assert_eq!(Client::ask(proxy.probe, "/app-port/3000").head.status, 200);
         let _later = TcpListener::bind("0.0.0.0:4000").expect("another port");
         assert_eq!(Client::ask(proxy.probe, "/app-port/4000").head.status, 200, "it sends no word");
