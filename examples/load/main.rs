@@ -14,6 +14,7 @@ mod work;
 
 use std::io::Read;
 use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -29,8 +30,12 @@ use work::{Kind, Servers, Worker};
 #[derive(Debug, Parser)]
 struct Arguments {
     /// Addresses of the servers; each new connection takes the next one
-    #[arg(long, required = true)]
+    #[arg(long, required_unless_present = "addr_file")]
     addr: Vec<SocketAddr>,
+    /// File with the servers' addresses, one a line, read for each new connection, as clients of a headless Service
+    /// look up its name
+    #[arg(long, conflicts_with = "addr")]
+    addr_file: Option<PathBuf>,
     /// Number of clients of each kind
     #[arg(
         long,
@@ -71,8 +76,9 @@ fn main() -> ExitCode {
 
 async fn run(arguments: Arguments, input_ended: Arc<AtomicBool>) -> Arc<Report> {
     let report = Arc::new(Report::default());
-    let servers = Arc::new(Servers { addrs: arguments.addr, from: arguments.from });
-    for addr in &servers.addrs {
+    let servers =
+        Arc::new(Servers { addrs: arguments.addr, file: arguments.addr_file, from: arguments.from });
+    for addr in &*servers.addrs() {
         // A Service's address refuses connections until kube-proxy knows its first pod.
         while Connection::open(*addr, servers.from).await.is_err() {
             tokio::time::sleep(Duration::from_millis(100)).await;

@@ -1,7 +1,9 @@
 //! The requests of each kind of client, repeated.
 
+use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::Range;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -85,7 +87,18 @@ impl Kind {
 /// Addresses of the servers, and our own.
 pub struct Servers {
     pub addrs: Vec<SocketAddr>,
+    /// Where the addresses are instead, one a line.
+    pub file: Option<PathBuf>,
     pub from: Option<IpAddr>,
+}
+
+impl Servers {
+    /// The addresses as they are now.
+    pub fn addrs(&self) -> Cow<'_, [SocketAddr]> {
+        let Some(file) = &self.file else { return Cow::Borrowed(&self.addrs) };
+        let text = std::fs::read_to_string(file).expect("the file of addresses");
+        Cow::Owned(text.lines().map(|line| line.parse().expect("an address")).collect())
+    }
 }
 
 /// One client.
@@ -135,7 +148,8 @@ impl Worker {
         let mut connection = match kept {
             Some(connection) => connection,
             None => {
-                let addr = self.servers.addrs[self.next_addr % self.servers.addrs.len()];
+                let addrs = self.servers.addrs();
+                let addr = addrs[self.next_addr % addrs.len()];
                 self.next_addr += 1;
                 match Connection::open(addr, self.servers.from).await {
                     Ok(connection) => {

@@ -12,6 +12,8 @@ use crate::sys;
 /// Where a moved socket of a pod listens. All of 127.0.0.0/8 is loopback (RFC 1122 §3.2.1.3), so no route and no
 /// permission is needed; a program that means loopback says 127.0.0.1.
 const POD: [u8; 4] = [127, 77, 0, 1];
+/// Where an IPv6-only socket of a pod listens whose IPv4 twin has moved. Nobody connects to it.
+const BESIDE: [u8; 4] = [127, 77, 0, 2];
 /// Where a socket listens that asked for a port of lameduck's own.
 const LOCALHOST: [u8; 4] = [127, 0, 0, 1];
 /// Bits of a run's address that say what was asked for.
@@ -149,26 +151,58 @@ fn moved(addr: Address, run: &Run) -> Option<([u8; 4], u16)> {
     Some(((network(run) << ASKED_BITS | asked).to_be_bytes(), port))
 }
 
-/// Whether connections to an IPv4 loopback address can reach this socket, and a proxy can take its place: TCP, or Multipath TCP,
-/// which plain TCP can connect to (RFC 8684 §3.1).
+/// Whether connections to an IPv4 loopback address can reach this socket, and a proxy can take its place: TCP, or
+/// Multipath TCP, which plain TCP can connect to (RFC 8684 §3.1).
 ///
-/// What stays on its own device or is for IPv6 only stays where it is: IPv6 has one loopback address, and a socket that
-/// is bound there can't be told from one that is meant for this pod alone.
-fn can_move(fd: i32, addr: Address) -> bool {
+/// What stays on its own device stays where it is.
+fn can_move(fd: i32) -> bool {
     const SOL_SOCKET: usize = 1;
     const SO_TYPE: usize = 3;
     const SO_PROTOCOL: usize = 38;
     const SO_BINDTOIFINDEX: usize = 62;
-    const IPPROTO_IPV6: usize = 41;
-    const IPV6_V6ONLY: usize = 26;
     let (tcp, multipath) = (6, 262);
     let option = |name| sys::getsockopt(fd, SOL_SOCKET, name);
     let protocol = option(SO_PROTOCOL);
     option(SO_TYPE) == Some(sys::SOCK_STREAM)
         && (protocol == Some(tcp) || protocol == Some(multipath))
         && option(SO_BINDTOIFINDEX).is_none_or(|device| device == 0)
-        && (matches!(addr, Address::V4(..))
-            || sys::getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY).is_some_and(|only| only == 0))
+}
+
+const IPPROTO_IPV6: usize = 41;
+const IPV6_V6ONLY: usize = 26;
+
+fn is_for_v6_only(fd: i32, addr: Address) -> bool {
+    matches!(addr, Address::V6(..)) && sys::getsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY) != Some(0)
+}
+
+/// Binds an IPv6-only socket: where it was asked to, since IPv6 has one loopback address, and a socket that is bound
+/// there can't be told from one that is meant for this pod alone.
+///
+/// But servers open a pair, first 0.0.0.0 and then `[::]` (nginx, Redis, Python's asyncio). Once the first has moved,
+/// the proxy serves clients of both families from it, and has taken the second one's place on `::1`. So that one gets
+/// another place, in which it is as good as bound.
+fn bind_v6_only(fd: i32, asked: Address, as_asked: impl Fn() -> isize) -> isize {
+    if !asked.is_wildcard() || !has_moved(asked.port()) {
+        return as_asked();
+    }
+    if sys::setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, 0) < 0 {
+        return as_asked();
+    }
+    let (beside, len) = asked.with(BESIDE, asked.port());
+    let result = sys::bind(fd, beside.as_ptr(), len);
+    if result < 0 {
+        sys::setsockopt(fd, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+    }
+    result
+}
+
+/// Whether a socket with this port has moved, asked with a socket that is nobody else's.
+fn has_moved(port: u16) -> bool {
+    let Ok(fd @ 0..) = i32::try_from(sys::socket(sys::AF_INET, sys::SOCK_STREAM)) else { return false };
+    let (here, len) = Address::V4([0; 4], port).with(POD, port);
+    let bound = sys::bind(fd, here.as_ptr(), len);
+    sys::close(fd);
+    bound == sys::EADDRINUSE
 }
 
 /// Whether this is one of the machine's addresses, asked with a socket that is nobody else's.
@@ -198,8 +232,12 @@ pub unsafe fn bind(fd: i32, addr: *const c_void, len: u32) -> isize {
     let Some(asked) = Address::read(&bytes, len as usize) else { return as_asked() };
     let run = Run::read();
     let Some((ip, port)) = moved(asked, &run) else { return as_asked() };
-    if !can_move(fd, asked) || !asked.is_wildcard() && !is_local(&bytes, len) {
+    if !can_move(fd) || !asked.is_wildcard() && !is_local(&bytes, len) {
         return as_asked();
+    }
+    if is_for_v6_only(fd, asked) {
+        // A run serves the addresses of each socket by itself.
+        return if run.is_pod() { bind_v6_only(fd, asked, as_asked) } else { as_asked() };
     }
     let (moved, len) = asked.with(ip, port);
     match sys::bind(fd, moved.as_ptr(), len) {

@@ -34,6 +34,7 @@ mod number {
     pub const LISTEN: usize = 50;
     pub const GETSOCKNAME: usize = 51;
     pub const GETSOCKOPT: usize = 55;
+    pub const SETSOCKOPT: usize = 54;
     pub const WAIT4: usize = 61;
     pub const KILL: usize = 62;
     pub const EXIT_GROUP: usize = 231;
@@ -59,6 +60,7 @@ mod number {
     pub const SENDTO: usize = 206;
     pub const RECVFROM: usize = 207;
     pub const GETSOCKOPT: usize = 209;
+    pub const SETSOCKOPT: usize = 208;
     pub const SHUTDOWN: usize = 210;
     pub const MMAP: usize = 222;
     pub const WAIT4: usize = 260;
@@ -217,6 +219,12 @@ pub fn getsockopt(fd: i32, level: usize, name: usize) -> Option<i32> {
     // SAFETY: the kernel writes at most `len` bytes.
     let result = unsafe { call(number::GETSOCKOPT, [fd as usize, level, name, to, size, 0]) };
     (result == 0).then_some(value)
+}
+
+/// setsockopt(2) of an `int`.
+pub fn setsockopt(fd: i32, level: usize, name: usize, value: i32) -> isize {
+    // SAFETY: the kernel reads four bytes.
+    unsafe { call(number::SETSOCKOPT, [fd as usize, level, name, &raw const value as usize, 4, 0]) }
 }
 
 /// ppoll(2) of one descriptor. The kernel takes the time that it waited off `left`.

@@ -38,7 +38,7 @@ const FIRST_LOOKS: Duration = Duration::from_millis(50);
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Source of connections to the app in a pod that has no IPv4 address.
-const IPV6_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 2));
+const IPV6_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 3));
 
 /// Whose ports are captured.
 enum Whose {

@@ -118,7 +118,7 @@ fn two_on_one_port_are_as_many_as_without_the_shim() {
             ["tcp4,0.0.0.0,3000,listen,reuseaddr", "tcp4,0.0.0.0,3000,listen,reuseaddr"],
             ["tcp6,::,3000,listen", "tcp4,0.0.0.0,3000,listen"],
             ["tcp4,0.0.0.0,3000,listen,reuseport", "tcp4,0.0.0.0,3000,listen,reuseport"],
-            // As nginx, Apache and Redis have them: IPv4 moves, IPv6 stays.
+            // As nginx, Apache and Redis have them: the second one joins the first.
             ["tcp4,0.0.0.0,3000,listen", "tcp6,::,3000,listen,v6only"],
             // Two addresses: the first one moves.
             [&format!("tcp4,{POD},3000,listen"), &format!("tcp6,{POD_V6},3000,listen")],

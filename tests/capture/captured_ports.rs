@@ -272,6 +272,28 @@ fn an_app_with_the_shim_is_reachable_as_soon_as_it_listens() {
 }
 
 #[test]
+fn an_app_with_a_socket_for_each_family_is_captured_for_both() {
+    in_pod(|| {
+        let proxy = proxy(&[]);
+        let script = "const serve = (at, then) => require('http').createServer((_, res) => res.end('ok')).listen(at, then);
+        serve({ port: 3000, host: '0.0.0.0' }, () =>
+          serve({ port: 3000, host: '::', ipv6Only: true }, () => console.log('both listen')));";
+        let mut app = preloaded("node");
+        app.args(["-e", script]);
+        let app = Process::start("node", &mut app);
+        app.wait_line("the app listens twice", |line| (line == "both listen").then_some(()));
+        for ip in ["127.0.0.1", "::1", POD, POD_V6] {
+            let mut client = Client::connect(SocketAddr::new(ip.parse().expect("an address"), 3000));
+            client.get("/");
+            assert_eq!(client.answer().text(), "ok", "by {ip}");
+        }
+        wait_for("all requests counted", || {
+            (proxy.metric("lameduck_requests_total{code=\"2xx\"}") == 4.0).then_some(())
+        });
+    });
+}
+
+#[test]
 fn a_port_that_did_not_move_is_left_alone_and_reported() {
     in_pod(|| {
         let app = TcpListener::bind("0.0.0.0:3000").expect("the app's port");
@@ -288,6 +310,9 @@ fn a_port_that_did_not_move_is_left_alone_and_reported() {
             (&status["bypassed"][0]["reason"], &status["captured"]),
             (&"not-moved".into(), &json!([]))
         );
+        wait_for("readiness, by the app's own port", || {
+            proxy.status().filter(|status| status["ready"] == true)
+        });
         let shown = proxy.command_output(&["status"]).stdout;
         assert!(
             String::from_utf8_lossy(&shown)
@@ -295,8 +320,12 @@ fn a_port_that_did_not_move_is_left_alone_and_reported() {
         );
         let mut client = Client::connect(pod(3000));
         client.send("straight");
-        let mut at_app = Client::over(app.accept().expect("accepted").0.into()).expect("a socket");
-        assert_eq!(at_app.take(8), b"straight");
+        // Checks of readiness connect too, and send nothing.
+        let came = app.incoming().any(|at_app| {
+            let mut bytes = [0; 8];
+            at_app.expect("accepted").read_exact(&mut bytes).is_ok() && bytes == *b"straight"
+        });
+        assert!(came);
         assert_eq!(Client::ask(proxy.probe, "/app-port/3000").head.status, 200);
         let _later = TcpListener::bind("0.0.0.0:4000").expect("another port");
         assert_eq!(Client::ask(proxy.probe, "/app-port/4000").head.status, 200, "it sends no word");

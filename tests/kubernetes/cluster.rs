@@ -29,7 +29,7 @@ pub struct Namespace {
 }
 
 /// `$LAMEDUCK_CLUSTER`, or the engine beside the repository; none if there is no engine, which is printed.
-fn engine() -> Option<PathBuf> {
+pub fn engine() -> Option<PathBuf> {
     let beside = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/cluster/cluster");
     let engine = std::env::var_os("LAMEDUCK_CLUSTER").map_or(beside, PathBuf::from);
     if engine.is_file() {
@@ -105,7 +105,10 @@ impl Namespace {
 
     /// Address and port of a Service.
     pub fn address(&self, service: &str) -> String {
-        self.kubectl(&["get", "service", service, "-o", "jsonpath={.spec.clusterIP}:{.spec.ports[0].port}"])
+        let both = "jsonpath={.spec.clusterIP} {.spec.ports[0].port}";
+        let both = self.kubectl(&["get", "service", service, "-o", both]);
+        let (ip, port) = both.split_once(' ').expect("an address and a port");
+        if ip.contains(':') { format!("[{ip}]:{port}") } else { format!("{ip}:{port}") }
     }
 
     /// Starts load on a Service.

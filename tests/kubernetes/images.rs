@@ -33,8 +33,7 @@ pub fn put(engine: &Path) {
     let ours = format!("{}:/lameduck", text(lameduck()));
     image(engine, LAMEDUCK, &["--file", &ours, "--entrypoint", r#"["/lameduck"]"#]);
 
-    let node = Command::new("node").args(["-p", "process.execPath"]).output().expect("node");
-    let node = format!("{}:/usr/local/bin/node", String::from_utf8_lossy(&node.stdout).trim());
+    let node = node();
     for (name, folder) in APPS {
         let app = format!("{}:/app", text(&app(folder)));
         let start = r#"["node", "server.js"]"#;
@@ -50,6 +49,12 @@ pub fn put(engine: &Path) {
     image(engine, "nginx:1", &["--program", "/usr/sbin/nginx:/usr/local/bin/nginx", "--entrypoint", start]);
 }
 
+/// Node and its place in an image.
+pub fn node() -> String {
+    let node = Command::new("node").args(["-p", "process.execPath"]).output().expect("node");
+    format!("{}:/usr/local/bin/node", String::from_utf8_lossy(&node.stdout).trim())
+}
+
 /// An example with its npm packages, if it has any.
 fn app(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples").join(name);
@@ -62,8 +67,9 @@ fn app(name: &str) -> PathBuf {
     copy
 }
 
-fn image(engine: &Path, name: &str, arguments: &[&str]) {
-    let file = scratch("image.tar");
+/// Builds an image and loads it onto the nodes.
+pub fn image(engine: &Path, name: &str, arguments: &[&str]) {
+    let file = scratch(&format!("{name}.tar"));
     run(Command::new(engine.with_file_name("image")).arg(name).arg(&file).args(arguments));
     run(Command::new(engine).arg("load").arg(&file));
 }
@@ -71,6 +77,13 @@ fn image(engine: &Path, name: &str, arguments: &[&str]) {
 fn cargo() -> Command {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.current_dir(env!("CARGO_MANIFEST_DIR"));
+    // What cargo sets for a test would make build scripts run again, now and after it.
+    let of_a_test = |name: &String| {
+        name == "OUT_DIR" || name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_")
+    };
+    for name in std::env::vars().map(|(name, _)| name).filter(of_a_test) {
+        cargo.env_remove(name);
+    }
     cargo
 }
 

@@ -34,12 +34,17 @@ impl Load {
         Self { name: name.to_owned(), out, child: command.spawn().expect("the load client") }
     }
 
+    /// Lets the load end after `--requests` have been made.
+    pub fn end(&mut self) {
+        drop(self.child.stdin.take());
+    }
+
     /// Ends the load after `--requests` have been made, and returns its report.
     ///
     /// # Panics
     /// If it does not end within [`TAIL`].
     pub fn finish(mut self) -> Outcome {
-        drop(self.child.stdin.take());
+        self.end();
         let end = Instant::now() + TAIL;
         while self.child.try_wait().expect("a child").is_none() {
             assert!(Instant::now() < end, "the load did not end within {TAIL:?}");

@@ -8,19 +8,25 @@
 //! `LAMEDUCK_BIN` names a static binary to test instead of building one. As many cases run at a time as there are test
 //! threads; a case that removes a node or the webhook runs alone.
 
+mod bypassed;
 mod calls;
 mod captured;
 mod cluster;
 mod come_and_go;
+mod databases;
 mod deploy;
 mod endings;
+mod headless;
 mod images;
+mod ipv6;
 mod jobs;
 mod load;
 mod manifests;
 mod pods;
+mod recipes;
 mod restarts;
 mod rollouts;
+mod runtimes;
 mod webhook;
 
 use std::time::Duration;
