@@ -37,6 +37,10 @@ fn rolling_restarts_lose_nothing() {
     let ask = "fetch('http://127.0.0.1:3000/').then((answer) => answer.text()).then(console.log)";
     let hello = ns.kubectl(&["exec", &ns.living()[0], "-c", "app", "--", "node", "-e", ask]);
     assert_eq!(hello.trim(), "hello from pid 1");
+    let lease =
+        ["/run/lameduck/lameduck", "lease", "--control", "127.0.0.1:4882", "--", "node", "-p", "1 + 1"];
+    let exec = ["exec", &ns.living()[0], "-c", "app", "--"];
+    assert_eq!(ns.kubectl(&[exec.as_slice(), &lease].concat()).trim(), "2");
 }
 
 #[test]
