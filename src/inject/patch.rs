@@ -263,7 +263,7 @@ fn hints(
     let flags = (settings.flags)().iter().map(String::as_str);
     let names: Vec<&str> = annotations::NAMES.into_iter().chain(flags).collect();
     let unknown = unknown.iter().map(|name| hints::unknown(name, &names));
-    hints::of_pod(labels, written).into_iter().chain(unknown).collect()
+    hints::of_pod(labels, written).into_iter().chain(unknown).take(hints::MAX_HINTS).collect()
 }
 
 fn warn(
