@@ -228,7 +228,7 @@ pub struct Parts<'a> {
     pub grace: u64,
     /// The user's own preStop hooks.
     pub own: Vec<OwnHook>,
-    /// Whether the pod is to complete, as a Job's.
+    /// Whether the pod is to complete, as a Job's, and no Service is seen to select it.
     pub completes: bool,
     /// Whether Node loads the preload.
     pub preload: bool,

@@ -103,7 +103,7 @@ fn inject(pod: &Value, settings: &PatchSettings) -> Result<Patch, String> {
         plan: plan.as_ref(),
         grace: grace.unwrap_or(GRACE.0).max(annotations.grace.unwrap_or(GRACE.1)),
         own,
-        completes: completes(spec),
+        completes: completes(spec) && settings.service_ports.is_empty(),
         preload,
         user,
         resources,
