@@ -57,17 +57,17 @@ impl KnownPort {
 }
 
 /// Why the app should not be captured unasked: each port that a Service leads to is known not to be HTTP. Without a Service
-/// in sight, each port that the app's containers declare.
+/// in sight, each port that the app's containers declare. Ports for monitoring don't count.
 pub fn none_is_http(
     spec: &Map<String, Value>,
     services: &[Value],
     annotations: &Annotations,
 ) -> Option<String> {
-    let mut all: Vec<KnownPort> = services.iter().map(|port| of_service(spec, port)).collect();
+    let for_clients = |port: &KnownPort| port.speaks != Language::Beside;
+    let mut all: Vec<_> = services.iter().map(|port| of_service(spec, port)).filter(for_clients).collect();
     if all.is_empty() {
-        all = declared(spec).map(of_container).collect();
+        all = declared(spec).map(of_container).filter(for_clients).collect();
     }
-    all.retain(|port| port.speaks != Language::Beside);
     let ruled = |port: &KnownPort| annotations.ports.iter().any(|rule| Some(rule.port) == port.number);
     let mut others: Vec<&str> = all.iter().filter_map(KnownPort::other).collect();
     if others.is_empty() || others.len() < all.len() || all.iter().any(ruled) {

@@ -309,6 +309,11 @@ fn an_earlier_injection_is_brought_over() {
     let (without, _) = done(&migrated, &Task::Uninject);
     assert_eq!(pod(&without), pod(&before));
     assert!(without.starts_with(service), "{without}");
+    // What is skipped keeps its sidecar, and is told so.
+    let disabled = old.replace("labels: {app: web}", "labels: {app: web, lameduck.dev/inject: disabled}");
+    let (text, report) = done(&disabled, &task());
+    assert_eq!(text, disabled);
+    assert!(told(&report).contains("the sidecar of an earlier injection stays"), "{}", told(&report));
     // And back.
     let (back, _) = done(&migrated.replace("        a: b\n", &format!("        a: b\n{way}")), &task());
     assert_eq!(spec(&pod(&back)), spec(&pod(&old)));
@@ -370,6 +375,9 @@ fn a_service_among_the_manifests_says_what_the_ports_are() {
         ("port: 80, name: http, targetPort: 5432", "", false),
         ("port: 80, targetPort: 3000", "{containerPort: 5432}", false),
         ("port: 53, protocol: UDP", "{containerPort: 5432}", true),
+        // For monitoring, and a Service whose selector Kubernetes ignores.
+        ("port: 9187, name: metrics", "{containerPort: 5432}", true),
+        ("port: 5432}], type: ExternalName, x: [{", "{containerPort: 3000}", false),
     ] {
         let report = report(service, container);
         assert_eq!(report.contains("serves no HTTP"), no_http, "{service} {container}: {report}");
