@@ -105,7 +105,10 @@ pub fn audit(
         let asked = opted_in.contains(namespace) && !LEFT_OUT.contains(&namespace);
         if let Some(finding) = finding(pod, asked, settings, |has, own| match own.or(image) {
             Some(wanted) => has == wanted,
-            None => has.rsplit_once(':').is_some_and(|(_, has)| has == tag),
+            None => {
+                let (named, _digest) = has.split_once('@').unwrap_or((has, ""));
+                named.rsplit_once(':').is_some_and(|(_, has)| has == tag)
+            }
         }) {
             let findings = workloads.entry(workload(namespace, &pod["metadata"])).or_default();
             *findings.entry(finding).or_default() += 1;

@@ -147,6 +147,8 @@ fn exit_code_0_says_that_a_restart_would_change_nothing() {
     let (code, report) = audit(&[], &input);
     assert_eq!((code, report.lines().count()), (Some(0), 1), "{report}");
     assert_eq!(audit(&["--image", &image], &input).0, Some(0));
+    let pinned = with_sidecar(&web, &format!("{image}@sha256:{}", "0".repeat(64)));
+    assert_eq!(audit(&[], &list(&[namespace("shop", "enabled"), pinned])).0, Some(0), "the tag is the same");
     assert_eq!(audit(&["--image", "lameduck:next"], &input).0, Some(1));
     let mut own = web;
     own["metadata"]["annotations"] = json!({ "lameduck.dev/image": "lameduck:mine" });
