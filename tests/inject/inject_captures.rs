@@ -327,6 +327,11 @@ fn what_is_known_to_serve_no_http_is_left_alone_unless_asked_for() {
     for (left, told) in [
         (json!([{"containerPort": 5432}]), "it serves no HTTP (port 5432)"),
         (json!([{"name": "tcp-mysql", "containerPort": 1}]), "it serves no HTTP (tcp-mysql)"),
+        // Redis Cluster: the nodes tell each other the addresses from which they were called.
+        (
+            json!([{"name": "client", "containerPort": 6379}, {"name": "gossip", "containerPort": 16379}]),
+            "(port 16379, port 6379)",
+        ),
         (json!([{"containerPort": 6379}, {"name": "http-metrics", "containerPort": 9121}]), "(port 6379)"),
         (
             json!([{"name": "client", "containerPort": 2379}, {"containerPort": 2380}]),
@@ -349,6 +354,18 @@ fn what_is_known_to_serve_no_http_is_left_alone_unless_asked_for() {
     }
     let both = patched(&ports(json!([{"containerPort": 5672}, {"containerPort": 15672}])));
     assert!(has(&both, "--capture-as=5672=tcp"), "no waiting for its first bytes");
+    let beside = |pod: &mut Value| {
+        app(pod)["ports"] = json!([]);
+        let database = json!({"name": "db", "image": "db:1", "ports": [{"containerPort": 5432}]});
+        pod["spec"]["containers"].as_array_mut().unwrap().push(database);
+    };
+    assert!(why(&pod(beside)).contains("(port 5432)"));
+    let chosen = pod(|pod| {
+        beside(pod);
+        let app = app(pod)["name"].as_str().unwrap().to_owned();
+        annotated("container", &app)(pod);
+    });
+    assert!(has(&patched(&chosen), "--capture"), "another container is the database");
     let ruled = pod(|pod| {
         app(pod)["ports"] = json!([{"containerPort": 5432}]);
         annotated("ports", "5432=http")(pod);
