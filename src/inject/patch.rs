@@ -7,7 +7,9 @@ use super::capture;
 use super::diff::{Op, Pointer, diff};
 use super::hints;
 use super::hooks;
-use super::json::{completes, containers, env, is_tcp, list, mounted, object, ports as ports_of, probes};
+use super::json::{
+    completes, containers, env, is_tcp, list, mounted, native_sidecars, object, ports as ports_of, probes,
+};
 use super::model::{Annotations, AppAddr, OwnHook, Parts, PatchSettings, Pid1, Plan, Services};
 use super::names::{DISABLED, INJECTED, SHARE_DIR, SIDECAR, WARNINGS, preload_option};
 use super::ports;
@@ -198,12 +200,12 @@ fn apps(
     written: &Map<String, Value>,
 ) -> Result<(Apps, Option<Plan>), String> {
     let all = well_formed(spec)?;
+    if annotations.unasked
+        && let Some(why) = protocols::none_is_http(spec, &settings.service_ports, annotations)
+    {
+        return Err(why);
+    }
     if annotations.captures() {
-        if annotations.unasked
-            && let Some(why) = protocols::none_is_http(spec, &settings.service_ports, annotations)
-        {
-            return Err(why);
-        }
         ports::captured(spec, annotations)?;
         let apps = capture::apps(spec, annotations)?.into_iter();
         return Ok((apps.map(|n| (n, all[n].clone())).collect(), None));
@@ -211,7 +213,8 @@ fn apps(
     let n = app_container(&all, annotations, written)?;
     let plan = ports::plan(all[n], annotations, settings.services)?;
     let ours = ports::ours(Some(&plan), annotations);
-    for (_, other) in all.iter().enumerate().filter(|(m, _)| *m != n) {
+    let others = all.iter().enumerate().filter(|(m, _)| *m != n).map(|(_, other)| *other);
+    for other in others.chain(native_sidecars(spec)) {
         not_taken(&ours, ports_of(other))?;
     }
     Ok((vec![(n, all[n].clone())], Some(plan)))

@@ -56,7 +56,7 @@ impl KnownPort {
     }
 }
 
-/// Why the app should not be captured unasked: each port that a Service leads to is known not to be HTTP. Without a Service
+/// Why the app should not be served unasked: each port that a Service leads to is known not to be HTTP. Without a Service
 /// in sight, each port that the app's containers declare. Ports for monitoring don't count.
 pub fn none_is_http(
     spec: &Map<String, Value>,

@@ -253,6 +253,15 @@ fn what_cannot_be_captured_is_skipped_and_says_what_to_do() {
         let why = why(&captured(change));
         assert!(why.contains(told), "{told}: {why}");
     }
+    // A sidecar of its own that the kubelet starts before ours.
+    let other = json!([{"name": "own", "image": "own:1", "restartPolicy": "Always", "ports": [{"containerPort": 4881}]}]);
+    for before in [captured(|_| {}), placed(|_| {})] {
+        let mut before = before;
+        before["spec"]["initContainers"] = other.clone();
+        assert!(why(&before).contains("port 4881"), "{}", why(&before));
+        before["spec"]["initContainers"][0]["restartPolicy"] = Value::Null;
+        assert!(has(&patched(&before), "--probe-listen=:4881"), "it has ended by then");
+    }
     let idle = patched(&captured(annotated("app-port", "81"))).warnings;
     assert_eq!(idle, ["annotation lameduck.dev/app-port means nothing with lameduck.dev/capture: loopback"]);
     let idle = patched(&placed(annotated("ports", "3000=http"))).warnings;
@@ -344,6 +353,9 @@ fn what_is_known_to_serve_no_http_is_left_alone_unless_asked_for() {
         annotated("capture", "loopback")(&mut before);
         assert!(has(&patched(&before), "--capture"));
     }
+    let mut ordinary = ports(json!([{"name": "redis", "containerPort": 6379}]));
+    annotated("sidecar", "ordinary")(&mut ordinary);
+    assert!(why(&ordinary).contains("it serves no HTTP (redis)"), "no HTTP proxy in front of it either");
     for served in [
         json!([{"name": "http", "containerPort": 5432}]),
         json!([{"containerPort": 5672}, {"containerPort": 15672}]),
