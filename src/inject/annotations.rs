@@ -42,8 +42,9 @@ pub fn read(written: &Map<String, Value>, flags: &[String]) -> Result<Annotation
         let value = value.as_str().ok_or_else(|| format!("annotation {key} is no string"))?;
         set(&mut annotations, name, value, flags).map_err(|why| format!("annotation {key}: {why}"))?;
     }
-    annotations.unasked = annotations.capture.is_none();
-    if annotations.unasked && !annotations.places_the_proxy() {
+    annotations.unasked = annotations.capture.is_none() && !annotations.place_the_proxy();
+    // An ordinary sidecar may start after the app, which then has no shim to load.
+    if annotations.unasked && !annotations.ordinary {
         annotations.capture = Some(CaptureWay::Loopback);
     }
     Ok(annotations)

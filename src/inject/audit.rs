@@ -48,8 +48,8 @@ pub struct Audit {
 /// Says what can't be parsed.
 pub fn objects(text: &str) -> Result<Vec<Value>, String> {
     let mut all = Vec::new();
-    let mut add = |mut value: Value| match value["items"].take() {
-        Value::Array(items) => all.extend(items),
+    let mut add = |mut value: Value| match value.get_mut("items").map(Value::take) {
+        Some(Value::Array(items)) => all.extend(items),
         _ => all.push(value),
     };
     if text.trim_start().starts_with('{') {
@@ -105,7 +105,10 @@ pub fn audit(
         let asked = opted_in.contains(namespace) && !LEFT_OUT.contains(&namespace);
         if let Some(finding) = finding(pod, asked, settings, |has, own| match own.or(image) {
             Some(wanted) => has == wanted,
-            None => has.rsplit_once(':').is_some_and(|(_, has)| has == tag),
+            None => {
+                let (named, _digest) = has.split_once('@').unwrap_or((has, ""));
+                named.rsplit_once(':').is_some_and(|(_, has)| has == tag)
+            }
         }) {
             let findings = workloads.entry(workload(namespace, &pod["metadata"])).or_default();
             *findings.entry(finding).or_default() += 1;
@@ -159,6 +162,9 @@ fn finding(
         let hints = hints::of_pod(&of("labels"), &of("annotations"));
         let wants_none = hints::opted_out(metadata).is_some();
         return (!wants_none && !hints.is_empty()).then(|| Finding::Mistaken(hints.join("; ")));
+    }
+    if LEFT_OUT.contains(&text(&metadata["namespace"])) {
+        return Some(Finding::Skipped("the webhook leaves out this namespace".to_owned()));
     }
     Some(match patch(pod, settings) {
         Ok(_) => Finding::Missing,

@@ -8,6 +8,8 @@ use super::names::{DISABLED, INJECT, PREFIX};
 const SIMILAR: f32 = 0.6;
 /// The same for the whole of [`INJECT`], most of which is the prefix.
 const NEAR_INJECT: f32 = 0.85;
+/// Limit on the hints for one pod, each of which takes a comparison with every name.
+pub const MAX_HINTS: usize = 20;
 
 /// Why its owner does not want a pod to be injected, by a label or an annotation in its metadata; none if they do.
 pub fn opted_out(metadata: &Value) -> Option<String> {
@@ -32,6 +34,9 @@ pub fn unknown(name: &str, names: &[&str]) -> String {
 pub fn of_pod(labels: &Map<String, Value>, annotations: &Map<String, Value>) -> Vec<String> {
     let mut hints = Vec::new();
     for (place, key) in keys("label", labels).chain(keys("annotation", annotations)) {
+        if hints.len() == MAX_HINTS {
+            break;
+        }
         match key.strip_prefix(PREFIX) {
             Some(_) if place == "label" && key != INJECT => {
                 let mistyped = !similar::get_close_matches(key, &[INJECT], 1, NEAR_INJECT).is_empty();

@@ -11,6 +11,13 @@ pub fn containers(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String
     spec.get("containers").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_object)
 }
 
+/// Init containers of a pod that run beside the others to the end: native sidecars.
+pub fn native_sidecars(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Value>> {
+    let all = spec.get("initContainers").and_then(Value::as_array).into_iter().flatten();
+    all.filter_map(Value::as_object)
+        .filter(|container| container.get("restartPolicy").is_some_and(|policy| policy == "Always"))
+}
+
 /// Whether the container already has a mount at our directory.
 pub fn mounted(container: &Map<String, Value>) -> bool {
     let mounts = container.get("volumeMounts").and_then(Value::as_array).into_iter().flatten();

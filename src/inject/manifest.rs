@@ -279,7 +279,13 @@ fn change_workload(object: &mut Object, service_ports: Vec<Value>, task: &Task, 
     };
     let (mut new, plan) = match changed {
         Ok(changed) => changed,
-        Err(why) => return object.outcome = Outcome::Skipped(why),
+        Err(why) => {
+            if restore::is_injected(&pod) {
+                let stays = "the sidecar of an earlier injection stays: `lameduck uninject` takes it out";
+                object.warnings.push(stays.to_owned());
+            }
+            return object.outcome = Outcome::Skipped(why);
+        }
     };
     object.plan = plan;
     let mut sources = Written::new();

@@ -37,9 +37,9 @@ pub struct Annotations {
     /// `container`: name of the app's container, if the pod has several.
     pub container: Option<String>,
     /// `capture`: how the proxy gets the app's traffic; none chooses between the ways other than loopback, because
-    /// other annotations place the proxy.
+    /// other annotations place the proxy, or the sidecar is an ordinary one.
     pub capture: Option<CaptureWay>,
-    /// Whether `capture` is not written.
+    /// Whether nothing says that the app should be served: neither `capture` nor a place of the proxy or the app.
     pub unasked: bool,
     /// `ports`: what captured ports are served as.
     pub ports: Vec<CaptureRule>,
@@ -77,9 +77,9 @@ impl Annotations {
         self.capture == Some(CaptureWay::Loopback)
     }
 
-    /// Whether annotations say where the proxy or the app listens, or let the app start before the shim is there.
-    pub fn places_the_proxy(&self) -> bool {
-        self.ordinary || self.places().any(|(_, there)| there)
+    /// Whether annotations say where the proxy or the app listens.
+    pub fn place_the_proxy(&self) -> bool {
+        self.places().any(|(_, there)| there)
     }
 
     /// Annotations that say where the proxy or the app listens, each with whether it is there.
@@ -228,7 +228,7 @@ pub struct Parts<'a> {
     pub grace: u64,
     /// The user's own preStop hooks.
     pub own: Vec<OwnHook>,
-    /// Whether the pod is to complete, as a Job's.
+    /// Whether the pod is to complete, as a Job's, and no Service is seen to select it.
     pub completes: bool,
     /// Whether Node loads the preload.
     pub preload: bool,

@@ -7,7 +7,9 @@ use super::capture;
 use super::diff::{Op, Pointer, diff};
 use super::hints;
 use super::hooks;
-use super::json::{completes, containers, env, is_tcp, list, mounted, object, ports as ports_of, probes};
+use super::json::{
+    completes, containers, env, is_tcp, list, mounted, native_sidecars, object, ports as ports_of, probes,
+};
 use super::model::{Annotations, AppAddr, OwnHook, Parts, PatchSettings, Pid1, Plan, Services};
 use super::names::{DISABLED, INJECTED, SHARE_DIR, SIDECAR, WARNINGS, preload_option};
 use super::ports;
@@ -103,7 +105,7 @@ fn inject(pod: &Value, settings: &PatchSettings) -> Result<Patch, String> {
         plan: plan.as_ref(),
         grace: grace.unwrap_or(GRACE.0).max(annotations.grace.unwrap_or(GRACE.1)),
         own,
-        completes: completes(spec),
+        completes: completes(spec) && settings.service_ports.is_empty(),
         preload,
         user,
         resources,
@@ -198,12 +200,12 @@ fn apps(
     written: &Map<String, Value>,
 ) -> Result<(Apps, Option<Plan>), String> {
     let all = well_formed(spec)?;
+    if annotations.unasked
+        && let Some(why) = protocols::none_is_http(spec, &settings.service_ports, annotations)
+    {
+        return Err(why);
+    }
     if annotations.captures() {
-        if annotations.unasked
-            && let Some(why) = protocols::none_is_http(spec, &settings.service_ports, annotations)
-        {
-            return Err(why);
-        }
         ports::captured(spec, annotations)?;
         let apps = capture::apps(spec, annotations)?.into_iter();
         return Ok((apps.map(|n| (n, all[n].clone())).collect(), None));
@@ -211,7 +213,8 @@ fn apps(
     let n = app_container(&all, annotations, written)?;
     let plan = ports::plan(all[n], annotations, settings.services)?;
     let ours = ports::ours(Some(&plan), annotations);
-    for (_, other) in all.iter().enumerate().filter(|(m, _)| *m != n) {
+    let others = all.iter().enumerate().filter(|(m, _)| *m != n).map(|(_, other)| *other);
+    for other in others.chain(native_sidecars(spec)) {
         not_taken(&ours, ports_of(other))?;
     }
     Ok((vec![(n, all[n].clone())], Some(plan)))
@@ -263,7 +266,7 @@ fn hints(
     let flags = (settings.flags)().iter().map(String::as_str);
     let names: Vec<&str> = annotations::NAMES.into_iter().chain(flags).collect();
     let unknown = unknown.iter().map(|name| hints::unknown(name, &names));
-    hints::of_pod(labels, written).into_iter().chain(unknown).collect()
+    hints::of_pod(labels, written).into_iter().chain(unknown).take(hints::MAX_HINTS).collect()
 }
 
 fn warn(

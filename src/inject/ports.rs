@@ -2,7 +2,7 @@
 
 use serde_json::{Map, Value};
 
-use super::json::{containers, env, is_tcp, ports};
+use super::json::{containers, env, is_tcp, native_sidecars, ports};
 use super::model::{Annotations, AppAddr, CaptureWay, Plan, Services};
 use super::names::{CONTROL_ADDR, PROXY_PORT};
 use crate::config::{TcpRoute, parse_listen};
@@ -92,7 +92,7 @@ pub fn captured(spec: &Map<String, Value>, annotations: &Annotations) -> Result<
     let ours = ours(None, annotations);
     once(&ours)?;
     let named: Vec<u64> = routes(annotations).map(u64::from).collect();
-    let all = containers(spec).flat_map(ports);
+    let all = containers(spec).chain(native_sidecars(spec)).flat_map(ports);
     not_taken(
         &ours,
         all.filter(|port| port["containerPort"].as_u64().is_none_or(|port| !named.contains(&port))),

@@ -11,7 +11,7 @@ use crate::config::{CaptureProtocol, CaptureRule};
 const OTHERS: [(&[&str], &[u16]); 18] = [
     (&["mysql", "mysqlx", "mariadb"], &[3306, 33060]),
     (&["postgres", "postgresql", "pgsql", "pgbouncer"], &[5432]),
-    (&["redis", "valkey", "sentinel"], &[6379, 26379]),
+    (&["redis", "valkey", "sentinel"], &[6379, 16379, 26379]),
     (&["mongo", "mongodb", "mongod", "mongos"], &[27017, 27018, 27019]),
     (&["kafka"], &[9092]),
     (&["zookeeper", "zk"], &[2181, 2888, 3888]),
@@ -56,18 +56,21 @@ impl KnownPort {
     }
 }
 
-/// Why the app should not be captured unasked: each port that a Service leads to is known not to be HTTP. Without a Service
-/// in sight, each port that the app's containers declare.
+/// Why the app should not be served unasked: each port that a Service leads to is known not to be HTTP. Without a Service
+/// in sight, each port that the app's containers declare. Ports for monitoring don't count.
 pub fn none_is_http(
     spec: &Map<String, Value>,
     services: &[Value],
     annotations: &Annotations,
 ) -> Option<String> {
-    let mut all: Vec<KnownPort> = services.iter().map(|port| of_service(spec, port)).collect();
+    let for_clients = |port: &KnownPort| port.speaks != Language::Beside;
+    let mut all: Vec<_> = services.iter().map(|port| of_service(spec, port)).filter(for_clients).collect();
     if all.is_empty() {
-        all = declared(spec).map(of_container).collect();
+        let wanted = annotations.container.as_deref();
+        let apps = containers(spec)
+            .filter(|app| wanted.is_none_or(|wanted| app.get("name").is_some_and(|name| name == wanted)));
+        all = apps.flat_map(tcp_ports).map(of_container).filter(for_clients).collect();
     }
-    all.retain(|port| port.speaks != Language::Beside);
     let ruled = |port: &KnownPort| annotations.ports.iter().any(|rule| Some(rule.port) == port.number);
     let mut others: Vec<&str> = all.iter().filter_map(KnownPort::other).collect();
     if others.is_empty() || others.len() < all.len() || all.iter().any(ruled) {
@@ -94,7 +97,11 @@ pub fn rules(spec: &Map<String, Value>, annotations: &Annotations) -> Vec<Captur
 
 /// TCP ports that the containers declare.
 fn declared(spec: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Value>> {
-    containers(spec).flat_map(ports).filter_map(Value::as_object).filter(|port| is_tcp(port))
+    containers(spec).flat_map(tcp_ports)
+}
+
+fn tcp_ports(container: &Map<String, Value>) -> impl Iterator<Item = &Map<String, Value>> {
+    ports(container).filter_map(Value::as_object).filter(|port| is_tcp(port))
 }
 
 fn of_container(port: &Map<String, Value>) -> KnownPort {

@@ -87,9 +87,10 @@ pub fn tcp_ports(service: &Value) -> impl Iterator<Item = &Value> {
     ports.filter(|port| port.as_object().is_some_and(is_tcp))
 }
 
-/// Whether the Service selects pods with these labels.
+/// Whether the Service selects pods with these labels. Kubernetes ignores the selector of an ExternalName.
 pub fn selects(service: &Value, labels: &Map<String, Value>) -> bool {
-    let selector = service["spec"]["selector"].as_object();
+    let selector =
+        service["spec"]["selector"].as_object().filter(|_| service["spec"]["type"] != "ExternalName");
     selector
         .is_some_and(|all| !all.is_empty() && all.iter().all(|(key, value)| labels.get(key) == Some(value)))
 }

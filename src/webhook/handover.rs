@@ -79,7 +79,7 @@ impl Newer {
         Self { replica, name: name.to_owned(), trusted: bundles.concat(), lost: AtomicBool::new(false) }
     }
 
-    /// The response to an AdmissionReview, as bytes; none if it did not come in time.
+    /// The response to an AdmissionReview, as bytes; none if it was refused or did not come in time.
     pub async fn review(&self, body: &Bytes) -> Option<Bytes> {
         if self.lost.load(Ordering::Relaxed) {
             return None;
@@ -88,7 +88,7 @@ impl Newer {
         match answered.map_err(|_| "no response in time".to_owned()).flatten() {
             Ok(response) => {
                 tracing::debug!(newer = %self.replica.addr, "passed on a review");
-                Some(response)
+                response
             }
             Err(why) => {
                 self.lost.store(true, Ordering::Relaxed);
@@ -116,7 +116,8 @@ impl Newer {
         Ok(send)
     }
 
-    async fn ask(&self, body: Bytes) -> Result<Bytes, String> {
+    /// None if it refuses the review: anybody can send one that it must refuse, which says nothing of the replica.
+    async fn ask(&self, body: Bytes) -> Result<Option<Bytes>, String> {
         let request = Request::builder()
             .method(Method::POST)
             .uri(HANDED_OVER)
@@ -126,9 +127,9 @@ impl Newer {
             .map_err(|why| why.to_string())?;
         let response = self.dial().await?.send_request(request).await.map_err(|why| why.to_string())?;
         if response.status() != StatusCode::OK {
-            return Err(response.status().to_string());
+            return Ok(None);
         }
         let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await;
-        Ok(body.map_err(|why| why.to_string())?.to_bytes())
+        Ok(Some(body.map_err(|why| why.to_string())?.to_bytes()))
     }
 }

@@ -104,6 +104,9 @@ fn every_pod_that_should_have_the_sidecar_is_listed_with_reason_and_remedy() {
             pod["metadata"]["labels"]["lameduck.dev/inject"] = "enabled".into();
         }),
         live("kube-system", ("DaemonSet", "proxy"), "proxy-z"),
+        changed(live("kube-system", ("DaemonSet", "dns"), "dns-z"), |pod| {
+            pod["metadata"]["labels"]["lameduck.dev/inject"] = "enabled".into();
+        }),
     ];
     let others = [
         namespace("shop", "enabled"),
@@ -122,12 +125,13 @@ fn every_pod_that_should_have_the_sidecar_is_listed_with_reason_and_remedy() {
 bank: statefulset/asks: label lameduck.dev/inject means nothing here: it belongs on the pod template
 bank: statefulset/asks: 1 of 1 pods don't ask for the sidecar: annotation lameduck.dev/inject is not seen by the webhook: make it a label
 bank: statefulset/own: 1 of 1 pods have no sidecar: {why}; kubectl -n bank rollout restart statefulset/own
+kube-system: daemonset/dns: 1 of 1 pods are left without the sidecar: the webhook leaves out this namespace
 shop: daemonset/logs: 1 of 1 pods are left without the sidecar: lameduck.dev/inject is disabled
 shop: deployment/web: 2 of 4 pods have no sidecar: {why}; kubectl -n shop rollout restart deployment/web
 shop: deployment/web: 1 of 4 pods have the sidecar registry.example/lameduck:0.0.1; kubectl -n shop rollout restart deployment/web
 shop: job/report: 1 of 1 pods have no sidecar: {why}; replace them
 shop: statefulset/db: 1 of 1 pods are left without the sidecar: hostNetwork: the proxy's ports would be the node's: start the app by `lameduck run` instead
-pods with the sidecar: 1, with another version of it: 1, without it although they should have it: 4, left without it: 3
+pods with the sidecar: 1, with another version of it: 1, without it although they should have it: 4, left without it: 4
 "
     );
     assert_eq!(report, expected);
@@ -143,6 +147,8 @@ fn exit_code_0_says_that_a_restart_would_change_nothing() {
     let (code, report) = audit(&[], &input);
     assert_eq!((code, report.lines().count()), (Some(0), 1), "{report}");
     assert_eq!(audit(&["--image", &image], &input).0, Some(0));
+    let pinned = with_sidecar(&web, &format!("{image}@sha256:{}", "0".repeat(64)));
+    assert_eq!(audit(&[], &list(&[namespace("shop", "enabled"), pinned])).0, Some(0), "the tag is the same");
     assert_eq!(audit(&["--image", "lameduck:next"], &input).0, Some(1));
     let mut own = web;
     own["metadata"]["annotations"] = json!({ "lameduck.dev/image": "lameduck:mine" });
@@ -157,7 +163,9 @@ fn exit_code_0_says_that_a_restart_would_change_nothing() {
     let (code, report) = audit(&[], yaml);
     assert!(code == Some(1) && report.contains("shop: pod/x: 1 of 1 pods have no sidecar"), "{report}");
     assert!(report.contains("no namespace is in it"), "{report}");
-    for wrong in ["", "{", "{\"kind\": \"List\", \"items\": []}"] {
+    for wrong in
+        ["", "{", "{\"kind\": \"List\", \"items\": []}", "- a", "[{\"kind\": \"Pod\"}]", "text", "{} [1]"]
+    {
         assert_eq!(audit(&[], wrong).0, Some(2), "{wrong}");
     }
 }

@@ -253,6 +253,15 @@ fn what_cannot_be_captured_is_skipped_and_says_what_to_do() {
         let why = why(&captured(change));
         assert!(why.contains(told), "{told}: {why}");
     }
+    // A sidecar of its own that the kubelet starts before ours.
+    let other = json!([{"name": "own", "image": "own:1", "restartPolicy": "Always", "ports": [{"containerPort": 4881}]}]);
+    for before in [captured(|_| {}), placed(|_| {})] {
+        let mut before = before;
+        before["spec"]["initContainers"] = other.clone();
+        assert!(why(&before).contains("port 4881"), "{}", why(&before));
+        before["spec"]["initContainers"][0]["restartPolicy"] = Value::Null;
+        assert!(has(&patched(&before), "--probe-listen=:4881"), "it has ended by then");
+    }
     let idle = patched(&captured(annotated("app-port", "81"))).warnings;
     assert_eq!(idle, ["annotation lameduck.dev/app-port means nothing with lameduck.dev/capture: loopback"]);
     let idle = patched(&placed(annotated("ports", "3000=http"))).warnings;
@@ -309,6 +318,11 @@ fn an_earlier_injection_is_brought_over() {
     let (without, _) = done(&migrated, &Task::Uninject);
     assert_eq!(pod(&without), pod(&before));
     assert!(without.starts_with(service), "{without}");
+    // What is skipped keeps its sidecar, and is told so.
+    let disabled = old.replace("labels: {app: web}", "labels: {app: web, lameduck.dev/inject: disabled}");
+    let (text, report) = done(&disabled, &task());
+    assert_eq!(text, disabled);
+    assert!(told(&report).contains("the sidecar of an earlier injection stays"), "{}", told(&report));
     // And back.
     let (back, _) = done(&migrated.replace("        a: b\n", &format!("        a: b\n{way}")), &task());
     assert_eq!(spec(&pod(&back)), spec(&pod(&old)));
@@ -322,6 +336,11 @@ fn what_is_known_to_serve_no_http_is_left_alone_unless_asked_for() {
     for (left, told) in [
         (json!([{"containerPort": 5432}]), "it serves no HTTP (port 5432)"),
         (json!([{"name": "tcp-mysql", "containerPort": 1}]), "it serves no HTTP (tcp-mysql)"),
+        // Redis Cluster: the nodes tell each other the addresses from which they were called.
+        (
+            json!([{"name": "client", "containerPort": 6379}, {"name": "gossip", "containerPort": 16379}]),
+            "(port 16379, port 6379)",
+        ),
         (json!([{"containerPort": 6379}, {"name": "http-metrics", "containerPort": 9121}]), "(port 6379)"),
         (
             json!([{"name": "client", "containerPort": 2379}, {"containerPort": 2380}]),
@@ -334,6 +353,9 @@ fn what_is_known_to_serve_no_http_is_left_alone_unless_asked_for() {
         annotated("capture", "loopback")(&mut before);
         assert!(has(&patched(&before), "--capture"));
     }
+    let mut ordinary = ports(json!([{"name": "redis", "containerPort": 6379}]));
+    annotated("sidecar", "ordinary")(&mut ordinary);
+    assert!(why(&ordinary).contains("it serves no HTTP (redis)"), "no HTTP proxy in front of it either");
     for served in [
         json!([{"name": "http", "containerPort": 5432}]),
         json!([{"containerPort": 5672}, {"containerPort": 15672}]),
@@ -344,6 +366,18 @@ fn what_is_known_to_serve_no_http_is_left_alone_unless_asked_for() {
     }
     let both = patched(&ports(json!([{"containerPort": 5672}, {"containerPort": 15672}])));
     assert!(has(&both, "--capture-as=5672=tcp"), "no waiting for its first bytes");
+    let beside = |pod: &mut Value| {
+        app(pod)["ports"] = json!([]);
+        let database = json!({"name": "db", "image": "db:1", "ports": [{"containerPort": 5432}]});
+        pod["spec"]["containers"].as_array_mut().unwrap().push(database);
+    };
+    assert!(why(&pod(beside)).contains("(port 5432)"));
+    let chosen = pod(|pod| {
+        beside(pod);
+        let app = app(pod)["name"].as_str().unwrap().to_owned();
+        annotated("container", &app)(pod);
+    });
+    assert!(has(&patched(&chosen), "--capture"), "another container is the database");
     let ruled = pod(|pod| {
         app(pod)["ports"] = json!([{"containerPort": 5432}]);
         annotated("ports", "5432=http")(pod);
@@ -370,6 +404,9 @@ fn a_service_among_the_manifests_says_what_the_ports_are() {
         ("port: 80, name: http, targetPort: 5432", "", false),
         ("port: 80, targetPort: 3000", "{containerPort: 5432}", false),
         ("port: 53, protocol: UDP", "{containerPort: 5432}", true),
+        // For monitoring, and a Service whose selector Kubernetes ignores.
+        ("port: 9187, name: metrics", "{containerPort: 5432}", true),
+        ("port: 5432}], type: ExternalName, x: [{", "{containerPort: 3000}", false),
     ] {
         let report = report(service, container);
         assert_eq!(report.contains("serves no HTTP"), no_http, "{service} {container}: {report}");

@@ -80,8 +80,12 @@ fn a_pod_that_is_to_complete_has_no_lame_duck() {
         let sleeps = |pod: &mut Value| app(pod)["lifecycle"] = json!({"preStop": {"sleep": {"seconds": 3}}});
         assert!(has(&of(policy, &sleeps), "--lame-duck=3s"));
     }
-    let serves = of("Always", &|_| {});
-    assert!(!sidecar(&serves)["args"].to_string().contains("lame-duck"));
+    let before = pod(|pod| pod["spec"]["restartPolicy"] = json!("OnFailure"));
+    let called = PatchSettings { service_ports: vec![json!({ "port": 80 })], ..settings(Services::Seen) };
+    let called = patch(&before, &called).expect("a pod that a Service leads to");
+    for serves in [of("Always", &|_| {}), called] {
+        assert!(!sidecar(&serves)["args"].to_string().contains("lame-duck"));
+    }
 }
 
 #[test]

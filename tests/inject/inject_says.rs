@@ -98,6 +98,17 @@ fn a_mistyped_name_is_told_with_the_right_one() {
     );
 }
 
+/// Each takes a comparison with all names, and an admission webhook answers for everyone.
+#[test]
+fn a_pod_of_nothing_but_mistyped_names_gets_a_few_hints() {
+    for place in ["annotations", "labels"] {
+        let names = (0..1000).map(|n| (format!("lameduck.dev/x{n}"), json!("")));
+        let many = Value::Object(names.collect());
+        let done = patched(&pod(|pod| pod["metadata"][place] = many.clone()));
+        assert_eq!(done.warnings.len(), 20, "{place}");
+    }
+}
+
 #[test]
 fn a_mistyped_name_is_told_of_a_skipped_pod_too() {
     let skipped = why(&placed(|pod| {

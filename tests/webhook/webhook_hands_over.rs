@@ -89,6 +89,14 @@ impl ApiServer {
 
     /// The pod that a replica would have made of the Deployment's; none if it doesn't answer.
     fn review(&self, addr: SocketAddr) -> Option<String> {
+        let text = self.post(addr, DEPLOYMENT)?;
+        let answer: Value = serde_json::from_str(text.split_once("\r\n\r\n")?.1).expect("JSON");
+        let patch = STANDARD.decode(answer["response"]["patch"].as_str()?).expect("base64");
+        Some(String::from_utf8(patch).expect("text"))
+    }
+
+    /// A replica's response to a body; none if it can't be reached.
+    fn post(&self, addr: SocketAddr, body: &str) -> Option<String> {
         TcpStream::connect(addr).ok()?;
         let bundle = self.store.lock().expect("not poisoned").config["webhooks"][0]["clientConfig"].clone();
         let bundle = STANDARD.decode(bundle["caBundle"].as_str()?).expect("base64");
@@ -98,15 +106,9 @@ impl ApiServer {
         let config = config.with_safe_default_protocol_versions().expect("versions");
         let config = config.with_root_certificates(trusted).with_no_client_auth();
         let mut tls = Secure::try_connect(addr, NAME, config).ok()?;
-        let length = DEPLOYMENT.len();
-        tls.send(format!(
-            "POST /mutate HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: {length}\r\n\r\n{DEPLOYMENT}"
-        ));
-        let (text, _) = tls.read_to_end();
-        let body = text.split_once("\r\n\r\n")?.1;
-        let answer: Value = serde_json::from_str(body).expect("JSON");
-        let patch = STANDARD.decode(answer["response"]["patch"].as_str()?).expect("base64");
-        Some(String::from_utf8(patch).expect("text"))
+        let length = body.len();
+        tls.send(format!("POST /mutate HTTP/1.1\r\nHost: {NAME}\r\nContent-Length: {length}\r\n\r\n{body}"));
+        Some(tls.read_to_end().0)
     }
 
     fn newest(&self) -> String {
@@ -205,6 +207,10 @@ fn once_a_new_version_is_ready_no_replica_adds_the_old_sidecar() {
         new.is_ready().then_some(())
     });
     assert_eq!((image(&old), image(&new)), ("lameduck:new", "lameduck:new"));
+    // What the new one refuses says nothing of it.
+    let refused = api.post(old.review.addr, "no review").expect("an answer");
+    assert!(refused.starts_with("HTTP/1.1 400 "), "{refused}");
+    assert_eq!(image(&old), "lameduck:new");
     old.terminate();
     let end = Instant::now() + Duration::from_secs(2);
     while Instant::now() < end {
