@@ -25,6 +25,7 @@ use crate::proxy::captured::{Bypass, CapturedPort, Speaks};
 use crate::proxy::shared::Shared;
 use crate::repeated::ByReason;
 use crate::termination_log;
+use crate::upstream::LOOPBACK_SOURCE;
 
 /// When to look without a word, in seconds after the start: an app that doesn't load the shim says nothing. After the
 /// last one only words count.
@@ -36,9 +37,6 @@ const MAX_PORTS: usize = 256;
 const FIRST_LOOKS: Duration = Duration::from_millis(50);
 /// Shortest time between two looks at words.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Source of connections to the app in a pod that has no IPv4 address.
-const IPV6_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 2));
 
 /// Whose ports are captured.
 enum Whose {
@@ -200,7 +198,7 @@ impl Capture {
     fn set_source(&self, addresses: &[IpAddr]) {
         if matches!(self.whose, Whose::Pod(_)) {
             let own = addresses.iter().find(|ip| ip.is_ipv4() && !ip.is_loopback());
-            self.shared.captured.set_source(own.copied().unwrap_or(IPV6_SOURCE));
+            self.shared.captured.set_source(own.copied().unwrap_or(LOOPBACK_SOURCE));
         }
     }
 
