@@ -1,6 +1,6 @@
 //! Tells the app that a drain has begun, and asks it whether it still has work that lameduck can't see.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,10 +40,12 @@ pub(super) struct Telling {
 impl Telling {
     /// Tells the app that a drain has begun.
     pub(super) fn begin(plane: &Arc<dyn DataPlane>) -> Self {
-        if let Some(dir) = plane.settings().share_dir.as_deref()
-            && let Err(error) = fs::write(dir.join(DRAINING), "")
-        {
-            tracing::warn!(%error, "the app can't be told of the drain by a file");
+        if let Some(dir) = plane.settings().share_dir.as_deref() {
+            // A link there would lead to a file of others.
+            forget(Some(dir));
+            if let Err(error) = File::create_new(dir.join(DRAINING)) {
+                tracing::warn!(%error, "the app can't be told of the drain by a file");
+            }
         }
         // Leases from the start: the drain must not end before the first responses.
         let tell = &plane.settings().tell;

@@ -136,13 +136,16 @@ fn the_app_is_told_however_many_leases_are_out() {
 #[test]
 fn a_file_is_there_during_a_drain_and_not_before_or_after() {
     let (app, dir) = (RawApp::start(), temporary_directory());
-    let file = dir.join("draining");
+    let (file, others) = (dir.join("draining"), dir.join("others"));
     fs::write(&file, "left by a killed process").expect("writable");
+    fs::write(&others, "theirs").expect("writable");
     let proxy = proxy(&app, &["--share-dir", dir.to_str().expect("UTF-8")]);
     wait_for("no file", || (!file.exists()).then_some(()));
+    std::os::unix::fs::symlink(&others, &file).expect("a link");
     let drain = proxy.command(&["drain"]);
     wait_for("a file", || file.exists().then_some(()));
     proxy.wait_phase("drained");
+    assert_eq!(fs::read_to_string(&others).expect("text"), "theirs", "what a link led to");
     std::thread::sleep(MOMENT / 30);
     assert!(file.exists(), "the app still shuts down");
     proxy.command_output(&["resume"]);
