@@ -176,7 +176,8 @@ impl Admin {
             Readiness::NotReady(reasons) => (false, reasons.iter().map(ToString::to_string).collect()),
         };
         let probe = self.control.settings().probe_listen;
-        let captured = self.captured.all().iter().map(|port| port.number).collect();
+        let mut captured: Vec<_> = self.captured.all().iter().map(|port| port.number()).collect();
+        captured.dedup();
         let (status, bypassed) = (self.control.status(), self.captured.bypassed());
         json(StatusCode::OK, &Reply { status, ready, reasons, probe, captured, bypassed })
     }

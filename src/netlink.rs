@@ -14,6 +14,9 @@ pub const SYN_RECV: u8 = 3;
 /// Listening sockets.
 pub const LISTEN: u8 = 10;
 
+/// How often to ask for a list that changes while the kernel tells it.
+const MAX_TRIES: usize = 10;
+const NLM_F_DUMP_INTR: u16 = 0x10;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
@@ -47,12 +50,14 @@ pub fn any(addr: SocketAddr, state: u8) -> io::Result<bool> {
 /// # Errors
 /// The kernel doesn't say.
 pub fn all(state: u8) -> io::Result<Vec<Socket>> {
-    let mut found = Vec::new();
-    for family in [AddressFamily::INET, AddressFamily::INET6] {
-        let answer = ask(Some(netlink::SOCK_DIAG), &sockets(family, state, 0))?;
-        read_all(&answer, SOCK_DIAG_BY_FAMILY, |message| found.extend(socket(message)))?;
-    }
-    Ok(found)
+    whole(|| {
+        let mut found = Vec::new();
+        for family in [AddressFamily::INET, AddressFamily::INET6] {
+            let answer = ask(Some(netlink::SOCK_DIAG), &sockets(family, state, 0))?;
+            read_all(&answer, SOCK_DIAG_BY_FAMILY, |message| found.extend(socket(message)))?;
+        }
+        Ok(found)
+    })
 }
 
 /// The addresses of this network namespace, without IPv6's link-local ones, which no Service uses.
@@ -60,11 +65,21 @@ pub fn all(state: u8) -> io::Result<Vec<Socket>> {
 /// # Errors
 /// The kernel doesn't say.
 pub fn addresses() -> io::Result<Vec<IpAddr>> {
-    let mut found = Vec::new();
-    // A `struct ifaddrmsg` of zeros asks for both families.
-    let answer = ask(ROUTE, &question::<24>(RTM_GETADDR))?;
-    read_all(&answer, RTM_NEWADDR, |message| found.extend(address(message)))?;
-    Ok(found)
+    whole(|| {
+        let mut found = Vec::new();
+        // A `struct ifaddrmsg` of zeros asks for both families.
+        let answer = ask(ROUTE, &question::<24>(RTM_GETADDR))?;
+        read_all(&answer, RTM_NEWADDR, |message| found.extend(address(message)))?;
+        Ok(found)
+    })
+}
+
+/// Reads a list again that has changed meanwhile: something may be missing.
+fn whole<T>(mut list: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let changed = |listed: &io::Result<T>| {
+        listed.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted)
+    };
+    (1..MAX_TRIES).map(|_| list()).find(|listed| !changed(listed)).unwrap_or_else(list)
 }
 
 /// Sends the question; each read of the returned socket is a part of the answer.
@@ -115,9 +130,15 @@ fn read_all(answer: &OwnedFd, kind: u16, mut found: impl FnMut(&[u8])) -> io::Re
 }
 
 /// Reads a part of an answer; true if it is the last one.
+///
+/// # Errors
+/// `Interrupted` if the list has changed since its first part; others if the kernel doesn't say.
 fn read(mut bytes: &[u8], wanted: u16, found: &mut impl FnMut(&[u8])) -> io::Result<bool> {
     while let Some((kind, content, rest)) = message(bytes) {
+        let flags =
+            bytes.get(6..8).and_then(<[u8]>::first_chunk).map_or(0, |flags| u16::from_ne_bytes(*flags));
         match kind {
+            _ if flags & NLM_F_DUMP_INTR != 0 => return Err(io::ErrorKind::Interrupted.into()),
             NLMSG_DONE => return Ok(true),
             NLMSG_ERROR => return Err(io::ErrorKind::Unsupported.into()),
             kind if kind == wanted => found(content),
@@ -210,6 +231,16 @@ mod tests {
             }
         }
         assert!(found.is_empty(), "{found:?}");
+    }
+
+    #[test]
+    fn an_answer_during_which_the_list_has_changed_is_not_whole() {
+        let mut message = question::<24>(RTM_NEWADDR);
+        for (flags, whole) in [(2_u16, true), (2 | 0x10, false)] {
+            message[6..8].copy_from_slice(&flags.to_ne_bytes());
+            let error = read(&message, RTM_NEWADDR, &mut |_| ()).err().map(|error| error.kind());
+            assert_eq!(error.is_none(), whole, "{flags}: {error:?}");
+        }
     }
 
     /// As the kernel sends them: the family, the scope, and attributes of a type and an address.

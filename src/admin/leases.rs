@@ -6,7 +6,8 @@ use hyper::StatusCode;
 
 use super::{Admin, Ask, parameters, time};
 use crate::answer::{Answer, text};
-use crate::control::leases::{LeaseRefused, MAX_LEASES, MAX_NAME};
+use crate::config::values::lease_name;
+use crate::control::leases::{LeaseRefused, MAX_LEASES};
 
 /// Time of a lease that doesn't say.
 const DEFAULT_TTL: &str = "30s";
@@ -19,14 +20,12 @@ impl Admin {
             Ok(values) => values,
             Err(why) => return text(StatusCode::BAD_REQUEST, &why),
         };
-        let Some(name) = name.filter(|name| fits(name)) else {
-            return text(
-                StatusCode::BAD_REQUEST,
-                &format!("name must have 1 to {MAX_NAME} letters, digits or -._~:/@"),
-            );
+        let name = match lease_name(name.unwrap_or_default()) {
+            Ok(name) => name,
+            Err(why) => return text(StatusCode::BAD_REQUEST, &format!("name {why}")),
         };
         let Some(ttl) = ttl_of(ttl) else { return wrong_ttl() };
-        match self.leases.take(name, ttl) {
+        match self.leases.take(&name, ttl) {
             Ok(number) => super::json(
                 StatusCode::CREATED,
                 &serde_json::json!({ "id": id(number), "ttl_ms": ttl.as_millis() as u64 }),
@@ -71,12 +70,6 @@ fn ttl_of(ttl: Option<&str>) -> Option<Duration> {
 
 fn wrong_ttl() -> Answer {
     text(StatusCode::BAD_REQUEST, "ttl must be a time over 0, such as 30s")
-}
-
-/// Characters that a query holds as they are (RFC 3986 §3.4), so that no caller has to encode them.
-fn fits(name: &str) -> bool {
-    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/@".contains(&byte);
-    (1..=MAX_NAME).contains(&name.len()) && name.bytes().all(plain)
 }
 
 fn id(number: u64) -> String {

@@ -132,8 +132,8 @@ impl Run {
         Ok((ports, listening.collect()))
     }
 
-    /// Publishes the best address, unless a better one was there before: an app that restarts opens its ports in some
-    /// order.
+    /// Publishes the best address, unless a better one was there before on another port: an app that restarts opens its
+    /// ports in some order.
     pub fn publish(&mut self, ports: &Ports, listening: &[SocketAddr]) {
         let new = ports.moved.iter().filter(|addr| !self.order.contains(addr));
         let new: Vec<_> = new.copied().collect();
@@ -141,7 +141,8 @@ impl Run {
         let Some(best) = self.best(ports, listening) else { return };
         let gone = |old: &Found| !listening.contains(&old.addr) && !ports.moved.contains(&old.addr);
         self.found.send_if_modified(|found| {
-            let better = found.is_none_or(|old| best.rank < old.rank || best.rank == old.rank && gone(&old));
+            let in_place = |old: &Found| best.rank == old.rank || best.addr.port() == old.addr.port();
+            let better = found.is_none_or(|old| best.rank < old.rank || in_place(&old) && gone(&old));
             if better {
                 *found = Some(best);
             }

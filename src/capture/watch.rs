@@ -3,7 +3,7 @@
 //! We ask the kernel which ports these are: a word of the shim only makes us ask. A port that did not move is
 //! left alone and reported, so that capture never breaks an app.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io::{self, ErrorKind};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
@@ -21,10 +21,11 @@ use crate::drain::machine::Phase;
 use crate::netlink;
 use crate::proxy::accept::listener::{ListenerSender, NewListener, bind};
 use crate::proxy::accept::prepare::Service;
-use crate::proxy::captured::{Bypass, CapturedPort, Speaks};
+use crate::proxy::captured::{Bypass, CapturedPort, PortId, Speaks};
 use crate::proxy::shared::Shared;
 use crate::repeated::ByReason;
 use crate::termination_log;
+use crate::upstream::LOOPBACK_SOURCE;
 
 /// When to look without a word, in seconds after the start: an app that doesn't load the shim says nothing. After the
 /// last one only words count.
@@ -36,9 +37,6 @@ const MAX_PORTS: usize = 256;
 const FIRST_LOOKS: Duration = Duration::from_millis(50);
 /// Shortest time between two looks at words.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Source of connections to the app in a pod that has no IPv4 address.
-const IPV6_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 3));
 
 /// Whose ports are captured.
 enum Whose {
@@ -82,8 +80,8 @@ pub struct Capture {
     shared: Arc<Shared>,
     listeners: ListenerSender,
     whose: Whose,
-    /// Captured addresses.
-    open: BTreeSet<SocketAddr>,
+    /// Captured addresses, and where they lead.
+    open: BTreeMap<SocketAddr, PortId>,
     /// What was last written to the termination log.
     told: String,
 }
@@ -103,7 +101,7 @@ impl Capture {
     }
 
     fn new(shared: Arc<Shared>, listeners: ListenerSender, whose: Whose) -> Self {
-        Self { shared, listeners, whose, open: BTreeSet::new(), told: String::new() }
+        Self { shared, listeners, whose, open: BTreeMap::new(), told: String::new() }
     }
 
     /// Looks for ports at its start, some times after it, whenever an app says that it listens, and when a port is given
@@ -142,7 +140,7 @@ impl Capture {
                     let words = self.whose.words();
                     said.iter().for_each(|word| {
                         if let Some(words) = words {
-                            words.answer(word, refused.contains(&word.port));
+                            words.answer(word, refused.iter().any(|at| at.port() == word.port));
                         }
                     });
                     // Any process can send words.
@@ -159,7 +157,7 @@ impl Capture {
     /// Serves the ports that have moved since the last look, releases those that were given up, and reports those that
     /// have not moved. Returns those that the app can't have because another program does; in a pod they are bypassed
     /// instead.
-    async fn look(&mut self) -> BTreeSet<u16> {
+    async fn look(&mut self) -> BTreeSet<SocketAddr> {
         let seen = match &self.whose {
             Whose::Pod(_) => ports().map(|ports| (ports, vec![])),
             Whose::Run(run) => run.ports(),
@@ -171,11 +169,15 @@ impl Capture {
         };
         self.set_source(&addresses);
         let moved = |port| ports.moved.iter().any(|at| at.port() == port);
-        for port in self.shared.captured.all().into_iter().filter(|port| port.is_given_up()) {
-            match moved(port.number) {
-                true => port.keep(),
-                false => self.release(&port).await,
-            }
+        let given_up = self.shared.captured.all().into_iter().filter(|port| port.is_given_up());
+        let (kept, gone): (Vec<_>, Vec<_>) = given_up.partition(|port| moved(port.number()));
+        kept.iter().for_each(|port| port.keep());
+        // All at once: closing one takes a moment, in which no word is answered.
+        gone.iter().for_each(|port| port.begin_release());
+        for port in gone {
+            let number = port.number();
+            tracing::info!(port = number, "the app has closed a port for good: it is released");
+            self.release(&port).await;
         }
         let mut refused = BTreeSet::new();
         for at in &ports.moved {
@@ -183,13 +185,16 @@ impl Capture {
                 continue;
             }
             let asked = self.whose.place().asked(at.ip()).map(|asked| asked.of(&addresses));
-            if !self.capture(*at, &asked.unwrap_or_default(), &ports) {
-                refused.insert(at.port());
+            let asked = asked.unwrap_or_default().into_iter().map(|ip| SocketAddr::new(ip, at.port()));
+            let asked: Vec<_> = asked.collect();
+            self.find_again(*at, &asked, &ports).await;
+            if !self.capture(*at, &asked) {
+                refused.insert(*at);
             }
         }
         self.report(&ports);
         if let Whose::Run(run) = &mut self.whose {
-            ports.moved.retain(|at| !refused.contains(&at.port()));
+            ports.moved.retain(|at| !refused.contains(at));
             run.publish(&ports, &listening);
         }
         refused
@@ -200,7 +205,7 @@ impl Capture {
     fn set_source(&self, addresses: &[IpAddr]) {
         if matches!(self.whose, Whose::Pod(_)) {
             let own = addresses.iter().find(|ip| ip.is_ipv4() && !ip.is_loopback());
-            self.shared.captured.set_source(own.copied().unwrap_or(IPV6_SOURCE));
+            self.shared.captured.set_source(own.copied().unwrap_or(LOOPBACK_SOURCE));
         }
     }
 
@@ -211,12 +216,16 @@ impl Capture {
             Whose::Pod(_) => (Bypass::NotMoved, true),
             Whose::Run(_) => (Bypass::NotMovedInRun, false),
         };
-        let skipped = |port| {
-            ports.moved.iter().any(|at| at.port() == port)
-                || self.rule(port) == Some(CaptureProtocol::Skip)
-                || in_pod && is_mesh(port)
+        // In a pod an IPv6-only socket is as good as moved if its port has.
+        let moved = |addr: &SocketAddr| {
+            (in_pod || addr.is_ipv4()) && ports.moved.iter().any(|at| at.port() == addr.port())
         };
-        for addr in ports.bypassed.iter().filter(|addr| !skipped(addr.port())) {
+        let skipped = |addr: &SocketAddr| {
+            moved(addr)
+                || self.rule(addr.port()) == Some(CaptureProtocol::Skip)
+                || in_pod && is_mesh(addr.port())
+        };
+        for addr in ports.bypassed.iter().filter(|addr| !skipped(addr)) {
             self.bypassed(*addr, reason);
         }
         if !ports.moved.is_empty() || !self.shared.captured.bypassed().is_empty() {
@@ -234,14 +243,28 @@ impl Capture {
         }
     }
 
+    /// A server of the app may come back on another address, and what waits for it goes on there. But nothing may lead to
+    /// one that asks for fewer addresses, as after a test whether the port is free.
+    async fn find_again(&mut self, at: SocketAddr, asked: &[SocketAddr], ports: &Ports) {
+        let same = self.shared.captured.of(at.port());
+        if same.iter().any(|known| known.is_at(at)) {
+            return;
+        }
+        for known in same.iter().filter(|known| !ports.moved.iter().any(|at| known.is_at(*at))) {
+            if self.open.iter().all(|(addr, id)| *id != known.id || asked.contains(addr)) {
+                return known.upstream.be_at(at.into());
+            }
+            self.release(known).await;
+        }
+    }
+
     /// Leaves a port that its app has closed for good: clients are refused, as without us.
     async fn release(&mut self, port: &CapturedPort) {
         port.release().await;
-        self.open.retain(|addr| addr.port() != port.number);
+        self.open.retain(|_, id| *id != port.id);
         let captured = &self.shared.captured;
-        captured.remove(port.number);
-        captured.protect(port.number);
-        tracing::info!(port = port.number, "the app has closed a port for good: it is released");
+        captured.remove(port.id);
+        captured.protect(port.number());
         if self.shared.upstream.addr() == port.app()
             && let Some(other) = captured.all().first()
         {
@@ -255,22 +278,16 @@ impl Capture {
     }
 
     /// Listens on those addresses of a moved port on which we don't yet. Returns false if the app can't have it.
-    fn capture(&mut self, at: SocketAddr, addresses: &[IpAddr], ports: &Ports) -> bool {
+    fn capture(&mut self, at: SocketAddr, asked: &[SocketAddr]) -> bool {
         let port = at.port();
-        let all: Vec<_> = addresses.iter().map(|ip| SocketAddr::new(*ip, port)).collect();
-        if let (Some(known), Whose::Run(_)) = (self.shared.captured.get(port), &self.whose)
-            && let Some(own) = known.upstream.own().ip().filter(|own| *own != at)
-        {
-            if !ports.moved.contains(&own) {
-                // It came back on another address.
-                known.upstream.be_at(at.into());
-            } else if let Some(addr) = all.iter().find(|addr| self.open.contains(addr)) {
-                return refuse(*addr, Bypass::Taken);
-            }
-        }
-        let new: Vec<_> = all.into_iter().filter(|addr| !self.open.contains(addr)).collect();
         let captured = self.shared.captured.all();
-        let is_known = captured.iter().any(|known| known.number == port);
+        let own = captured.iter().find(|known| known.is_at(at)).map(|known| known.id);
+        let is_others = |addr: &&SocketAddr| self.open.get(addr).is_some_and(|id| Some(*id) != own);
+        if let Some(addr) = asked.iter().find(is_others) {
+            return refuse(*addr, Bypass::Taken);
+        }
+        let new: Vec<_> = asked.iter().copied().filter(|addr| !self.open.contains_key(addr)).collect();
+        let is_known = own.is_some();
         if new.is_empty() {
             return is_known;
         }
@@ -313,10 +330,10 @@ impl Capture {
             self.shared.upstream.be_at(captured.app());
         }
         for (addr, listener) in bound {
-            self.open.insert(addr);
+            self.open.insert(addr, captured.id);
             // In a pod clients on loopback are parts of the pod. Elsewhere they are clients like any other.
             let stays = in_pod && addr.ip().is_loopback();
-            let service = Service::Captured { port, local: stays };
+            let service = Service::Captured { port: captured.id, local: stays };
             let released = Some(captured.released());
             self.listeners.add(NewListener { listener, service, stays, released });
         }
@@ -331,7 +348,7 @@ impl Capture {
 }
 
 /// Any process can make us look, so the log is rate-limited. Returns no port.
-fn warn(what: &'static str, error: &io::Error) -> BTreeSet<u16> {
+fn warn(what: &'static str, error: &io::Error) -> BTreeSet<SocketAddr> {
     static FAILED: ByReason = ByReason::new();
     if let Some(times) = FAILED.due(what) {
         tracing::warn!(%error, times, "{what}");

@@ -82,7 +82,7 @@ pub(super) struct LeaseArgs {
     #[command(flatten)]
     pub control: ControlArgs,
     /// Name in the status: letters, digits and -._~:/@ [default: the command's]
-    #[arg(long, value_name = "NAME")]
+    #[arg(long, value_name = "NAME", value_parser = values::lease_name)]
     pub name: Option<String>,
     /// Command to run, as in: python import.py
     #[arg(trailing_var_arg = true, required = true, value_name = "CMD")]

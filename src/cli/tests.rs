@@ -405,6 +405,14 @@ fn tls_needs_its_files_and_takes_the_plain_listener_s_place() {
 }
 
 #[test]
+fn a_lease_name_that_a_query_can_not_hold_is_refused() {
+    for name in ["a#b", "a&ttl=1h", "ä", &"x".repeat(129)] {
+        let said = refusal(&format!("lameduck lease --name {name} -- x"));
+        assert!(said.contains("letters, digits or"), "{name}: {said}");
+    }
+}
+
+#[test]
 fn an_upstream_s_scheme_says_whether_it_wants_tls() {
     let addr = |text: &str| text.parse::<UpstreamAddr>();
     let tls = |host: &str, port| UpstreamAddr::Tls { host: host.into(), port, name: host.into() };

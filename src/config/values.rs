@@ -27,6 +27,14 @@ pub(crate) fn time(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// The name of a lease: characters that a query holds as they are (RFC 3986 §3.4), so that no caller has to encode them.
+pub(crate) fn lease_name(text: &str) -> Result<String, String> {
+    const MAX: usize = 128;
+    let plain = |byte: u8| byte.is_ascii_alphanumeric() || b"-._~:/@".contains(&byte);
+    let fits = (1..=MAX).contains(&text.len()) && text.bytes().all(plain);
+    fits.then(|| text.to_owned()).ok_or_else(|| format!("must have 1 to {MAX} letters, digits or -._~:/@"))
+}
+
 pub(crate) fn time_over_zero(text: &str) -> Result<Duration, String> {
     match time(text)? {
         Duration::ZERO => Err("must be over 0".to_owned()),

@@ -18,8 +18,6 @@ use crate::metrics::Ended;
 
 /// Limit on the leases that are out.
 pub const MAX_LEASES: usize = 10_000;
-/// Limit on a lease's name, in bytes.
-pub const MAX_NAME: usize = 128;
 
 /// Why there is no lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

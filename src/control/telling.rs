@@ -1,6 +1,6 @@
 //! Tells the app that a drain has begun, and asks it whether it still has work that lameduck can't see.
 
-use std::fs;
+use std::fs::{self, File};
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -40,10 +40,12 @@ pub(super) struct Telling {
 impl Telling {
     /// Tells the app that a drain has begun.
     pub(super) fn begin(plane: &Arc<dyn DataPlane>) -> Self {
-        if let Some(dir) = plane.settings().share_dir.as_deref()
-            && let Err(error) = fs::write(dir.join(DRAINING), "")
-        {
-            tracing::warn!(%error, "the app can't be told of the drain by a file");
+        if let Some(dir) = plane.settings().share_dir.as_deref() {
+            // A link there would lead to a file of others.
+            forget(Some(dir));
+            if let Err(error) = File::create_new(dir.join(DRAINING)) {
+                tracing::warn!(%error, "the app can't be told of the drain by a file");
+            }
         }
         // Leases from the start: the drain must not end before the first responses.
         let tell = &plane.settings().tell;
@@ -76,8 +78,11 @@ async fn tell_app(plane: Arc<dyn DataPlane>, [told, idle]: [Option<u64>; 2]) {
     let tell = &plane.settings().tell;
     tokio::join!(
         async {
-            if let (Some(url), Some(lease)) = (&tell.on_drain_url, told) {
+            if let Some(url) = &tell.on_drain_url {
                 post(&*plane, url).await;
+            }
+            // There is none if too many are out: those hold the drain.
+            if let Some(lease) = told {
                 plane.leases().give_back(lease);
             }
         },
@@ -113,14 +118,15 @@ async fn post(plane: &dyn DataPlane, url: &AppUrl) {
     }
 }
 
-/// Gives the lease back once the app says that it is idle and nothing else is in flight or can arrive, as a request may
-/// still cause work.
+/// Gives the lease back once the app says that it is idle and nothing else is in flight or can arrive: a request may
+/// still cause work, also after the app has read its number for the response.
 async fn wait_until_idle(plane: &dyn DataPlane, busy: &BusyUrl, lease: u64) {
     let mut told = None;
+    let is_alone = || plane.gate().phase() >= Phase::Draining && plane.gate().in_flight() <= 1;
     loop {
+        let was_alone = is_alone();
         let answer = timeout(CALL_TIMEOUT, ask(plane, busy)).await.unwrap_or(Err("it doesn't respond"));
-        let alone = plane.gate().phase() >= Phase::Draining && plane.gate().in_flight() <= 1;
-        if answer == Ok(false) && alone {
+        if answer == Ok(false) && was_alone && is_alone() {
             plane.leases().give_back(lease);
             return;
         }

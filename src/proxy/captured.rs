@@ -28,11 +28,15 @@ pub enum Speaks {
     Opaque,
 }
 
+/// Which captured port: its number, and which of those with this number. Under `run` an app may have several servers on
+/// one port, each on an address of its own.
+pub type PortId = (u16, u32);
+
 /// A captured port.
 #[derive(Debug)]
 pub struct CapturedPort {
-    /// Its number, the same for the app and its clients.
-    pub number: u16,
+    /// Its number is the same for the app and its clients.
+    pub id: PortId,
     /// The app.
     pub upstream: Arc<Upstream>,
     speaks: AtomicU8,
@@ -64,6 +68,16 @@ impl CapturedPort {
         self.upstream.own()
     }
 
+    /// Returns its number.
+    pub fn number(&self) -> u16 {
+        self.id.0
+    }
+
+    /// Whether the app listens at this address.
+    pub fn is_at(&self, at: SocketAddr) -> bool {
+        self.app().ip() == Some(at)
+    }
+
     /// Whether the app has closed it for good.
     pub fn is_given_up(&self) -> bool {
         self.given_up.load(Ordering::Relaxed)
@@ -79,9 +93,14 @@ impl CapturedPort {
         self.released.subscribe()
     }
 
+    /// Begins to close its listening sockets for good.
+    pub fn begin_release(&self) {
+        self.released.send_replace(true);
+    }
+
     /// Closes its listening sockets for good; returns once all of them have closed.
     pub async fn release(&self) {
-        self.released.send_replace(true);
+        self.begin_release();
         self.released.closed().await;
     }
 
@@ -94,7 +113,7 @@ impl CapturedPort {
 /// All captured ports, and the bypassed ones.
 #[derive(Debug, Default)]
 pub struct CapturedPorts {
-    ports: Mutex<BTreeMap<u16, Arc<CapturedPort>>>,
+    ports: Mutex<BTreeMap<PortId, Arc<CapturedPort>>>,
     bypassed: Mutex<BTreeMap<SocketAddr, Bypass>>,
     settled: AtomicBool,
     /// Ports were given up.
@@ -181,22 +200,25 @@ impl CapturedPorts {
     /// Returns the port whose app listens `at` this address, which is added if it is new. `threads`: the number of data-plane
     /// threads.
     pub fn add(&self, at: SocketAddr, speaks: Speaks, threads: usize) -> Arc<CapturedPort> {
-        let (mut ports, number) = (lock(&self.ports), at.port());
-        let new = || {
-            Arc::new(CapturedPort {
-                number,
-                upstream: Arc::new(Upstream::new(UpstreamAddr::from(at), threads)),
-                speaks: AtomicU8::new(speaks as u8),
-                given_up: AtomicBool::new(false),
-                released: watch::Sender::new(false),
-            })
-        };
-        ports.entry(number).or_insert_with(new).clone()
+        let (same, number) = (self.of(at.port()), at.port());
+        if let Some(known) = same.iter().find(|port| port.is_at(at)) {
+            return known.clone();
+        }
+        let id = (number, same.last().map_or(0, |last| last.id.1 + 1));
+        let new = Arc::new(CapturedPort {
+            id,
+            upstream: Arc::new(Upstream::new(UpstreamAddr::from(at), threads)),
+            speaks: AtomicU8::new(speaks as u8),
+            given_up: AtomicBool::new(false),
+            released: watch::Sender::new(false),
+        });
+        lock(&self.ports).insert(id, new.clone());
+        new
     }
 
     /// Forgets a port.
-    pub fn remove(&self, number: u16) {
-        lock(&self.ports).remove(&number);
+    pub fn remove(&self, id: PortId) {
+        lock(&self.ports).remove(&id);
     }
 
     /// Asks for the release of a port: its app has been away for long, while it listens on others.
@@ -218,8 +240,13 @@ impl CapturedPorts {
     }
 
     /// Returns a port.
-    pub fn get(&self, number: u16) -> Option<Arc<CapturedPort>> {
-        lock(&self.ports).get(&number).cloned()
+    pub fn get(&self, id: PortId) -> Option<Arc<CapturedPort>> {
+        lock(&self.ports).get(&id).cloned()
+    }
+
+    /// Returns those with this number.
+    pub fn of(&self, number: u16) -> Vec<Arc<CapturedPort>> {
+        lock(&self.ports).range((number, 0)..=(number, u32::MAX)).map(|(_, port)| port.clone()).collect()
     }
 
     /// Returns all ports, in order.
@@ -276,8 +303,8 @@ impl CapturedPorts {
 
     /// Returns where the app itself listens on this port, past us; `None` for a port that it has not opened.
     pub fn app(&self, port: u16) -> Option<SocketAddr> {
-        if let Some(known) = self.get(port) {
-            return known.upstream.own().ip();
+        if let Some(known) = self.of(port).first() {
+            return known.app().ip();
         }
         lock(&self.bypassed).keys().find(|address| address.port() == port).copied()
     }

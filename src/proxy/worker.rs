@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::captured::CapturedPort;
+use super::captured::{CapturedPort, PortId};
 use super::http1::head::Request;
 use super::parking::Parking;
 use super::route::Route;
@@ -38,7 +38,7 @@ pub struct Worker {
     /// The routes of each `--tcp`; they keep no idle connections.
     pub tcp: Vec<Rc<Route>>,
     /// The routes of the captured ports that this thread has served.
-    captured: RefCell<BTreeMap<(u16, bool), Rc<Route>>>,
+    captured: RefCell<BTreeMap<(PortId, bool), Rc<Route>>>,
     number: usize,
 }
 
@@ -59,13 +59,13 @@ impl Worker {
     pub fn captured(&self, port: &Arc<CapturedPort>, local: bool) -> Rc<Route> {
         let mut routes = self.captured.borrow_mut();
         // A port that was released and captured again is another one.
-        let known = routes.get(&(port.number, local));
+        let known = routes.get(&(port.id, local));
         let known = known.filter(|route| route.captured.as_ref().is_some_and(|it| Arc::ptr_eq(it, port)));
         if let Some(route) = known {
             return route.clone();
         }
         let route = route(&self.shared, &port.upstream, Some((port, local)), self.number);
-        routes.insert((port.number, local), route.clone());
+        routes.insert((port.id, local), route.clone());
         route
     }
 

@@ -4,7 +4,7 @@ use std::fs::{self, File, Permissions};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{MemfdFlags, StatVfsMountFlags, memfd_create, statvfs};
@@ -47,8 +47,8 @@ fn in_directory(place: &Path, object: &[u8]) -> io::Result<Preload> {
         return Err(io::ErrorKind::InvalidInput.into());
     }
     let dir = place.join(format!("lameduck-run-{:016x}", RandomState::new().hash_one(std::process::id())));
-    // Fails if anything is there.
-    fs::create_dir(&dir)?;
+    // Fails if anything is there. Nobody else may write in it, whatever the umask is.
+    fs::DirBuilder::new().mode(0o700).create(&dir)?;
     let preload = Preload { path: dir.join(NAME), dir: Some(dir.clone()), _memory: None };
     let mut file = File::create_new(&preload.path)?;
     file.write_all(object)?;

@@ -16,6 +16,7 @@ pub use self::http2::{Lease, was_unprocessed};
 pub use self::pool::{Connection, ParkedConnection, Pool};
 pub use self::resolve::{addresses, keep_up_to_date, locate};
 pub use self::slots::{open_connections, set_max_connections, sharing_streams};
+pub use self::source::LOOPBACK_SOURCE;
 pub use self::stream::{
     UpstreamReader, UpstreamSocket, UpstreamWriter, connect, is_down, is_full, is_lost, lacks_files,
 };

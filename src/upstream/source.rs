@@ -2,19 +2,28 @@
 
 use std::io;
 use std::mem::size_of_val;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::os::fd::{AsFd, AsRawFd};
 
 use tokio::net::{TcpSocket, TcpStream};
 
-/// Connects over TCP from `source` to an address of the same family.
+/// Where connections begin if this host has no address that is better.
+pub const LOOPBACK_SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 77, 0, 3));
+
+/// Connects over TCP from `source` to an address of the same family; from [`LOOPBACK_SOURCE`] if this host has lost its
+/// address, but not from 127.0.0.1, which an app may trust.
 ///
 /// # Errors
 /// Those of bind(2) and connect(2).
 pub async fn connect(source: IpAddr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = if to.is_ipv4() { TcpSocket::new_v4()? } else { TcpSocket::new_v6()? };
     choose_port_late(&socket)?;
-    socket.bind(SocketAddr::new(source, 0))?;
+    let bound = socket.bind(SocketAddr::new(source, 0));
+    if bound.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable) && to.is_ipv4() {
+        socket.bind(SocketAddr::new(LOOPBACK_SOURCE, 0))?;
+    } else {
+        bound?;
+    }
     socket.connect(to).await
 }
 
@@ -38,7 +47,7 @@ fn choose_port_late(socket: &impl AsFd) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, TcpListener};
+    use std::net::TcpListener;
 
     use super::*;
 
@@ -49,5 +58,13 @@ mod tests {
         let client = connect(source.into(), listener.local_addr().unwrap()).await.unwrap();
         assert_eq!(listener.accept().unwrap().1, client.local_addr().unwrap());
         assert_eq!(client.local_addr().unwrap().ip(), source);
+    }
+
+    #[tokio::test]
+    async fn an_address_that_is_gone_costs_no_connection() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let gone = Ipv4Addr::new(203, 0, 113, 7);
+        let client = connect(gone.into(), listener.local_addr().unwrap()).await.unwrap();
+        assert_eq!(client.local_addr().unwrap().ip(), LOOPBACK_SOURCE);
     }
 }

@@ -96,6 +96,21 @@ fn the_app_sees_who_is_inside_the_pod_and_who_is_not() {
 }
 
 #[test]
+fn a_pod_that_loses_its_address_loses_no_request() {
+    in_pod(|| {
+        let _proxy = proxy(&[]);
+        let _app = moved(3000).answer_all(OK);
+        let v6 = SocketAddr::new(POD_V6.parse().expect("an address"), 3000);
+        connect(v6);
+        let lost = Command::new("ip").args(["addr", "del", &format!("{POD}/32"), "dev", "lo"]).status();
+        assert!(lost.is_ok_and(|lost| lost.success()));
+        let mut client = connect(v6);
+        client.get("/");
+        assert_eq!(client.answer().text(), "ok");
+    });
+}
+
+#[test]
 fn other_protocols_pass_byte_for_byte_whoever_speaks_first() {
     in_pod(|| {
         let (redis, mysql) =

@@ -6,6 +6,7 @@ use std::fs;
 use crate::common;
 
 use common::app::RawApp;
+use common::http::Client;
 use common::process::{Lameduck, temporary_directory};
 use common::{MOMENT, wait_for};
 
@@ -91,16 +92,60 @@ fn an_idle_app_is_asked_again_while_a_request_runs() {
     proxy.expect_clean_exit();
 }
 
+/// A request that ends meanwhile may have caused work that the response does not know of.
+#[test]
+fn what_the_app_said_before_its_last_request_ended_does_not_count() {
+    let (app, health) = (RawApp::start(), RawApp::start());
+    let url = format!("http://{}/", health.addr);
+    let mut proxy = proxy(&app, &["--busy-url", &url]);
+    let mut client = proxy.client();
+    client.get("/");
+    let mut running = app.asked();
+    proxy.terminate();
+    proxy.wait_phase("draining");
+    // The one before may have been sent in the phase before.
+    health.asked().send(IDLE);
+    let mut early = health.asked();
+    running.send("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok");
+    assert_eq!(client.answer().text(), "ok");
+    proxy.wait_in_flight(1);
+    early.send(IDLE);
+    health.asked().send(busy("1"));
+    health.asked().send(IDLE);
+    proxy.expect_clean_exit();
+}
+
+/// The limit is for the app's own leases.
+#[test]
+fn the_app_is_told_however_many_leases_are_out() {
+    let (app, hook) = (RawApp::start(), RawApp::start());
+    let url = format!("http://{}/", hook.addr);
+    let proxy = proxy(&app, &["--on-drain-url", &url]);
+    let lease = || {
+        let mut client = Client::unix(&proxy.control).expect("the control socket");
+        client.send("POST /leases?name=x&ttl=1h HTTP/1.1\r\nHost: localhost\r\n\r\n");
+        client.answer().head.status
+    };
+    while lease() == 201 {}
+    assert_eq!(lease(), 429);
+    proxy.terminate();
+    hook.asked().send(IDLE);
+    proxy.wait_log("the app was told of the drain");
+}
+
 #[test]
 fn a_file_is_there_during_a_drain_and_not_before_or_after() {
     let (app, dir) = (RawApp::start(), temporary_directory());
-    let file = dir.join("draining");
+    let (file, others) = (dir.join("draining"), dir.join("others"));
     fs::write(&file, "left by a killed process").expect("writable");
+    fs::write(&others, "theirs").expect("writable");
     let proxy = proxy(&app, &["--share-dir", dir.to_str().expect("UTF-8")]);
     wait_for("no file", || (!file.exists()).then_some(()));
+    std::os::unix::fs::symlink(&others, &file).expect("a link");
     let drain = proxy.command(&["drain"]);
     wait_for("a file", || file.exists().then_some(()));
     proxy.wait_phase("drained");
+    assert_eq!(fs::read_to_string(&others).expect("text"), "theirs", "what a link led to");
     std::thread::sleep(MOMENT / 30);
     assert!(file.exists(), "the app still shuts down");
     proxy.command_output(&["resume"]);

@@ -100,6 +100,37 @@ fn it_is_served_on_the_addresses_that_it_asked_for_and_no_others() {
     }
 }
 
+/// As a server for everybody and one for this machine's administrator.
+#[test]
+fn two_servers_on_one_port_have_their_own_addresses_and_clients() {
+    let reserved = Port::reserve_everywhere();
+    let port = reserved.number();
+    let (v4, v6) = (format!("{port}@127.0.0.1"), format!("{port}@::1"));
+    let run = run_on(port, &[], &[&v4, &v6]);
+    let second = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), port);
+    wait_for("the second server", || Client::try_connect(second).ok());
+    assert_eq!(Client::ask(run.listen, "/").text(), v4);
+    assert_eq!(Client::ask(second, "/").text(), v6);
+    assert_eq!(run.status().expect("a status")["captured"], serde_json::json!([port]));
+    assert!(!run.process.output().contains("WARN"), "{}", run.process.output());
+}
+
+/// Dev servers look for a free port so.
+#[test]
+fn one_that_tries_a_port_on_all_addresses_is_served_where_it_listens_then() {
+    let reserved = Port::reserve_everywhere();
+    let port = reserved.number();
+    let script = "const http = require('http'), port = process.argv[1], trial = http.createServer();
+        trial.listen(port, () => trial.close(() =>
+            http.createServer((_, res) => res.end('private')).listen(port, '127.0.0.1', () => console.log('up'))));";
+    let text = port.to_string();
+    let run = Lameduck::run_at(lameduck(), local(port), &[], &["node", "-e", script, &text]);
+    run.process.wait_line("the app listens", |line| (line == "up").then_some(()));
+    assert_eq!(Client::ask(run.listen, "/").text(), "private");
+    assert!(Client::try_connect((Ipv6Addr::LOCALHOST, port).into()).is_err());
+    wait_for("readiness", || (run.ready().head.status == 200).then_some(()));
+}
+
 /// As a dev server and its hot reload.
 #[test]
 fn every_port_of_an_app_is_served_and_the_drain_waits_for_all() {

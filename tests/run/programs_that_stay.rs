@@ -46,6 +46,22 @@ fn it_is_reported_at_once_with_the_flag_to_use_and_runs_on() {
     assert_eq!(run.process.wait_exit(), 128 + 15);
 }
 
+/// nginx's and Python's pair of sockets: lameduck serves IPv4 only, and IPv6's clients reach the app past it.
+#[test]
+fn a_socket_that_stays_beside_one_that_moved_is_reported() {
+    const APP: &str = "const [port] = process.argv.slice(1);
+        const open = (host) => require('http').createServer((_, res) => res.end(host)).listen({ port, host, ipv6Only: true });
+        open('0.0.0.0').on('listening', () => open('::'));";
+    let reserved = Port::reserve_everywhere();
+    let port = reserved.number().to_string();
+    let at = SocketAddr::from((Ipv4Addr::LOCALHOST, reserved.number()));
+    let run = Lameduck::run_at(lameduck(), at, &[], &["node", "-e", APP, &port]);
+    run.process.wait_line("the warning", |line| {
+        (line.contains("WARN") && line.contains(&format!("[::]:{port}"))).then_some(())
+    });
+    assert_eq!(Client::ask(run.listen, "/").text(), "0.0.0.0");
+}
+
 #[test]
 fn with_app_port_or_listen_it_is_served_and_drained_as_any_app() {
     let Some(server) = server("given") else { return };

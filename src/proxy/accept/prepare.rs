@@ -13,6 +13,7 @@ use super::proxy_protocol;
 use super::tls::handshake;
 use crate::drain::gate::Connected;
 use crate::metrics::add;
+use crate::proxy::captured::PortId;
 use crate::proxy::shared::FIRST_REQUEST_TIMEOUT;
 use crate::proxy::stream::Stream;
 use crate::proxy::worker::Worker;
@@ -29,8 +30,8 @@ pub enum Service {
     Tcp(usize),
     /// A captured port.
     Captured {
-        /// Its number.
-        port: u16,
+        /// Which.
+        port: PortId,
         /// Reached by loopback, from this pod.
         local: bool,
     },
