@@ -101,7 +101,7 @@ pub enum TunnelKind {
     Raw,
     /// A connection to a captured port that isn't HTTP: a drain ends it once it is quiet.
     Opaque {
-        /// Its random share of the time over which a drain spreads the ends of streams, in 255ths.
+        /// Its random share of the time over which a drain spreads the ends of streams, in parts of 255.
         share: u8,
     },
 }

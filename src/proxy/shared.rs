@@ -181,7 +181,7 @@ impl Shared {
         self.streams_end(from).is_some()
     }
 
-    /// Whether a stream from this server has to end whose `share` of the spread, in 255ths, is over.
+    /// Whether a stream from this server has to end whose `share` of the spread, in parts of 255, is over.
     pub fn ends_share(&self, from: &Backend, share: u8) -> bool {
         let since = Duration::from_millis(self.streams_end_since_ms.load(Ordering::Acquire));
         let passed = self.began.elapsed().saturating_sub(since);

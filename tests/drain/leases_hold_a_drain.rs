@@ -91,7 +91,7 @@ fn what_is_no_lease_is_refused() {
         &format!("/leases?name={long}"),
         "/leases?name=a&ttl=0s",
         "/leases?name=a&ttl=soon",
-        "/leases?nam=a",
+        "/leases?title=a",
     ] {
         assert_eq!(post(&proxy, target).0, 400, "{target}");
     }
